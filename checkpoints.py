@@ -1,0 +1,146 @@
+"""Checkpoint files: written aside and renamed, read without executing anything, recognised by their keys.
+
+A file is a dict with `model`, `optimizer`, `epoch`, `scaler`, `args` and what exact resumption needs. Files of the
+released code (an argparse Namespace under `args`, numpy scalars in the optimizer) load too.
+"""
+
+import argparse
+import difflib
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from errors import InputError, UsageError
+
+logger = logging.getLogger(__name__)
+
+STAGES = {
+    "tokenizer": "a tokenizer of stage 1 (run_vqnsp_training.py)",
+    "pretraining": "a masked model of stage 2 (run_labram_pretraining.py)",
+    "classifier": "a classifier of stage 3 (run_class_finetuning.py)",
+}
+
+_SCALAR = np.float64(0).__reduce__()[0]
+
+# Harmless types found in files of the released code; nothing else that is not plain data or a tensor is unpickled.
+SAFE_TYPES = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64")),
+    # A numpy scalar's constructor under the names that numpy 1 and numpy 2 pickle it by.
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+
+def save(state: dict[str, Any], path: str | Path) -> None:
+    """Write a checkpoint aside, flush it to the disk, then rename: `path` is whole or as it was before."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UsageError(f"{path} cannot be written ({error.strerror}): free space or choose another --output_dir") from error
+    except RuntimeError as error:  # torch's writer reports a full disk this way
+        aside.unlink(missing_ok=True)
+        raise UsageError(f"{path} cannot be written ({error}): free space or choose another --output_dir") from error
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU without executing pickled code. Raises InputError if it is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} does not exist{_nearest(path)}")
+    try:
+        with torch.serialization.safe_globals(SAFE_TYPES):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for files that are no checkpoints
+        reason = str(error).strip().split("\n")[0][:200]
+        raise InputError(f"{path} is no readable checkpoint (damaged, cut short, or holding code): {reason}") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path} is no checkpoint: it holds a {type(state).__name__}, expected a dict with `model`")
+    return state
+
+
+def _nearest(path: Path) -> str:
+    """The way out for a missing file: the checkpoint of the stage before, or a similar name beside it."""
+    folder = path.with_suffix("")
+    beside = sorted(path.parent.glob("*/checkpoint*.pth")) if path.parent.is_dir() else []
+    candidates = sorted(folder.glob("checkpoint*.pth")) or beside
+    for name in difflib.get_close_matches(folder.name, [c.parent.name for c in candidates], n=1, cutoff=0.5):
+        chosen = next(
+            (c for c in candidates if c.parent.name == name and c.name == "checkpoint.pth"),
+            next(c for c in candidates if c.parent.name == name),
+        )
+        return f"; nearest candidate: cp {chosen} {path}"
+    names = [p.name for p in path.parent.glob("*.pth")] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"; nearest candidate: {path.parent / close[0]}" if close else "; train the stage before or correct the path"
+
+
+def model_state(state: dict[str, Any], where: str | Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint: under `model` or `module`, or the dict itself; a DDP prefix is taken off."""
+    weights = state.get("model", state.get("module", state))
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise InputError(f"{where} is no checkpoint of LaBraM: no state dict under `model` or `module`")
+    return {str(key).removeprefix("module."): value for key, value in weights.items()}
+
+
+def stage_of(weights: Iterable[str]) -> str | None:
+    """Recognise the stage that a state dict belongs to from its keys: a key of STAGES, or None."""
+    keys = set(weights)
+    if "quantize.embedding.weight" in keys:
+        return "tokenizer"
+    if "student.mask_token" in keys or any(key.startswith("student.") for key in keys):
+        return "pretraining"
+    return "classifier" if {"cls_token", "patch_embed.conv1.weight"} <= keys else None
+
+
+def check_stage(weights: dict[str, Tensor], stage: Iterable[str], where: str | Path) -> None:
+    """Raise InputError unless the weights are of one of these stages."""
+    found, wanted = stage_of(weights), list(stage)
+    if found not in wanted:
+        what = STAGES[found] if found else f"no LaBraM model (first keys: {', '.join(list(weights)[:3])})"
+        raise InputError(f"{where} holds {what}; needed here: {' or '.join(STAGES[name] for name in wanted)}")
+
+
+def read_model(path: str | Path, *, stage: str) -> dict[str, Tensor]:
+    """Weights of a checkpoint of the given stage (a key of STAGES). Raises InputError for another one."""
+    weights = model_state(read(path), path)
+    check_stage(weights, [stage], path)
+    return weights
+
+
+def load_strictly(
+    module: nn.Module, weights: dict[str, Tensor], *, where: str, ignored: tuple[str, ...] = ()
+) -> list[str]:
+    """Load weights that must fit; keys that begin with one of `ignored` are reported and returned.
+
+    Raises InputError that names the first mismatching keys.
+    """
+    own = module.state_dict()
+    unused = [key for key in weights if key not in own and ignored and key.startswith(ignored)]
+    wrong = [f"{k} is missing" for k in own if k not in weights]
+    wrong += [f"{k} is not in the model" for k in weights if k not in own and k not in unused]
+    wrong += [
+        f"{k} is {tuple(weights[k].shape)}, the model has {tuple(own[k].shape)}"
+        for k in own
+        if k in weights and weights[k].shape != own[k].shape
+    ]
+    if wrong:
+        more = f" (+{len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise InputError(f"{where}: another architecture: {'; '.join(wrong[:3])}{more}: choose the model of the same size")
+    if unused:
+        logger.info("%s: %d keys that nothing uses were left out: %s", where, len(unused), ", ".join(unused))
+    module.load_state_dict({key: value for key, value in weights.items() if key in own})
+    return unused

@@ -1,0 +1,314 @@
+"""Building blocks shared by the three models: patch encoders, attention, transformer block and trunk.
+
+Paper, sections 2.1 and 2.2. The trunk is a base class rather than a member, because a member would put its name in
+front of every state-dict key and published checkpoints would no longer load. What is not here: the quantiser
+(`norm_ema_quantizer.py`), the models and their sizes (`modeling_*.py`).
+
+Axes: B batch, N electrodes, A patches in time, T samples a patch, D width, H heads, L = N*A patch tokens.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from timm.layers import DropPath
+from timm.models import register_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from errors import InputError
+
+PATCH_SAMPLES = 200  # T: one second at 200 Hz
+MAX_PATCHES = 16  # rows of the time embedding: the longest window in seconds
+PUBLISHED_ELECTRODES = 128  # electrodes that have a row in the published models' position embedding
+LAYER_NORM_EPS = 1e-6
+INIT_STD = 0.02
+
+Channels = Sequence[int] | Tensor | None  # `[0, row, row, ...]` of length N + 1, or None for every row in order
+
+
+def to_patches(eeg: Tensor) -> Tensor:
+    """Split EEG into one-second patches. eeg: (B, N, A*T) -> (B, N, A, T).
+
+    Raises ValueError if the length is no multiple of T. Source: paper, section 2.1.
+    """
+    if eeg.ndim != 3 or eeg.shape[-1] % PATCH_SAMPLES or not eeg.shape[-1]:
+        raise InputError(
+            f"EEG of shape {tuple(eeg.shape)} cannot be cut into patches: expected (batch, electrodes, samples) with "
+            f"samples a multiple of {PATCH_SAMPLES} (whole seconds at {PATCH_SAMPLES} Hz); cut or pad the window"
+        )
+    return rearrange(eeg, "B N (A T) -> B N A T", T=PATCH_SAMPLES)
+
+
+def check_window(samples: int) -> int:
+    """Return `samples` if it is a window that the models can take: 1 to 16 whole seconds. Raises ValueError if not."""
+    if samples < PATCH_SAMPLES or samples % PATCH_SAMPLES or samples > MAX_PATCHES * PATCH_SAMPLES:
+        raise InputError(
+            f"a window of {samples} samples does not fit the models: allowed are multiples of {PATCH_SAMPLES} up to "
+            f"{MAX_PATCHES * PATCH_SAMPLES} ({MAX_PATCHES} s, the rows of the time embedding)"
+        )
+    return samples
+
+
+class TemporalConv(nn.Module):
+    """Raw EEG to tokens: three convolutions along time. (B, N, A, T) -> (B, N*A, D) with D = 25 C.
+
+    The N*A patches are the image's other axis, so that GroupNorm's statistics run over all patches of a sample.
+    Source: paper, section 2.1, "Temporal Encoder".
+    """
+
+    def __init__(self, width: int) -> None:
+        """width: D, 25 times the number of convolution channels C (8, 16 or 32)."""
+        super().__init__()
+        steps = PATCH_SAMPLES // 8  # the first convolution's stride is 8: 25 steps a patch
+        if width % steps or (width // steps) % 4:
+            raise ValueError(f"width {width} is not {steps} x C with C a multiple of 4 (GroupNorm has 4 groups)")
+        C = width // steps
+        self.conv1 = nn.Conv2d(1, C, kernel_size=(1, 15), stride=(1, 8), padding=(0, 7))
+        self.norm1 = nn.GroupNorm(4, C)
+        self.conv2 = nn.Conv2d(C, C, kernel_size=(1, 3), padding=(0, 1))
+        self.norm2 = nn.GroupNorm(4, C)
+        self.conv3 = nn.Conv2d(C, C, kernel_size=(1, 3), padding=(0, 1))
+        self.norm3 = nn.GroupNorm(4, C)
+
+    def forward(self, eeg: Tensor) -> Tensor:
+        """eeg: (B, N, A, T), units of 100 uV -> (B, N*A, D)."""
+        x = rearrange(eeg, "B N A T -> B 1 (N A) T")
+        x = F.gelu(self.norm1(self.conv1(x)))  # (B, C, N*A, 25)
+        x = F.gelu(self.norm2(self.conv2(x)))
+        x = F.gelu(self.norm3(self.conv3(x)))
+        return rearrange(x, "B C L S -> B L (S C)")
+
+
+class CodeEmbed(nn.Module):
+    """Codebook rows to tokens, for the tokenizer's decoder: a 1x1 convolution. (B, code width, N, A) -> (B, N*A, D)."""
+
+    def __init__(self, code_dim: int, width: int) -> None:
+        """code_dim: width of a codebook row; width: D."""
+        super().__init__()
+        self.proj = nn.Conv2d(code_dim, width, kernel_size=1)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """codes: (B, code width, N, A) -> (B, N*A, D)."""
+        return rearrange(self.proj(codes), "B D N A -> B (N A) D")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with separate q and v biases, or with LayerNorm over each head's q and k."""
+
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool, qk_norm: bool, attn_drop: float, drop: float) -> None:
+        """width D, heads H; qkv_bias adds q and v biases (k has none); qk_norm as in the masked model and classifier."""
+        super().__init__()
+        self.heads = heads
+        self.attn_drop = attn_drop
+        if qkv_bias:
+            self.q_bias = nn.Parameter(torch.zeros(width))
+            self.v_bias = nn.Parameter(torch.zeros(width))
+        else:
+            self.q_bias = self.v_bias = None
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_norm = nn.LayerNorm(width // heads, eps=LAYER_NORM_EPS) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width // heads, eps=LAYER_NORM_EPS) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, L, D) -> (B, L, D)."""
+        bias = None
+        if self.q_bias is not None:
+            bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, bias)  # (B, L, 3 D)
+        q, k, v = rearrange(qkv, "B L (three H d) -> three B H L d", three=3, H=self.heads)
+        # Under autocast LayerNorm gives float32 while v stays half: one type for all three.
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
+        return self.proj_drop(self.proj(rearrange(x, "B H L d -> B L (H d)")))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with exact GELU between, hidden width 4 D. (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, width: int, *, drop: float) -> None:
+        """width: D; drop: dropout after the second layer."""
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, L, D) -> (B, L, D)."""
+        return self.drop(self.fc2(F.gelu(self.fc1(x))))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with optional layer scale and drop path. (B, L, D) -> (B, L, D)."""
+
+    def __init__(
+        self, width: int, heads: int, *, qkv_bias: bool, qk_norm: bool, init_values: float, drop: float,
+        attn_drop: float, drop_path: float,
+    ) -> None:  # fmt: skip
+        """init_values > 0 switches layer scale on and is its initial value; drop_path is this block's own rate."""
+        super().__init__()
+        scaled = init_values > 0
+        self.gamma_1 = nn.Parameter(init_values * torch.ones(width)) if scaled else None
+        self.gamma_2 = nn.Parameter(init_values * torch.ones(width)) if scaled else None
+        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attn = Attention(width, heads, qkv_bias=qkv_bias, qk_norm=qk_norm, attn_drop=attn_drop, drop=drop)
+        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(width, drop=drop)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, L, D) -> (B, L, D)."""
+        attended = self.attn(self.norm1(x))
+        x = x + self.drop_path(attended if self.gamma_1 is None else self.gamma_1 * attended)
+        hidden = self.mlp(self.norm2(x))
+        return x + self.drop_path(hidden if self.gamma_2 is None else self.gamma_2 * hidden)
+
+
+class Trunk(nn.Module):
+    """Embeddings and transformer blocks that tokenizer, masked model and classifier have in common (a base class).
+
+    The places where the released copies of this trunk differ are arguments here: `cls_position_row`, `init_cut` and
+    `init_convolutions`.
+    """
+
+    def __init__(
+        self, patch_embed: nn.Module, *, width: int, depth: int, heads: int, qkv_bias: bool, qk_norm: bool,
+        init_values: float = 0.0, drop_rate: float = 0.0, attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0,
+        use_abs_pos_emb: bool = True, num_electrodes: int = PUBLISHED_ELECTRODES, cls_position_row: str = "own",
+        masked: bool = False,
+    ) -> None:  # fmt: skip
+        """Build the trunk; a subclass adds its norm and head, then calls `initialize`.
+
+        patch_embed: module from the model's input to (B, N*A, D). num_electrodes: electrodes with a row in the
+        position embedding. cls_position_row: "own" gives CLS row 0, "first_electrode" the row of the input's first
+        electrode. masked: add the mask token. drop_path_rate: of the last block; rates rise linearly from 0.
+        """
+        super().__init__()
+        if cls_position_row not in ("own", "first_electrode"):
+            raise ValueError(f"cls_position_row is {cls_position_row!r}; allowed: 'own', 'first_electrode'")
+        self.cls_position_row = cls_position_row
+        self.width = width
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if masked else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_electrodes + 1, width)) if use_abs_pos_emb else None
+        self.time_embed = nn.Parameter(torch.zeros(1, MAX_PATCHES, width))
+        self.embed_drop = nn.Dropout(drop_rate)
+        self.patch_embed = patch_embed
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(
+            Block(
+                width, heads, qkv_bias=qkv_bias, qk_norm=qk_norm, init_values=init_values, drop=drop_rate,
+                attn_drop=attn_drop_rate, drop_path=rate,
+            ) for rate in rates
+        )  # fmt: skip
+
+    def position_embedding(self, channels: Channels, electrodes: int) -> Tensor:
+        """Rows of the position embedding for CLS and each electrode: (1, N + 1, D).
+
+        Raises ValueError if `channels` does not name N electrodes or names a row that the table does not have.
+        """
+        table = self.pos_embed
+        rows = table.shape[1]
+        if channels is None:
+            if electrodes != rows - 1:
+                raise InputError(
+                    f"input_chans=None means all {rows - 1} electrodes in order, but the input has {electrodes}: give "
+                    "input_chans = [0, row, row, ...], see electrodes.embedding_rows"
+                )
+            index = torch.arange(rows, device=table.device)
+        else:
+            # A caller's list is checked on the host; a tensor that is already on a GPU is trusted, so that no step waits.
+            index = torch.as_tensor(channels, dtype=torch.long)
+            if index.shape != (electrodes + 1,):
+                raise InputError(
+                    f"input_chans has {index.numel()} entries for {electrodes} electrodes: it must be [0, row, row, ...] "
+                    f"of length {electrodes + 1}"
+                )
+            if not index.is_cuda and not (0 <= int(index.min()) and int(index.max()) < rows):
+                raise InputError(
+                    f"input_chans names row {int(index.max())}, the position embedding has rows 0 to {rows - 1}: build "
+                    "the model with num_electrodes=136 (--num_electrodes 136) and train it from scratch"
+                )
+            index = index.to(table.device)
+        if self.cls_position_row == "first_electrode":
+            index = torch.cat((index[1:2], index[1:]))
+        return table[:, index]  # (1, N + 1, D)
+
+    def embed(self, x: Tensor, channels: Channels, mask: Tensor | None = None) -> Tensor:
+        """CLS and patch tokens with their embeddings: input (B, N, A, T) or (B, code width, N, A) -> (B, N*A + 1, D).
+
+        mask: (B, N*A) bool, true where the mask token takes the patch's place (before positions are added).
+        """
+        N, A = (x.shape[2], x.shape[3]) if isinstance(self.patch_embed, CodeEmbed) else (x.shape[1], x.shape[2])
+        check_window(A * PATCH_SAMPLES)
+        tokens = self.patch_embed(x)  # (B, N*A, D)
+        if mask is not None:
+            tokens = torch.where(mask.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)
+        cls_token = self.cls_token.expand(len(tokens), -1, -1)
+        if self.pos_embed is not None:
+            position = self.position_embedding(channels, N)
+            cls_token = cls_token + position[:, :1]
+            tokens = tokens + repeat(position[:, 1:], "1 N D -> 1 (N A) D", A=A)
+        tokens = tokens + repeat(self.time_embed[:, :A], "1 A D -> 1 (N A) D", N=N)
+        return self.embed_drop(torch.cat((cls_token, tokens), dim=1))  # (B, N*A + 1, D)
+
+    def run_blocks(self, tokens: Tensor) -> Tensor:
+        """tokens: (B, N*A + 1, D) -> (B, N*A + 1, D)."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+    def initialize(self, *, cut: float = 2.0, convolutions: bool = False) -> None:
+        """Draw all weights: truncated normal with std 0.02, cut at +-`cut` (absolute value).
+
+        convolutions: give convolutions the same initialisation instead of PyTorch's own. The output projections of
+        block i, counted from 1, are divided by sqrt(2 i).
+        """
+        for table in (self.cls_token, self.mask_token, self.pos_embed, self.time_embed):
+            if table is not None:
+                nn.init.trunc_normal_(table, std=INIT_STD, a=-cut, b=cut)
+        initialize_weights(self, cut=cut, convolutions=convolutions)
+        with torch.no_grad():
+            for i, block in enumerate(self.blocks, start=1):
+                block.attn.proj.weight.div_(math.sqrt(2 * i))
+                block.mlp.fc2.weight.div_(math.sqrt(2 * i))
+
+
+def initialize_weights(module: nn.Module, *, cut: float = 2.0, convolutions: bool = False) -> None:
+    """Linear layers (and convolutions, if asked): truncated normal weights, biases 0. Norms keep 1 and 0."""
+    kinds = (nn.Linear, nn.Conv2d) if convolutions else (nn.Linear,)
+    for part in module.modules():
+        if isinstance(part, kinds):
+            nn.init.trunc_normal_(part.weight, std=INIT_STD, a=-cut, b=cut)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def register_sizes(sizes: dict[str, dict[str, Any]], build: Callable[..., nn.Module], module_name: str) -> None:
+    """Register every row of a sizes table with timm: `timm.create_model(name, **kwargs)` calls build(**row, **kwargs).
+
+    module_name: the calling module's `__name__`, under which timm lists the models.
+    """
+    for name, size in sizes.items():
+        register_model(_entry_point(name, size, build, module_name))
+
+
+def _entry_point(
+    name: str, size: dict[str, Any], build: Callable[..., nn.Module], module_name: str
+) -> Callable[..., nn.Module]:
+    def create(
+        pretrained: bool = False, pretrained_cfg: Any = None, pretrained_cfg_overlay: Any = None, cache_dir: Any = None,
+        **kwargs: Any,
+    ) -> nn.Module:  # fmt: skip
+        if pretrained:
+            raise InputError(f"{name}: no weights are fetched; build the model and load a checkpoint file of your own")
+        return build(**{**size, **kwargs})
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f"{build.__name__} of size {size}."
+    create.__module__ = module_name
+    return create

@@ -1,0 +1,176 @@
+"""The neural tokenizer: EEG patches to codes, trained by predicting each patch's Fourier spectrum (VQ-NSP).
+
+Paper, section 2.2. Spectrum targets, the tokenizer, its sizes, loading a trained one. Not here: the codebook itself
+(`norm_ema_quantizer.py`) and its training loop (`engine_for_vqnsp.py`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from timm.models import create_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import checkpoints
+from errors import InputError
+from layers import (
+    PATCH_SAMPLES,
+    PUBLISHED_ELECTRODES,
+    Channels,
+    CodeEmbed,
+    TemporalConv,
+    Trunk,
+    check_window,
+    initialize_weights,
+    register_sizes,
+    to_patches,
+)
+from norm_ema_quantizer import NormEMAVectorQuantizer
+
+
+def standardize(x: Tensor) -> Tensor:
+    """z-score over all electrodes, patches and bins of a sample, with the unbiased std. x: (B, N, A, T) -> same.
+
+    A sample without any variation (a flat recording) becomes zeros rather than NaN.
+    """
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    std = x.std(dim=(1, 2, 3), keepdim=True)
+    return (x - mean) / torch.where(std > 0, std, 1.0)
+
+
+def spectrum_targets(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Fourier amplitude and phase of each patch, z-scored. patches: (B, N, A, T) -> twice (B, N*A, T).
+
+    Source: paper, equations 6 and 7; the released code standardises over the whole sample.
+    """
+    spectrum = torch.fft.fft(patches)
+    amplitude, phase = standardize(spectrum.abs()), standardize(spectrum.angle())
+    return rearrange(amplitude, "B N A T -> B (N A) T"), rearrange(phase, "B N A T -> B (N A) T")
+
+
+class TokenTrunk(Trunk):
+    """Encoder or decoder of the tokenizer: a trunk that ends in a LayerNorm on the patch tokens."""
+
+    def __init__(self, patch_embed: nn.Module, **sizes: Any) -> None:
+        """patch_embed: TemporalConv for the encoder, CodeEmbed for the decoder; sizes as for Trunk."""
+        super().__init__(patch_embed, qkv_bias=True, qk_norm=False, **sizes)
+        self.fc_norm = nn.LayerNorm(self.width, eps=1e-6)
+        self.initialize()
+
+    def forward(self, x: Tensor, channels: Channels) -> Tensor:
+        """x: (B, N, A, T) or (B, code width, N, A) -> patch tokens (B, N*A, D)."""
+        tokens = self.run_blocks(self.embed(x, channels))
+        return self.fc_norm(tokens[:, 1:])
+
+
+def head(width: int, outputs: int) -> nn.Sequential:
+    """Linear, Tanh, Linear: what maps tokens to codes and tokens to spectra. (..., width) -> (..., outputs)."""
+    return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, outputs))
+
+
+class VQNSP(nn.Module):
+    """Vector-quantised neural spectrum prediction: encoder, codebook, decoder, amplitude and phase heads."""
+
+    def __init__(
+        self, *, encoder_depth: int, decoder_depth: int, width: int = 200, heads: int = 10, n_code: int = 8192,
+        code_dim: int = 64, EEG_size: int = 1600, decay: float = 0.99, quantize_kmeans_init: bool = True,
+        smooth_l1_loss: bool = False, num_electrodes: int = PUBLISHED_ELECTRODES,
+    ) -> None:  # fmt: skip
+        """n_code x code_dim: the codebook; decay: of its rows. EEG_size: nominal window in samples (any fits, 1-16 s).
+
+        quantize_kmeans_init: start the codebook by k-means of the first training batch. smooth_l1_loss: in place of
+        the mean squared error. num_electrodes: electrodes with a position embedding.
+        """
+        super().__init__()
+        self.EEG_size = check_window(EEG_size)
+        sizes = {"width": width, "heads": heads, "num_electrodes": num_electrodes}
+        self.encoder = TokenTrunk(TemporalConv(width), depth=encoder_depth, **sizes)
+        self.decoder = TokenTrunk(CodeEmbed(code_dim, width), depth=decoder_depth, **sizes)
+        self.quantize = NormEMAVectorQuantizer(n_code, code_dim, decay=decay, kmeans_init=quantize_kmeans_init)
+        self.encode_task_layer = head(width, code_dim)
+        self.decode_task_layer = head(width, PATCH_SAMPLES)
+        self.decode_task_layer_angle = head(width, PATCH_SAMPLES)
+        for part in (self.encode_task_layer, self.decode_task_layer, self.decode_task_layer_angle):
+            initialize_weights(part)
+        self.distance = F.smooth_l1_loss if smooth_l1_loss else F.mse_loss
+
+    def to_code_space(self, x: Tensor, input_chans: Channels = None) -> Tensor:
+        """Encoder outputs before quantisation. x: (B, N, A, T), units of 100 uV -> (B, N*A, code width), not half."""
+        tokens = self.encoder(x, input_chans)
+        hidden = self.encode_task_layer[1](self.encode_task_layer[0](tokens))
+        with torch.autocast(x.device.type, enabled=False):
+            last = self.encode_task_layer[2]
+            return last(hidden.to(last.weight.dtype))
+
+    def encode(self, x: Tensor, input_chans: Channels = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise. x: (B, N, A, T) -> quantised (B, width, N, A), codes (B*N*A,) int64, quantiser loss ()."""
+        quantized, codes, loss = self.quantize(self.to_code_space(x, input_chans))
+        return rearrange(quantized, "B (N A) C -> B C N A", N=x.shape[1]), codes, loss
+
+    def decode(self, quantized: Tensor, input_chans: Channels = None) -> tuple[Tensor, Tensor]:
+        """Predict the spectrum. quantized: (B, width, N, A) -> amplitude and phase, each (B, N*A, T), z-scored."""
+        tokens = self.decoder(quantized, input_chans)
+        return self.decode_task_layer(tokens), self.decode_task_layer_angle(tokens)
+
+    def forward(self, eeg: Tensor, input_chans: Channels = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training loss. eeg: (B, N, A*T), units of 100 uV -> loss (), log of its parts (tensors without gradient).
+
+        Raises ValueError if the length is no multiple of T.
+        """
+        patches = to_patches(eeg)  # (B, N, A, T)
+        amplitude, phase = spectrum_targets(patches)
+        quantized, _, quant_loss = self.encode(patches, input_chans)
+        rec_amplitude, rec_phase = self.decode(quantized, input_chans)
+        rec_loss = self.distance(rec_amplitude.to(amplitude.dtype), amplitude)
+        rec_angle_loss = self.distance(rec_phase.to(phase.dtype), phase)
+        loss = quant_loss + rec_loss + rec_angle_loss
+        split = "train" if self.training else "val"
+        parts = {
+            "quant_loss": quant_loss, "rec_loss": rec_loss, "rec_angle_loss": rec_angle_loss, "total_loss": loss,
+        }  # fmt: skip
+        return loss, {f"{split}/{name}": value.detach() for name, value in parts.items()}
+
+    @torch.no_grad()
+    def get_tokens(self, x: Tensor, input_chans: Channels = None) -> dict[str, Tensor]:
+        """x: (B, N, A, T) -> token (B, N*A) codes, input_img the input, quantize (B, N*A, width)."""
+        quantized, codes, _ = self.encode(x, input_chans)
+        return {
+            "token": codes.view(len(x), -1),
+            "input_img": x,
+            "quantize": rearrange(quantized, "B C N A -> B (N A) C"),
+        }
+
+    @torch.no_grad()
+    def get_codebook_indices(self, x: Tensor, input_chans: Channels = None) -> Tensor:
+        """Codes of every patch. x: (B, N, A, T), units of 100 uV -> (B, N*A) int64."""
+        return self.get_tokens(x, input_chans)["token"]
+
+
+def load_tokenizer(name: str, path: str | Path, *, codebook_size: int | None = None, codebook_dim: int | None = None
+                   ) -> VQNSP:  # fmt: skip
+    """Build tokenizer `name` with the weights of a stage 1 checkpoint, frozen and in evaluation mode.
+
+    The codebook's size and the electrode table's come from the file. Raises InputError if the file is not a
+    tokenizer, is one of another size, or has another codebook than `codebook_size` x `codebook_dim`, where given.
+    """
+    state = checkpoints.read_model(path, stage="tokenizer")
+    n_code, code_dim = state["quantize.embedding.weight"].shape
+    for flag, asked, found in (("size", codebook_size, n_code), ("dim", codebook_dim, code_dim)):
+        if asked is not None and asked != found:
+            raise InputError(f"{path} holds a codebook of {flag} {found}, --codebook_{flag} says {asked}: leave the flag "
+                             f"out or set --codebook_{flag} {found}")  # fmt: skip
+    table = state.get("encoder.pos_embed")
+    electrodes = PUBLISHED_ELECTRODES if table is None else table.shape[1] - 1
+    tokenizer = create_model(name, n_code=n_code, code_dim=code_dim, num_electrodes=electrodes)
+    checkpoints.load_strictly(tokenizer, state, where=f"{path} into {name}")
+    return tokenizer.eval().requires_grad_(False)
+
+
+SIZES = {
+    "vqnsp_encoder_base_decoder_3x200x12": {"encoder_depth": 12, "decoder_depth": 3},
+    "vqnsp_encoder_large_decoder_3x200x24": {"encoder_depth": 24, "decoder_depth": 3},
+    "vqnsp_encoder_tiny_decoder_1x200x4": {"encoder_depth": 4, "decoder_depth": 1},  # ours: tests and ablations
+}
+register_sizes(SIZES, VQNSP, __name__)

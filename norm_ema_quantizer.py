@@ -1,0 +1,304 @@
+"""The codebook: unit vectors, nearest row, rows that follow their inputs by a moving average, revival of idle rows.
+
+Paper, section 2.2 ("vector-quantized neural spectrum prediction"). Every process holds the same codebook by
+construction: counts and sums are reduced over processes, and what is drawn or updated is sent out by process 0.
+Small pure functions first, then the module, then the revival, which works outside the module's forward.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from errors import InputError
+
+KMEANS_ITERATIONS = 10
+NEAREST_CHUNK = 8192  # vectors compared with the codebook at a time: bounds memory, does not change the result
+
+
+def l2_normalize(vectors: Tensor) -> Tensor:
+    """Scale vectors to unit length along the last axis; zeros stay zeros."""
+    return F.normalize(vectors, dim=-1)
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum a tensor over all processes, in place. Returns it."""
+    if _is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast(tensor: Tensor) -> Tensor:
+    """Overwrite a tensor with process 0's, in place. Returns it."""
+    if _is_distributed():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def pool(vectors: Tensor) -> Tensor:
+    """All processes' vectors in process order: (n, width) -> (processes * n, width). n must be the same everywhere."""
+    if not _is_distributed():
+        return vectors
+    parts = [torch.empty_like(vectors) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, vectors.contiguous())
+    return torch.cat(parts)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Switch autocast and TF32 off: a nearest code found in half precision is often not the nearest."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def nearest_rows(vectors: Tensor, rows: Tensor) -> Tensor:
+    """Index of the nearest row for each vector, all of unit length. (n, width), (K, width) -> (n,) int64."""
+    return torch.cat([(chunk @ rows.t()).argmax(dim=1) for chunk in vectors.split(NEAREST_CHUNK)])
+
+
+def count_and_sum(vectors: Tensor, codes: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
+    """Vectors per code and their sum per code. (n, width), (n,) -> (K,), (K, width), in the vectors' type."""
+    counts = torch.bincount(codes, minlength=codebook_size).to(vectors.dtype)
+    sums = vectors.new_zeros(codebook_size, vectors.shape[1]).index_add_(0, codes, vectors)
+    return counts, sums
+
+
+def moving_average(rows: Tensor, counts: Tensor, sums: Tensor, decay: float) -> Tensor:
+    """One update of the codebook: normalize(decay * row + (1 - decay) * normalize(mean of its inputs)).
+
+    rows, sums: (K, width); counts: (K,). Unused rows stay as they are.
+    """
+    means = l2_normalize(sums / counts.clamp(min=1).unsqueeze(1))
+    moved = l2_normalize(decay * rows + (1 - decay) * means)
+    return torch.where((counts > 0).unsqueeze(1), moved, rows)
+
+
+def sample_rows(vectors: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw n of the vectors at random, without replacement where there are enough. (m, width) -> (n, width)."""
+    m = len(vectors)
+    if m >= n:
+        index = torch.randperm(m, generator=generator)[:n]
+    else:
+        index = torch.randint(m, (n,), generator=generator)
+    return vectors[index.to(vectors.device)]
+
+
+def kmeans(vectors: Tensor, k: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Cosine k-means of unit vectors, ten iterations from a random sample. (n, width) -> (k, width) unit vectors.
+
+    An empty cluster keeps its previous centre.
+    """
+    centres = sample_rows(vectors, k, generator)
+    for _ in range(KMEANS_ITERATIONS):
+        counts, sums = count_and_sum(vectors, nearest_rows(vectors, centres), k)
+        centres = torch.where((counts > 0).unsqueeze(1), l2_normalize(sums), centres)
+    return centres
+
+
+class Codebook(nn.Module):
+    """Rows and the entries of the published layout. All are saved; none is learnt by gradient."""
+
+    def __init__(self, codebook_size: int, code_dim: int, *, kmeans_init: bool) -> None:
+        """Rows start as random unit vectors; with kmeans_init the first training batch replaces them."""
+        super().__init__()
+        # Parameters without gradient, not buffers: the published models count them (8.58 M) and so do golden numbers.
+        rows = l2_normalize(torch.randn(codebook_size, code_dim))
+        self.weight = nn.Parameter(rows, requires_grad=False)
+        # These two exist for the published layout only and take part in nothing.
+        self.cluster_size = nn.Parameter(torch.zeros(codebook_size), requires_grad=False)
+        self.embed_avg = nn.Parameter(rows.clone(), requires_grad=False)
+        self.register_buffer("initted", torch.tensor([0.0 if kmeans_init else 1.0]))
+
+
+class NormEMAVectorQuantizer(nn.Module):
+    """Quantise vectors to the nearest row of a codebook of unit vectors; rows follow their inputs.
+
+    A training forward updates the codebook at its end (reduced over processes), so a plain loop needs nothing else.
+    An engine that accumulates micro-batches or may drop a bad step sets `deferred = True`: then forwards only collect,
+    and `apply_update()` or `discard_update()` ends the step. Source: paper, section 2.2, equations 3 to 5.
+    """
+
+    def __init__(
+        self, codebook_size: int, code_dim: int, *, decay: float = 0.99, beta: float = 1.0, kmeans_init: bool = True
+    ) -> None:
+        """codebook_size K rows of width code_dim; decay of the moving averages; beta weighs the quantiser's loss."""
+        super().__init__()
+        self.codebook_size = codebook_size
+        self.decay = decay
+        self.beta = beta
+        self.deferred = False
+        self.register_buffer("cluster_size", torch.zeros(codebook_size))
+        self.embedding = Codebook(codebook_size, code_dim, kmeans_init=kmeans_init)
+        # Counted since `reset_usage`; exact where `cluster_size` is a moving average.
+        self.register_buffer("epoch_counts", torch.zeros(codebook_size, dtype=torch.long), persistent=False)
+        self._collected: list[tuple[Tensor, Tensor, Tensor]] = []  # vectors, counts, sums of each micro-batch
+        # Read once at a forward instead of the buffer on the device, which would make every step wait.
+        self._needs_kmeans: bool | None = None
+        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_needs_kmeans", None))
+
+    @property
+    def needs_initialization(self) -> bool:
+        """True until k-means has set the rows, where the codebook is to start from k-means."""
+        if self._needs_kmeans is None:
+            self._needs_kmeans = not bool(self.embedding.initted.item())
+        return self._needs_kmeans
+
+    @torch.no_grad()
+    def initialize(self, vectors: Tensor, *, generator: torch.Generator | None = None) -> None:
+        """Set the rows by k-means of all processes' vectors, (n, code_dim) on each: process 0 computes, all receive."""
+        with full_precision(vectors.device):
+            pooled = pool(l2_normalize(vectors.to(self.embedding.weight.dtype)))
+            if not _is_distributed() or dist.get_rank() == 0:
+                self.embedding.weight.copy_(kmeans(pooled, self.codebook_size, generator=generator))
+        broadcast(self.embedding.weight)
+        self.embedding.embed_avg.copy_(self.embedding.weight)
+        self.embedding.initted.fill_(1)
+        self._needs_kmeans = False
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise. z: (..., code_dim) -> rows with straight-through gradient (..., code_dim), codes (n,), loss ()."""
+        with full_precision(z.device):
+            rows = self.embedding.weight
+            z = l2_normalize(z.to(rows.dtype))
+            vectors = z.flatten(0, -2)  # (n, code_dim)
+            if self.training and self.needs_initialization:
+                self.initialize(vectors.detach())
+            with torch.no_grad():
+                codes = nearest_rows(vectors, rows)
+                # A copy, because `apply_update` changes the rows in place before the backward pass reads them.
+                quantized = rows[codes].view_as(z)
+            loss = self.beta * F.mse_loss(z, quantized)
+            self._collect(vectors.detach(), codes)
+            quantized = z + (quantized - z).detach()
+        return quantized, codes, loss
+
+    @torch.no_grad()
+    def _collect(self, vectors: Tensor, codes: Tensor) -> None:
+        if self.training:
+            self._collected.append((vectors, *count_and_sum(vectors, codes, self.codebook_size)))
+            if not self.deferred:
+                self.apply_update()
+        else:
+            # No exchange in evaluation, where processes may see different numbers of batches.
+            self._note_usage(torch.bincount(codes, minlength=self.codebook_size).to(vectors.dtype))
+
+    def _note_usage(self, counts: Tensor) -> None:
+        self.cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
+        self.epoch_counts += counts.long()
+
+    @torch.no_grad()
+    def apply_update(self) -> tuple[Tensor, Tensor]:
+        """End a step: move the rows by what all micro-batches of all processes collected, once.
+
+        Returns the counts (K,) over all processes and this process's vectors (n, code_dim) of the step.
+        """
+        vectors = torch.cat([entry[0] for entry in self._collected])
+        counts = all_reduce_sum(torch.stack([entry[1] for entry in self._collected]).sum(0))
+        sums = all_reduce_sum(torch.stack([entry[2] for entry in self._collected]).sum(0))
+        self._collected.clear()
+        rows = self.embedding.weight
+        rows.copy_(moving_average(rows, counts, sums, self.decay))
+        broadcast(rows)
+        self._note_usage(counts)
+        return counts, vectors
+
+    def discard_update(self) -> None:
+        """Forget what the step collected: a step that was not taken leaves no trace in the codebook."""
+        self._collected.clear()
+
+    def reset_usage(self) -> None:
+        """Start counting codes anew: at the start of every epoch and evaluation."""
+        self.cluster_size.zero_()
+        self.epoch_counts.zero_()
+
+
+def usage(counts: Tensor) -> dict[str, float]:
+    """Codes used, unused, perplexity (e to the entropy) and the share of the ten most used. counts: (K,)."""
+    total = float(counts.sum())
+    share = counts.double() / max(total, 1.0)
+    entropy = float(-torch.special.xlogy(share, share).sum())
+    used = int((counts > 0).sum())
+    return {
+        "used_code": used,
+        "unused_code": len(counts) - used,
+        "perplexity": float(torch.tensor(entropy).exp()) if total else 0.0,
+        "top10_share": float(share.topk(min(10, len(share))).values.sum()),
+    }
+
+
+class CodebookRevival:
+    """Re-seed rows that have long received nothing from current encoder outputs, so that a codebook cannot die.
+
+    A row is idle when 5 x codebook-size vectors and at least 10 steps went by without one for it. The seeds are a
+    random sample of the step's vectors of all processes: each process fills in those that it owns and the sum gives
+    all the same rows. Nothing is revived in the last tenth of training. While every row is used, nothing changes.
+    Not in the paper: the published quantiser collapses to one code at small scale.
+    """
+
+    VECTORS_PER_ROW = 5
+    MIN_STEPS = 10
+    LAST_SHARE = 0.1  # of training, without revival
+
+    def __init__(self, quantizer: NormEMAVectorQuantizer, *, total_steps: int, seed: int) -> None:
+        """total_steps of the whole training; seed of the sample."""
+        self.quantizer = quantizer
+        self.last_step = total_steps - int(total_steps * self.LAST_SHARE)
+        self.seed = seed
+        self.idle_vectors = torch.zeros(quantizer.codebook_size, dtype=torch.long)
+        self.idle_steps = torch.zeros(quantizer.codebook_size, dtype=torch.long)
+        self.revived = 0
+
+    @torch.no_grad()
+    def __call__(self, step: int, counts: Tensor, vectors: Tensor) -> None:
+        """After step `step` (from 0): counts (K,) over all processes; vectors (n, code_dim), this process's own."""
+        counts = counts.cpu().long()
+        used = counts > 0
+        self.idle_vectors = torch.where(used, 0, self.idle_vectors + counts.sum())
+        self.idle_steps = torch.where(used, 0, self.idle_steps + 1)
+        limit = self.VECTORS_PER_ROW * self.quantizer.codebook_size
+        idle = (self.idle_vectors >= limit) & (self.idle_steps >= self.MIN_STEPS)
+        if step >= self.last_step or not bool(idle.any()):
+            return
+        index = idle.nonzero().flatten().to(vectors.device)
+        rows = self.quantizer.embedding.weight
+        rows[index] = self._pooled_sample(len(index), vectors, step).to(rows.dtype)
+        broadcast(rows)
+        self.idle_vectors[idle] = 0
+        self.idle_steps[idle] = 0
+        self.revived += len(index)
+
+    def _pooled_sample(self, n: int, vectors: Tensor, step: int) -> Tensor:
+        rank, processes = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        own = len(vectors)
+        chosen = sample_rows(torch.arange(own * processes), n, generator).to(vectors.device)
+        mine = (chosen >= rank * own) & (chosen < (rank + 1) * own)
+        seeds = vectors.new_zeros(n, vectors.shape[1])
+        seeds[mine] = vectors[chosen[mine] - rank * own]
+        return all_reduce_sum(seeds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What exact resumption needs."""
+        return {"idle_vectors": self.idle_vectors, "idle_steps": self.idle_steps, "revived": self.revived}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`. Raises ValueError for another codebook size."""
+        if len(state["idle_vectors"]) != self.quantizer.codebook_size:
+            raise InputError(
+                f"the saved revival state has {len(state['idle_vectors'])} rows, the codebook {self.quantizer.codebook_size}"
+            )
+        self.idle_vectors, self.idle_steps = state["idle_vectors"].clone(), state["idle_steps"].clone()
+        self.revived = int(state["revived"])
