@@ -29,7 +29,7 @@ STAGES = {
 _SCALAR = np.float64(0).__reduce__()[0]
 
 # Harmless types found in files of the released code; nothing else that is not plain data or a tensor is unpickled.
-SAFE_TYPES = [
+SAFE_TYPES: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64")),
@@ -50,7 +50,9 @@ def save(state: dict[str, Any], path: str | Path) -> None:
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise UsageError(f"{path} cannot be written ({error.strerror}): free space or choose another --output_dir") from error
+        raise UsageError(
+            f"{path} cannot be written ({error.strerror}): free space or choose another --output_dir"
+        ) from error
     except RuntimeError as error:  # torch's writer reports a full disk this way
         aside.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written ({error}): free space or choose another --output_dir") from error
@@ -139,7 +141,9 @@ def load_strictly(
     ]
     if wrong:
         more = f" (+{len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise InputError(f"{where}: another architecture: {'; '.join(wrong[:3])}{more}: choose the model of the same size")
+        raise InputError(
+            f"{where}: another architecture: {'; '.join(wrong[:3])}{more}: choose the model of the same size"
+        )
     if unused:
         logger.info("%s: %d keys that nothing uses were left out: %s", where, len(unused), ", ".join(unused))
     module.load_state_dict({key: value for key, value in weights.items() if key in own})

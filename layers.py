@@ -18,11 +18,11 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from electrodes import PUBLISHED_ELECTRODES
 from errors import InputError
 
 PATCH_SAMPLES = 200  # T: one second at 200 Hz
 MAX_PATCHES = 16  # rows of the time embedding: the longest window in seconds
-PUBLISHED_ELECTRODES = 128  # electrodes that have a row in the published models' position embedding
 LAYER_NORM_EPS = 1e-6
 INIT_STD = 0.02
 
@@ -99,15 +99,12 @@ class Attention(nn.Module):
     """Multi-head self-attention with separate q and v biases, or with LayerNorm over each head's q and k."""
 
     def __init__(self, width: int, heads: int, *, qkv_bias: bool, qk_norm: bool, attn_drop: float, drop: float) -> None:
-        """width D, heads H; qkv_bias adds q and v biases (k has none); qk_norm as in the masked model and classifier."""
+        """width D, heads H; qkv_bias adds q and v biases (k has none); qk_norm: LayerNorm over each head's q and k."""
         super().__init__()
         self.heads = heads
         self.attn_drop = attn_drop
-        if qkv_bias:
-            self.q_bias = nn.Parameter(torch.zeros(width))
-            self.v_bias = nn.Parameter(torch.zeros(width))
-        else:
-            self.q_bias = self.v_bias = None
+        self.q_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_norm = nn.LayerNorm(width // heads, eps=LAYER_NORM_EPS) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads, eps=LAYER_NORM_EPS) if qk_norm else nn.Identity()
@@ -117,7 +114,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, L, D) -> (B, L, D)."""
         bias = None
-        if self.q_bias is not None:
+        if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
         qkv = F.linear(x, self.qkv.weight, bias)  # (B, L, 3 D)
         q, k, v = rearrange(qkv, "B L (three H d) -> three B H L d", three=3, H=self.heads)
@@ -146,9 +143,17 @@ class Block(nn.Module):
     """Pre-norm transformer block with optional layer scale and drop path. (B, L, D) -> (B, L, D)."""
 
     def __init__(
-        self, width: int, heads: int, *, qkv_bias: bool, qk_norm: bool, init_values: float, drop: float,
-        attn_drop: float, drop_path: float,
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        heads: int,
+        *,
+        qkv_bias: bool,
+        qk_norm: bool,
+        init_values: float,
+        drop: float,
+        attn_drop: float,
+        drop_path: float,
+    ) -> None:
         """init_values > 0 switches layer scale on and is its initial value; drop_path is this block's own rate."""
         super().__init__()
         scaled = init_values > 0
@@ -176,11 +181,23 @@ class Trunk(nn.Module):
     """
 
     def __init__(
-        self, patch_embed: nn.Module, *, width: int, depth: int, heads: int, qkv_bias: bool, qk_norm: bool,
-        init_values: float = 0.0, drop_rate: float = 0.0, attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0,
-        use_abs_pos_emb: bool = True, num_electrodes: int = PUBLISHED_ELECTRODES, cls_position_row: str = "own",
+        self,
+        patch_embed: nn.Module,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        qkv_bias: bool,
+        qk_norm: bool,
+        init_values: float = 0.0,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        use_abs_pos_emb: bool = True,
+        num_electrodes: int = PUBLISHED_ELECTRODES,
+        cls_position_row: str = "own",
         masked: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Build the trunk; a subclass adds its norm and head, then calls `initialize`.
 
         patch_embed: module from the model's input to (B, N*A, D). num_electrodes: electrodes with a row in the
@@ -201,17 +218,23 @@ class Trunk(nn.Module):
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
             Block(
-                width, heads, qkv_bias=qkv_bias, qk_norm=qk_norm, init_values=init_values, drop=drop_rate,
-                attn_drop=attn_drop_rate, drop_path=rate,
-            ) for rate in rates
-        )  # fmt: skip
+                width,
+                heads,
+                qkv_bias=qkv_bias,
+                qk_norm=qk_norm,
+                init_values=init_values,
+                drop=drop_rate,
+                attn_drop=attn_drop_rate,
+                drop_path=rate,
+            )
+            for rate in rates
+        )
 
-    def position_embedding(self, channels: Channels, electrodes: int) -> Tensor:
-        """Rows of the position embedding for CLS and each electrode: (1, N + 1, D).
+    def position_embedding(self, table: Tensor, channels: Channels, electrodes: int) -> Tensor:
+        """Rows of the position embedding (`table`) for CLS and each electrode: (1, N + 1, D).
 
         Raises ValueError if `channels` does not name N electrodes or names a row that the table does not have.
         """
-        table = self.pos_embed
         rows = table.shape[1]
         if channels is None:
             if electrodes != rows - 1:
@@ -221,14 +244,14 @@ class Trunk(nn.Module):
                 )
             index = torch.arange(rows, device=table.device)
         else:
-            # A caller's list is checked on the host; a tensor that is already on a GPU is trusted, so that no step waits.
+            # A list is checked on the host; a tensor that is already on a GPU is trusted, so that no step waits.
             index = torch.as_tensor(channels, dtype=torch.long)
             if index.shape != (electrodes + 1,):
                 raise InputError(
-                    f"input_chans has {index.numel()} entries for {electrodes} electrodes: it must be [0, row, row, ...] "
-                    f"of length {electrodes + 1}"
+                    f"input_chans has {index.numel()} entries for {electrodes} electrodes: it must be "
+                    f"[0, row, row, ...] of length {electrodes + 1}"
                 )
-            if not index.is_cuda and not (0 <= int(index.min()) and int(index.max()) < rows):
+            if not index.is_cuda and not (int(index.min()) >= 0 and int(index.max()) < rows):
                 raise InputError(
                     f"input_chans names row {int(index.max())}, the position embedding has rows 0 to {rows - 1}: build "
                     "the model with num_electrodes=136 (--num_electrodes 136) and train it from scratch"
@@ -247,10 +270,11 @@ class Trunk(nn.Module):
         check_window(A * PATCH_SAMPLES)
         tokens = self.patch_embed(x)  # (B, N*A, D)
         if mask is not None:
+            assert self.mask_token is not None, "a trunk without mask token was given a mask"
             tokens = torch.where(mask.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)
         cls_token = self.cls_token.expand(len(tokens), -1, -1)
         if self.pos_embed is not None:
-            position = self.position_embedding(channels, N)
+            position = self.position_embedding(self.pos_embed, channels, N)
             cls_token = cls_token + position[:, :1]
             tokens = tokens + repeat(position[:, 1:], "1 N D -> 1 (N A) D", A=A)
         tokens = tokens + repeat(self.time_embed[:, :A], "1 A D -> 1 (N A) D", N=N)
@@ -274,6 +298,7 @@ class Trunk(nn.Module):
         initialize_weights(self, cut=cut, convolutions=convolutions)
         with torch.no_grad():
             for i, block in enumerate(self.blocks, start=1):
+                assert isinstance(block, Block)
                 block.attn.proj.weight.div_(math.sqrt(2 * i))
                 block.mlp.fc2.weight.div_(math.sqrt(2 * i))
 
@@ -301,9 +326,12 @@ def _entry_point(
     name: str, size: dict[str, Any], build: Callable[..., nn.Module], module_name: str
 ) -> Callable[..., nn.Module]:
     def create(
-        pretrained: bool = False, pretrained_cfg: Any = None, pretrained_cfg_overlay: Any = None, cache_dir: Any = None,
+        pretrained: bool = False,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: Any = None,
+        cache_dir: Any = None,
         **kwargs: Any,
-    ) -> nn.Module:  # fmt: skip
+    ) -> nn.Module:
         if pretrained:
             raise InputError(f"{name}: no weights are fetched; build the model and load a checkpoint file of your own")
         return build(**{**size, **kwargs})

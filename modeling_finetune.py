@@ -5,42 +5,68 @@ Paper, section 2.4. The model, its sizes, and loading stage 2 into it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from electrodes import PUBLISHED_ELECTRODES
 from errors import InputError
-from layers import LAYER_NORM_EPS, PUBLISHED_ELECTRODES, Channels, TemporalConv, Trunk, register_sizes
+from layers import LAYER_NORM_EPS, Channels, TemporalConv, Trunk, register_sizes
 
 
 class NeuralTransformer(Trunk):
     """Trunk, pooling, norm and head: EEG windows to logits."""
 
     def __init__(
-        self, *, width: int, depth: int, heads: int, num_classes: int = 1, drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0, use_mean_pooling: bool = True,
-        init_scale: float = 0.001, use_abs_pos_emb: bool = True, init_values: float = 0.1, qkv_bias: bool = False,
+        self,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        num_classes: int = 1,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        use_mean_pooling: bool = True,
+        init_scale: float = 0.001,
+        use_abs_pos_emb: bool = True,
+        init_values: float = 0.1,
+        qkv_bias: bool = False,
         num_electrodes: int = PUBLISHED_ELECTRODES,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """num_classes: outputs of the head (0 for none: features); use_mean_pooling=False: CLS after a final norm."""
         super().__init__(
-            TemporalConv(width), width=width, depth=depth, heads=heads, qkv_bias=qkv_bias, qk_norm=True,
-            init_values=init_values, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate, use_abs_pos_emb=use_abs_pos_emb, num_electrodes=num_electrodes,
-        )  # fmt: skip
+            TemporalConv(width),
+            width=width,
+            depth=depth,
+            heads=heads,
+            qkv_bias=qkv_bias,
+            qk_norm=True,
+            init_values=init_values,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+            use_abs_pos_emb=use_abs_pos_emb,
+            num_electrodes=num_electrodes,
+        )
         self.norm = nn.Identity() if use_mean_pooling else nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.fc_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS) if use_mean_pooling else None
         self.head = nn.Linear(width, num_classes) if num_classes > 0 else nn.Identity()
         self.initialize()
-        if num_classes > 0:
+        if isinstance(self.head, nn.Linear):
             with torch.no_grad():
                 self.head.weight.mul_(init_scale)
                 self.head.bias.mul_(init_scale)
 
     def forward_features(
-        self, eeg: Tensor, input_chans: Channels = None, *, return_patch_tokens: bool = False,
+        self,
+        eeg: Tensor,
+        input_chans: Channels = None,
+        *,
+        return_patch_tokens: bool = False,
         return_all_tokens: bool = False,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """What the head sees, (B, D); or every patch token (B, N*A, D), or CLS too (B, N*A + 1, D), after the norm.
 
         eeg: (B, N, A, T), units of 100 uV. The norm is `fc_norm` with mean pooling, `norm` without.
@@ -54,9 +80,13 @@ class NeuralTransformer(Trunk):
         return norm(tokens[:, 0]) if self.fc_norm is None else norm(tokens[:, 1:].mean(1))
 
     def forward(
-        self, eeg: Tensor, input_chans: Channels = None, *, return_patch_tokens: bool = False,
+        self,
+        eeg: Tensor,
+        input_chans: Channels = None,
+        *,
+        return_patch_tokens: bool = False,
         return_all_tokens: bool = False,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """eeg: (B, N, A, T), units of 100 uV -> logits (B, num_classes), or of every token where asked."""
         return self.head(
             self.forward_features(
@@ -122,7 +152,7 @@ def _depth(keys: Iterable[str]) -> int:
     return 1 + max((int(key.split(".")[1]) for key in keys if key.startswith("blocks.")), default=-1)
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "labram_base_patch200_200": {"width": 200, "depth": 12, "heads": 10},
     "labram_large_patch200_200": {"width": 400, "depth": 24, "heads": 16, "init_values": 1e-5},
     "labram_huge_patch200_200": {"width": 800, "depth": 48, "heads": 16, "init_values": 1e-6},

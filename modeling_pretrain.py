@@ -4,10 +4,13 @@ Paper, section 2.3. Masks, the trunk under `student.`, the model, its sizes. Not
 targets, which the run script builds and the engine receives.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from layers import INIT_STD, PUBLISHED_ELECTRODES, Channels, TemporalConv, Trunk, initialize_weights, register_sizes
+from electrodes import PUBLISHED_ELECTRODES
+from layers import INIT_STD, Channels, TemporalConv, Trunk, initialize_weights, register_sizes
 
 # Only the published files carry these and nothing uses them: loading accepts and reports them.
 UNUSED_PUBLISHED_KEYS = ("student.lm_head.", "projection_head.")
@@ -23,13 +26,20 @@ def random_mask(samples: int, patches: int, *, ratio: float = 0.5, generator: to
 class MaskedTrunk(Trunk):
     """The trunk with mask token and a final LayerNorm on all tokens."""
 
-    def __init__(self, *, width: int, depth: int, heads: int, **options: float | bool) -> None:
+    def __init__(self, *, width: int, depth: int, heads: int, **options: Any) -> None:
         """width, depth and heads of the size; options as for Trunk."""
         super().__init__(
-            TemporalConv(width), width=width, depth=depth, heads=heads, qkv_bias=False, qk_norm=True, masked=True,
+            TemporalConv(width),
+            width=width,
+            depth=depth,
+            heads=heads,
+            qkv_bias=False,
+            qk_norm=True,
+            masked=True,
             # released code: CLS gets the row of the input's first electrode; kept, because published weights learnt it.
-            cls_position_row="first_electrode", **options,
-        )  # fmt: skip
+            cls_position_row="first_electrode",
+            **options,
+        )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         # released code: this model alone cuts at one standard deviation and draws its convolutions the same way.
         self.initialize(cut=INIT_STD, convolutions=True)
@@ -43,17 +53,32 @@ class MaskedModel(nn.Module):
     """Masked code prediction with symmetric masking."""
 
     def __init__(
-        self, *, width: int, depth: int, heads: int, vocab_size: int = 8192, init_values: float = 0.1,
-        drop_rate: float = 0.0, attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0,
-        use_abs_pos_emb: bool = True, num_electrodes: int = PUBLISHED_ELECTRODES,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        vocab_size: int = 8192,
+        init_values: float = 0.1,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        use_abs_pos_emb: bool = True,
+        num_electrodes: int = PUBLISHED_ELECTRODES,
+    ) -> None:
         """vocab_size: codes of the tokenizer; init_values: layer scale (0.1 base, 1e-5 large, 1e-6 huge)."""
         super().__init__()
         self.student = MaskedTrunk(
-            width=width, depth=depth, heads=heads, init_values=init_values, drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate, use_abs_pos_emb=use_abs_pos_emb,
+            width=width,
+            depth=depth,
+            heads=heads,
+            init_values=init_values,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+            use_abs_pos_emb=use_abs_pos_emb,
             num_electrodes=num_electrodes,
-        )  # fmt: skip
+        )
         self.lm_head = nn.Linear(width, vocab_size)
         initialize_weights(self.lm_head, cut=INIT_STD)
 
@@ -69,7 +94,7 @@ class MaskedModel(nn.Module):
         return logits, logits_sym
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "labram_base_patch200_1600_8k_vocab": {"width": 200, "depth": 12, "heads": 10},
     "labram_large_patch200_1600_8k_vocab": {"width": 400, "depth": 24, "heads": 16, "init_values": 1e-5},
     "labram_huge_patch200_1600_8k_vocab": {"width": 800, "depth": 48, "heads": 16, "init_values": 1e-6},

@@ -5,7 +5,7 @@ Paper, section 2.2. Spectrum targets, the tokenizer, its sizes, loading a traine
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import checkpoints
+from electrodes import PUBLISHED_ELECTRODES
 from errors import InputError
 from layers import (
     PATCH_SAMPLES,
-    PUBLISHED_ELECTRODES,
     Channels,
     CodeEmbed,
     TemporalConv,
@@ -74,10 +74,20 @@ class VQNSP(nn.Module):
     """Vector-quantised neural spectrum prediction: encoder, codebook, decoder, amplitude and phase heads."""
 
     def __init__(
-        self, *, encoder_depth: int, decoder_depth: int, width: int = 200, heads: int = 10, n_code: int = 8192,
-        code_dim: int = 64, EEG_size: int = 1600, decay: float = 0.99, quantize_kmeans_init: bool = True,
-        smooth_l1_loss: bool = False, num_electrodes: int = PUBLISHED_ELECTRODES,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        encoder_depth: int,
+        decoder_depth: int,
+        width: int = 200,
+        heads: int = 10,
+        n_code: int = 8192,
+        code_dim: int = 64,
+        EEG_size: int = 1600,
+        decay: float = 0.99,
+        quantize_kmeans_init: bool = True,
+        smooth_l1_loss: bool = False,
+        num_electrodes: int = PUBLISHED_ELECTRODES,
+    ) -> None:
         """n_code x code_dim: the codebook; decay: of its rows. EEG_size: nominal window in samples (any fits, 1-16 s).
 
         quantize_kmeans_init: start the codebook by k-means of the first training batch. smooth_l1_loss: in place of
@@ -128,8 +138,11 @@ class VQNSP(nn.Module):
         loss = quant_loss + rec_loss + rec_angle_loss
         split = "train" if self.training else "val"
         parts = {
-            "quant_loss": quant_loss, "rec_loss": rec_loss, "rec_angle_loss": rec_angle_loss, "total_loss": loss,
-        }  # fmt: skip
+            "quant_loss": quant_loss,
+            "rec_loss": rec_loss,
+            "rec_angle_loss": rec_angle_loss,
+            "total_loss": loss,
+        }
         return loss, {f"{split}/{name}": value.detach() for name, value in parts.items()}
 
     @torch.no_grad()
@@ -148,27 +161,39 @@ class VQNSP(nn.Module):
         return self.get_tokens(x, input_chans)["token"]
 
 
-def load_tokenizer(name: str, path: str | Path, *, codebook_size: int | None = None, codebook_dim: int | None = None
-                   ) -> VQNSP:  # fmt: skip
+def load_tokenizer(
+    name: str,
+    path: str | Path,
+    *,
+    codebook_size: int | None = None,
+    codebook_dim: int | None = None,
+    num_electrodes: int = PUBLISHED_ELECTRODES,
+) -> VQNSP:
     """Build tokenizer `name` with the weights of a stage 1 checkpoint, frozen and in evaluation mode.
 
     The codebook's size and the electrode table's come from the file. Raises InputError if the file is not a
-    tokenizer, is one of another size, or has another codebook than `codebook_size` x `codebook_dim`, where given.
+    tokenizer, is one of another size, has another codebook than `codebook_size` x `codebook_dim`, where given, or
+    fewer electrodes than `num_electrodes`.
     """
     state = checkpoints.read_model(path, stage="tokenizer")
     n_code, code_dim = state["quantize.embedding.weight"].shape
     for flag, asked, found in (("size", codebook_size, n_code), ("dim", codebook_dim, code_dim)):
         if asked is not None and asked != found:
-            raise InputError(f"{path} holds a codebook of {flag} {found}, --codebook_{flag} says {asked}: leave the flag "
-                             f"out or set --codebook_{flag} {found}")  # fmt: skip
-    table = state.get("encoder.pos_embed")
-    electrodes = PUBLISHED_ELECTRODES if table is None else table.shape[1] - 1
-    tokenizer = create_model(name, n_code=n_code, code_dim=code_dim, num_electrodes=electrodes)
+            raise InputError(
+                f"{path} holds a codebook of {flag} {found}, --codebook_{flag} says {asked}: leave the flag "
+                f"out or set --codebook_{flag} {found}"
+            )
+    known = state["encoder.pos_embed"].shape[1] - 1 if "encoder.pos_embed" in state else PUBLISHED_ELECTRODES
+    if known < num_electrodes:
+        raise InputError(
+            f"{path} knows {known} electrodes, --num_electrodes says {num_electrodes}: train the tokenizer with it too"
+        )
+    tokenizer = cast(VQNSP, create_model(name, n_code=n_code, code_dim=code_dim, num_electrodes=known))
     checkpoints.load_strictly(tokenizer, state, where=f"{path} into {name}")
     return tokenizer.eval().requires_grad_(False)
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "vqnsp_encoder_base_decoder_3x200x12": {"encoder_depth": 12, "decoder_depth": 3},
     "vqnsp_encoder_large_decoder_3x200x24": {"encoder_depth": 24, "decoder_depth": 3},
     "vqnsp_encoder_tiny_decoder_1x200x4": {"encoder_depth": 4, "decoder_depth": 1},  # ours: tests and ablations

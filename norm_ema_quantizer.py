@@ -89,10 +89,8 @@ def moving_average(rows: Tensor, counts: Tensor, sums: Tensor, decay: float) -> 
 def sample_rows(vectors: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
     """Draw n of the vectors at random, without replacement where there are enough. (m, width) -> (n, width)."""
     m = len(vectors)
-    if m >= n:
-        index = torch.randperm(m, generator=generator)[:n]
-    else:
-        index = torch.randint(m, (n,), generator=generator)
+    enough = m >= n
+    index = torch.randperm(m, generator=generator)[:n] if enough else torch.randint(m, (n,), generator=generator)
     return vectors[index.to(vectors.device)]
 
 
@@ -110,6 +108,8 @@ def kmeans(vectors: Tensor, k: int, *, generator: torch.Generator | None = None)
 
 class Codebook(nn.Module):
     """Rows and the entries of the published layout. All are saved; none is learnt by gradient."""
+
+    initted: Tensor  # (1,): 0 until k-means has set the rows
 
     def __init__(self, codebook_size: int, code_dim: int, *, kmeans_init: bool) -> None:
         """Rows start as random unit vectors; with kmeans_init the first training batch replaces them."""
@@ -130,6 +130,9 @@ class NormEMAVectorQuantizer(nn.Module):
     An engine that accumulates micro-batches or may drop a bad step sets `deferred = True`: then forwards only collect,
     and `apply_update()` or `discard_update()` ends the step. Source: paper, section 2.2, equations 3 to 5.
     """
+
+    cluster_size: Tensor  # (K,): moving average of the vectors a code receives
+    epoch_counts: Tensor  # (K,) int64: since `reset_usage`
 
     def __init__(
         self, codebook_size: int, code_dim: int, *, decay: float = 0.99, beta: float = 1.0, kmeans_init: bool = True
@@ -298,7 +301,8 @@ class CodebookRevival:
         """Continue from `state_dict()`. Raises ValueError for another codebook size."""
         if len(state["idle_vectors"]) != self.quantizer.codebook_size:
             raise InputError(
-                f"the saved revival state has {len(state['idle_vectors'])} rows, the codebook {self.quantizer.codebook_size}"
+                f"the saved revival state has {len(state['idle_vectors'])} rows, "
+                f"the codebook {self.quantizer.codebook_size}"
             )
         self.idle_vectors, self.idle_steps = state["idle_vectors"].clone(), state["idle_steps"].clone()
         self.revived = int(state["revived"])

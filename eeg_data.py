@@ -1,0 +1,383 @@
+"""HDF5 recordings to batches: windows, batches of one montage, and what makes a run repeatable.
+
+File formats: README, "Data files". What a step sees (order, montage, mask) is a pure function of (seed, epoch,
+window), so nothing about loaders or workers needs saving and the number of workers cannot change a result.
+Source: paper, section 3.2 (windows of at most 256 patches).
+"""
+
+import argparse
+import bisect
+import functools
+import itertools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from batches import EvaluationBatches, Key, TrainingBatches
+from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
+from errors import InputError, UsageError
+from layers import MAX_PATCHES, PATCH_SAMPLES
+from utils import Run, add_switch
+
+logger = logging.getLogger(__name__)
+
+SAMPLING_RATE = 200  # Hz
+MAX_TOKENS = 256  # patches a window in the paper: sets the default window
+UNIT = 100.0  # uV: files hold microvolts, models see EEG / 100
+SUFFIXES = (".hdf5", ".h5")
+OPEN_FILES = 64  # handles a process keeps
+
+MaskMaker = Callable[..., Tensor]  # (patches, generator=...) -> (1, patches) bool
+
+
+class Batch(NamedTuple):
+    """Unlabelled windows of one montage."""
+
+    eeg: Tensor  # (B, N, A, T), units of 100 uV
+    channels: Tensor  # (N + 1,): rows of the position embedding, CLS first
+    mask: Tensor  # (B, N*A) bool, true = masked; empty where no masks are made
+
+    def to(self, run: Run) -> "Batch":
+        """The batch on the run's device, in the run's type."""
+        return Batch(run.place(self.eeg), run.place(self.channels), run.place(self.mask))
+
+
+def default_window(electrodes: int) -> int:
+    """Samples of the longest window with at most 256 patches, between 1 and 16 s."""
+    return max(1, min(MAX_PATCHES, MAX_TOKENS // electrodes)) * PATCH_SAMPLES
+
+
+def window_range(length: int, window: int, stride: int, start: float = 0, end: float = 1) -> range:
+    """Indices of a recording's windows between the fractions `start` and `end` of it. Lengths in samples."""
+    n = max(0, (length - window) // stride + 1)
+    return range(int(n * start), int(n * end))
+
+
+@functools.lru_cache(maxsize=OPEN_FILES)
+def _open(path: Path, pid: int) -> h5py.File:
+    """A process's own handle, read-only and without locks (network file systems); pid keeps forks apart."""
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        raise InputError(f"{path} is no readable HDF5 file (damaged or cut short): make it again") from error
+
+
+def open_file(path: Path) -> h5py.File:
+    """This process's handle of an HDF5 file, opened once. Raises InputError if it cannot be read."""
+    return _open(path, os.getpid())
+
+
+def find_files(paths: Sequence[Path], flag: str) -> list[Path]:
+    """HDF5 files among files and folders, sorted. Raises InputError where a path has none."""
+    found = []
+    for path in paths:
+        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES) if path.is_dir() else [path]
+        if not files or not files[0].is_file():
+            raise InputError(
+                f"no data found at {path}: {flag} takes HDF5 files ({', '.join(SUFFIXES)}) or folders of them; "
+                "make them with dataset_maker/make_h5dataset_for_pretrain.py"
+            )
+        found += files
+    return list(dict.fromkeys(file.resolve() for file in found))
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recording of a pre-training file."""
+
+    path: Path
+    name: str
+    montage: tuple[str, ...]
+    length: int  # samples
+
+    def read(self, start: int, samples: int) -> np.ndarray:
+        """Part of the signal, (N, samples) float32 in uV."""
+        try:
+            return open_file(self.path)[self.name]["eeg"][:, start : start + samples].astype(np.float32)
+        except OSError as error:
+            raise InputError(
+                f"{self.path}, recording {self.name}: cannot be read at sample {start} ({error}): make the "
+                "file again or leave it out"
+            ) from error
+
+
+def names(values: Any) -> tuple[str, ...]:
+    """Names from an HDF5 attribute, stored as bytes or as text."""
+    return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in np.atleast_1d(values))
+
+
+def read_recordings(path: Path) -> list[Recording]:
+    """Recordings of a pre-training file. Raises InputError if the file is not of that format or not at 200 Hz."""
+    recordings = []
+    for name, group in open_file(path).items():
+        eeg = group.get("eeg") if isinstance(group, h5py.Group) else None
+        if not isinstance(eeg, h5py.Dataset) or eeg.ndim != 2:
+            raise InputError(
+                f"{path} is no pre-training file: `{name}` holds no dataset `eeg` (electrodes, time); make it "
+                "with dataset_maker/make_h5dataset_for_pretrain.py"
+            )
+        attributes = {**group.attrs, **eeg.attrs}
+        if missing := [key for key in ("chOrder", "rsFreq") if key not in attributes]:
+            raise InputError(
+                f"{path}, recording {name}: attribute {missing[0]} is missing; make the file with dataset_maker"
+            )
+        montage = names(attributes["chOrder"])
+        if len(montage) != eeg.shape[0]:
+            raise InputError(f"{path}, recording {name}: {len(montage)} electrode names for {eeg.shape[0]} rows of EEG")
+        if float(attributes["rsFreq"]) != SAMPLING_RATE:
+            raise InputError(
+                f"{path}, recording {name}: sampled at {float(attributes['rsFreq']):g} Hz, all files of a run "
+                f"must be at {SAMPLING_RATE} Hz: convert it with --rsfreq {SAMPLING_RATE}"
+            )
+        recordings.append(Recording(path, name, montage, eeg.shape[1]))
+    if not recordings:
+        raise InputError(f"{path} holds no recordings: leave it out or make it again")
+    return recordings
+
+
+class MontageWindows(Dataset):
+    """All windows of the recordings of one montage; window by SPEC's rule unless given."""
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        *,
+        window: int | None = None,
+        stride: int = PATCH_SAMPLES,
+        start: float = 0,
+        end: float = 1,
+        table_rows: int = 129,
+    ) -> None:
+        """window and stride in samples; start and end as fractions of each recording."""
+        self.recordings = list(recordings)
+        self.montage = self.recordings[0].montage
+        self.window = window or default_window(len(self.montage))
+        self.stride = stride
+        self.channels = torch.tensor(embedding_rows(self.montage, table_rows=table_rows, where=str(recordings[0].path)))
+        self.ranges = [window_range(r.length, self.window, stride, start, end) for r in self.recordings]
+        self.ends = list(itertools.accumulate(len(r) for r in self.ranges))
+        self.too_short = sum(r.length < self.window for r in self.recordings)
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return self.ends[-1]
+
+    def locate(self, index: int) -> tuple[Recording, int]:
+        """Recording and first sample of a window."""
+        which = bisect.bisect_right(self.ends, index)
+        number = self.ranges[which][index - (self.ends[which - 1] if which else 0)]
+        return self.recordings[which], number * self.stride
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """EEG of a window, (N, window) float32 in uV."""
+        recording, start = self.locate(index)
+        return recording.read(start, self.window)
+
+
+class PretrainingDataset(Dataset):
+    """Windows of all montages by key (epoch, montage, window), with a mask where one is wanted."""
+
+    def __init__(self, montages: Sequence[MontageWindows], *, seed: int, make_mask: MaskMaker | None = None) -> None:
+        """make_mask: from a number of patches and a generator to one mask, (1, patches)."""
+        self.montages = list(montages)
+        self.seed = seed
+        self.make_mask = make_mask
+
+    def __getitem__(self, key: Key) -> tuple[np.ndarray, Tensor, Tensor]:
+        """EEG (N, A*T) in uV, channels (N + 1,), mask (N*A,)."""
+        _, montage, window = key
+        windows = self.montages[montage]
+        eeg = windows[window]
+        if self.make_mask is None:
+            return eeg, windows.channels, torch.empty(0, dtype=torch.bool)
+        state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        return eeg, windows.channels, self.make_mask(eeg.size // PATCH_SAMPLES, generator=generator)[0]
+
+
+def to_units(windows: Sequence[np.ndarray]) -> Tensor:
+    """Windows in uV -> (B, N, A, T) in units of 100 uV."""
+    eeg = torch.from_numpy(np.stack(windows)) / UNIT
+    return rearrange(eeg, "B N (A T) -> B N A T", T=PATCH_SAMPLES)
+
+
+def collate(samples: Sequence[tuple[np.ndarray, Tensor, Tensor]]) -> Batch:
+    """Make a batch of the samples of one montage."""
+    return Batch(to_units([s[0] for s in samples]), samples[0][1], torch.stack([s[2] for s in samples]))
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """Loaders of a training; `val` is None where there is nothing to evaluate on."""
+
+    train: DataLoader
+    val: DataLoader | None
+    test: DataLoader | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps an epoch."""
+        return self.train.batch_sampler.steps  # type: ignore[union-attr]
+
+
+def add_loader_arguments(group: Any) -> None:
+    """Flags of every loader."""
+    group.add_argument(
+        "--num_electrodes",
+        type=int,
+        default=PUBLISHED_ELECTRODES,
+        choices=(PUBLISHED_ELECTRODES, len(ELECTRODES)),
+        help="rows of the electrode table; the larger one for the last eight (bipolar) names",
+    )
+    workers = max(0, min(8, (os.cpu_count() or 1) // 2))
+    group.add_argument("--batch_size", type=int, help="windows a process and micro-batch")
+    group.add_argument("--num_workers", type=int, default=workers, help="loading processes of each process")
+    add_switch(group, "pin_mem", default=True, help="page-locked memory on the way to a GPU")
+    group.add_argument(
+        "--overfit_batch", action="store_true", help="train on the first batch only: a check that learning works"
+    )
+
+
+def add_pretraining_arguments(parser: argparse.ArgumentParser, *, window_stride: int) -> None:
+    """Data flags of stages 1 and 2."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--train_data",
+        type=Path,
+        nargs="+",
+        default=[Path("data/pretrain")],
+        metavar="PATH",
+        help="HDF5 files or folders of them (default: ./data/pretrain)",
+    )
+    group.add_argument(
+        "--val_data",
+        type=Path,
+        nargs="+",
+        default=None,
+        metavar="PATH",
+        help="likewise, for evaluation (default: ./data/pretrain_val where it exists)",
+    )
+    group.add_argument(
+        "--time_window",
+        type=int,
+        default=None,
+        metavar="SECONDS",
+        help=f"window of every montage (default: floor({MAX_TOKENS} / electrodes), at most {MAX_PATCHES})",
+    )
+    group.add_argument(
+        "--window_stride",
+        type=int,
+        default=window_stride,
+        metavar="SAMPLES",
+        help="from the start of one window to the next's (default: %(default)s)",
+    )
+    group.add_argument(
+        "--dataset_order",
+        choices=("interleaved", "sequential"),
+        default="interleaved",
+        help="how batches of different montages follow each other; sequential: as in the released code",
+    )
+    add_loader_arguments(group)
+
+
+def _montages(paths: Sequence[Path], args: argparse.Namespace, flag: str) -> list[MontageWindows]:
+    """Windows of all files, grouped by montage, montages in a fixed order. Raises InputError if there are none."""
+    if args.time_window is not None and not 1 <= args.time_window <= MAX_PATCHES:
+        raise UsageError(
+            f"--time_window {args.time_window}: allowed are 1 to {MAX_PATCHES} s, the rows of the time embedding"
+        )
+    if args.window_stride < 1:
+        raise UsageError(f"--window_stride {args.window_stride}: allowed are whole numbers of samples from 1")
+    recordings = [recording for path in find_files(paths, flag) for recording in read_recordings(path)]
+    window = args.time_window * SAMPLING_RATE if args.time_window else None
+    montages = []
+    for _, group in itertools.groupby(sorted(recordings, key=lambda r: r.montage), key=lambda r: r.montage):
+        windows = MontageWindows(
+            list(group), window=window, stride=args.window_stride, table_rows=args.num_electrodes + 1
+        )
+        if windows.too_short:
+            logger.warning(
+                "%d of %d recordings with %d electrodes are shorter than the window of %d s and give nothing.",
+                windows.too_short,
+                len(windows.recordings),
+                len(windows.montage),
+                windows.window // SAMPLING_RATE,
+            )
+        if len(windows):
+            montages.append(windows)
+    if not montages:
+        longest = max(r.length for r in recordings) / SAMPLING_RATE
+        raise InputError(
+            f"{flag} {paths[0]}: every recording is shorter than its window (the longest has {longest:g} s): "
+            "choose a shorter --time_window or leave it to the number of electrodes"
+        )
+    return montages
+
+
+def make_loader(
+    dataset: Dataset, batches: Sampler[list[Key]], args: argparse.Namespace, run: Run, merge: Any
+) -> DataLoader:
+    """A loader of these batches; workers stay from epoch to epoch, because keys carry the epoch."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=args.num_workers,
+        collate_fn=merge,
+        pin_memory=args.pin_mem and run.device.type == "cuda",
+        persistent_workers=args.num_workers > 0,
+    )
+
+
+def build_pretraining_loaders(
+    args: argparse.Namespace, run: Run, *, accumulation: int = 1, make_mask: MaskMaker | None = None
+) -> Loaders:
+    """Loaders of stages 1 and 2 from --train_data and --val_data.
+
+    Raises InputError for data that are missing, damaged, of another rate or format, or too short.
+    """
+    montages = _montages(args.train_data, args, "--train_data")
+    batches = TrainingBatches(
+        [len(m) for m in montages],
+        args.batch_size,
+        seed=args.seed,
+        rank=run.rank,
+        processes=run.processes,
+        accumulation=accumulation,
+        interleaved=args.dataset_order == "interleaved",
+        overfit_batch=args.overfit_batch,
+    )
+    for windows, repeated in zip(montages, batches.repeated, strict=True):
+        logger.info(
+            "%d electrodes: %d recording(s), %d windows of %d s, %d repeated to complete the last batch",
+            len(windows.montage),
+            len(windows.recordings),
+            len(windows),
+            windows.window // SAMPLING_RATE,
+            repeated,
+        )
+    train = make_loader(PretrainingDataset(montages, seed=args.seed, make_mask=make_mask), batches, args, run, collate)
+    return Loaders(train, _validation_loader(args, run, make_mask))
+
+
+def _validation_loader(args: argparse.Namespace, run: Run, make_mask: MaskMaker | None) -> DataLoader | None:
+    paths = args.val_data
+    if paths is None:
+        paths = [Path("data/pretrain_val")]
+        if not paths[0].is_dir():
+            logger.info(
+                "No validation data (--val_data not given, no folder ./data/pretrain_val): nothing is evaluated."
+            )
+            return None
+    montages = _montages(paths, args, "--val_data")
+    batches = EvaluationBatches([len(m) for m in montages], args.batch_size, rank=run.rank, processes=run.processes)
+    return make_loader(PretrainingDataset(montages, seed=args.seed, make_mask=make_mask), batches, args, run, collate)

@@ -1,0 +1,65 @@
+"""Stage 2: one epoch of masked code prediction with symmetric masking, and evaluation. Paper, section 2.3."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from modeling_vqnsp import VQNSP
+from norm_ema_quantizer import all_reduce_sum
+from progress import MetricLog
+from utils import Run, TrainingState
+
+
+def masked_code_loss(logits: tuple[Tensor, Tensor], codes: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy at the masked places plus that of the inverted mask, each a mean over its own tokens.
+
+    logits: (masked places, codes) and (other places, codes); codes, mask: (B, N*A). Source: paper, equation 12.
+    """
+    targets = codes[mask], codes[~mask]
+    losses = [F.cross_entropy(one, target) for one, target in zip(logits, targets, strict=True)]
+    hits = [(one.argmax(1) == target).float().mean() for one, target in zip(logits, targets, strict=True)]
+    loss = losses[0] + losses[1]
+    return loss, {"loss": loss, "mlm_acc": hits[0], "mlm_acc_sym": hits[1]}
+
+
+def entropy_of_codes(counts: Tensor) -> dict[str, float]:
+    """Entropy of the codes in nats, and the loss of a model that knows nothing but their frequencies (both masks)."""
+    share = all_reduce_sum(counts.clone()).double()
+    share = share / share.sum().clamp(min=1)
+    entropy = float(-torch.special.xlogy(share, share).sum())
+    return {"code_entropy": entropy, "unigram_loss": 2 * entropy}
+
+
+def train_one_epoch(state: TrainingState, loader: DataLoader, tokenizer: VQNSP, epoch: int) -> dict[str, float]:
+    """Train for an epoch; returns the entropy of the codes that were to be predicted."""
+    model, update = state.model.train(), state.update
+    counts = torch.zeros(tokenizer.quantize.codebook_size, dtype=torch.long, device=state.run.device)
+    for eeg, channels, mask in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV; mask (B, N*A)
+        with update.forward():
+            codes = tokenizer.get_codebook_indices(eeg, channels)  # (B, N*A) int64, no gradient
+            loss, stats = masked_code_loss(model(eeg, channels, mask), codes, mask)
+        stepped = update(loss)
+        state.log.add(stats, n=len(eeg))
+        counts += torch.bincount(codes.flatten(), minlength=len(counts))
+        if stepped:
+            state.log.add(update.stats)
+    return {f"train_{name}": value for name, value in entropy_of_codes(counts).items()}
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: DataLoader, tokenizer: VQNSP, run: Run) -> dict[str, Any]:
+    """Loss and accuracies over a whole set under masks that stay the same from epoch to epoch."""
+    model.eval()
+    log = MetricLog()
+    counts = torch.zeros(tokenizer.quantize.codebook_size, dtype=torch.long, device=run.device)
+    for batch in loader:
+        eeg, channels, mask = batch.to(run)
+        with run.autocast():
+            codes = tokenizer.get_codebook_indices(eeg, channels)
+            _, stats = masked_code_loss(model(eeg, channels, mask), codes, mask)
+        log.add(stats, n=len(eeg))
+        counts += torch.bincount(codes.flatten(), minlength=len(counts))
+    return {f"val_{name}": value for name, value in {**log.means(), **entropy_of_codes(counts)}.items()}

@@ -1,0 +1,122 @@
+"""Metrics of stage 3 over a whole set, through scikit-learn and SciPy, and the rule that selects an epoch.
+
+Paper, section 3.3. Two classes: the positive class's probability against 0.5; more: argmax. Nothing is tuned on the
+set that is measured. A metric that is not defined (one class only, say) is NaN, never an invented score.
+"""
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+from scipy.stats import pearsonr
+from sklearn import metrics as sk
+
+from errors import UsageError
+
+TASKS = ("binary", "multiclass", "regression")
+METRICS = {
+    "binary": ("accuracy", "balanced_accuracy", "pr_auc", "roc_auc"),
+    "multiclass": ("accuracy", "balanced_accuracy", "cohen_kappa", "f1_weighted"),
+    "regression": ("pearson", "r2", "rmse"),
+}
+LOWER_IS_BETTER = ("rmse",)
+SELECT_BY = {"binary": "roc_auc", "multiclass": "cohen_kappa", "regression": "r2"}  # the paper's rule
+
+
+def binary_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """logits: (n,) or (n, 1); labels: (n,) of 0 and 1 -> accuracy, balanced_accuracy, pr_auc, roc_auc."""
+    logits = logits.reshape(len(labels))
+    predicted = (expit(logits) >= 0.5).astype(int)
+    both = len(np.unique(labels)) == 2
+    return {
+        "accuracy": float(sk.accuracy_score(labels, predicted)),
+        "balanced_accuracy": _balanced_accuracy(labels, predicted),
+        "pr_auc": float(sk.average_precision_score(labels, logits)) if both else math.nan,
+        "roc_auc": float(sk.roc_auc_score(labels, logits)) if both else math.nan,
+    }
+
+
+def multiclass_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """logits: (n, classes); labels: (n,) -> accuracy, balanced_accuracy, cohen_kappa, f1_weighted."""
+    predicted = logits.argmax(axis=1)
+    return {
+        "accuracy": float(sk.accuracy_score(labels, predicted)),
+        "balanced_accuracy": _balanced_accuracy(labels, predicted),
+        "cohen_kappa": _quiet(sk.cohen_kappa_score, labels, predicted),
+        "f1_weighted": _quiet(sk.f1_score, labels, predicted, average="weighted", zero_division=0),
+    }
+
+
+def regression_metrics(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """outputs, targets: (n, outputs) -> pearson, r2 and rmse, each the mean over outputs."""
+    outputs, targets = outputs.reshape(len(targets), -1), targets.reshape(len(targets), -1)
+    correlations = [_quiet_pearson(outputs[:, i], targets[:, i]) for i in range(targets.shape[1])]
+    return {
+        "pearson": float(np.mean(correlations)),
+        "r2": float(sk.r2_score(targets, outputs)) if len(targets) > 1 else math.nan,
+        "rmse": float(np.mean(np.sqrt(np.mean((outputs - targets) ** 2, axis=0)))),
+    }
+
+
+def compute(task: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Metrics of a task (one of TASKS) from the logits and labels of every sample of a set."""
+    functions = {"binary": binary_metrics, "multiclass": multiclass_metrics, "regression": regression_metrics}
+    return functions[task](np.asarray(logits, dtype=np.float64), np.asarray(labels))
+
+
+class BestEpoch:
+    """Remembers the epoch that the validation set selects; where there is none, the last one."""
+
+    def __init__(self, name: str, task: str) -> None:
+        """name: a metric of the task. Raises UsageError for another."""
+        if name not in METRICS[task]:
+            raise UsageError(f"--select_by {name}: for {task} tasks allowed are {', '.join(METRICS[task])}")
+        self.name = name
+        self.epoch: int | None = None
+        self.stats: dict[str, float] = {}
+
+    @property
+    def rule(self) -> str:
+        """What selects, in words."""
+        return (
+            f"validation {self.name}" if f"val_{self.name}" in self.stats else "being the last, without validation data"
+        )
+
+    def update(self, epoch: int, stats: dict[str, float]) -> bool:
+        """Whether this epoch is now the selected one. Ties keep the earlier epoch; NaN never replaces a number."""
+        key = f"val_{self.name}"
+        value, best = stats.get(key), self.stats.get(key, math.nan)
+        if self.epoch is None or value is None:
+            better = True
+        elif math.isnan(value):
+            better = False
+        else:
+            better = math.isnan(best) or (value < best if self.name in LOWER_IS_BETTER else value > best)
+        if better:
+            self.epoch, self.stats = epoch, dict(stats)
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        """What exact resumption needs."""
+        return {"epoch": self.epoch, "stats": self.stats}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.epoch, self.stats = state["epoch"], dict(state["stats"])
+
+
+def _balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
+    return _quiet(sk.balanced_accuracy_score, labels, predicted)
+
+
+def _quiet(function, *arguments, **options) -> float:  # type: ignore[no-untyped-def]  # scikit-learn's own signatures
+    """Call a metric whose warnings (a class without samples, say) the numbers already show."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(function(*arguments, **options))
+
+
+def _quiet_pearson(output: np.ndarray, target: np.ndarray) -> float:
+    return _quiet(lambda a, b: pearsonr(a, b).statistic, output, target) if len(output) > 1 else math.nan

@@ -1,0 +1,244 @@
+"""Parameter groups, schedules, and `Update`: everything that one optimizer step consists of.
+
+Paper, tables 3 to 5 of the appendix (hyperparameters). Source of the layer-wise learning-rate decay: BEiT.
+"""
+
+import argparse
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from errors import InputError, UsageError
+from utils import Run
+
+logger = logging.getLogger(__name__)
+
+NO_DECAY = ("cls_token", "pos_embed", "time_embed")  # beside biases and one-dimensional tensors; the mask token decays
+FIRST_LAYER = ("cls_token", "mask_token", "pos_embed")  # with the patch encoder; the time embedding has scale 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the optimizer and its schedules."""
+    group = parser.add_argument_group("optimizer")
+    group.add_argument("--opt", default="adamw", help="any optimizer that timm knows")
+    group.add_argument("--opt_eps", type=float, default=1e-8)
+    group.add_argument("--opt_betas", type=float, nargs=2, default=(0.9, 0.999))
+    group.add_argument("--clip_grad", type=float, default=None, help="largest gradient norm (default: no clipping)")
+    group.add_argument("--weight_decay", type=float)
+    group.add_argument("--weight_decay_end", type=float, default=None, help="cosine to this value (default: constant)")
+    group.add_argument("--lr", type=float, help="highest learning rate")
+    group.add_argument("--min_lr", type=float, help="learning rate at the end; never scaled by the batch")
+    group.add_argument("--warmup_epochs", type=int)
+    group.add_argument("--warmup_steps", type=int, default=-1, help="when positive, in place of --warmup_epochs")
+
+
+def cosine_schedule(
+    base: float, final: float, epochs: int, steps_per_epoch: int, *, warmup_epochs: int = 0, warmup_steps: int = -1
+) -> np.ndarray:
+    """Value at every step: linear warm-up from 0 to base, both ends included, then half a cosine to final."""
+    total = epochs * steps_per_epoch
+    warmup = min(warmup_steps if warmup_steps > 0 else warmup_epochs * steps_per_epoch, total)
+    steps = np.arange(total - warmup)
+    cosine = final + 0.5 * (base - final) * (1 + np.cos(np.pi * steps / max(len(steps), 1)))
+    return np.concatenate((np.linspace(0, base, warmup), cosine))
+
+
+def layer_scale(name: str, depth: int, decay: float) -> float:
+    """Learning-rate scale of a parameter of a trunk with `depth` blocks: decay^(depth + 1 - layer)."""
+    if name in FIRST_LAYER or name.startswith("patch_embed."):
+        return decay ** (depth + 1)
+    if name.startswith("blocks."):
+        return decay ** (depth - int(name.split(".")[1]))
+    return 1.0
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Learnable parameters by weight decay and learning-rate scale, each group with its `names`."""
+    depth = len(list(model.get_submodule("blocks").children())) if layer_decay != 1.0 else 0
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim > 1 and name.split(".")[-1] not in NO_DECAY
+        scale = layer_scale(name, depth, layer_decay) if layer_decay != 1.0 else 1.0
+        key = (scale, weight_decay if decays else 0.0)
+        group = groups.setdefault(key, {"params": [], "names": [], "lr_scale": key[0], "weight_decay": key[1]})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+class Update:
+    """One optimizer step: accumulation, gradient exchange, scaling, finite check, clipping, schedules, step count.
+
+    An engine runs its forward pass `with update.forward():` and then calls `update(loss)`, once per micro-batch.
+    """
+
+    def __init__(
+        self,
+        model: DistributedDataParallel,
+        optimizer: torch.optim.Optimizer,
+        run: Run,
+        *,
+        lr: np.ndarray,
+        weight_decay: np.ndarray,
+        steps_per_epoch: int,
+        clip_grad: float | None = None,
+        accumulation: int = 1,
+    ) -> None:
+        """lr and weight_decay: values at every step; accumulation: micro-batches a step."""
+        self.model, self.optimizer, self.run = model, optimizer, run
+        self.lr_values, self.weight_decay_values = lr, weight_decay
+        self.steps_per_epoch = steps_per_epoch
+        self.clip_grad = clip_grad if clip_grad else float("inf")
+        self.accumulation = accumulation
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp_dtype == torch.float16)
+        self.step = 0
+        self.stats: dict[str, Tensor | float] = {}  # of the last step taken
+        self._micro_batch = 0
+        self._finite = torch.tensor(True)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the step that is being made."""
+        return float(self.lr_values[min(self.step, len(self.lr_values) - 1)])
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Gradients travel between processes with the step's last micro-batch only."""
+        if self._micro_batch == self.accumulation - 1:
+            yield
+        else:
+            with self.model.no_sync():
+                yield
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Autocast where the run has it, around a forward pass of a micro-batch."""
+        with self._exchange(), self.run.autocast():
+            yield
+
+    def __call__(self, loss: Tensor) -> bool:
+        """Backward; at the last micro-batch also the step. Returns whether a step was taken.
+
+        Raises InputError, on all processes together and before anything changed, for a loss or gradient that is not
+        finite (with fp16 a gradient overflow only lowers the scale).
+        """
+        with self._exchange():
+            self.scaler.scale(loss / self.accumulation).backward()
+        finite = torch.isfinite(loss.detach())
+        self._finite = self._finite & finite if self._micro_batch else finite
+        self._micro_batch += 1
+        if self._micro_batch < self.accumulation:
+            return False
+        self._micro_batch = 0
+        self._set_schedules()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        self._stop_if_not_finite(norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
+        self.stats = {"lr": max(rates), "min_lr": min(rates), "weight_decay": max(decays), "grad_norm": norm}
+        self.step += 1
+        return True
+
+    def _set_schedules(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * group["lr_scale"]
+            if group["weight_decay"] > 0:
+                group["weight_decay"] = float(self.weight_decay_values[min(self.step, len(self.lr_values) - 1)])
+
+    def _stop_if_not_finite(self, norm: Tensor) -> None:
+        """The exchanged gradient is the same on all processes, so they agree without asking, except under a scaler."""
+        if self.scaler.is_enabled():
+            ok = self._finite.float()
+            torch.distributed.all_reduce(ok, op=torch.distributed.ReduceOp.MIN)
+            ok = ok > 0
+        else:
+            ok = torch.isfinite(norm)
+        if not bool(ok):
+            raise InputError(
+                f"loss or gradient is not finite at step {self.step} (epoch {self.step // self.steps_per_epoch}), "
+                "nothing was changed by it: look for NaN or huge values in the data, or lower --lr or set --clip_grad"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What exact resumption needs."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`. Raises InputError where the parameter groups differ."""
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise InputError(
+                f"the checkpoint's optimizer does not fit this run ({error}): use the flags it was made "
+                "with, or --no_auto_resume with another --output_dir"
+            ) from error
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.step = int(state["step"])
+
+
+def build_update(
+    model: DistributedDataParallel,
+    args: argparse.Namespace,
+    run: Run,
+    *,
+    steps_per_epoch: int,
+    accumulation: int = 1,
+    layer_decay: float = 1.0,
+    lr_batch: int | None = None,
+) -> Update:
+    """Optimizer, schedules and Update from the flags.
+
+    lr_batch: batch that --lr is meant for; the base rate (not --min_lr) is scaled by the total batch over it.
+    """
+    total_batch = args.batch_size * run.processes * accumulation
+    base = args.lr * total_batch / lr_batch if lr_batch else args.lr
+    logger.info(
+        "Total batch %d = %d x %d process(es) x %d micro-batch(es); lr %.3g to %.3g; %d steps an epoch",
+        total_batch,
+        args.batch_size,
+        run.processes,
+        accumulation,
+        base,
+        args.min_lr,
+        steps_per_epoch,
+    )
+    if args.opt.lower() not in list_optimizers():
+        raise UsageError(f"--opt {args.opt} is unknown; allowed: {', '.join(map(str, list_optimizers()))}")
+    info = get_optimizer_info(args.opt.lower())
+    options: dict[str, Any] = {"eps": args.opt_eps} if info.has_eps else {}
+    if info.has_betas:
+        options["betas"] = tuple(args.opt_betas)
+    groups = parameter_groups(model.module, weight_decay=args.weight_decay, layer_decay=layer_decay)
+    optimizer = create_optimizer_v2(groups, opt=args.opt.lower(), lr=base, weight_decay=0.0, **options)
+    end = args.weight_decay if args.weight_decay_end is None else args.weight_decay_end
+    return Update(
+        model,
+        optimizer,
+        run,
+        clip_grad=args.clip_grad,
+        accumulation=accumulation,
+        steps_per_epoch=steps_per_epoch,
+        lr=cosine_schedule(
+            base,
+            args.min_lr,
+            args.epochs,
+            steps_per_epoch,
+            warmup_epochs=args.warmup_epochs,
+            warmup_steps=args.warmup_steps,
+        ),
+        weight_decay=cosine_schedule(args.weight_decay, end, args.epochs, steps_per_epoch),
+    )

@@ -1,0 +1,196 @@
+"""Stage 3: fine-tune the pre-trained model on a labelled task. Paper, section 2.4."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from timm.models import create_model
+from timm.utils import ModelEmaV3
+from torch import nn
+
+import checkpoints
+import labelled_data
+import modeling_finetune
+import optim_factory
+import utils
+from eeg_data import Loaders
+from engine_for_finetuning import evaluate, save_predictions, train_one_epoch
+from errors import InputError, run_script
+from layers import check_window
+from metrics import SELECT_BY, BestEpoch
+
+logger = logging.getLogger(__name__)
+
+# What the paper's table of hyperparameters changes with the model's size.
+SIZE_DEFAULTS = {
+    "large": {"layer_decay": 0.8, "epochs": 30, "warmup_epochs": 3},
+    "huge": {"layer_decay": 0.8, "epochs": 30, "warmup_epochs": 3, "drop_path": 0.2},
+}
+
+
+def get_args() -> argparse.Namespace:
+    """Flags with the defaults of stage 3 for the chosen model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=utils.HelpFormatter)
+    add_model_arguments(parser)
+    labelled_data.add_labelled_arguments(parser)
+    optim_factory.add_arguments(parser)
+    task = parser.add_argument_group("fine-tuning")
+    task.add_argument("--update_freq", type=int, default=1, help="micro-batches a step")
+    task.add_argument("--layer_decay", type=float, default=0.65, help="0.8 for large and huge")
+    task.add_argument("--smoothing", type=float, default=0.1, help="label smoothing for more than two classes")
+    task.add_argument("--select_by", default=None, help="metric that selects the epoch (default: the paper's rule)")
+    task.add_argument("--model_ema", action="store_true", help="average the weights and evaluate the average")
+    task.add_argument("--model_ema_decay", type=float, default=0.9999)
+    task.add_argument("--eval", action="store_true", help="evaluate a checkpoint and stop")
+    task.add_argument(
+        "--disable_eval_during_finetuning", action="store_true", help="evaluate after the last epoch only"
+    )
+    utils.add_arguments(parser)
+    parser.set_defaults(
+        output_dir=Path("checkpoints/finetune_tuab_base"),
+        batch_size=64,
+        epochs=50,
+        save_ckpt_freq=5,
+        lr=5e-4,
+        min_lr=1e-6,
+        warmup_epochs=5,
+        weight_decay=0.05,
+    )
+    size = parser.parse_known_args()[0].model.split("_")[1]
+    parser.set_defaults(**SIZE_DEFAULTS.get(size, {}))
+    return parser.parse_args()
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the classifier."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", default="labram_base_patch200_200", choices=modeling_finetune.SIZES)
+    model.add_argument("--finetune", type=Path, default=None, help="checkpoint of stage 2 (default: from scratch)")
+    model.add_argument(
+        "--layer_scale_init_value", type=float, default=None, help="default: 0.1 base, 1e-5 large, 1e-6 huge"
+    )
+    model.add_argument("--drop_path", type=float, default=0.1, help="0.2 for huge")
+    model.add_argument("--drop", type=float, default=0.0, help="dropout")
+    model.add_argument("--attn_drop_rate", type=float, default=0.0)
+    model.add_argument("--init_scale", type=float, default=0.001, help="of the head's weights")
+    model.add_argument("--use_cls", action="store_true", help="CLS token in place of the mean of the patch tokens")
+    model.add_argument(
+        "--input_size", type=int, default=200, help="patch length in samples; windows come from the file"
+    )
+    utils.add_switch(model, "abs_pos_emb", default=True, help="electrode embedding")
+    model.add_argument("--qkv_bias", dest="qkv_bias", action="store_true", default=False, help="biases of q and v")
+    model.add_argument("--disable_qkv_bias", dest="qkv_bias", action="store_false", help="the default")
+    model.add_argument(
+        "--disable_rel_pos_bias", action="store_true", help="accepted: there is no relative position bias"
+    )
+
+
+def build_model(args: argparse.Namespace, outputs: int) -> modeling_finetune.NeuralTransformer:
+    """The classifier, with the weights of stage 2 where --finetune names a file."""
+    model: Any = create_model(
+        args.model,
+        num_classes=outputs,
+        drop_rate=args.drop,
+        drop_path_rate=args.drop_path,
+        attn_drop_rate=args.attn_drop_rate,
+        use_mean_pooling=not args.use_cls,
+        init_scale=args.init_scale,
+        use_abs_pos_emb=args.abs_pos_emb,
+        init_values=args.layer_scale_init_value,
+        qkv_bias=args.qkv_bias,
+        num_electrodes=args.num_electrodes,
+    )
+    if args.finetune is None:
+        logger.info("No --finetune: the classifier starts from random weights.")
+        return model
+    weights = checkpoints.model_state(checkpoints.read(args.finetune), args.finetune)
+    checkpoints.check_stage(weights, ["pretraining", "classifier"], args.finetune)
+    report = modeling_finetune.load_pretrained(model, weights, where=f"{args.finetune} into {args.model}")
+    logger.info("%s: %s", args.finetune, report)
+    return model
+
+
+class Evaluation:
+    """Metrics and prediction files of the validation and test sets."""
+
+    def __init__(self, loaders: Loaders, run: utils.Run, task: str, best: BestEpoch) -> None:
+        """best: remembers the selected epoch."""
+        self.sets = {name: loader for name, loader in (("val", loaders.val), ("test", loaders.test)) if loader}
+        self.run, self.task, self.best = run, task, best
+
+    def __call__(self, model: nn.Module, epoch: int) -> tuple[dict[str, float], bool]:
+        """Evaluate and write the predictions; returns the log entries and whether this epoch is now the selected."""
+        stats: dict[str, float] = {}
+        logits = {}
+        for name, loader in self.sets.items():
+            values, logits[name] = evaluate(model, loader, self.run, self.task)
+            stats |= {f"{name}_{metric}": value for metric, value in values.items()}
+        selected = self.best.update(epoch, stats)
+        if self.run.is_main:
+            for name, loader in self.sets.items():
+                path = self.run.output_dir / f"predictions-{name}.npz"
+                save_predictions(path, loader.dataset, epoch, logits[name], selected=selected)
+        return stats, selected
+
+
+def main(args: argparse.Namespace) -> None:
+    """Fine-tune, or with --eval evaluate, a classifier."""
+    check_window(args.input_size)
+    with utils.setup_run(args) as run:
+        file = labelled_data.read_labelled(labelled_data.labelled_path(args.dataset, args.data_dir))
+        outputs = file.outputs
+        if args.nb_classes not in (None, 0, outputs):
+            raise InputError(
+                f"--nb_classes {args.nb_classes}, but {file.path} needs {outputs} output(s): leave the flag out"
+            )
+        best = BestEpoch(args.select_by or SELECT_BY[file.task], file.task)
+        loaders = labelled_data.build_labelled_loaders(args, run, file, accumulation=args.update_freq)
+        model = run.distribute(build_model(args, outputs))
+        ema = ModelEmaV3(model.module, decay=args.model_ema_decay) if args.model_ema else None
+        evaluation = Evaluation(loaders, run, file.task, best)
+        if args.eval:
+            epoch = utils.load_for_evaluation(model.module, args, run, stage="classifier", averaged=ema is not None)
+            show(evaluation(model.module, epoch)[0], f"epoch {epoch}")
+            return
+        update = optim_factory.build_update(
+            model,
+            args,
+            run,
+            steps_per_epoch=loaders.steps_per_epoch,
+            accumulation=args.update_freq,
+            layer_decay=args.layer_decay,
+        )
+        extras = {"best": best, **({"model_ema": ema} if ema else {})}
+        state = utils.TrainingState(model, update, run, args, stage="classifier", extras=extras)
+        stats: dict[str, float] = {}
+        for epoch in range(state.resume(args), args.epochs):
+            train_one_epoch(
+                state,
+                loaders.train,
+                epoch,
+                file.task,
+                smoothing=args.smoothing,
+                after_step=(lambda: ema.update(model.module)) if ema else lambda: None,
+            )
+            stats, selected = {}, False
+            if not args.disable_eval_during_finetuning or epoch == args.epochs - 1:
+                stats, selected = evaluation(ema.module if ema else model.module, epoch)
+            state.finish_epoch(epoch, stats, best=selected)
+        if run.is_main and best.epoch is not None:
+            show(best.stats, f"selected epoch {best.epoch} (by {best.rule})")
+            show(stats, f"last epoch {args.epochs - 1}")
+
+
+def show(stats: dict[str, float], title: str) -> None:
+    """Log metrics, one line a set."""
+    for split in ("val", "test"):
+        values = {
+            name.removeprefix(f"{split}_"): value for name, value in stats.items() if name.startswith(f"{split}_")
+        }
+        if values:
+            logger.info("%s, %s: %s", title, split, ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+
+if __name__ == "__main__":
+    run_script(main, get_args())

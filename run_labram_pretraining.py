@@ -1,0 +1,95 @@
+"""Stage 2: pre-train the masked model on the tokenizer's codes. Paper, section 2.3."""
+
+import argparse
+import functools
+from pathlib import Path
+
+from timm.models import create_model
+
+import eeg_data
+import modeling_pretrain
+import modeling_vqnsp
+import optim_factory
+import utils
+from engine_for_pretraining import evaluate, train_one_epoch
+from errors import UsageError, run_script
+from layers import check_window
+
+
+def get_args() -> argparse.Namespace:
+    """Flags with the defaults of stage 2."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=utils.HelpFormatter)
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", default="labram_base_patch200_1600_8k_vocab", choices=modeling_pretrain.SIZES)
+    model.add_argument("--tokenizer_model", default="vqnsp_encoder_base_decoder_3x200x12", choices=modeling_vqnsp.SIZES)
+    model.add_argument("--tokenizer_weight", type=Path, default=Path("checkpoints/vqnsp.pth"), help="of stage 1")
+    model.add_argument("--codebook_size", type=int, default=None, help="codes (default: the tokenizer's)")
+    model.add_argument("--codebook_dim", type=int, default=None, help="width of a code (default: the tokenizer's)")
+    model.add_argument(
+        "--layer_scale_init_value", type=float, default=None, help="default: 0.1 base, 1e-5 large, 1e-6 huge"
+    )
+    model.add_argument("--mask_ratio", type=float, default=0.5, help="share of a window's patches that is masked")
+    model.add_argument("--drop_path", type=float, default=0.0)
+    model.add_argument("--drop", type=float, default=0.0, help="dropout")
+    model.add_argument("--attn_drop_rate", type=float, default=0.0)
+    model.add_argument("--input_size", type=int, default=1600, help="nominal window in samples; any of 1-16 s fits")
+    utils.add_switch(model, "abs_pos_emb", default=True, help="electrode embedding")
+    eeg_data.add_pretraining_arguments(parser, window_stride=800)
+    optim_factory.add_arguments(parser)
+    parser.add_argument("--gradient_accumulation_steps", type=int, default=1, help="micro-batches a step")
+    utils.add_arguments(parser)
+    parser.set_defaults(
+        output_dir=Path("checkpoints/labram_base"),
+        batch_size=64,
+        epochs=50,
+        save_ckpt_freq=5,
+        lr=5e-4,
+        min_lr=1e-5,
+        warmup_epochs=5,
+        weight_decay=0.05,
+        opt_betas=(0.9, 0.98),
+        clip_grad=3.0,
+    )
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Pre-train a masked model."""
+    check_window(args.input_size)
+    if not 0 < args.mask_ratio < 1:
+        raise UsageError(f"--mask_ratio {args.mask_ratio}: allowed are shares between 0 and 1, without the ends")
+    with utils.setup_run(args) as run:
+        tokenizer = modeling_vqnsp.load_tokenizer(
+            args.tokenizer_model,
+            args.tokenizer_weight,
+            codebook_size=args.codebook_size,
+            codebook_dim=args.codebook_dim,
+            num_electrodes=args.num_electrodes,
+        ).to(run.device, run.dtype)
+        make_mask = functools.partial(modeling_pretrain.random_mask, 1, ratio=args.mask_ratio)
+        accumulation = args.gradient_accumulation_steps
+        loaders = eeg_data.build_pretraining_loaders(args, run, accumulation=accumulation, make_mask=make_mask)
+        model = create_model(
+            args.model,
+            vocab_size=tokenizer.quantize.codebook_size,
+            drop_path_rate=args.drop_path,
+            drop_rate=args.drop,
+            attn_drop_rate=args.attn_drop_rate,
+            init_values=args.layer_scale_init_value,
+            use_abs_pos_emb=args.abs_pos_emb,
+            num_electrodes=args.num_electrodes,
+        )
+        model = run.distribute(model)
+        update = optim_factory.build_update(
+            model, args, run, steps_per_epoch=loaders.steps_per_epoch, accumulation=accumulation
+        )
+        state = utils.TrainingState(model, update, run, args, stage="pretraining")
+        for epoch in range(state.resume(args), args.epochs):
+            stats = train_one_epoch(state, loaders.train, tokenizer, epoch)
+            if loaders.val:
+                stats |= evaluate(model.module, loaders.val, tokenizer, run)
+            state.finish_epoch(epoch, stats)
+
+
+if __name__ == "__main__":
+    run_script(main, get_args())

@@ -1,0 +1,98 @@
+"""Stage 1: train the neural tokenizer on EEG recordings. Paper, section 2.2."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from timm.models import create_model
+
+import eeg_data
+import modeling_vqnsp
+import optim_factory
+import utils
+from engine_for_vqnsp import evaluate, initialize_codebook, train_one_epoch
+from errors import run_script
+from norm_ema_quantizer import CodebookRevival
+
+logger = logging.getLogger(__name__)
+
+LR_BATCH = 128  # batch that --lr is meant for: the released code scales it by the total batch over this
+
+
+def get_args() -> argparse.Namespace:
+    """Flags with the defaults of stage 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=utils.HelpFormatter)
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", default="vqnsp_encoder_base_decoder_3x200x12", choices=modeling_vqnsp.SIZES)
+    model.add_argument("--codebook_n_emd", type=int, default=8192, help="codes")
+    model.add_argument("--codebook_emd_dim", type=int, default=64, help="width of a code")
+    model.add_argument("--ema_decay", type=float, default=0.99, help="of the codebook's moving average")
+    utils.add_switch(model, "quantize_kmeans_init", default=True, help="start the codebook by k-means")
+    utils.add_switch(model, "revive_codes", default=True, help="re-seed codes that have long been unused")
+    model.add_argument("--input_size", type=int, default=1600, help="nominal window in samples; any of 1-16 s fits")
+    eeg_data.add_pretraining_arguments(parser, window_stride=200)
+    optim_factory.add_arguments(parser)
+    utils.add_arguments(parser)
+    parser.add_argument("--eval", action="store_true", help="evaluate a checkpoint on --val_data and stop")
+    parser.add_argument("--disable_eval", action="store_true", help="no evaluation during training")
+    parser.add_argument("--calculate_codebook_usage", action="store_true", help="with --eval: also on --train_data")
+    parser.set_defaults(
+        output_dir=Path("checkpoints/vqnsp"),
+        batch_size=128,
+        epochs=100,
+        save_ckpt_freq=20,
+        lr=5e-5,
+        min_lr=1e-5,
+        warmup_epochs=10,
+        weight_decay=1e-4,
+        opt_betas=(0.9, 0.99),
+    )
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train, or with --eval evaluate, a tokenizer."""
+    with utils.setup_run(args) as run:
+        loaders = eeg_data.build_pretraining_loaders(args, run)
+        model = create_model(
+            args.model,
+            n_code=args.codebook_n_emd,
+            code_dim=args.codebook_emd_dim,
+            EEG_size=args.input_size,
+            decay=args.ema_decay,
+            quantize_kmeans_init=args.quantize_kmeans_init,
+            num_electrodes=args.num_electrodes,
+        )
+        model = run.distribute(model)
+        if args.eval:
+            report_evaluation(args, run, model.module, loaders)
+            return
+        update = optim_factory.build_update(
+            model, args, run, steps_per_epoch=loaders.steps_per_epoch, lr_batch=LR_BATCH
+        )
+        total_steps = args.epochs * loaders.steps_per_epoch
+        revival = CodebookRevival(model.module.quantize, total_steps=total_steps, seed=args.seed)
+        state = utils.TrainingState(model, update, run, args, stage="tokenizer", extras={"revival": revival})
+        first = state.resume(args)
+        initialize_codebook(model.module, loaders.train, run, epoch=first, accumulation=1)
+        for epoch in range(first, args.epochs):
+            stats = train_one_epoch(state, loaders.train, epoch, revival=revival if args.revive_codes else None)
+            if loaders.val and not args.disable_eval:
+                stats |= evaluate(model.module, loaders.val, run)
+            state.finish_epoch(epoch, {**stats, "train_revived": revival.revived})
+
+
+def report_evaluation(
+    args: argparse.Namespace, run: utils.Run, model: modeling_vqnsp.VQNSP, loaders: eeg_data.Loaders
+) -> None:
+    """Log losses and codebook use of a checkpoint on the validation data."""
+    utils.load_for_evaluation(model, args, run, stage="tokenizer")
+    sets = {"val_data": loaders.val, "train_data": loaders.train if args.calculate_codebook_usage else None}
+    for name, loader in sets.items():
+        if loader is not None:
+            stats = evaluate(model, loader, run)
+            logger.info("%s: %s", name, ", ".join(f"{key} {value:.5g}" for key, value in stats.items()))
+
+
+if __name__ == "__main__":
+    run_script(main, get_args())

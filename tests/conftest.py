@@ -1,0 +1,19 @@
+"""What every test shares: imports from the repository's root, two threads, the folder of shared recordings."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of recordings beside the checkout; without it the tests that need it are skipped."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"the recordings of this test are not here: no folder {folder}")
+    return folder

@@ -1,0 +1,62 @@
+"""What the tests of the dataset makers share: running a maker, small recordings, reading what was made."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import h5py
+import mne
+import numpy as np
+
+from errors import run_script
+
+
+def run_maker(maker: ModuleType, *words: Any) -> int:
+    """Run a maker as its command line would; return the exit code."""
+    with patch.object(sys, "argv", [maker.__name__, *map(str, words)]):
+        try:
+            run_script(maker.main, maker.get_args())
+        except SystemExit as end:
+            return int(end.code or 0)
+    return 0
+
+
+def raw_of(names: list[str], rate: float, eeg: np.ndarray, types: Any = "eeg") -> mne.io.BaseRaw:
+    """Return a recording of eeg (N, time) in uV."""
+    return mne.io.RawArray(eeg * 1e-6, mne.create_info(names, rate, types), verbose="error")
+
+
+def noise(electrodes: int, seconds: float, rate: float, seed: int = 0) -> np.ndarray:
+    """Return (electrodes, time) in uV, standard deviation 20."""
+    return np.random.default_rng(seed).standard_normal((electrodes, int(seconds * rate))) * 20
+
+
+def save(path: Path, names: list[str], *, rate: float = 200.0, seconds: float = 6.0, seed: int = 0) -> Path:
+    """Write a FIF recording of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw_of(names, rate, noise(len(names), seconds, rate, seed)).save(path, fmt="double", verbose="error")
+    return path
+
+
+def opened(folder: Path) -> dict[str, dict[str, h5py.Dataset]]:
+    """Return file -> recording -> dataset for all HDF5 files of a folder."""
+    return {path.name: {key: group["eeg"] for key, group in h5py.File(path).items()} for path in folder.glob("*.hdf5")}
+
+
+def eeghdf_file(path: Path, names: tuple[str, ...] = ("EEG Fp1", "EEG A1", "X2", "EEG Mark1", "EEG Cz")) -> np.ndarray:
+    """Write a file as the package eeghdf does, with a patient; return its int16 counts (N, time)."""
+    counts = np.random.default_rng(0).integers(-3000, 3000, (len(names), 800), dtype=np.int16)
+    with h5py.File(path, "w") as file:
+        file.create_group("patient").attrs.update(patient_name="Jane Roe", birthdate="1981-02-03")
+        record = file.create_group("record-0")
+        record.attrs.update(sample_frequency=200.00000000000003, start_isodatetime="2019-03-04", technician="Roe")
+        record["signals"] = counts
+        record["signal_labels"] = np.array([name.encode() for name in names], dtype=object)
+        record["physical_dimensions"] = np.array([b"mV" if name == "EEG Cz" else b"uV" for name in names], dtype=object)
+        for kind, value in {"digital_mins": -32768, "digital_maxs": 32767}.items():
+            record[f"signal_{kind}"] = np.full(len(names), value, dtype=np.int32)
+        for kind, value in {"physical_mins": -3200.0, "physical_maxs": 3199.902}.items():
+            record[f"signal_{kind}"] = np.full(len(names), value)
+    return counts

