@@ -92,7 +92,9 @@ class CodeEmbed(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """codes: (B, code width, N, A) -> (B, N*A, D)."""
-        return rearrange(self.proj(codes), "B D N A -> B (N A) D")
+        rows = rearrange(codes, "B C N A -> B (N A) C")
+        # A 1x1 convolution is a linear layer; as one, its gradient keeps the weight's memory order, which DDP wants.
+        return F.linear(rows, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class Attention(nn.Module):

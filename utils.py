@@ -339,7 +339,7 @@ class TrainingState:
             self._save(epoch, best)
             with (self.run.output_dir / "log.txt").open("a") as file:
                 file.write(json.dumps(plain(line)) + "\n")
-            shown = {name: value for name, value in line.items() if isinstance(value, float) and math.isfinite(value)}
+            shown = {n: v for n, v in line.items() if n not in ("epoch", "n_parameters") and math.isfinite(v)}
             logger.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
             if self._writer:
                 for name, value in shown.items():
