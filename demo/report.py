@@ -1,0 +1,119 @@
+"""What the demo shows at its end: baselines, a table and figures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  # the backend comes first: there may be no display
+
+from eeg_data import MontageWindows, find_files, read_recordings, to_units
+from labelled_data import LabelledWindows, read_labelled
+from modeling_vqnsp import VQNSP, spectrum_targets
+from norm_ema_quantizer import usage
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Lines of a run's log.txt, one an epoch."""
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def load_windows(folder: Path, stride: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """All windows of the demo's one montage: EEG (n, N, A, T) in units of 100 uV, channels (N + 1,), N names."""
+    recordings = [recording for path in find_files([folder], "--train_data") for recording in read_recordings(path)]
+    windows = MontageWindows(recordings, stride=stride)
+    return to_units([windows[i] for i in range(len(windows))]), windows.channels, windows.montage
+
+
+def selected(folder: Path) -> dict[str, Any]:
+    """The line of log.txt of the epoch that the validation set selected."""
+    with np.load(folder / "predictions-test.npz", allow_pickle=False) as predictions:
+        epoch = int(predictions["epoch"])
+    return next(line for line in read_log(folder) if line["epoch"] == epoch)
+
+
+def one_code_losses(eeg: Tensor) -> tuple[float, float]:
+    """Least amplitude and phase loss that a tokenizer with a single code can reach on these windows.
+
+    Its decoder sees nothing but electrode and time, so the best it can predict is their mean spectrum; with the mean
+    taken from the same windows, no such tokenizer can do better. eeg: (n, N, A, T).
+    """
+    losses = [float((target - target.mean(0)).square().mean()) for target in spectrum_targets(eeg)]
+    return losses[0], losses[1]
+
+
+@torch.no_grad()
+def tokenizer_losses(tokenizer: VQNSP, eeg: Tensor, channels: Tensor) -> dict[str, float]:
+    """Amplitude and phase loss of a trained tokenizer on the same windows, and the use of its codes."""
+    amplitude = phase = 0.0
+    codes = []
+    for batch in eeg.split(16):
+        quantized, indices, _ = tokenizer.encode(batch, channels)
+        truth, predicted = spectrum_targets(batch), tokenizer.decode(quantized, channels)
+        amplitude += float((predicted[0] - truth[0]).square().mean()) * len(batch) / len(eeg)
+        phase += float((predicted[1] - truth[1]).square().mean()) * len(batch) / len(eeg)
+        codes.append(indices)
+    counts = torch.bincount(torch.cat(codes), minlength=tokenizer.quantize.codebook_size)
+    return {"amplitude": amplitude, "phase": phase, **usage(counts)}
+
+
+def logistic_regression(task: Path) -> float:
+    """Test balanced accuracy of a logistic regression on half-second means, fitted on all training trials."""
+    file = read_labelled(task)
+    features, labels = {}, {}
+    for split in file.splits:
+        data = LabelledWindows(file, split)
+        eeg = np.stack([data[(0, 0, i)][0] for i in range(len(data))])  # (n, N, A*T)
+        features[split] = eeg.reshape(*eeg.shape[:2], -1, 100).mean(-1).reshape(len(eeg), -1)
+        labels[split] = data.labels
+    model = make_pipeline(StandardScaler(), LogisticRegression())
+    model.fit(*(np.concatenate([part["train"], part["val"]]) for part in (features, labels)))
+    return float(balanced_accuracy_score(labels["test"], model.predict(features["test"])))
+
+
+def plot_losses(runs: dict[str, Path], path: Path) -> None:
+    """Training loss by epoch, one panel a stage."""
+    figure, axes = plt.subplots(1, len(runs), figsize=(4.2 * len(runs), 3.4), constrained_layout=True)
+    for axis, (title, folder) in zip(np.atleast_1d(axes), runs.items(), strict=True):
+        lines = read_log(folder)
+        epochs = [line["epoch"] + 1 for line in lines]
+        axis.plot(epochs, [line["train_loss"] for line in lines], marker="o", label="training loss")
+        if "train_unigram_loss" in lines[0]:
+            axis.plot(epochs, [line["train_unigram_loss"] for line in lines], "--", label="code frequencies alone")
+        if "val_loss" in lines[0]:
+            axis.plot(epochs, [line["val_loss"] for line in lines], "--", label="validation loss")
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(fontsize=8)
+    np.atleast_1d(axes)[0].set_ylabel("loss")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+@torch.no_grad()
+def plot_spectra(tokenizer: VQNSP, eeg: Tensor, channels: Tensor, names: tuple[str, ...], path: Path) -> None:
+    """True and predicted amplitude spectra of six patches of one window. eeg: (1, N, A, T)."""
+    truth = spectrum_targets(eeg)[0][0].numpy()  # (N*A, T)
+    predicted = tokenizer.decode(tokenizer.encode(eeg, channels)[0], channels)[0][0].numpy()
+    patches = eeg.shape[2]
+    places = np.linspace(0, len(truth) - 1, 6).astype(int)
+    frequency = np.fft.rfftfreq(eeg.shape[-1], d=1 / 200)[:76]  # Hz, up to the low-pass filter
+    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex=True, sharey=True, constrained_layout=True)
+    for axis, place in zip(axes.flat, places, strict=True):
+        axis.plot(frequency, truth[place, :76], label="true")
+        axis.plot(frequency, predicted[place, :76], label="predicted from its code")
+        axis.set_title(f"{names[place // patches]}, second {place % patches + 1}", fontsize=10)
+    axes[0, 0].legend(fontsize=8)
+    figure.supxlabel("frequency (Hz)")
+    figure.supylabel("Fourier amplitude (z-score within the window)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

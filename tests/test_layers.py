@@ -1,0 +1,440 @@
+"""Building blocks: patch encoder, attention, block, embeddings and initialisation against NumPy and closed forms."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import erf, softmax
+from scipy.stats import truncnorm
+from timm.models import create_model
+from torch import Tensor, nn
+
+import modeling_finetune
+import modeling_pretrain
+import modeling_vqnsp
+from electrodes import embedding_rows
+from errors import InputError
+from golden_recipe import fill
+from layers import Attention, Block, CodeEmbed, Mlp, TemporalConv, Trunk, check_window, to_patches
+
+TOKENIZER = "vqnsp_encoder_tiny_decoder_1x200x4"
+MASKED = "labram_tiny_patch200_1600_8k_vocab"
+CLASSIFIER = "labram_tiny_patch200_200"
+REGISTERED = [*modeling_vqnsp.SIZES, *modeling_pretrain.SIZES, *modeling_finetune.SIZES]
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.tensor(np.random.default_rng(seed).standard_normal(shape))
+
+
+def values(module: nn.Module) -> dict[str, np.ndarray]:
+    return {key: value.numpy() for key, value in module.state_dict().items()}
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * 0.5 * (1 + erf(x / math.sqrt(2)))
+
+
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * weight + bias
+
+
+# --- patches
+
+
+def test_to_patches_cuts_every_electrode_into_consecutive_seconds() -> None:
+    eeg = torch.arange(2 * 3 * 800.0).view(2, 3, 800)
+    patches = to_patches(eeg)
+    assert patches.shape == (2, 3, 4, 200)
+    assert torch.equal(patches[1, 2, 3], eeg[1, 2, 600:800])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 799), (2, 3, 0), (3, 400), (2, 3, 2, 200)])
+def test_to_patches_refuses_other_shapes_in_one_line(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=re.escape(str(shape))) as error:
+        to_patches(torch.zeros(shape))
+    assert "200" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("samples", [200, 400, 3200])
+def test_windows_of_1_to_16_whole_seconds_are_taken(samples: int) -> None:
+    assert check_window(samples) == samples
+
+
+@pytest.mark.parametrize("samples", [-200, 0, 199, 300, 3201, 3400])
+def test_other_windows_are_refused_in_one_line(samples: int) -> None:
+    with pytest.raises(InputError, match=rf"window of {samples} samples .*3200") as error:
+        check_window(samples)
+    assert "\n" not in str(error.value)
+
+
+# --- patch encoder and code embedding
+
+
+def convolve(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, stride: int, padding: int) -> np.ndarray:
+    """x: (B, C, L, T), kernel: (C', C, 1, K) -> (B, C', L, steps)."""
+    padded = np.pad(x, [(0, 0)] * 3 + [(padding, padding)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[-1], axis=-1)[..., ::stride, :]
+    return np.einsum("bclsk,ock->bols", windows, kernel[:, :, 0]) + bias[:, None, None]
+
+
+def group_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Four groups of channels; statistics over a group's channels, all patches and all steps of a sample."""
+    groups = x.reshape(len(x), 4, -1)
+    centred = groups - groups.mean(-1, keepdims=True)
+    normed = (centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)).reshape(x.shape)
+    return normed * weight[:, None, None] + bias[:, None, None]
+
+
+@pytest.mark.parametrize("width", [100, 200])
+def test_patch_encoder_equals_the_same_written_in_numpy(width: int) -> None:
+    encoder = fill(TemporalConv(width)).double()
+    eeg = random(2, 3, 2, 200)
+    w = values(encoder)
+    x = eeg.numpy().reshape(2, 1, 6, 200)
+    for i, (stride, padding) in enumerate([(8, 7), (1, 1), (1, 1)], start=1):
+        x = convolve(x, w[f"conv{i}.weight"], w[f"conv{i}.bias"], stride, padding)
+        x = gelu(group_norm(x, w[f"norm{i}.weight"], w[f"norm{i}.bias"]))
+    assert x.shape == (2, width // 25, 6, 25)
+    expected = x.transpose(0, 2, 3, 1).reshape(2, 6, width)  # step-major: all channels of step 1, then of step 2
+    np.testing.assert_allclose(encoder(eeg).detach().numpy(), expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("width", [50, 110, 201])
+def test_patch_encoder_refuses_a_width_that_is_not_25_times_a_multiple_of_4(width: int) -> None:
+    with pytest.raises(ValueError, match=f"width {width}"):
+        TemporalConv(width)
+
+
+def test_code_embedding_is_one_matrix_for_every_place() -> None:
+    embed = fill(CodeEmbed(5, 12)).double()
+    codes = random(2, 5, 3, 4)
+    w = values(embed)
+    expected = np.einsum("bcna,dc->bnad", codes.numpy(), w["proj.weight"][:, :, 0, 0]) + w["proj.bias"]
+    np.testing.assert_allclose(embed(codes).detach().numpy(), expected.reshape(2, 12, 12), rtol=1e-9, atol=1e-12)
+
+
+# --- attention, MLP, block
+
+
+@pytest.mark.parametrize(("qkv_bias", "qk_norm"), [(False, False), (True, False), (False, True), (True, True)])
+def test_attention_equals_two_products_and_a_softmax(qkv_bias: bool, qk_norm: bool) -> None:
+    B, L, H, d = 2, 5, 3, 4
+    D = H * d
+    attention = fill(Attention(D, H, qkv_bias=qkv_bias, qk_norm=qk_norm, attn_drop=0.0, drop=0.0)).double()
+    x = random(B, L, D)
+    w = values(attention)
+    assert ("q_bias" in w, "k_bias" in w, "v_bias" in w) == (qkv_bias, False, qkv_bias)
+    expected = np.empty((B, L, D))
+    for b in range(B):
+        q, k, v = (x[b].numpy() @ part.T for part in np.split(w["qkv.weight"], 3))
+        if qkv_bias:
+            q, v = q + w["q_bias"], v + w["v_bias"]
+        for h in range(H):
+            head = slice(h * d, (h + 1) * d)
+            q_h, k_h = q[:, head], k[:, head]
+            if qk_norm:
+                q_h = layer_norm(q_h, w["q_norm.weight"], w["q_norm.bias"])
+                k_h = layer_norm(k_h, w["k_norm.weight"], w["k_norm.bias"])
+            expected[b, :, head] = softmax(q_h @ k_h.T / math.sqrt(d), axis=-1) @ v[:, head]
+    expected = expected @ w["proj.weight"].T + w["proj.bias"]
+    np.testing.assert_allclose(attention(x).detach().numpy(), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_mlp_is_four_times_as_wide_and_uses_the_exact_gelu() -> None:
+    mlp = fill(Mlp(6, drop=0.0)).double()
+    x = random(2, 3, 6)
+    w = values(mlp)
+    assert w["fc1.weight"].shape == (24, 6)
+    hidden = gelu(x.numpy() @ w["fc1.weight"].T + w["fc1.bias"])
+    expected = hidden @ w["fc2.weight"].T + w["fc2.bias"]
+    np.testing.assert_allclose(mlp(x).detach().numpy(), expected, rtol=1e-9, atol=1e-11)
+
+
+def block_of(init_values: float = 0.1, drop_path: float = 0.0) -> Block:
+    return fill(
+        Block(
+            12, 3, qkv_bias=False, qk_norm=True, init_values=init_values, drop=0.0, attn_drop=0.0, drop_path=drop_path
+        )
+    ).double()
+
+
+@pytest.mark.parametrize("init_values", [0.0, 0.1])
+def test_block_normalises_before_each_part_and_scales_what_it_adds(init_values: float) -> None:
+    block = block_of(init_values)
+    x = random(2, 4, 12)
+    w = values(block)
+    assert ("gamma_1" in w, "gamma_2" in w) == (init_values > 0, init_values > 0)
+    with torch.no_grad():
+        normed = layer_norm(x.numpy(), w["norm1.weight"], w["norm1.bias"])
+        y = x.numpy() + w.get("gamma_1", 1.0) * block.attn(torch.tensor(normed)).numpy()
+        normed = layer_norm(y, w["norm2.weight"], w["norm2.bias"])
+        expected = y + w.get("gamma_2", 1.0) * block.mlp(torch.tensor(normed)).numpy()
+        np.testing.assert_allclose(block(x).numpy(), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_drop_path_drops_a_part_for_a_whole_sample_and_scales_the_rest() -> None:
+    block = block_of(drop_path=0.5)
+    nn.init.zeros_(block.mlp.fc2.weight)
+    nn.init.zeros_(block.mlp.fc2.bias)  # the second part adds nothing: only the attention's drop is seen
+    x = random(1, 4, 12).expand(64, 4, 12)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        added = block.eval()(x) - x
+        trained = block.train()(x) - x
+    dropped = trained.abs().amax(dim=(1, 2)) == 0
+    assert 16 <= int(dropped.sum()) <= 48
+    torch.testing.assert_close(trained[~dropped], 2 * added[~dropped])
+
+
+@pytest.mark.parametrize(("depth", "rates"), [(5, [0, 0.05, 0.1, 0.15, 0.2]), (2, [0, 0.2]), (1, [0])])
+def test_drop_path_rises_linearly_from_0_to_the_rate(depth: int, rates: list[float]) -> None:
+    model = create_model(CLASSIFIER, depth=depth, drop_path_rate=0.2)
+    assert [block.drop_path.drop_prob for block in model.blocks] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("rate", ["drop_rate", "attn_drop_rate", "drop_path_rate"])
+def test_each_dropout_acts_in_training_and_not_in_evaluation(rate: str) -> None:
+    torch.manual_seed(0)
+    model = fill(create_model(CLASSIFIER, **{rate: 0.5}))
+    x = random(4, 2, 2, 200).float()
+    with torch.no_grad():
+        assert not torch.equal(model.train()(x, [0, 1, 2]), model(x, [0, 1, 2]))
+        assert torch.equal(model.eval()(x, [0, 1, 2]), model(x, [0, 1, 2]))
+        plain = fill(create_model(CLASSIFIER)).train()
+        assert torch.equal(plain(x, [0, 1, 2]), model(x, [0, 1, 2]))
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_every_layer_norm_has_eps_1e_6_and_every_group_norm_4_groups_and_eps_1e_5(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    layer_norms = [part.eps for part in model.modules() if isinstance(part, nn.LayerNorm)]
+    group_norms = [(part.eps, part.num_groups) for part in model.modules() if isinstance(part, nn.GroupNorm)]
+    assert len(layer_norms) > 8 and set(layer_norms) == {1e-6}
+    assert len(group_norms) == 3 and set(group_norms) == {(1e-5, 4)}
+
+
+# --- initialisation
+
+
+def linears(model: nn.Module) -> dict[str, nn.Linear]:
+    return {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+
+
+def block_scale(name: str) -> float:
+    """1 / sqrt(2 i) for the output projections of block i, counted from 1."""
+    found = re.search(r"blocks\.(\d+)\.(attn\.proj|mlp\.fc2)$", name)
+    return 1 / math.sqrt(2 * (int(found[1]) + 1)) if found else 1.0
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return create_model(name, **({"init_scale": 1.0, "num_classes": 40} if name == CLASSIFIER else {}))
+
+
+@pytest.mark.parametrize("name", [TOKENIZER, CLASSIFIER])
+def test_weights_have_std_002_and_a_far_cut(name: str) -> None:
+    model = build(name)
+    tables = {key: p for key, p in model.named_parameters() if re.search(r"(pos|time)_embed$|cls_token$", key)}
+    weights = {key: part.weight for key, part in linears(model).items()}
+    assert len(tables) in (3, 6) and len(weights) >= 4 * 4
+    for key, weight in {**tables, **weights}.items():
+        tolerance = 5 / math.sqrt(2 * weight.numel())  # five standard errors of a standard deviation
+        assert weight.std().item() == pytest.approx(0.02 * block_scale(key), rel=tolerance), key
+        if weight.numel() > 10_000:
+            assert weight.abs().max().item() > 3.5 * 0.02 * block_scale(key), key
+
+
+def test_masked_model_cuts_its_weights_at_one_standard_deviation() -> None:
+    model = build(MASKED)
+    expected = 0.02 * truncnorm(-1, 1).std()  # 0.0108
+    weights = {key: part.weight for key, part in linears(model).items()}
+    weights |= {k: p for k, p in model.named_parameters() if re.search(r"(pos|time)_embed$|(cls|mask)_token$", k)}
+    convolutions = {k: m for k, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    weights |= {key: part.weight for key, part in convolutions.items()}
+    assert len(weights) == 4 * 4 + 1 + 4 + 3
+    for key, weight in weights.items():
+        scale = block_scale(key)
+        assert weight.abs().max().item() <= 0.02 * scale * (1 + 1e-6), key
+        assert weight.std().item() == pytest.approx(expected * scale, rel=4 / math.sqrt(2 * weight.numel())), key
+    assert all(torch.count_nonzero(part.bias) == 0 for part in convolutions.values())
+
+
+@pytest.mark.parametrize("name", [TOKENIZER, CLASSIFIER])
+def test_convolutions_elsewhere_keep_pytorchs_own_initialisation(name: str) -> None:
+    convolutions = [part for part in build(name).modules() if isinstance(part, nn.Conv2d)]
+    assert len(convolutions) == {TOKENIZER: 4, CLASSIFIER: 3}[name]
+    for part in convolutions:
+        bound = 1 / math.sqrt(part.weight[0].numel())  # uniform in +-1/sqrt(fan in), weights and biases
+        assert 0.7 * bound < part.weight.abs().max().item() <= bound
+        assert 0 < part.bias.abs().max().item() <= bound
+
+
+@pytest.mark.parametrize("name", [TOKENIZER, MASKED, CLASSIFIER])
+def test_linear_biases_start_at_0_and_norms_at_1_and_0(name: str) -> None:
+    model = build(name)
+    biases = [part.bias for part in linears(model).values() if part.bias is not None]
+    biases += [p for key, p in model.named_parameters() if key.endswith(("q_bias", "v_bias"))]
+    norms = [part for part in model.modules() if isinstance(part, nn.LayerNorm | nn.GroupNorm)]
+    assert len(biases) > 8 and len(norms) > 8
+    assert all(torch.count_nonzero(bias) == 0 for bias in [*biases, *(norm.bias for norm in norms)])
+    assert all(torch.equal(norm.weight, torch.ones_like(norm.weight)) for norm in norms)
+
+
+@pytest.mark.parametrize(
+    ("name", "gamma"),
+    [
+        ("labram_base_patch200_1600_8k_vocab", 0.1), ("labram_large_patch200_1600_8k_vocab", 1e-5),
+        ("labram_huge_patch200_1600_8k_vocab", 1e-6), ("labram_base_patch200_200", 0.1),
+        ("labram_large_patch200_200", 1e-5), ("labram_huge_patch200_200", 1e-6), (MASKED, 0.1), (CLASSIFIER, 0.1),
+    ],
+)  # fmt: skip
+def test_layer_scale_starts_at_the_sizes_own_value(name: str, gamma: float) -> None:
+    model = create_model(name, depth=1)
+    found = [p for key, p in model.named_parameters() if key.endswith(("gamma_1", "gamma_2"))]
+    assert len(found) == 2
+    assert all(torch.equal(p, torch.full_like(p, gamma)) for p in found)
+
+
+def test_the_tokenizer_has_no_layer_scale_and_no_q_or_k_norm() -> None:
+    assert not [key for key in create_model(TOKENIZER).state_dict() if re.search("gamma|q_norm|k_norm", key)]
+
+
+# --- embeddings
+
+
+class Zeros(nn.Module):
+    """A patch encoder whose tokens are zero, so that only the embeddings are seen."""
+
+    def forward(self, eeg: Tensor) -> Tensor:
+        return eeg.new_zeros(len(eeg), eeg.shape[1] * eeg.shape[2], 12)
+
+
+def embedding_trunk(**options: object) -> Trunk:
+    return fill(Trunk(Zeros(), width=12, depth=1, heads=2, qkv_bias=False, qk_norm=True, **options))
+
+
+@pytest.mark.parametrize("cls_position_row", ["own", "first_electrode"])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_embeddings_are_repeated_electrode_major_and_cls_gets_the_row_it_is_told(
+    cls_position_row: str, as_tensor: bool
+) -> None:
+    trunk = embedding_trunk(cls_position_row=cls_position_row)
+    channels = [0, 7, 3, 128]
+    w = values(trunk)
+    position, time = w["pos_embed"][0], w["time_embed"][0]
+    expected = [w["cls_token"][0, 0] + position[0 if cls_position_row == "own" else 7]]
+    for row in channels[1:]:
+        expected += [position[row] + time[a] for a in range(4)]
+    tokens = trunk.embed(torch.zeros(2, 3, 4, 200), torch.tensor(channels) if as_tensor else channels)
+    assert tokens.shape == (2, 13, 12)
+    np.testing.assert_allclose(tokens.detach().numpy(), [expected, expected], rtol=1e-6)
+
+
+def test_the_mask_token_replaces_a_patch_before_positions_are_added() -> None:
+    trunk = embedding_trunk(masked=True)
+    mask = torch.tensor([[True, False, False, True], [False, False, True, True]])
+    x = torch.zeros(2, 2, 2, 200)
+    added = trunk.embed(x, [0, 1, 2], mask) - trunk.embed(x, [0, 1, 2])
+    expected = torch.where(mask[..., None], trunk.mask_token, 0.0)
+    torch.testing.assert_close(added[:, 1:], expected)
+    assert torch.count_nonzero(added[:, 0]) == 0
+
+
+def test_input_chans_none_means_all_128_electrodes_in_order() -> None:
+    trunk = embedding_trunk()
+    x = torch.zeros(1, 128, 1, 200)
+    assert torch.equal(trunk.embed(x, None), trunk.embed(x, list(range(129))))
+    with pytest.raises(InputError, match="all 128 electrodes.* has 19.*input_chans"):
+        trunk.embed(torch.zeros(1, 19, 1, 200), None)
+
+
+def test_without_position_embedding_electrode_names_do_not_matter() -> None:
+    trunk = embedding_trunk(use_abs_pos_emb=False)
+    assert "pos_embed" not in trunk.state_dict()
+    x = torch.zeros(1, 2, 2, 200)
+    assert torch.equal(trunk.embed(x, [0, 1, 2]), trunk.embed(x, [0, 50, 60]))
+
+
+@pytest.mark.parametrize("channels", [[0], [0, 1], [0, 1, 2, 3], [[0, 1, 2]]])
+def test_input_chans_of_another_length_is_refused_with_the_length_it_needs(channels: list[int]) -> None:
+    with pytest.raises(InputError, match="for 2 electrodes.*length 3") as error:
+        embedding_trunk().embed(torch.zeros(1, 2, 1, 200), channels)
+    assert "\n" not in str(error.value)
+
+
+def test_a_row_beyond_the_table_is_refused_with_the_way_out() -> None:
+    with pytest.raises(InputError, match="row 129.*rows 0 to 128.*num_electrodes=136") as error:
+        embedding_trunk().embed(torch.zeros(1, 2, 1, 200), [0, 5, 129])
+    assert "\n" not in str(error.value)
+
+
+def test_a_negative_row_is_refused_by_its_own_name() -> None:
+    with pytest.raises(InputError, match="row -1"):
+        embedding_trunk().embed(torch.zeros(1, 2, 1, 200), [0, 5, -1])
+
+
+@pytest.mark.parametrize("name", [TOKENIZER, MASKED, CLASSIFIER])
+def test_num_electrodes_136_grows_the_table_to_the_last_eight_names(name: str) -> None:
+    model = create_model(name, num_electrodes=136)
+    tables = [value for key, value in model.state_dict().items() if key.endswith("pos_embed")]
+    assert tables and all(value.shape == (1, 137, 200) for value in tables)
+    channels = embedding_rows(["FP1-F3", "P4-O2"], table_rows=137)
+    assert channels == [0, 129, 136]
+    trunk = next(part for part in model.modules() if isinstance(part, Trunk))
+    tokens = trunk.embed(torch.zeros(1, 2, 1, 200), channels)
+    moved = trunk.embed(torch.zeros(1, 2, 1, 200), [0, 129, 135])
+    torch.testing.assert_close((tokens - moved)[0, 2], (trunk.pos_embed[0, 136] - trunk.pos_embed[0, 135]))
+
+
+def test_windows_of_17_seconds_are_refused_and_name_the_limit() -> None:
+    model = create_model(CLASSIFIER)
+    with pytest.raises(InputError, match=r"3400 samples.*16 s") as error:
+        model(torch.zeros(1, 2, 17, 200), [0, 1, 2])
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_cls_position_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="'zero'.*'own'.*'first_electrode'"):
+        embedding_trunk(cls_position_row="zero")
+
+
+@pytest.mark.parametrize(("electrodes", "seconds"), [(1, 1), (1, 16), (128, 1), (128, 2), (16, 16)])
+def test_one_to_128_electrodes_and_1_to_16_seconds_work_in_training(electrodes: int, seconds: int) -> None:
+    model = fill(create_model(CLASSIFIER, num_classes=3)).train()
+    logits = model(random(2, electrodes, seconds, 200).float(), list(range(electrodes + 1)))
+    assert logits.shape == (2, 3) and bool(logits.isfinite().all())
+    logits.sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", [MASKED, CLASSIFIER])
+def test_half_precision_autocast_stays_close_to_float32(name: str) -> None:
+    model = fill(create_model(name)).eval()
+    x, mask = random(2, 3, 2, 200).float(), torch.tensor([[True, False] * 3] * 2)
+    inputs = (x, [0, 1, 2, 3], mask) if name == MASKED else (x, [0, 1, 2, 3])
+    with torch.no_grad():
+        exact = model(*inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(*inputs)
+    exact, half = (exact[0], half[0]) if name == MASKED else (exact, half)
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - exact).abs().max() < 0.05 * exact.abs().max() + 0.05
+
+
+# --- registry
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_pretrained_weights_are_refused_because_none_are_fetched(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name}.*checkpoint"):
+        create_model(name, pretrained=True)
+
+
+def test_an_unknown_keyword_is_an_error_and_not_swallowed() -> None:
+    with pytest.raises(TypeError, match="drop_path_rat"):
+        create_model(CLASSIFIER, drop_path_rat=0.1)

@@ -1,0 +1,213 @@
+"""The masked model against golden numbers; masks; what a masked place can and cannot see."""
+
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from timm.models import create_model
+from torch import Tensor, nn
+
+import checkpoints
+import golden_recipe
+import modeling_pretrain
+from errors import InputError
+from golden_recipe import adamw, assert_forward, assert_trajectory, eeg, fill
+from modeling_pretrain import UNUSED_PUBLISHED_KEYS, MaskedModel, random_mask
+
+BASE = "labram_base_patch200_1600_8k_vocab"
+TINY = "labram_tiny_patch200_1600_8k_vocab"
+PUBLISHED = [name for name in golden_recipe.table("state_dicts") if name.endswith("8k_vocab")]
+UNUSED = re.compile(r"student\.lm_head\.|projection_head\.")  # named in SPEC.md, section 3
+
+
+def tiny(**options: object) -> MaskedModel:
+    return fill(create_model(TINY, **{"vocab_size": 50, **options})).double().eval()
+
+
+def golden_model(golden: dict[str, np.ndarray]) -> MaskedModel:
+    return fill(create_model(BASE, vocab_size=int(golden["vocab"])))
+
+
+def golden_logits(model: MaskedModel, golden: dict[str, np.ndarray]) -> tuple[Tensor, Tensor]:
+    x, mask = eeg(golden["eeg_seed"], golden["eeg_shape"]), torch.tensor(golden["masks"][0])
+    return model(x, golden_recipe.rows(golden), mask)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_state_dict_is_the_published_one_without_the_keys_that_nothing_uses(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    published = golden_recipe.table("state_dicts")[name]
+    used = {key: shape for key, shape in published["state_dict"].items() if not UNUSED.match(key)}
+    unused = sum(int(np.prod(shape)) for key, shape in published["state_dict"].items() if UNUSED.match(key))
+    assert unused > 0
+    assert {key: list(value.shape) for key, value in model.state_dict().items()} == used
+    assert list(model.state_dict()) == list(used)
+    assert sum(p.numel() for p in model.parameters()) == published["parameters"] - unused
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == published["learnable"] - unused
+
+
+def test_every_published_and_our_tiny_masked_model_is_registered() -> None:
+    assert sorted(modeling_pretrain.SIZES) == sorted([*PUBLISHED, TINY]) and len(PUBLISHED) == 3
+    assert len(create_model(TINY).student.blocks) == 4
+
+
+def test_a_published_file_loads_and_reports_the_keys_that_nothing_uses(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = golden_recipe.published_weights(BASE)
+    torch.save({"model": weights, "epoch": 49}, tmp_path / "labram-base.pth")
+    model = create_model(BASE)
+    state = checkpoints.read_model(tmp_path / "labram-base.pth", stage="pretraining")
+    with caplog.at_level(logging.INFO):
+        unused = checkpoints.load_strictly(model, state, where="labram-base.pth", ignored=UNUSED_PUBLISHED_KEYS)
+    assert sorted(unused) == sorted(key for key in weights if UNUSED.match(key)) and len(unused) >= 4
+    assert all(key in caplog.text for key in unused)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    with pytest.raises(InputError, match=r"not in the model"):
+        checkpoints.load_strictly(model, state, where="labram-base.pth")
+
+
+@pytest.mark.parametrize("case", ["pretrain_base_train", "pretrain_base_other_montage"])
+def test_training_follows_the_golden_trajectory(case: str) -> None:
+    golden = golden_recipe.arrays(case)
+    channels = golden_recipe.rows(golden)
+    model = golden_model(golden).train()
+    optimizer = adamw(model, "pretrain_base", golden)
+    losses, norms = [], []
+    for step, (mask, codes) in enumerate(zip(*map(torch.tensor, (golden["masks"], golden["labels"])), strict=True)):
+        logits, logits_sym = model(eeg(golden["eeg_seed"] + step, golden["eeg_shape"]), channels, mask)
+        if step == 0:
+            assert_forward(logits[:4, :64], golden["logits_first"])
+            assert_forward(logits_sym[:4, :64], golden["logits_sym_first"])
+        loss = nn.functional.cross_entropy(logits, codes[mask])
+        loss_sym = nn.functional.cross_entropy(logits_sym, codes[~mask])
+        losses.append([loss.item(), loss_sym.item()])
+        norms.append(golden_recipe.step(model, optimizer, loss + loss_sym, clip=float(golden["clip_grad"])))
+    assert_trajectory(losses, golden["losses"])
+    assert_trajectory(norms, golden["grad_norm"])
+
+
+def test_cls_gets_the_position_of_the_inputs_first_electrode_and_golden_numbers_tell() -> None:
+    golden = golden_recipe.arrays("pretrain_base_other_montage")
+    assert golden["channels"][0] != "FP1"
+    model = golden_model(golden)
+    with torch.no_grad():
+        assert_forward(golden_logits(model, golden)[0][:4, :64], golden["logits_first"])
+        model.student.pos_embed[:, 0] = 1e3  # row 0 is not used
+        assert_forward(golden_logits(model, golden)[0][:4, :64], golden["logits_first"])
+        fill(model).student.cls_position_row = "own"
+        wrong = golden_logits(model, golden)[0][:4, :64].numpy()
+    assert np.abs(wrong - golden["logits_first"]).max() > 1e-3
+
+
+# Masks
+
+
+@pytest.mark.parametrize("patches", [1, 2, 7, 64, 255, 256])
+@pytest.mark.parametrize(
+    ("ratio", "visible"), [(0.5, lambda n: n // 2), (0.25, lambda n: 3 * n // 4), (0.75, lambda n: n // 4),
+                           (0.0, lambda n: n), (1.0, lambda n: 0)],
+)  # fmt: skip
+def test_every_sample_has_exactly_its_share_masked(patches: int, ratio: float, visible) -> None:  # noqa: ANN001
+    mask = random_mask(20, patches, ratio=ratio)
+    assert mask.dtype == torch.bool and mask.shape == (20, patches)
+    assert set(mask.sum(1).tolist()) == {patches - visible(patches)}
+
+
+def test_half_of_the_patches_is_masked_by_default_and_the_odd_one_too() -> None:
+    assert set(random_mask(5, 64).sum(1).tolist()) == {32}
+    assert set(random_mask(5, 57).sum(1).tolist()) == {29}
+
+
+def test_masks_are_uniform_over_places_and_over_whole_masks() -> None:
+    mask = random_mask(12_000, 6, generator=torch.Generator().manual_seed(0))
+    subsets = (mask.long() * 2 ** torch.arange(6)).sum(1).bincount(minlength=64)
+    assert int((subsets > 0).sum()) == 20, "there are 20 ways to choose 3 of 6"
+    assert chisquare(subsets[subsets > 0].numpy()).pvalue > 1e-3
+    ragged = random_mask(12_000, 5, ratio=0.3, generator=torch.Generator().manual_seed(0))
+    assert chisquare(ragged.sum(0).numpy()).pvalue > 1e-3
+
+
+def test_masks_follow_their_generator_and_leave_the_global_one_alone() -> None:
+    state = torch.get_rng_state()
+    masks = [random_mask(4, 64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+    assert len({tuple(row.tolist()) for row in masks[0]}) == 4, "samples share their mask"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# What a masked place sees
+
+
+def test_masked_tokens_carry_nothing_of_their_patch() -> None:
+    student = tiny().student
+    mask = random_mask(2, 6, generator=torch.Generator().manual_seed(0))
+    channels = [0, 7, 3]
+    a, b = (student.embed(eeg(seed, (2, 2, 3, 200)).double(), channels, mask)[:, 1:] for seed in (1, 2))
+    assert torch.equal(a[mask], b[mask]) and (a[~mask] - b[~mask]).abs().amax(-1).min() > 0.01
+    place = torch.arange(6).expand(2, 6)[mask]
+    position = student.pos_embed[0, torch.tensor([7, 3])[place // 3]]
+    expected = student.mask_token[0, 0] + position + student.time_embed[0, place % 3]
+    torch.testing.assert_close(a[mask], expected)
+
+
+def test_swapping_patches_among_masked_places_changes_no_logit_and_among_visible_ones_it_does() -> None:
+    # Swapped rather than changed, because GroupNorm's statistics run over all patches and would tell a change.
+    model, channels = tiny(), [0, 1, 2, 3, 4]
+    x = eeg(1, (1, 4, 4, 200)).double()
+    mask = random_mask(1, 16, generator=torch.Generator().manual_seed(0))
+
+    def with_swapped(places: Tensor) -> Tensor:
+        swapped = x.view(16, 200).clone()
+        swapped[places] = swapped[places].roll(1, dims=0)
+        return model(swapped.view_as(x), channels, mask)[0]
+
+    with torch.no_grad():
+        logits = model(x, channels, mask)[0]
+        torch.testing.assert_close(with_swapped(mask[0]), logits, rtol=0, atol=1e-11)
+        assert (with_swapped(~mask[0]) - logits).abs().max() > 1e-3
+
+
+def test_the_second_logits_are_those_of_the_inverted_mask() -> None:
+    model, channels = tiny(), [0, 9, 5, 1]
+    x, mask = eeg(1, (3, 3, 3, 200)).double(), random_mask(3, 9, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, logits_sym = model(x, channels, mask)
+        inverted, inverted_sym = model(x, channels, ~mask)
+    assert logits.shape == (15, 50) and logits_sym.shape == (12, 50)
+    assert torch.equal(logits, inverted_sym) and torch.equal(logits_sym, inverted)
+
+
+def test_logits_come_in_the_order_of_the_masks_true_entries() -> None:
+    model, channels = tiny(), [0, 9, 5, 1]
+    x, mask = eeg(1, (2, 3, 3, 200)).double(), random_mask(2, 9, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = model(x, channels, mask)
+        for logits, places in zip(found, (mask, ~mask), strict=True):
+            tokens = model.student(x, channels, places)
+            expected = [model.lm_head(tokens[b, place]) for b in range(2) for place in range(9) if places[b, place]]
+            torch.testing.assert_close(logits, torch.stack(expected))
+
+
+def test_a_mask_of_zeros_and_ones_counts_as_true_and_false() -> None:
+    model, x = tiny(), eeg(1, (2, 2, 2, 200)).double()
+    mask = random_mask(2, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for found, expected in zip(model(x, [0, 1, 2], mask.long()), model(x, [0, 1, 2], mask), strict=True):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("electrodes", "seconds"), [(1, 1), (5, 1), (1, 16)])
+def test_the_smallest_windows_train_every_parameter(electrodes: int, seconds: int) -> None:
+    model = create_model(TINY, vocab_size=20).train()
+    mask = random_mask(2, electrodes * seconds, generator=torch.Generator().manual_seed(0))
+    logits = torch.cat(model(eeg(1, (2, electrodes, seconds, 200)), list(range(electrodes + 1)), mask))
+    assert logits.shape == (2 * electrodes * seconds, 20)
+    nn.functional.cross_entropy(logits, torch.arange(len(logits)) % 20).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), key

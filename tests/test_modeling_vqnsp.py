@@ -1,0 +1,305 @@
+"""The tokenizer against golden numbers, NumPy's Fourier transform and brute force; loading a trained one."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from timm.models import create_model
+from torch import Tensor
+
+import checkpoints
+import golden_recipe
+import modeling_vqnsp
+from errors import InputError
+from golden_recipe import adamw, assert_forward, assert_trajectory, eeg, fill
+from layers import to_patches
+from modeling_vqnsp import VQNSP, load_tokenizer, spectrum_targets
+
+BASE = "vqnsp_encoder_base_decoder_3x200x12"
+TINY = "vqnsp_encoder_tiny_decoder_1x200x4"
+PUBLISHED = [name for name in golden_recipe.table("state_dicts") if name.startswith("vqnsp")]
+LOG_PARTS = ("quant_loss", "rec_loss", "rec_angle_loss", "total_loss")
+
+
+def tiny(**options: object) -> VQNSP:
+    return fill(create_model(TINY, **{"n_code": 32, "code_dim": 8, **options})).eval()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_state_dict_and_parameter_counts_are_the_published_ones(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    published = golden_recipe.table("state_dicts")[name]
+    assert {key: list(value.shape) for key, value in model.state_dict().items()} == published["state_dict"]
+    assert list(model.state_dict()) == list(published["state_dict"])
+    assert sum(p.numel() for p in model.parameters()) == published["parameters"]
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == published["learnable"]
+
+
+def test_every_published_and_our_tiny_tokenizer_is_registered() -> None:
+    assert sorted(modeling_vqnsp.SIZES) == sorted([*PUBLISHED, TINY]) and len(PUBLISHED) == 2
+    model = create_model(TINY)
+    assert (len(model.encoder.blocks), len(model.decoder.blocks)) == (4, 1)
+
+
+@pytest.mark.parametrize("case", ["32x8", "tuh23x4"])
+def test_forward_pass_gives_the_golden_numbers(case: str) -> None:
+    golden = golden_recipe.arrays(f"vqnsp_base_forward_{case}")
+    channels = golden_recipe.rows(golden)
+    np.testing.assert_array_equal(channels, golden["input_chans"])
+    model = fill(create_model(BASE)).eval()
+    x = eeg(golden["eeg_seed"], golden["eeg_shape"])
+    B, N, samples = x.shape
+    with torch.no_grad():
+        patches = to_patches(x)
+        assert_forward(model.to_code_space(patches, channels)[:, :8], golden["pre_quantizer"])
+        quantized, codes, quant_loss = model.encode(patches, channels)
+        amplitude, phase = model.decode(quantized, channels)
+        loss, log = model(x, channels)
+    assert quantized.shape == (B, 64, N, samples // 200) and codes.shape == (B * N * samples // 200,)
+    assert amplitude.shape == phase.shape == (B, N * samples // 200, 200)
+    clear = golden["code_margin"] > 1e-5
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(codes.view(B, -1).numpy()[clear], golden["codes"][clear])
+    assert_forward(amplitude[:, :6], golden["rec_amplitude"])
+    assert_forward(phase[:, :6], golden["rec_phase"])
+    for part in LOG_PARTS:
+        assert log[f"val/{part}"].item() == pytest.approx(golden[part].item(), rel=1e-4), part
+    assert loss.item() == log["val/total_loss"].item() and quant_loss.item() == log["val/quant_loss"].item()
+
+
+def test_training_follows_the_golden_trajectory() -> None:
+    golden = golden_recipe.arrays("vqnsp_base_train")
+    channels = golden_recipe.rows(golden)
+    model = fill(create_model(BASE, n_code=int(golden["n_code"]))).train()
+    optimizer = adamw(model, "vqnsp_base", golden)
+    losses, norms, usage = [], [], []
+    for step in range(len(golden["losses"])):
+        loss, log = model(eeg(golden["eeg_seed"] + step, golden["eeg_shape"]), channels)
+        losses.append([log[f"train/{part}"].item() for part in ("total_loss", *LOG_PARTS[:3])])
+        norms.append(golden_recipe.step(model, optimizer, loss))
+        usage.append(model.quantize.cluster_size.clone())
+    assert_trajectory(losses, golden["losses"])
+    assert_trajectory(norms, golden["grad_norm"])
+    assert_forward(torch.stack(usage), golden["cluster_size"])
+    np.testing.assert_allclose(model.quantize.embedding.weight.numpy(), golden["codebook"], rtol=1e-3, atol=1e-5)
+
+
+def standardized(x: np.ndarray) -> np.ndarray:
+    """z-score of each sample with the unbiased standard deviation."""
+    flat = x.reshape(len(x), -1)
+    return ((flat - flat.mean(1, keepdims=True)) / flat.std(1, ddof=1, keepdims=True)).reshape(x.shape)
+
+
+def test_spectrum_targets_are_numpys_fft_standardised_over_the_sample() -> None:
+    x = np.random.default_rng(0).standard_normal((3, 2, 4, 200)) * [[[[1.0]]], [[[5.0]]], [[[0.01]]]]
+    amplitude, phase = spectrum_targets(torch.tensor(x))
+    spectrum = np.fft.fft(x)
+    for found, expected in ((amplitude, np.abs(spectrum)), (phase, np.angle(spectrum))):
+        assert found.shape == (3, 8, 200)
+        np.testing.assert_allclose(found.numpy(), standardized(expected).reshape(3, 8, 200), rtol=1e-8, atol=1e-8)
+
+
+def test_a_sine_of_17_hz_peaks_at_bins_17_and_183_with_its_phase() -> None:
+    t = torch.arange(200, dtype=torch.float64) / 200
+    patches = torch.stack([torch.cos(2 * torch.pi * 17 * t + shift) for shift in (0.5, -1.5)]).view(1, 2, 1, 200)
+    patches = patches + 1e-3 * torch.tensor(np.random.default_rng(0).standard_normal((1, 2, 1, 200)))
+    amplitude, phase = spectrum_targets(patches)
+    for place, shift in enumerate((0.5, -1.5)):
+        assert sorted(amplitude[0, place].topk(2).indices.tolist()) == [17, 183]
+        rest = amplitude[0, place].sort().values[:-2]
+        assert amplitude[0, place, 17] - rest.max() > 100 * (rest.max() - rest.min())
+        raw = np.angle(np.fft.fft(patches.numpy()))
+        assert raw[0, place, 0, 17] == pytest.approx(shift, abs=1e-3)
+        assert phase[0, place, 17].item() == pytest.approx((shift - raw.mean()) / raw.std(ddof=1), abs=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -2.0])
+def test_a_flat_recording_has_a_finite_loss_and_gradient(value: float) -> None:
+    model = tiny().train()
+    loss, log = model(torch.full((2, 3, 400), value), [0, 1, 2, 3])
+    loss.backward()
+    assert all(bool(part.isfinite()) for part in [loss, *log.values()])
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    assert [part for part in spectrum_targets(torch.zeros(1, 2, 2, 200)) if torch.count_nonzero(part)] == []
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("smooth", [True, False])
+def test_the_loss_is_the_sum_of_its_logged_parts_each_by_its_formula(training: bool, smooth: bool) -> None:
+    model = tiny(smooth_l1_loss=smooth).train(training)
+    x, channels = eeg(1, (2, 3, 400)) * 3, [0, 4, 9, 2]
+    with torch.no_grad():
+        quantized, _, quant_loss = tiny().encode(to_patches(x), channels)
+        predicted = model.decode(quantized, channels)
+    loss, log = model(x, channels)
+    split = "train" if training else "val"
+    assert list(log) == [f"{split}/{part}" for part in LOG_PARTS]
+    assert not any(value.requires_grad for value in log.values()) and loss.requires_grad
+    expected = {"quant_loss": quant_loss.item()}
+    for name, target, prediction in zip(LOG_PARTS[1:3], spectrum_targets(to_patches(x)), predicted, strict=True):
+        error = np.abs(target.numpy() - prediction.numpy())
+        assert (error < 1).any() and (error > 1).any()
+        expected[name] = float(np.where(error < 1, error**2 / 2, error - 0.5).mean() if smooth else (error**2).mean())
+    for name, value in expected.items():
+        assert log[f"{split}/{name}"].item() == pytest.approx(value, rel=1e-5), name
+    assert loss.item() == log[f"{split}/total_loss"].item() == pytest.approx(sum(expected.values()), rel=1e-5)
+
+
+def test_codes_are_the_nearest_rows_of_the_encoders_outputs_in_electrode_major_order() -> None:
+    model = tiny()
+    x, channels = eeg(2, (2, 3, 4, 200)), [0, 4, 9, 2]
+    with torch.no_grad():
+        z = model.to_code_space(x, channels)
+        quantized, codes, _ = model.encode(x, channels)
+    rows = model.quantize.embedding.weight.numpy()
+    u = z.numpy() / np.linalg.norm(z.numpy(), axis=-1, keepdims=True)
+    expected = ((u[:, :, None] - rows) ** 2).sum(-1).argmin(-1)
+    assert z.shape == (2, 12, 8) and len(np.unique(expected)) > 3
+    np.testing.assert_array_equal(codes.view(2, 12).numpy(), expected)
+    np.testing.assert_allclose(quantized[1, :, 2, 3].numpy(), rows[expected[1, 2 * 4 + 3]], atol=1e-6)
+    tokens = model.get_tokens(x, channels)
+    assert tokens["token"].dtype == torch.int64
+    np.testing.assert_array_equal(tokens["token"].numpy(), expected)
+    np.testing.assert_array_equal(model.get_codebook_indices(x, channels).numpy(), expected)
+    np.testing.assert_allclose(tokens["quantize"].numpy(), rows[expected], atol=1e-6)
+    assert tokens["input_img"] is x and set(tokens) == {"token", "input_img", "quantize"}
+
+
+def test_codes_and_outputs_go_with_their_electrode_whatever_the_order_of_the_input() -> None:
+    model = tiny().double()
+    x, order = eeg(3, (2, 4, 3, 200)).double(), [2, 0, 3, 1]
+    rows = torch.tensor([5, 9, 1, 100])
+    with torch.no_grad():
+        straight = model.get_codebook_indices(x, [0, *rows.tolist()]).view(2, 4, 3)
+        shuffled = model.get_codebook_indices(x[:, order], [0, *rows[order].tolist()]).view(2, 4, 3)
+    assert torch.equal(straight[:, order], shuffled) and not torch.equal(straight, shuffled)
+
+
+@pytest.mark.parametrize("electrodes", [1, 3])
+def test_one_second_windows_train_and_give_one_code_per_electrode(electrodes: int) -> None:
+    model = tiny().train()
+    x, channels = eeg(4, (2, electrodes, 200)), list(range(electrodes + 1))
+    loss, _ = model(x, channels)
+    loss.backward()
+    learnable = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    assert bool(loss.isfinite()) and all(bool(p.grad.isfinite().all()) for p in learnable.values())
+    assert learnable["encoder.patch_embed.conv1.weight"].grad.abs().max() > 0
+    tokens = model.eval().get_tokens(to_patches(x), channels)
+    assert tokens["token"].shape == (2, electrodes) and tokens["quantize"].shape == (2, electrodes, 8)
+    with torch.no_grad():  # a window of one second is what its encoder outputs say, not the first second of a longer one
+        z = model.to_code_space(to_patches(x), channels)
+    nearest = torch.nn.functional.normalize(z, dim=-1) @ model.quantize.embedding.weight.t()
+    assert torch.equal(tokens["token"], nearest.argmax(-1))
+
+
+def test_a_length_that_is_no_whole_number_of_seconds_is_refused() -> None:
+    with pytest.raises(InputError, match=r"\(2, 3, 401\)"):
+        tiny()(torch.zeros(2, 3, 401), [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("size", [100, 1700, 3400])
+def test_a_nominal_window_that_no_model_takes_is_refused(size: int) -> None:
+    with pytest.raises(InputError, match=f"{size} samples"):
+        create_model(TINY, EEG_size=size)
+
+
+def test_decay_reaches_the_codebook_and_kmeans_starts_it_unless_switched_off() -> None:
+    model = create_model(TINY, n_code=8, code_dim=4, decay=0.5)
+    assert model.quantize.decay == 0.5 and model.quantize.needs_initialization
+    assert not create_model(TINY, n_code=8, code_dim=4, quantize_kmeans_init=False).quantize.needs_initialization
+    before = model.quantize.embedding.weight.clone()
+    model.train()(eeg(5, (2, 3, 400)), [0, 1, 2, 3])
+    assert not model.quantize.needs_initialization and not torch.equal(model.quantize.embedding.weight, before)
+
+
+def test_under_autocast_the_quantiser_still_sees_and_gives_float32() -> None:
+    model = tiny()
+    x, channels = eeg(6, (2, 3, 2, 200)), [0, 1, 2, 3]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        z = model.to_code_space(x, channels)
+        quantized, codes, loss = model.encode(x, channels)
+    assert z.dtype == quantized.dtype == loss.dtype == torch.float32
+    expected = torch.nn.functional.normalize(z, dim=-1) @ model.quantize.embedding.weight.t()
+    assert torch.equal(codes, expected.argmax(-1).flatten())
+
+
+def test_half_precision_training_gives_finite_losses_close_to_float32() -> None:
+    x, channels = eeg(6, (2, 3, 400)), [0, 1, 2, 3]
+    exact = tiny().train()(x, channels)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = tiny().train()(x, channels)[0]
+    half.backward()
+    assert half.dtype == torch.float32 and half.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+# Loading
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Save a tiny tokenizer of 32 codes of width 8 and return the file."""
+    checkpoints.save({"model": tiny().state_dict(), "epoch": 3}, tmp_path / "vqnsp.pth")
+    return tmp_path / "vqnsp.pth"
+
+
+def test_a_loaded_tokenizer_is_frozen_in_evaluation_and_gives_the_same_codes(saved: Path) -> None:
+    loaded = load_tokenizer(TINY, saved, codebook_size=32, codebook_dim=8)
+    assert not loaded.training and not [p for p in loaded.parameters() if p.requires_grad]
+    assert not any(part.training for part in loaded.modules())
+    x = eeg(7, (2, 3, 2, 200))
+    assert torch.equal(loaded.get_codebook_indices(x, [0, 1, 2, 3]), tiny().get_codebook_indices(x, [0, 1, 2, 3]))
+    codebook = loaded.quantize.embedding.weight.clone()
+    loaded(x.flatten(2), [0, 1, 2, 3])
+    assert torch.equal(loaded.quantize.embedding.weight, codebook)
+
+
+def test_a_tokenizer_with_a_larger_electrode_table_loads_with_it(tmp_path: Path) -> None:
+    checkpoints.save({"model": tiny(num_electrodes=136).state_dict()}, tmp_path / "wide.pth")
+    assert load_tokenizer(TINY, tmp_path / "wide.pth").encoder.pos_embed.shape == (1, 137, 200)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"codebook_size": 8192}, "size 32, --codebook_size says 8192.*--codebook_size 32"),
+        ({"codebook_dim": 64}, "dim 8, --codebook_dim says 64.*--codebook_dim 8"),
+    ],
+)
+def test_another_codebook_is_refused_by_the_flag_that_sets_it(saved: Path, asked: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=f"vqnsp.pth holds a codebook of {message}") as error:
+        load_tokenizer(TINY, saved, **asked)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_another_stage_is_refused_by_what_it_is(tmp_path: Path) -> None:
+    import modeling_finetune
+    import modeling_pretrain
+
+    path = tmp_path / "other.pth"
+    masked = next(name for name in modeling_pretrain.SIZES if "tiny" in name)
+    classifier = next(name for name in modeling_finetune.SIZES if "tiny" in name)
+    for name, stage in ((masked, "stage 2"), (classifier, "stage 3")):
+        checkpoints.save({"model": create_model(name, depth=1).state_dict()}, path)
+        with pytest.raises(InputError, match=f"other.pth holds .*{stage}.*needed here: .*stage 1") as error:
+            load_tokenizer(TINY, path)
+        assert "\n" not in str(error.value)
+
+
+def keys_named(message: str, state: dict[str, Tensor]) -> list[str]:
+    """State-dict keys that a message speaks of."""
+    return [key for key in re.findall(r"[\w.]+\.[\w.]+", message) if key in state]
+
+
+@pytest.mark.parametrize("options", [{"encoder_depth": 5}, {"encoder_depth": 3}, {"width": 100}])
+def test_another_architecture_is_refused_and_names_keys(tmp_path: Path, options: dict[str, int]) -> None:
+    other = create_model(TINY, n_code=32, code_dim=8, **options)
+    checkpoints.save({"model": other.state_dict()}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=r"other\.pth.*another architecture") as error:
+        load_tokenizer(TINY, tmp_path / "other.pth")
+    named = keys_named(str(error.value), {**tiny().state_dict(), **other.state_dict()})
+    assert len(named) == 3 and "\n" not in str(error.value)
+    if "encoder_depth" in options:
+        assert all(key.startswith(f"encoder.blocks.{min(options['encoder_depth'], 4)}.") for key in named)

@@ -1,0 +1,512 @@
+"""The codebook: nearest rows, gradients, moving average, k-means, usage and revival, alone and over two processes."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import norm_ema_quantizer
+from errors import InputError
+from norm_ema_quantizer import (
+    CodebookRevival,
+    NormEMAVectorQuantizer,
+    kmeans,
+    l2_normalize,
+    nearest_rows,
+    sample_rows,
+    usage,
+)
+
+K, WIDTH = 12, 6
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.tensor(np.random.default_rng(seed).standard_normal(shape))
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def quantizer(*, k: int = K, kmeans_init: bool = False, seed: int = 1, decay: float = 0.99) -> NormEMAVectorQuantizer:
+    """Return a quantiser in float64 and training mode, with known rows."""
+    made = NormEMAVectorQuantizer(k, WIDTH, kmeans_init=kmeans_init, decay=decay).double()
+    for rows in (made.embedding.weight, made.embedding.embed_avg):
+        rows.copy_(l2_normalize(random(k, WIDTH, seed=seed)))
+    return made.train()
+
+
+def brute_force(z: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Index of the row at the smallest Euclidean distance from each vector at unit length."""
+    return ((unit(z)[:, None] - rows[None]) ** 2).sum(-1).argmin(1)
+
+
+def moved(rows: np.ndarray, z: np.ndarray, decay: float = 0.99) -> np.ndarray:
+    """The specified update, row by row: unused rows stay."""
+    codes, after = brute_force(z, rows), rows.copy()
+    for row in set(codes):
+        after[row] = unit(decay * rows[row] + (1 - decay) * unit(unit(z)[codes == row].mean(0)))
+    return after
+
+
+# Nearest rows
+
+
+def test_a_code_is_the_row_at_the_smallest_distance_whatever_the_vectors_length() -> None:
+    made = quantizer().eval()
+    z = random(3, 40, WIDTH) * torch.logspace(-3, 3, 40, dtype=torch.float64)[:, None]
+    rows = made.embedding.weight.numpy()
+    expected = brute_force(z.numpy().reshape(-1, WIDTH), rows)
+    quantized, codes, _ = made(z)
+    assert codes.dtype == torch.int64 and len(set(expected)) > K // 2
+    np.testing.assert_array_equal(codes.numpy(), expected)
+    np.testing.assert_allclose(quantized.numpy(), rows[expected].reshape(3, 40, WIDTH), atol=1e-15)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_nearest_rows_do_not_depend_on_the_chunk(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    z, rows = random(100, WIDTH).numpy(), unit(random(K, WIDTH, seed=1).numpy())
+    monkeypatch.setattr(norm_ema_quantizer, "NEAREST_CHUNK", chunk)
+    codes = nearest_rows(torch.tensor(unit(z)), torch.tensor(rows))
+    np.testing.assert_array_equal(codes.numpy(), brute_force(z, rows))
+
+
+def test_rows_of_the_codebook_give_their_own_codes_back() -> None:
+    made = NormEMAVectorQuantizer(512, 64, kmeans_init=False).eval()
+    order = torch.randperm(512, generator=torch.Generator().manual_seed(0))
+    quantized, codes, loss = made(made.embedding.weight[order])
+    assert torch.equal(codes, order) and loss.item() < 1e-12
+    assert torch.equal(made(quantized)[1], order)
+
+
+def test_autocast_does_not_change_codes_though_half_precision_would() -> None:
+    made = NormEMAVectorQuantizer(512, 64, kmeans_init=False).eval()
+    z = random(2000, 64).float()
+    quantized, codes, loss = made(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        half, half_codes, half_loss = made(z)
+        naive = (l2_normalize(z) @ made.embedding.weight.t()).argmax(1)
+    assert int((naive != codes).sum()) > 10, "half precision finds the same rows: the test shows nothing"
+    assert torch.equal(codes, half_codes) and torch.equal(quantized, half) and torch.equal(loss, half_loss)
+    assert half.dtype == half_loss.dtype == torch.float32
+
+
+def test_random_rows_have_unit_length_and_no_common_direction() -> None:
+    torch.manual_seed(0)
+    rows = NormEMAVectorQuantizer(2048, 64, kmeans_init=False).embedding.weight
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(2048))
+    assert rows.mean(0).norm().item() < 3 / math.sqrt(2048)
+
+
+# Loss and gradient
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.25])
+def test_the_loss_is_beta_times_the_mean_squared_distance_over_tokens_and_width(beta: float) -> None:
+    made = quantizer().eval()
+    made.beta = beta
+    z = random(50, WIDTH)
+    rows = made.embedding.weight.numpy()
+    cosine = (unit(z.numpy()) * rows[brute_force(z.numpy(), rows)]).sum(-1)
+    assert made(z)[2].item() == pytest.approx(beta * np.mean((2 - 2 * cosine) / WIDTH), rel=1e-12)
+
+
+def test_gradients_pass_straight_through_and_through_the_normalisation() -> None:
+    made = quantizer()
+    z = random(20, WIDTH).requires_grad_()
+    upstream = random(20, WIDTH, seed=2)
+    rows = made.embedding.weight.clone().numpy()  # training moves the rows: the gradient is of those before
+    quantized, codes, loss = made(z)
+    ((quantized * upstream).sum() + 3 * loss).backward()
+    x = z.detach().numpy()
+    u, length = unit(x), np.linalg.norm(x, axis=1, keepdims=True)
+    gradient = upstream.numpy() + 3 * 2 / x.size * (u - rows[codes.numpy()])
+    expected = (gradient - (gradient * u).sum(1, keepdims=True) * u) / length  # the derivative of x / |x|
+    np.testing.assert_allclose(z.grad.numpy(), expected, rtol=1e-12, atol=1e-15)
+    assert not [p for p in made.parameters() if p.requires_grad]
+
+
+def test_output_and_loss_of_a_training_step_use_the_rows_from_before_its_update() -> None:
+    made = quantizer()
+    before = made.embedding.weight.clone()
+    z = random(30, WIDTH)
+    quantized, codes, loss = made(z)
+    after = made.embedding.weight
+    torch.testing.assert_close(quantized, before[codes], rtol=0, atol=1e-15)
+    assert (quantized - after[codes]).abs().max() > 1e-4
+    expected = (l2_normalize(z) - before[codes]).square().mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+# Moving average
+
+
+@pytest.mark.parametrize("decay", [0.99, 0.5])
+def test_used_rows_follow_the_mean_of_their_inputs_and_unused_rows_stay_to_the_bit(decay: float) -> None:
+    made = quantizer(decay=decay)
+    z = random(8, WIDTH)
+    before = made.embedding.weight.clone()
+    codes = made(z)[1]
+    unused = np.setdiff1d(np.arange(K), codes.numpy())
+    assert 0 < len(unused) < K
+    assert torch.equal(made.embedding.weight[unused], before[unused])
+    expected = moved(before.numpy(), z.numpy(), decay)
+    np.testing.assert_allclose(made.embedding.weight.numpy(), expected, rtol=0, atol=1e-15)
+
+
+def test_evaluation_leaves_the_rows_alone() -> None:
+    made = quantizer(kmeans_init=True).eval()
+    before = made.embedding.weight.clone()
+    made(random(30, WIDTH))
+    assert torch.equal(made.embedding.weight, before) and made.needs_initialization
+
+
+def test_two_deferred_micro_batches_equal_one_batch_of_both() -> None:
+    whole, parts = quantizer(), quantizer()
+    a, b = random(30, WIDTH, seed=3), random(20, WIDTH, seed=4)
+    codes = whole(torch.cat((a, b)))[1]
+    parts.deferred = True
+    before = parts.embedding.weight.clone()
+    first, second = parts(a)[1], parts(b)[1]
+    assert torch.equal(parts.embedding.weight, before) and torch.count_nonzero(parts.cluster_size) == 0
+    counts, vectors = parts.apply_update()
+    assert torch.equal(torch.cat((first, second)), codes)
+    assert torch.equal(counts.long(), torch.bincount(codes, minlength=K))
+    torch.testing.assert_close(vectors, l2_normalize(torch.cat((a, b))), rtol=0, atol=1e-15)
+    assert not torch.equal(parts.embedding.weight, before)
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[key], value, rtol=0, atol=1e-12)
+
+
+def test_a_discarded_step_leaves_no_trace() -> None:
+    made, other = quantizer(), quantizer()
+    made.deferred = True
+    start = {key: value.clone() for key, value in made.state_dict().items()}
+    made(random(30, WIDTH, seed=3))
+    made.discard_update()
+    assert all(torch.equal(made.state_dict()[key], value) for key, value in start.items())
+    made(random(20, WIDTH, seed=4))
+    made.apply_update()
+    other(random(20, WIDTH, seed=4))
+    assert all(torch.equal(made.state_dict()[key], value) for key, value in other.state_dict().items())
+    assert torch.equal(made.epoch_counts, other.epoch_counts)
+
+
+def test_a_model_in_float64_stays_in_float64() -> None:
+    made = quantizer(kmeans_init=True)
+    quantized, _, loss = made(random(30, WIDTH).float())
+    assert quantized.dtype == loss.dtype == made.embedding.weight.dtype == made.cluster_size.dtype == torch.float64
+
+
+# Usage
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_usage_statistics_are_099_old_plus_001_count_in_training_and_in_evaluation(training: bool) -> None:
+    made = quantizer().train(training)
+    first = np.bincount(made(random(50, WIDTH, seed=3))[1].numpy(), minlength=K)
+    np.testing.assert_allclose(made.cluster_size.numpy(), 0.01 * first, rtol=1e-12)
+    second = np.bincount(made(random(70, WIDTH, seed=4))[1].numpy(), minlength=K)
+    np.testing.assert_allclose(made.cluster_size.numpy(), 0.99 * 0.01 * first + 0.01 * second, rtol=1e-12)
+    np.testing.assert_array_equal(made.epoch_counts.numpy(), first + second)
+    made.reset_usage()
+    assert torch.count_nonzero(made.cluster_size) == torch.count_nonzero(made.epoch_counts) == 0
+
+
+def test_entries_of_the_published_layout_take_no_part() -> None:
+    made = quantizer()
+    average = made.embedding.embed_avg.clone()
+    made(random(50, WIDTH))
+    assert torch.count_nonzero(made.embedding.cluster_size) == 0 and torch.equal(made.embedding.embed_avg, average)
+    assert list(made.state_dict()) == [
+        "cluster_size", "embedding.weight", "embedding.cluster_size", "embedding.embed_avg", "embedding.initted"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("counts", "used", "perplexity", "top10"),
+    [
+        ([5] * 32, 32, 32.0, 10 / 32),
+        ([0, 0, 9, 0], 1, 1.0, 1.0),
+        ([0] * 20, 0, 0.0, 0.0),
+        ([1, 1, 2], 3, 2**1.5, 1.0),
+        ([90, *[1] * 10, *[0] * 9], 11, math.exp(-0.9 * math.log(0.9) + 0.1 * math.log(100)), 0.99),
+    ],
+)
+def test_usage_of_known_counts(counts: list[int], used: int, perplexity: float, top10: float) -> None:
+    found = usage(torch.tensor(counts))
+    assert (found["used_code"], found["unused_code"]) == (used, len(counts) - used)
+    assert found["perplexity"] == pytest.approx(perplexity, rel=1e-6)
+    assert found["top10_share"] == pytest.approx(top10, rel=1e-12)
+
+
+# k-means
+
+
+def clusters() -> tuple[Tensor, np.ndarray]:
+    """Five narrow clusters of unequal size round orthogonal directions: unit vectors, and which cluster each is of."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat(np.arange(5), [10, 20, 30, 40, 50]))
+    return torch.tensor(unit(np.eye(WIDTH)[labels] + 0.05 * rng.standard_normal((150, WIDTH)))), labels
+
+
+def one_start_in_each_cluster(vectors: Tensor) -> int:
+    """Seed of a generator whose random start has a vector of every cluster: only then k-means must find them all."""
+    directions = vectors.argmax(1)
+    for seed in range(1000):
+        start = sample_rows(torch.arange(150)[:, None], 5, torch.Generator().manual_seed(seed)).flatten()
+        if len(set(directions[start].tolist())) == 5:
+            return seed
+    raise AssertionError("no such start")
+
+
+def test_kmeans_finds_separated_clusters_as_scikit_learn_does() -> None:
+    from sklearn.cluster import KMeans
+
+    vectors, labels = clusters()
+    generator = torch.Generator().manual_seed(one_start_in_each_cluster(vectors))
+    centres = kmeans(vectors, 5, generator=generator).numpy()
+    x = vectors.numpy()
+    codes = brute_force(x, centres)
+    truth = np.stack([unit(x[labels == label].mean(0)) for label in labels])
+    np.testing.assert_allclose(centres[codes], truth, rtol=0, atol=1e-14)
+    fit = KMeans(5, n_init=10, random_state=0).fit(x)
+    np.testing.assert_allclose(centres[codes], unit(fit.cluster_centers_)[fit.labels_], rtol=0, atol=1e-14)
+
+
+def test_kmeans_runs_ten_cosine_iterations_from_a_sample_of_the_vectors() -> None:
+    vectors = l2_normalize(random(400, WIDTH))
+    x, centres = vectors.numpy(), sample_rows(vectors, 30, torch.Generator().manual_seed(5)).numpy()
+    found = kmeans(vectors, 30, generator=torch.Generator().manual_seed(5)).numpy()
+    passes = [centres]
+    for _ in range(11):
+        codes = brute_force(x, passes[-1])
+        passes.append(np.stack([unit(x[codes == k].sum(0)) if k in codes else passes[-1][k] for k in range(30)]))
+    np.testing.assert_allclose(found, passes[10], rtol=0, atol=1e-12)
+    assert np.abs(passes[9] - passes[10]).max() > 1e-3 and np.abs(passes[11] - passes[10]).max() > 1e-3
+
+
+def test_kmeans_keeps_the_centre_of_an_empty_cluster() -> None:
+    x = torch.eye(WIDTH, dtype=torch.float64)[[0, 0, 1]]  # of the two equal starts one gets no vector
+    centres = kmeans(x, 3, generator=torch.Generator().manual_seed(0))
+    assert sorted(centres.argmax(1).tolist()) == [0, 0, 1]
+    assert torch.equal(centres.norm(dim=1), torch.ones(3, dtype=torch.float64))
+
+
+def test_kmeans_of_fewer_vectors_than_rows_repeats_them() -> None:
+    x = torch.eye(WIDTH, dtype=torch.float64)[:3]
+    centres = kmeans(x, 20, generator=torch.Generator().manual_seed(0))
+    assert centres.shape == (20, WIDTH)
+    assert bool((centres[:, None] == x).all(-1).any(1).all()) and len(centres.unique(dim=0)) == 3
+
+
+def test_a_sample_is_without_replacement_where_there_are_enough_and_follows_its_generator() -> None:
+    x = torch.arange(50.0)[:, None]
+    draw = [sample_rows(x, 50, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2])
+    assert torch.equal(draw[0].sort(dim=0).values, x)
+    assert sample_rows(x, 60, torch.Generator().manual_seed(0)).shape == (60, 1)
+
+
+def test_the_first_training_batch_initialises_the_rows_once() -> None:
+    made = quantizer(kmeans_init=True)
+    assert made.needs_initialization and made.embedding.initted.item() == 0
+    before = made.embedding.weight.clone()
+    x, _ = clusters()
+    codes = made(x)[1]
+    rows = made.embedding.weight.clone()
+    assert not made.needs_initialization and made.embedding.initted.item() == 1
+    assert (rows[codes] * x).sum(1).min() > 0.95 > (before @ x.t()).amax(0).min(), "the rows do not fit their vectors"
+    far = -x
+    made(far)
+    np.testing.assert_allclose(made.embedding.weight.numpy(), moved(rows.numpy(), far.numpy()), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("initialised", [True, False])
+def test_whether_the_rows_are_initialised_survives_saving_and_loading(initialised: bool, tmp_path: Path) -> None:
+    made = quantizer(kmeans_init=True)
+    if initialised:
+        made(clusters()[0])
+    torch.save(made.state_dict(), tmp_path / "codebook.pth")
+    other = quantizer(kmeans_init=True, seed=9)
+    assert other.needs_initialization
+    parent = torch.nn.Sequential(other)  # loading through a parent must count as well
+    state = torch.load(tmp_path / "codebook.pth", weights_only=True)
+    parent.load_state_dict({f"0.{key}": value for key, value in state.items()})
+    assert other.needs_initialization is not initialised
+    assert torch.equal(other.embedding.weight, made.embedding.weight)
+    assert not quantizer(kmeans_init=False).needs_initialization
+
+
+# Revival
+
+
+def counts_without(row: int, vectors: int, k: int = 8) -> Tensor:
+    """Counts over k rows that sum to `vectors`, none for `row`; all others are used where there are enough."""
+    counts = torch.zeros(k, dtype=torch.float64)
+    others = [i for i in range(k) if i != row]
+    for i in range(vectors):
+        counts[others[i % len(others)]] += 1
+    return counts
+
+
+def revive_until(
+    made: NormEMAVectorQuantizer, revival: CodebookRevival, counts: Callable[[int], Tensor], steps: range
+) -> list[int]:
+    """Call the revival for the steps and return those at which row 7 changed."""
+    changed = []
+    for step in steps:
+        before = made.embedding.weight[7].clone()
+        revival(step, counts(step), l2_normalize(random(30, WIDTH, seed=step)))
+        if not torch.equal(made.embedding.weight[7], before):
+            changed.append(step)
+    return changed
+
+
+@pytest.mark.parametrize(("vectors", "wait"), [(7, 10), (4, 10), (3, 14), (1, 40), (100, 10)])
+def test_an_idle_row_is_revived_after_5_vectors_a_row_and_at_least_10_steps(vectors: int, wait: int) -> None:
+    assert wait == max(10, math.ceil(5 * 8 / vectors))
+    made = quantizer(k=8)
+    revival = CodebookRevival(made, total_steps=1000, seed=0)
+    changed = revive_until(made, revival, lambda _: counts_without(7, vectors), range(2 * wait + 2))
+    assert changed == [wait - 1, 2 * wait - 1]  # and, still without a vector, once more after as long again
+
+
+@pytest.mark.parametrize("vectors", [7, 100])
+def test_a_row_that_gets_a_vector_in_time_is_not_revived(vectors: int) -> None:
+    made = quantizer(k=8)
+    revival = CodebookRevival(made, total_steps=1000, seed=0)
+    used_at = {9, 18, 28}  # idle for nine steps, for eight, then for nine again; then idle for good
+
+    def counts(step: int) -> Tensor:
+        return counts_without(-1 if step in used_at else 7, max(vectors, 8))
+
+    assert revive_until(made, revival, counts, range(40)) == [38]
+
+
+def test_only_idle_rows_are_reseeded_and_with_distinct_vectors_of_the_step() -> None:
+    made = quantizer(k=8)
+    revival = CodebookRevival(made, total_steps=1000, seed=0)
+    before = made.embedding.weight.clone()
+    counts = torch.tensor([0, 5, 5, 0, 5, 5, 5, 0])
+    for step in range(10):
+        vectors = l2_normalize(random(30, WIDTH, seed=step))
+        revival(step, counts, vectors)
+    rows, idle = made.embedding.weight, counts == 0
+    assert revival.revived == 3
+    assert torch.equal(rows[~idle], before[~idle])
+    matches = (rows[idle][:, None] == vectors).all(-1)
+    assert matches.sum(1).tolist() == [1, 1, 1] and matches.any(0).sum() == 3
+
+
+def test_another_seed_or_step_draws_other_vectors() -> None:
+    def revived(seed: int, first: int) -> list[int]:
+        made = quantizer(k=8)
+        revival = CodebookRevival(made, total_steps=1000, seed=seed)
+        vectors = l2_normalize(random(500, WIDTH))
+        for step in range(first, first + 10):
+            revival(step, counts_without(7, 100), vectors)
+        return (made.embedding.weight[7] == vectors).all(-1).nonzero().flatten().tolist()
+
+    drawn = [revived(seed, first) for seed, first in ((0, 0), (1, 0), (0, 1))]
+    assert revived(0, 0) == drawn[0] and len({tuple(draw) for draw in drawn}) == 3
+    assert all(len(draw) == 1 for draw in drawn)
+
+
+@pytest.mark.parametrize(("total", "last"), [(100, 89), (50, 44), (1000, 899)])
+def test_nothing_is_revived_in_the_last_tenth_of_training(total: int, last: int) -> None:
+    for first, expected in ((last - 9, [last]), (last - 8, [])):
+        made = quantizer(k=8)
+        revival = CodebookRevival(made, total_steps=total, seed=0)
+        assert revive_until(made, revival, lambda _: counts_without(7, 100), range(first, total)) == expected
+
+
+def test_while_every_row_is_used_revival_changes_nothing_to_the_bit() -> None:
+    plain, revived = quantizer(k=8), quantizer(k=8)
+    revived.deferred = True
+    revival = CodebookRevival(revived, total_steps=1000, seed=0)
+    random_state = torch.get_rng_state()
+    for step in range(40):
+        rows = plain.embedding.weight.clone()
+        z = rows.repeat(4, 1) + 0.05 * random(32, WIDTH, seed=step)
+        _, codes, _ = plain(z)
+        revived(z)
+        revival(step, *revived.apply_update())
+        assert len(codes.unique()) == 8, "the case does not use every row"
+    assert revival.revived == 0
+    assert all(torch.equal(revived.state_dict()[key], value) for key, value in plain.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state), "the revival drew from the global generator"
+
+
+def test_revival_continues_identically_from_its_saved_state(tmp_path: Path) -> None:
+    def run(made: NormEMAVectorQuantizer, revival: CodebookRevival, steps: range) -> None:
+        made.deferred = True
+        for step in steps:
+            made(clusters()[0] + 0.1 * random(150, WIDTH, seed=step))
+            revival(step, *made.apply_update())
+
+    whole, half, resumed = (quantizer(k=20, seed=seed) for seed in (1, 1, 2))
+    whole_revival, half_revival = (CodebookRevival(made, total_steps=100, seed=3) for made in (whole, half))
+    run(whole, whole_revival, range(30))
+    run(half, half_revival, range(15))
+    torch.save({"codebook": half.state_dict(), "revival": half_revival.state_dict()}, tmp_path / "state.pth")
+    saved = torch.load(tmp_path / "state.pth", weights_only=True)
+    revival = CodebookRevival(resumed, total_steps=100, seed=3)
+    resumed.load_state_dict(saved["codebook"])
+    revival.load_state_dict(saved["revival"])
+    run(resumed, revival, range(15, 30))
+    assert revival.revived == whole_revival.revived > half_revival.revived > 0
+    assert bool(half_revival.idle_steps.any()), "nothing was idle at the break: the saved state is not needed"
+    assert all(torch.equal(resumed.state_dict()[key], value) for key, value in whole.state_dict().items())
+
+
+def test_revival_refuses_the_state_of_another_codebook_size() -> None:
+    state = CodebookRevival(quantizer(k=8), total_steps=10, seed=0).state_dict()
+    with pytest.raises(InputError, match="8 rows.*12"):
+        CodebookRevival(quantizer(k=12), total_steps=10, seed=0).load_state_dict(state)
+
+
+# Two processes
+
+
+def train(part: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Train a codebook of 120 rows for 25 steps on `part` of each batch: k-means, updates, revivals; return it all."""
+    made = quantizer(k=120, kmeans_init=True, seed=dist.get_rank() if dist.is_initialized() else 0)
+    made.deferred = True
+    torch.manual_seed(0)
+    made.initialize(part(clusters()[0]))
+    found = {"k-means": made.embedding.weight.clone()}
+    revival = CodebookRevival(made, total_steps=100, seed=3)
+    for step in range(25):
+        z = clusters()[0][torch.randperm(150, generator=torch.Generator().manual_seed(step))]
+        for micro_batch in part(z + 0.3 * random(150, WIDTH, seed=step)).chunk(2):
+            made(micro_batch)
+        counts, vectors = made.apply_update()
+        revival(step, counts, vectors)
+        if step == 4:
+            found["moved"] = made.embedding.weight.clone()
+    return found | {"revived": torch.tensor(revival.revived)} | made.state_dict()
+
+
+def one_of_two_processes(rank: int, folder: str) -> None:
+    """Train on every process's half of each batch (a function of the module, so that it can be spawned)."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save(train(lambda batch: batch.chunk(2)[rank]), Path(folder) / f"{rank}.pth")
+    dist.destroy_process_group()
+
+
+def test_two_processes_hold_the_same_codebook_to_the_bit_and_that_of_one_process(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_of_two_processes, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1))
+    alone = train(lambda batch: batch)
+    assert alone["revived"] > 0 and not torch.equal(alone["k-means"], alone["moved"])
+    assert first.keys() == second.keys() == alone.keys()
+    for key, value in alone.items():
+        assert torch.equal(first[key], second[key]), f"{key} differs between the processes"
+        torch.testing.assert_close(first[key], value, rtol=0, atol=1e-12, msg=lambda text, key=key: f"{key}: {text}")
