@@ -4,10 +4,11 @@ Everything may import this module and it imports nothing of the project. What on
 or an ordinary exception with its traceback; what a user can cause is one line and an exit code.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 
 class InputError(ValueError):
@@ -22,6 +23,38 @@ class UsageError(InputError):
     exit_code = 2
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Adds a flag's default to its help, where there is one worth saying."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if "default" in text or action.default in (None, False, argparse.SUPPRESS):
+            return text
+        if action.default is True:
+            return f"{text} (default)" if action.const is True else text
+        return f"{text} (default: %(default)s)".strip()
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, with errors of one line."""
+
+    def __init__(self, **options: Any) -> None:
+        """options: as for argparse."""
+        super().__init__(formatter_class=HelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def one_line(error: BaseException) -> str:
+    """Message of an error in one line; of one that a loading process raised, without that process's traceback."""
+    lines = str(error).strip().splitlines()
+    if lines and lines[0].startswith("Caught ") and "worker process" in lines[0]:
+        lines = [lines[-1].removeprefix("errors.InputError: ")]
+    return " ".join(" ".join(lines).split())
+
+
 def run_script(main: Callable[[Any], None], args: Any) -> None:
     """Call `main(args)`; an InputError becomes one line on stderr and its exit code, everything else stays as it is."""
     try:
@@ -29,5 +62,5 @@ def run_script(main: Callable[[Any], None], args: Any) -> None:
     except InputError as error:
         rank = os.environ.get("RANK", "0")
         where = "" if rank == "0" else f"[process {rank}] "
-        print(f"{where}error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"{where}error: {one_line(error)}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

@@ -16,8 +16,7 @@ import optim_factory
 import utils
 from eeg_data import Loaders
 from engine_for_finetuning import evaluate, save_predictions, train_one_epoch
-from errors import InputError, run_script
-from layers import check_window
+from errors import ArgumentParser, InputError, run_script
 from metrics import SELECT_BY, BestEpoch
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ SIZE_DEFAULTS = {
 
 def get_args() -> argparse.Namespace:
     """Flags with the defaults of stage 3 for the chosen model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=utils.HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add_model_arguments(parser)
     labelled_data.add_labelled_arguments(parser)
     optim_factory.add_arguments(parser)
@@ -65,10 +64,20 @@ def get_args() -> argparse.Namespace:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the classifier."""
     model = parser.add_argument_group("model")
-    model.add_argument("--model", default="labram_base_patch200_200", choices=modeling_finetune.SIZES)
+    model.add_argument(
+        "--model",
+        default="labram_base_patch200_200",
+        choices=modeling_finetune.SIZES,
+        metavar="NAME",
+        help=", ".join(modeling_finetune.SIZES),
+    )
     model.add_argument("--finetune", type=Path, default=None, help="checkpoint of stage 2 (default: from scratch)")
     model.add_argument(
-        "--layer_scale_init_value", type=float, default=None, help="default: 0.1 base, 1e-5 large, 1e-6 huge"
+        "--layer_scale_init_value",
+        type=float,
+        metavar="VALUE",
+        default=None,
+        help="default: 0.1 base, 1e-5 large, 1e-6 huge",
     )
     model.add_argument("--drop_path", type=float, default=0.1, help="0.2 for huge")
     model.add_argument("--drop", type=float, default=0.0, help="dropout")
@@ -136,7 +145,6 @@ class Evaluation:
 
 def main(args: argparse.Namespace) -> None:
     """Fine-tune, or with --eval evaluate, a classifier."""
-    check_window(args.input_size)
     with utils.setup_run(args) as run:
         file = labelled_data.read_labelled(labelled_data.labelled_path(args.dataset, args.data_dir))
         outputs = file.outputs

@@ -1,4 +1,4 @@
-"""Stage 2: pre-train the masked model on the tokenizer's codes. Paper, section 2.3."""
+"""Stage 2: pre-train the masked model on a tokenizer's codes. Paper, section 2.3."""
 
 import argparse
 import functools
@@ -12,21 +12,36 @@ import modeling_vqnsp
 import optim_factory
 import utils
 from engine_for_pretraining import evaluate, train_one_epoch
-from errors import UsageError, run_script
-from layers import check_window
+from errors import ArgumentParser, UsageError, run_script
 
 
 def get_args() -> argparse.Namespace:
     """Flags with the defaults of stage 2."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=utils.HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     model = parser.add_argument_group("model")
-    model.add_argument("--model", default="labram_base_patch200_1600_8k_vocab", choices=modeling_pretrain.SIZES)
-    model.add_argument("--tokenizer_model", default="vqnsp_encoder_base_decoder_3x200x12", choices=modeling_vqnsp.SIZES)
+    model.add_argument(
+        "--model",
+        default="labram_base_patch200_1600_8k_vocab",
+        choices=modeling_pretrain.SIZES,
+        metavar="NAME",
+        help=", ".join(modeling_pretrain.SIZES),
+    )
+    model.add_argument(
+        "--tokenizer_model",
+        default="vqnsp_encoder_base_decoder_3x200x12",
+        choices=modeling_vqnsp.SIZES,
+        metavar="NAME",
+        help=", ".join(modeling_vqnsp.SIZES),
+    )
     model.add_argument("--tokenizer_weight", type=Path, default=Path("checkpoints/vqnsp.pth"), help="of stage 1")
     model.add_argument("--codebook_size", type=int, default=None, help="codes (default: the tokenizer's)")
     model.add_argument("--codebook_dim", type=int, default=None, help="width of a code (default: the tokenizer's)")
     model.add_argument(
-        "--layer_scale_init_value", type=float, default=None, help="default: 0.1 base, 1e-5 large, 1e-6 huge"
+        "--layer_scale_init_value",
+        type=float,
+        metavar="VALUE",
+        default=None,
+        help="default: 0.1 base, 1e-5 large, 1e-6 huge",
     )
     model.add_argument("--mask_ratio", type=float, default=0.5, help="share of a window's patches that is masked")
     model.add_argument("--drop_path", type=float, default=0.0)
@@ -36,7 +51,7 @@ def get_args() -> argparse.Namespace:
     utils.add_switch(model, "abs_pos_emb", default=True, help="electrode embedding")
     eeg_data.add_pretraining_arguments(parser, window_stride=800)
     optim_factory.add_arguments(parser)
-    parser.add_argument("--gradient_accumulation_steps", type=int, default=1, help="micro-batches a step")
+    parser.add_argument("--gradient_accumulation_steps", type=int, metavar="N", default=1, help="micro-batches a step")
     utils.add_arguments(parser)
     parser.set_defaults(
         output_dir=Path("checkpoints/labram_base"),
@@ -55,7 +70,6 @@ def get_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Pre-train a masked model."""
-    check_window(args.input_size)
     if not 0 < args.mask_ratio < 1:
         raise UsageError(f"--mask_ratio {args.mask_ratio}: allowed are shares between 0 and 1, without the ends")
     with utils.setup_run(args) as run:

@@ -11,7 +11,7 @@ import modeling_vqnsp
 import optim_factory
 import utils
 from engine_for_vqnsp import evaluate, initialize_codebook, train_one_epoch
-from errors import run_script
+from errors import ArgumentParser, run_script
 from norm_ema_quantizer import CodebookRevival
 
 logger = logging.getLogger(__name__)
@@ -21,9 +21,15 @@ LR_BATCH = 128  # batch that --lr is meant for: the released code scales it by t
 
 def get_args() -> argparse.Namespace:
     """Flags with the defaults of stage 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=utils.HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     model = parser.add_argument_group("model")
-    model.add_argument("--model", default="vqnsp_encoder_base_decoder_3x200x12", choices=modeling_vqnsp.SIZES)
+    model.add_argument(
+        "--model",
+        default="vqnsp_encoder_base_decoder_3x200x12",
+        choices=modeling_vqnsp.SIZES,
+        metavar="NAME",
+        help=", ".join(modeling_vqnsp.SIZES),
+    )
     model.add_argument("--codebook_n_emd", type=int, default=8192, help="codes")
     model.add_argument("--codebook_emd_dim", type=int, default=64, help="width of a code")
     model.add_argument("--ema_decay", type=float, default=0.99, help="of the codebook's moving average")

@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import checkpoints
 from errors import InputError, UsageError
+from layers import check_window
 from progress import MetricLog, Progress, duration, plain, write_json
 from version import code_version
 
@@ -39,22 +40,12 @@ LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "h5py", "mne", "
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class HelpFormatter(argparse.HelpFormatter):
-    """Adds a flag's default to its help, where there is one worth saying."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        if "default" in text or action.default in (None, False, argparse.SUPPRESS):
-            return text
-        return f"{text} (default: %(default)s)".strip()
-
-
 def add_switch(parser: Any, name: str, *, default: bool, help: str) -> None:
     """Add `--name` and `--no_name`, in the released scripts' spelling of a boolean flag."""
     parser.add_argument(
         f"--{name}", dest=name, action="store_true", default=default, help=f"{help} (default: {default})"
     )
-    parser.add_argument(f"--no_{name}", dest=name, action="store_false", help="the opposite")
+    parser.add_argument(f"--no_{name}", dest=name, action="store_false", help=f"not: {help}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +115,7 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s", stream=sys.stderr)
     device = _device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
-    _check_length(args)
+    _check_flags(args)
     _make_output_dir(args.output_dir)
     amp_dtype, dtype = _precision(args.precision, device)
     torch.manual_seed(args.seed)
@@ -175,7 +166,7 @@ def _precision(name: str, device: torch.device) -> tuple[torch.dtype | None, tor
     return (None, dtype) if dtype in (torch.float32, torch.float64) else (dtype, torch.float32)
 
 
-def _check_length(args: argparse.Namespace) -> None:
+def _check_flags(args: argparse.Namespace) -> None:
     limits = {
         "epochs": 1,
         "start_epoch": 0,
@@ -188,6 +179,10 @@ def _check_length(args: argparse.Namespace) -> None:
     for name, lowest in limits.items():
         if getattr(args, name, lowest) < lowest:
             raise UsageError(f"--{name} {getattr(args, name)}: allowed are whole numbers from {lowest}")
+    try:
+        check_window(args.input_size)
+    except InputError as error:
+        raise UsageError(f"--input_size {args.input_size}: {error}") from error
 
 
 def _make_output_dir(folder: Path) -> None:
@@ -336,7 +331,6 @@ class TrainingState:
             "samples_per_second": round(speed, 3),
         }
         if self.run.is_main:
-            self._save(epoch, best)
             with (self.run.output_dir / "log.txt").open("a") as file:
                 file.write(json.dumps(plain(line)) + "\n")
             shown = {n: v for n, v in line.items() if n not in ("epoch", "n_parameters") and math.isfinite(v)}
@@ -345,6 +339,8 @@ class TrainingState:
                 for name, value in shown.items():
                     self._writer.add_scalar(name, value, epoch)
                 self._writer.flush()
+            # After the log: where a run is killed in between, the epoch is trained and logged again.
+            self._save(epoch, best)
         dist.barrier()
         return line
 

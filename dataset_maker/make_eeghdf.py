@@ -18,7 +18,7 @@ if not __package__:  # started by its path: the project's folder is not on Pytho
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset_maker import common
-from errors import InputError, run_script
+from errors import ArgumentParser, InputError, run_script
 
 UNITS = {"uV": 1e-6, "µV": 1e-6, "mV": 1e-3, "V": 1.0}  # volts
 AUXILIARY = ("E", "Pg1", "Pg2", "X2", "X3", "X4", "X5", "X6", "X7")  # ground, nasopharyngeal, polygraphy inputs
@@ -27,7 +27,7 @@ BEYOND_TEN_TWENTY = ("A1", "A2", "FT9", "FT10")
 
 def get_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help="*.eeg.h5 or folders")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the HDF5 files")
     parser.add_argument("--all_electrodes", action="store_true", help="keep A1 A2 FT9 FT10 besides the 19 of 10-20")

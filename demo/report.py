@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  # the backend comes first: there may be no display
+from matplotlib import pyplot as plt  # the backend comes first: there may be no display
 
 from eeg_data import MontageWindows, find_files, read_recordings, to_units
 from labelled_data import LabelledWindows, read_labelled

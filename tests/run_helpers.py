@@ -75,7 +75,9 @@ def labelled_file(
     """Write a labelled file; counts: samples of each split; labels: of the training split, where they matter."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
-        file.attrs.update(name=path.stem, task=task, classes=list(classes), chOrder=list(electrodes), rsFreq=float(RATE))
+        file.attrs.update(
+            name=path.stem, task=task, classes=list(classes), chOrder=list(electrodes), rsFreq=float(RATE)
+        )
         for number, (split, n) in enumerate(counts.items()):
             eeg = noise((n, len(electrodes), seconds * RATE), 100 + number)
             label: Any = np.arange(n, dtype=np.int64) % len(classes)
@@ -116,7 +118,7 @@ def start(
 ) -> subprocess.CompletedProcess[str]:
     """Run `python words...` in a clean environment, with processes > 0 through torchrun; return how it ended."""
     env = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-    env |= {"OMP_NUM_THREADS": "1" if processes else "2", "CUDA_VISIBLE_DEVICES": "", **variables}
+    env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
     command = [sys.executable]
     if processes:
         env["PET_MASTER_PORT"] = str(free_port())  # torchrun's --master_port: two runs on a machine do not meet

@@ -95,8 +95,10 @@ def standardized(x: np.ndarray) -> np.ndarray:
 
 def test_spectrum_targets_are_numpys_fft_standardised_over_the_sample() -> None:
     x = np.random.default_rng(0).standard_normal((3, 2, 4, 200)) * [[[[1.0]]], [[[5.0]]], [[[0.01]]]]
+    x += 0.5 * np.abs(x).max((1, 2, 3), keepdims=True) * (np.arange(200) % 2 == 0)  # real bins above 0: phase 0, not +-pi
     amplitude, phase = spectrum_targets(torch.tensor(x))
     spectrum = np.fft.fft(x)
+    assert spectrum[..., [0, 100]].real.min() > 0
     for found, expected in ((amplitude, np.abs(spectrum)), (phase, np.angle(spectrum))):
         assert found.shape == (3, 8, 200)
         np.testing.assert_allclose(found.numpy(), standardized(expected).reshape(3, 8, 200), rtol=1e-8, atol=1e-8)

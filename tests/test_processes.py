@@ -63,7 +63,7 @@ def flags(name: str, data: Path, weights: Path) -> tuple[str, list[str]]:
     val = ["--val_data", str(data / "val")]
     if kind in ("tokenizer", "montages"):
         train = ["--train_data", str(data / kind), *val]
-        return "run_vqnsp_training", [*TOKENIZER, *train, *common, "--lr", "0.03"]
+        return "run_vqnsp_training", [*TOKENIZER, *train, *common, "--lr", "0.003"]
     if kind == "masked":
         train = ["--train_data", str(data / "montages"), *val]
         tokenizer = ["--tokenizer_weight", str(weights / "tokenizer" / "checkpoint-0.pth")]

@@ -1,0 +1,289 @@
+"""The classifier against golden numbers; pooling; loading stage 2 into it with every key accounted for."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from timm.models import create_model
+from torch import Tensor, nn
+
+import golden_recipe
+import modeling_finetune
+from errors import InputError
+from golden_recipe import adamw, assert_forward, assert_trajectory, eeg, fill
+from modeling_finetune import NeuralTransformer, load_pretrained
+
+BASE = "labram_base_patch200_200"
+TINY = "labram_tiny_patch200_200"
+TINY_MASKED = "labram_tiny_patch200_1600_8k_vocab"
+PUBLISHED = [name for name in golden_recipe.table("state_dicts") if name.endswith("patch200_200")]
+CHANNELS = [0, 5, 9, 2]
+
+
+def tiny(**options: object) -> NeuralTransformer:
+    return fill(create_model(TINY, **options)).eval()
+
+
+def masked_weights(**options: object) -> dict[str, Tensor]:
+    """Return a stage 2 state dict of tiny size, with the keys that only published files have."""
+    weights = fill(create_model(TINY_MASKED, vocab_size=20, **options)).state_dict()
+    extra = {"student.lm_head.weight": (20, 200), "student.lm_head.bias": (20,), "projection_head.0.weight": (9, 200)}
+    return weights | {key: golden_recipe.weight(key, shape) for key, shape in extra.items()}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_state_dict_and_parameter_counts_are_the_published_ones(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name, num_classes=1, qkv_bias=False, init_values=0.1)
+    published = golden_recipe.table("state_dicts")[name]
+    assert {key: list(value.shape) for key, value in model.state_dict().items()} == published["state_dict"]
+    assert list(model.state_dict()) == list(published["state_dict"])
+    assert sum(p.numel() for p in model.parameters()) == published["parameters"]
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == published["learnable"]
+
+
+def test_every_published_and_our_tiny_classifier_is_registered() -> None:
+    assert sorted(modeling_finetune.SIZES) == sorted([*PUBLISHED, TINY]) and len(PUBLISHED) == 3
+    assert len(create_model(TINY).blocks) == 4
+
+
+@pytest.mark.parametrize("case", ["base_tuab", "base_tuev", "large_forward"])
+def test_forward_pass_gives_the_golden_numbers(case: str) -> None:
+    golden = golden_recipe.arrays(f"finetune_{case}")
+    name = BASE.replace("base", case.split("_")[0])
+    options = {"num_classes": int(golden["num_classes"]), "init_values": float(golden["init_values"])}
+    model = fill(create_model(name, use_mean_pooling=bool(golden["use_mean_pooling"]), **options)).eval()
+    x, channels = eeg(golden["eeg_seed"], golden["eeg_shape"]), golden_recipe.rows(golden)
+    with torch.no_grad():
+        assert_forward(model(x, channels), golden["logits"])
+        assert_forward(model.forward_features(x, channels), golden["pooled"])
+        tokens = model.forward_features(x, channels, return_patch_tokens=True)
+    assert tokens.shape == (len(x), x.shape[1] * x.shape[2], model.width)
+    assert_forward(tokens[:, :6], golden["patch_tokens"])
+
+
+@pytest.mark.parametrize("case", ["base_tuab", "base_tuev"])
+def test_training_follows_the_golden_trajectory(case: str) -> None:
+    golden = golden_recipe.arrays(f"finetune_{case}")
+    channels, classes = golden_recipe.rows(golden), int(golden["num_classes"])
+    model = fill(create_model(BASE, num_classes=classes, init_values=float(golden["init_values"]))).train()
+    optimizer = adamw(model, "finetune_base_layer_decay_0.65", golden)
+    losses, norms = [], []
+    for step, target in enumerate(torch.tensor(golden["targets"])):
+        logits = model(eeg(golden["eeg_seed"] + 1 + step, golden["eeg_shape"]), channels)
+        if classes == 1:
+            loss = nn.functional.binary_cross_entropy_with_logits(logits[:, 0], target.float())
+        else:
+            loss = nn.functional.cross_entropy(logits, target, label_smoothing=0.1)
+        losses.append(loss.item())
+        norms.append(golden_recipe.step(model, optimizer, loss))
+    assert_trajectory(losses, golden["losses"])
+    assert_trajectory(norms, golden["grad_norm"])
+
+
+# Pooling and head
+
+
+def normed(x: Tensor, norm: nn.LayerNorm) -> np.ndarray:
+    x = x.detach().numpy().astype(np.float64)
+    centred = x - x.mean(-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+    return scaled * norm.weight.detach().numpy() + norm.bias.detach().numpy()
+
+
+def test_cls_pooling_is_the_first_token_after_the_final_norm() -> None:
+    model = tiny(use_mean_pooling=False, num_classes=3)
+    assert "norm.weight" in model.state_dict() and "fc_norm.weight" not in model.state_dict()
+    x = eeg(1, (2, 3, 2, 200))
+    with torch.no_grad():
+        tokens = model.run_blocks(model.embed(x, CHANNELS))
+        features = model.forward_features(x, CHANNELS)
+        np.testing.assert_allclose(features.numpy(), normed(tokens[:, 0], model.norm), rtol=1e-4, atol=1e-5)
+        logits = features.numpy() @ model.head.weight.numpy().T + model.head.bias.numpy()
+        np.testing.assert_allclose(model(x, CHANNELS).numpy(), logits, rtol=1e-4, atol=1e-5)
+
+
+def test_cls_pooling_runs_the_same_trunk_as_the_golden_mean_pooling() -> None:
+    golden = golden_recipe.arrays("finetune_base_tuab")
+    model = create_model(BASE, use_mean_pooling=False)
+    weights = {key.replace("fc_norm", "norm"): golden_recipe.weight(key, shape) for key, shape in
+               golden_recipe.table("state_dicts")[BASE]["state_dict"].items()}  # fmt: skip
+    model.eval().load_state_dict(weights)
+    x, channels = eeg(golden["eeg_seed"], golden["eeg_shape"]), golden_recipe.rows(golden)
+    with torch.no_grad():
+        assert_forward(model.forward_features(x, channels, return_patch_tokens=True)[:, :6], golden["patch_tokens"])
+
+
+def test_mean_pooling_norms_the_mean_of_the_patch_tokens_and_leaves_cls_out() -> None:
+    model = tiny(num_classes=3)
+    assert "fc_norm.weight" in model.state_dict() and "norm.weight" not in model.state_dict()
+    x = eeg(1, (2, 3, 2, 200))
+    with torch.no_grad():
+        tokens = model.run_blocks(model.embed(x, CHANNELS))
+        expected = normed(tokens[:, 1:].mean(1), model.fc_norm)
+        np.testing.assert_allclose(model.forward_features(x, CHANNELS).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_mean_pooling", [True, False])
+def test_patch_tokens_and_all_tokens_come_after_the_norm_that_the_pooling_uses(use_mean_pooling: bool) -> None:
+    model = tiny(use_mean_pooling=use_mean_pooling, num_classes=3)
+    x = eeg(1, (2, 3, 2, 200))
+    with torch.no_grad():
+        tokens = model.run_blocks(model.embed(x, CHANNELS))
+        every = model.forward_features(x, CHANNELS, return_all_tokens=True)
+        patches = model.forward_features(x, CHANNELS, return_patch_tokens=True)
+        expected = normed(tokens, model.fc_norm if use_mean_pooling else model.norm)
+        assert every.shape == (2, 7, 200) and patches.shape == (2, 6, 200)
+        np.testing.assert_allclose(every.numpy(), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(patches.numpy(), expected[:, 1:], rtol=1e-4, atol=1e-5)
+        assert model(x, CHANNELS, return_all_tokens=True).shape == (2, 7, 3)
+        assert torch.equal(model(x, CHANNELS, return_patch_tokens=True), model.head(patches))
+
+
+def test_without_classes_the_model_gives_features() -> None:
+    model, x = tiny(num_classes=0), eeg(1, (2, 3, 2, 200))
+    assert not [key for key in model.state_dict() if key.startswith("head")]
+    with torch.no_grad():
+        assert torch.equal(model(x, CHANNELS), tiny(num_classes=4).forward_features(x, CHANNELS))
+
+
+@pytest.mark.parametrize("use_mean_pooling", [True, False])
+def test_no_parameter_is_left_without_gradient(use_mean_pooling: bool) -> None:
+    model = tiny(use_mean_pooling=use_mean_pooling, num_classes=3, qkv_bias=True).train()
+    model(eeg(1, (2, 3, 2, 200)), CHANNELS).square().sum().backward()
+    assert not [key for key, p in model.named_parameters() if p.grad is None]
+
+
+def test_cls_gets_row_0_of_the_position_embedding() -> None:
+    model, x = tiny(use_mean_pooling=False), eeg(1, (1, 3, 2, 200))
+    with torch.no_grad():
+        tokens = model.embed(x, CHANNELS)
+        assert torch.equal(tokens[0, 0], model.cls_token[0, 0] + model.pos_embed[0, 0])
+
+
+@pytest.mark.parametrize("scale", [0.001, 0.5])
+def test_the_head_starts_at_init_scale_times_the_usual_weights(scale: float) -> None:
+    head = create_model(TINY, num_classes=100, init_scale=scale).head
+    assert head.weight.std().item() == pytest.approx(0.02 * scale, rel=5 / np.sqrt(2 * head.weight.numel()))
+    assert torch.count_nonzero(head.bias) == 0
+    default = create_model(TINY, num_classes=100).head.weight.std().item()
+    assert default == pytest.approx(0.02 * 0.001, rel=0.03)
+
+
+def test_codes_of_electrodes_go_with_their_electrode_whatever_the_order_of_the_input() -> None:
+    model, x, order = tiny(num_classes=3).double(), eeg(2, (2, 4, 3, 200)).double(), [2, 0, 3, 1]
+    rows = torch.tensor([5, 9, 1, 100])
+    with torch.no_grad():
+        straight = model(x, [0, *rows.tolist()])
+        torch.testing.assert_close(model(x[:, order], [0, *rows[order].tolist()]), straight, rtol=0, atol=1e-11)
+        assert (model(x[:, order], [0, *rows.tolist()]) - straight).abs().max() > 1e-4
+
+
+# Loading stage 2
+
+
+def assert_every_key_is_accounted_for(report: modeling_finetune.LoadReport, own: set, given: set) -> None:
+    assert report.loaded + len(report.missing) == len(own)
+    assert report.loaded + len(report.unexpected) + len(report.dropped) == len(given)
+    assert set(report.missing) <= own and {k.removeprefix("student.") for k in given} >= set(report.unexpected)
+    text = str(report)
+    assert "\n" not in text and f"{report.loaded} tensors loaded" in text
+    assert all(key in text for key in [*report.missing, *report.unexpected, *report.dropped])
+
+
+def test_a_stage_2_file_loads_without_its_prefix_and_every_key_is_accounted_for() -> None:
+    weights, model = masked_weights(), create_model(TINY, num_classes=3)
+    fresh = {key: value.clone() for key, value in model.state_dict().items()}
+    report = load_pretrained(model, weights)
+    own = model.state_dict()
+    assert sorted(report.missing) == ["fc_norm.bias", "fc_norm.weight", "head.bias", "head.weight"]
+    assert sorted(report.unexpected) == ["lm_head.bias", "lm_head.weight", "mask_token", "norm.bias", "norm.weight"]
+    assert sorted(report.dropped) == ["lm_head.bias", "lm_head.weight", "projection_head.0.weight"]
+    assert_every_key_is_accounted_for(report, set(own), set(weights))
+    for key, value in own.items():
+        assert torch.equal(value, fresh[key] if key in report.missing else weights[f"student.{key}"]), key
+
+
+def test_with_cls_pooling_the_final_norm_loads_too() -> None:
+    weights, model = masked_weights(), create_model(TINY, num_classes=3, use_mean_pooling=False)
+    report = load_pretrained(model, weights)
+    assert sorted(report.missing) == ["head.bias", "head.weight"]
+    assert torch.equal(model.norm.weight, weights["student.norm.weight"])
+    assert_every_key_is_accounted_for(report, set(model.state_dict()), set(weights))
+
+
+def test_a_published_stage_2_file_loads_into_the_base_classifier() -> None:
+    weights = golden_recipe.published_weights("labram_base_patch200_1600_8k_vocab")
+    model = create_model(BASE, num_classes=6)
+    report = load_pretrained(model, weights)
+    assert sorted(report.missing) == ["fc_norm.bias", "fc_norm.weight", "head.bias", "head.weight"]
+    assert_every_key_is_accounted_for(report, set(model.state_dict()), set(weights))
+
+
+def test_a_stage_3_file_loads_and_only_a_head_of_another_shape_is_dropped() -> None:
+    weights = tiny(num_classes=3).state_dict()
+    same, other = create_model(TINY, num_classes=3), create_model(TINY, num_classes=5)
+    report = load_pretrained(same, weights)
+    assert (report.missing, report.unexpected, report.dropped) == ([], [], [])
+    assert all(torch.equal(value, weights[key]) for key, value in same.state_dict().items())
+    report = load_pretrained(other, weights)
+    assert sorted(report.dropped) == sorted(report.missing) == ["head.bias", "head.weight"]
+    assert_every_key_is_accounted_for(report, set(other.state_dict()), set(weights))
+    assert torch.equal(other.fc_norm.weight, weights["fc_norm.weight"])
+
+
+def test_a_table_of_129_rows_loads_into_one_of_137_and_the_new_rows_stay_fresh() -> None:
+    weights, model = masked_weights(), create_model(TINY, num_electrodes=136)
+    fresh = model.pos_embed.detach().clone()
+    report = load_pretrained(model, weights)
+    assert "pos_embed" not in [*report.missing, *report.unexpected, *report.dropped]
+    assert torch.equal(model.pos_embed[:, :129], weights["student.pos_embed"])
+    assert torch.equal(model.pos_embed[:, 129:], fresh[:, 129:])
+    assert bool((fresh[:, 129:].std(-1) > 0.01).all())
+
+
+def test_missing_q_and_v_biases_are_reported() -> None:
+    report = load_pretrained(create_model(TINY, qkv_bias=True), masked_weights())
+    assert {f"blocks.{i}.attn.{b}_bias" for i in range(4) for b in "qv"} <= set(report.missing)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"depth": 12}, "12 transformer blocks"),
+        ({"depth": 3}, "3 transformer blocks"),
+        ({"width": 400, "heads": 16}, "cls_token"),
+        ({"num_electrodes": 136}, "pos_embed"),
+    ],
+)
+def test_another_architecture_is_refused_and_names_what_differs(options: dict[str, int], named: str) -> None:
+    model = create_model(TINY)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(InputError, match=f"base.pth is of another architecture: .*{re.escape(named)}.*--model") as error:
+        load_pretrained(model, masked_weights(**options), where="base.pth")
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), "half of it was loaded"
+
+
+def test_a_tokenizers_weights_are_refused_and_name_what_is_missing() -> None:
+    import modeling_vqnsp  # noqa: F401 (registers the name)
+
+    weights = create_model("vqnsp_encoder_tiny_decoder_1x200x4", n_code=8).state_dict()
+    with pytest.raises(InputError, match=r"another architecture: .*blocks") as error:
+        load_pretrained(create_model(TINY), weights)
+    assert "\n" not in str(error.value)
+
+
+def test_the_loaded_trunk_computes_what_the_masked_model_computes() -> None:
+    # The two differ in the position row of CLS, so the file's row 0 is made that of the input's first electrode.
+    weights = masked_weights()
+    weights["student.pos_embed"][:, 0] = weights["student.pos_embed"][:, CHANNELS[1]]
+    masked = create_model(TINY_MASKED, vocab_size=20).eval()
+    masked.load_state_dict({key: weights[key] for key in masked.state_dict()})
+    model = create_model(TINY, use_mean_pooling=False).eval()
+    load_pretrained(model, weights)
+    x = eeg(3, (2, 3, 2, 200))
+    with torch.no_grad():
+        tokens = model.forward_features(x, CHANNELS, return_patch_tokens=True)
+        torch.testing.assert_close(tokens, masked.student(x, CHANNELS), rtol=1e-5, atol=1e-5)
