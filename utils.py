@@ -37,14 +37,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "h5py", "mne", "einops", "tensorboardX")
+LOG_ONLY = ("_lr", "_decay", "_total_loss", "_seconds", "_per_second")  # in log.txt, not on the terminal
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def add_switch(parser: Any, name: str, *, default: bool, help: str) -> None:
     """Add `--name` and `--no_name`, in the released scripts' spelling of a boolean flag."""
-    parser.add_argument(
-        f"--{name}", dest=name, action="store_true", default=default, help=f"{help} (default: {default})"
-    )
+    parser.add_argument(f"--{name}", dest=name, action="store_true", default=default, help=help)
     parser.add_argument(f"--no_{name}", dest=name, action="store_false", help=f"not: {help}")
 
 
@@ -333,10 +332,11 @@ class TrainingState:
         if self.run.is_main:
             with (self.run.output_dir / "log.txt").open("a") as file:
                 file.write(json.dumps(plain(line)) + "\n")
-            shown = {n: v for n, v in line.items() if n not in ("epoch", "n_parameters") and math.isfinite(v)}
-            logger.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+            numbers = {n: v for n, v in line.items() if n not in ("epoch", "n_parameters") and math.isfinite(v)}
+            shown = [f"{name} {value:.4g}" for name, value in numbers.items() if not name.endswith(LOG_ONLY)]
+            logger.info("epoch %d: %s", epoch, ", ".join(shown))
             if self._writer:
-                for name, value in shown.items():
+                for name, value in numbers.items():
                     self._writer.add_scalar(name, value, epoch)
                 self._writer.flush()
             # After the log: where a run is killed in between, the epoch is trained and logged again.

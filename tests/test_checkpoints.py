@@ -231,7 +231,7 @@ def test_a_missing_file_names_the_way_out(
     with pytest.raises(InputError) as error:
         checkpoints.read(f"./checkpoints/{missing}")
     assert one_line(error).startswith(f"checkpoint checkpoints/{missing} does not exist; ")
-    assert one_line(error).endswith(way_out) or way_out.startswith("train") and way_out in one_line(error)
+    assert one_line(error).endswith(way_out) or (way_out.startswith("train") and way_out in one_line(error))
 
 
 def test_a_missing_file_in_a_missing_folder_is_an_error_of_one_line(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from golden_recipe import fill
 from scipy.special import erf, softmax
 from scipy.stats import truncnorm
 from timm.models import create_model
@@ -16,7 +17,6 @@ import modeling_pretrain
 import modeling_vqnsp
 from electrodes import embedding_rows
 from errors import InputError
-from golden_recipe import fill
 from layers import Attention, Block, CodeEmbed, Mlp, TemporalConv, Trunk, check_window, to_patches
 
 TOKENIZER = "vqnsp_encoder_tiny_decoder_1x200x4"
@@ -41,8 +41,6 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarra
     centred = x - x.mean(-1, keepdims=True)
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * weight + bias
 
-
-# --- patches
 
 
 def test_to_patches_cuts_every_electrode_into_consecutive_seconds() -> None:
@@ -70,8 +68,6 @@ def test_other_windows_are_refused_in_one_line(samples: int) -> None:
         check_window(samples)
     assert "\n" not in str(error.value)
 
-
-# --- patch encoder and code embedding
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, stride: int, padding: int) -> np.ndarray:
@@ -116,8 +112,6 @@ def test_code_embedding_is_one_matrix_for_every_place() -> None:
     expected = np.einsum("bcna,dc->bnad", codes.numpy(), w["proj.weight"][:, :, 0, 0]) + w["proj.bias"]
     np.testing.assert_allclose(embed(codes).detach().numpy(), expected.reshape(2, 12, 12), rtol=1e-9, atol=1e-12)
 
-
-# --- attention, MLP, block
 
 
 @pytest.mark.parametrize(("qkv_bias", "qk_norm"), [(False, False), (True, False), (False, True), (True, True)])
@@ -218,8 +212,6 @@ def test_every_layer_norm_has_eps_1e_6_and_every_group_norm_4_groups_and_eps_1e_
     assert len(group_norms) == 3 and set(group_norms) == {(1e-5, 4)}
 
 
-# --- initialisation
-
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
@@ -303,8 +295,6 @@ def test_layer_scale_starts_at_the_sizes_own_value(name: str, gamma: float) -> N
 def test_the_tokenizer_has_no_layer_scale_and_no_q_or_k_norm() -> None:
     assert not [key for key in create_model(TOKENIZER).state_dict() if re.search("gamma|q_norm|k_norm", key)]
 
-
-# --- embeddings
 
 
 class Zeros(nn.Module):
@@ -425,8 +415,6 @@ def test_half_precision_autocast_stays_close_to_float32(name: str) -> None:
     assert half.dtype == torch.bfloat16
     assert (half.float() - exact).abs().max() < 0.05 * exact.abs().max() + 0.05
 
-
-# --- registry
 
 
 @pytest.mark.parametrize("name", REGISTERED)

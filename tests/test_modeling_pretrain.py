@@ -3,18 +3,18 @@
 import logging
 from pathlib import Path
 
+import golden_recipe
 import numpy as np
 import pytest
 import torch
+from golden_recipe import NOT_CARRIED, adamw, assert_forward, assert_trajectory, eeg, fill
 from scipy.stats import chisquare
 from timm.models import create_model
 from torch import Tensor, nn
 
 import checkpoints
-import golden_recipe
 import modeling_pretrain
 from errors import InputError
-from golden_recipe import NOT_CARRIED, adamw, assert_forward, assert_trajectory, eeg, fill
 from modeling_pretrain import UNUSED_PUBLISHED_KEYS, MaskedModel, random_mask
 
 BASE = "labram_base_patch200_1600_8k_vocab"
@@ -111,7 +111,7 @@ def test_cls_gets_the_position_of_the_inputs_first_electrode_and_golden_numbers_
     ("ratio", "visible"), [(0.5, lambda n: n // 2), (0.25, lambda n: 3 * n // 4), (0.75, lambda n: n // 4),
                            (0.0, lambda n: n), (1.0, lambda n: 0)],
 )  # fmt: skip
-def test_every_sample_has_exactly_its_share_masked(patches: int, ratio: float, visible) -> None:  # noqa: ANN001
+def test_every_sample_has_exactly_its_share_masked(patches: int, ratio: float, visible) -> None:
     mask = random_mask(20, patches, ratio=ratio)
     assert mask.dtype == torch.bool and mask.shape == (20, patches)
     assert set(mask.sum(1).tolist()) == {patches - visible(patches)}
