@@ -5,6 +5,7 @@ released code (an argparse Namespace under `args`, numpy scalars in the optimize
 """
 
 import argparse
+import contextlib
 import difflib
 import logging
 import os
@@ -48,19 +49,20 @@ def save(state: dict[str, Any], path: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise UsageError(
-            f"{path} cannot be written ({error.strerror}): free space or choose another --output_dir"
-        ) from error
-    except RuntimeError as error:  # torch's writer reports a full disk this way
-        aside.unlink(missing_ok=True)
-        raise UsageError(f"{path} cannot be written ({error}): free space or choose another --output_dir") from error
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} cannot be written ({reason}): free space or choose another --output_dir") from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without executing pickled code. Raises InputError if it is none."""
     path = Path(path)
+    if path.is_dir():
+        found = sorted(path.glob("checkpoint*.pth"))
+        raise InputError(f"{path} is a folder, not a checkpoint file: name one in it{f', {found[0]}' if found else ''}")
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist{_nearest(path)}")
     try:

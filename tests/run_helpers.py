@@ -98,11 +98,15 @@ def labelled_file(
 def call(script: str, *words: Any) -> int:
     """Run a script's main in this process as its command line would; return the exit code."""
     module = importlib.import_module(script)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny models: a second thread waits more than it works
     with patch.object(sys, "argv", [f"{script}.py", *map(str, words)]):
         try:
             module.run_script(module.main, module.get_args())
         except SystemExit as end:
             return int(end.code or 0)
+        finally:
+            torch.set_num_threads(threads)
     return 0
 
 

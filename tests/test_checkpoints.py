@@ -200,7 +200,7 @@ def test_a_file_that_holds_something_else_than_a_dict_is_refused(content: object
 
 def test_a_folder_in_place_of_a_file_is_not_said_to_be_absent(tmp_path: Path) -> None:
     (tmp_path / "vqnsp").mkdir()
-    with pytest.raises(InputError, match="vqnsp.* folder") as error:
+    with pytest.raises(InputError, match=r"vqnsp.* folder") as error:
         checkpoints.read(tmp_path / "vqnsp")
     assert "does not exist" not in one_line(error)
 
@@ -245,7 +245,7 @@ def test_a_missing_file_in_a_missing_folder_is_an_error_of_one_line(tmp_path: Pa
 
 @pytest.mark.parametrize("key", ["model", "module", None])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_weights_are_found_under_model_or_module_or_alone_and_without_a_ddp_prefix(key: str | None, prefix: str) -> None:
+def test_weights_are_found_under_model_or_module_or_alone_without_ddp_prefix(key: str | None, prefix: str) -> None:
     weights = {f"{prefix}head.weight": torch.ones(2), f"{prefix}blocks.0.module.bias": torch.zeros(1)}
     found = checkpoints.model_state({key: weights, "epoch": 1} if key else weights, "file.pth")
     assert list(found) == ["head.weight", "blocks.0.module.bias"]

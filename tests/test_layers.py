@@ -42,7 +42,6 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarra
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * weight + bias
 
 
-
 def test_to_patches_cuts_every_electrode_into_consecutive_seconds() -> None:
     eeg = torch.arange(2 * 3 * 800.0).view(2, 3, 800)
     patches = to_patches(eeg)
@@ -67,7 +66,6 @@ def test_other_windows_are_refused_in_one_line(samples: int) -> None:
     with pytest.raises(InputError, match=rf"window of {samples} samples .*3200") as error:
         check_window(samples)
     assert "\n" not in str(error.value)
-
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, stride: int, padding: int) -> np.ndarray:
@@ -111,7 +109,6 @@ def test_code_embedding_is_one_matrix_for_every_place() -> None:
     w = values(embed)
     expected = np.einsum("bcna,dc->bnad", codes.numpy(), w["proj.weight"][:, :, 0, 0]) + w["proj.bias"]
     np.testing.assert_allclose(embed(codes).detach().numpy(), expected.reshape(2, 12, 12), rtol=1e-9, atol=1e-12)
-
 
 
 @pytest.mark.parametrize(("qkv_bias", "qk_norm"), [(False, False), (True, False), (False, True), (True, True)])
@@ -212,7 +209,6 @@ def test_every_layer_norm_has_eps_1e_6_and_every_group_norm_4_groups_and_eps_1e_
     assert len(group_norms) == 3 and set(group_norms) == {(1e-5, 4)}
 
 
-
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
 
@@ -296,7 +292,6 @@ def test_the_tokenizer_has_no_layer_scale_and_no_q_or_k_norm() -> None:
     assert not [key for key in create_model(TOKENIZER).state_dict() if re.search("gamma|q_norm|k_norm", key)]
 
 
-
 class Zeros(nn.Module):
     """A patch encoder whose tokens are zero, so that only the embeddings are seen."""
 
@@ -339,7 +334,7 @@ def test_input_chans_none_means_all_128_electrodes_in_order() -> None:
     trunk = embedding_trunk()
     x = torch.zeros(1, 128, 1, 200)
     assert torch.equal(trunk.embed(x, None), trunk.embed(x, list(range(129))))
-    with pytest.raises(InputError, match="all 128 electrodes.* has 19.*input_chans"):
+    with pytest.raises(InputError, match=r"all 128 electrodes.* has 19.*input_chans"):
         trunk.embed(torch.zeros(1, 19, 1, 200), None)
 
 
@@ -352,13 +347,13 @@ def test_without_position_embedding_electrode_names_do_not_matter() -> None:
 
 @pytest.mark.parametrize("channels", [[0], [0, 1], [0, 1, 2, 3], [[0, 1, 2]]])
 def test_input_chans_of_another_length_is_refused_with_the_length_it_needs(channels: list[int]) -> None:
-    with pytest.raises(InputError, match="for 2 electrodes.*length 3") as error:
+    with pytest.raises(InputError, match=r"for 2 electrodes.*length 3") as error:
         embedding_trunk().embed(torch.zeros(1, 2, 1, 200), channels)
     assert "\n" not in str(error.value)
 
 
 def test_a_row_beyond_the_table_is_refused_with_the_way_out() -> None:
-    with pytest.raises(InputError, match="row 129.*rows 0 to 128.*num_electrodes=136") as error:
+    with pytest.raises(InputError, match=r"row 129.*rows 0 to 128.*num_electrodes=136") as error:
         embedding_trunk().embed(torch.zeros(1, 2, 1, 200), [0, 5, 129])
     assert "\n" not in str(error.value)
 
@@ -389,7 +384,7 @@ def test_windows_of_17_seconds_are_refused_and_name_the_limit() -> None:
 
 
 def test_an_unknown_cls_position_row_is_refused() -> None:
-    with pytest.raises(ValueError, match="'zero'.*'own'.*'first_electrode'"):
+    with pytest.raises(ValueError, match=r"'zero'.*'own'.*'first_electrode'"):
         embedding_trunk(cls_position_row="zero")
 
 
@@ -414,7 +409,6 @@ def test_half_precision_autocast_stays_close_to_float32(name: str) -> None:
     exact, half = (exact[0], half[0]) if name == MASKED else (exact, half)
     assert half.dtype == torch.bfloat16
     assert (half.float() - exact).abs().max() < 0.05 * exact.abs().max() + 0.05
-
 
 
 @pytest.mark.parametrize("name", REGISTERED)

@@ -12,6 +12,8 @@ from timm.models import create_model
 from torch import Tensor
 
 import checkpoints
+import modeling_finetune
+import modeling_pretrain
 import modeling_vqnsp
 from errors import InputError
 from layers import to_patches
@@ -95,7 +97,8 @@ def standardized(x: np.ndarray) -> np.ndarray:
 
 def test_spectrum_targets_are_numpys_fft_standardised_over_the_sample() -> None:
     x = np.random.default_rng(0).standard_normal((3, 2, 4, 200)) * [[[[1.0]]], [[[5.0]]], [[[0.01]]]]
-    x += 0.5 * np.abs(x).max((1, 2, 3), keepdims=True) * (np.arange(200) % 2 == 0)  # real bins above 0: phase 0, not +-pi
+    # The two real bins are made positive: the phase of a negative one is +pi or -pi, as the sign of its zero falls.
+    x += 0.5 * np.abs(x).max((1, 2, 3), keepdims=True) * (np.arange(200) % 2 == 0)
     amplitude, phase = spectrum_targets(torch.tensor(x))
     spectrum = np.fft.fft(x)
     assert spectrum[..., [0, 100]].real.min() > 0
@@ -191,7 +194,7 @@ def test_one_second_windows_train_and_give_one_code_per_electrode(electrodes: in
     assert learnable["encoder.patch_embed.conv1.weight"].grad.abs().max() > 0
     tokens = model.eval().get_tokens(to_patches(x), channels)
     assert tokens["token"].shape == (2, electrodes) and tokens["quantize"].shape == (2, electrodes, 8)
-    with torch.no_grad():  # a window of one second is what its encoder outputs say, not the first second of a longer one
+    with torch.no_grad():
         z = model.to_code_space(to_patches(x), channels)
     nearest = torch.nn.functional.normalize(z, dim=-1) @ model.quantize.embedding.weight.t()
     assert torch.equal(tokens["token"], nearest.argmax(-1))
@@ -277,9 +280,6 @@ def test_another_codebook_is_refused_by_the_flag_that_sets_it(saved: Path, asked
 
 
 def test_a_file_of_another_stage_is_refused_by_what_it_is(tmp_path: Path) -> None:
-    import modeling_finetune
-    import modeling_pretrain
-
     path = tmp_path / "other.pth"
     masked = next(name for name in modeling_pretrain.SIZES if "tiny" in name)
     classifier = next(name for name in modeling_finetune.SIZES if "tiny" in name)

@@ -467,7 +467,7 @@ def test_revival_continues_identically_from_its_saved_state(tmp_path: Path) -> N
 
 def test_revival_refuses_the_state_of_another_codebook_size() -> None:
     state = CodebookRevival(quantizer(k=8), total_steps=10, seed=0).state_dict()
-    with pytest.raises(InputError, match="8 rows.*12"):
+    with pytest.raises(InputError, match=r"8 rows.*12"):
         CodebookRevival(quantizer(k=12), total_steps=10, seed=0).load_state_dict(state)
 
 

@@ -1,0 +1,574 @@
+"""The three training loops and evaluations, against the same done by hand on small files."""
+
+import argparse
+import functools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from data_helpers import (
+    PAIR,
+    TINY,
+    TRIO,
+    only_line,
+    plain_run,
+    process_group,
+    script_args,
+    signal,
+    write_labelled,
+    write_pretraining,
+)
+from scipy.stats import entropy
+from sklearn.metrics import roc_auc_score
+from test_optim_factory import assert_equal
+from timm.models import create_model
+from torch import Tensor
+
+import eeg_data
+import engine_for_finetuning
+import engine_for_pretraining
+import engine_for_vqnsp
+import labelled_data
+import run_class_finetuning
+import run_labram_pretraining
+import run_vqnsp_training
+import utils
+from batches import TrainingBatches
+from electrodes import ELECTRODES
+from engine_for_finetuning import save_predictions, task_loss
+from engine_for_pretraining import entropy_of_codes, masked_code_loss
+from engine_for_vqnsp import initialize_codebook
+from errors import InputError
+from metrics import METRICS
+from modeling_pretrain import random_mask
+from norm_ema_quantizer import CodebookRevival
+from optim_factory import build_update
+from utils import TrainingState, setup_run
+
+MASKS = functools.partial(random_mask, 1, ratio=0.5)
+COMMON = ("--device", "cpu", "--num_workers", 0, "--warmup_epochs", 0, "--epochs", 4, "--no_save_ckpt")
+
+
+@pytest.fixture(autouse=True)
+def without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Use one thread: on tensors this small a second one only waits, and on a busy machine it waits long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with two montages: 7 windows of 2 s of two electrodes, 4 of three."""
+    folder = tmp_path_factory.mktemp("data")
+    write_pretraining(folder / "a.hdf5", PAIR, [signal(2, 1600)])
+    write_pretraining(folder / "b.hdf5", TRIO, [signal(3, 1000, seed=1)])
+    return folder
+
+
+def windows_of(folder: Path) -> list[tuple[Tensor, list[int]]]:
+    """Return all windows of 2 s as models see them, (1, N, 2, 200) with channels, read with plain h5py."""
+    found = []
+    for path, names in ((folder / "a.hdf5", PAIR), (folder / "b.hdf5", TRIO)):
+        with h5py.File(path, locking=False) as file:
+            eeg = file["recording0/eeg"][:]
+        for start in range(0, eeg.shape[1] - 400 + 1, 200):
+            window = torch.tensor(eeg[:, start : start + 400] / 100).reshape(1, len(names), 2, 200)
+            found.append((window, [0, *(ELECTRODES.index(name) + 1 for name in names)]))
+    return found
+
+
+def data_words(folder: Path) -> tuple[Any, ...]:
+    return ("--train_data", folder, "--val_data", folder, "--time_window", 2, "--window_stride", 200)
+
+
+def tokenizer(n_code: int = 32, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return create_model(TINY, n_code=n_code, code_dim=8, **options)
+
+
+@contextmanager
+def vqnsp_training(folder: Path, data: Path, *words: Any, **options: Any) -> Iterator[SimpleNamespace]:
+    """Give everything that a training of the tiny tokenizer needs."""
+    args = script_args(
+        run_vqnsp_training, *COMMON, *data_words(data), "--output_dir", folder, "--batch_size", 4, *words
+    )
+    with setup_run(args) as run:
+        loaders = eeg_data.build_pretraining_loaders(args, run)
+        model = run.distribute(tokenizer(**options))
+        update = build_update(model, args, run, steps_per_epoch=loaders.steps_per_epoch)
+        state = TrainingState(model, update, run, args, stage="tokenizer")
+        yield SimpleNamespace(args=args, run=run, loaders=loaders, model=model.module, update=update, state=state)
+
+
+@contextmanager
+def pretraining(folder: Path, data: Path, *words: Any) -> Iterator[SimpleNamespace]:
+    """Give everything that a training of the tiny masked model needs."""
+    args = script_args(
+        run_labram_pretraining, *COMMON, *data_words(data), "--output_dir", folder, "--batch_size", 4, *words
+    )
+    accumulation = args.gradient_accumulation_steps
+    with setup_run(args) as run:
+        loaders = eeg_data.build_pretraining_loaders(args, run, accumulation=accumulation, make_mask=MASKS)
+        codes = tokenizer(quantize_kmeans_init=False).eval().requires_grad_(False)
+        model = run.distribute(create_model("labram_tiny_patch200_1600_8k_vocab", vocab_size=32))
+        update = build_update(model, args, run, steps_per_epoch=loaders.steps_per_epoch, accumulation=accumulation)
+        state = TrainingState(model, update, run, args, stage="pretraining")
+        yield SimpleNamespace(
+            args=args, run=run, loaders=loaders, model=model.module, update=update, state=state, tokenizer=codes
+        )
+
+
+@contextmanager
+def finetuning(folder: Path, path: Path, *words: Any) -> Iterator[SimpleNamespace]:
+    """Give everything that a training of the tiny classifier needs."""
+    args = script_args(run_class_finetuning, *COMMON, "--output_dir", folder, "--batch_size", 4, *words)
+    with setup_run(args) as run:
+        file = labelled_data.read_labelled(path)
+        loaders = labelled_data.build_labelled_loaders(args, run, file)
+        model = run.distribute(create_model("labram_tiny_patch200_200", num_classes=file.outputs, init_scale=1.0))
+        update = build_update(model, args, run, steps_per_epoch=loaders.steps_per_epoch)
+        state = TrainingState(model, update, run, args, stage="classifier")
+        yield SimpleNamespace(
+            args=args, run=run, loaders=loaders, model=model.module, update=update, state=state, task=file.task
+        )
+
+
+def labelled(folder: Path, task: str, n: int = 11) -> Path:
+    """Write a labelled file of n training and n validation samples."""
+    rng = np.random.default_rng(3)
+    classes = {"binary": ("a", "b"), "multiclass": ("a", "b", "c"), "regression": ("x", "y")}[task]
+    labels = rng.standard_normal((n, 2)) if task == "regression" else np.arange(n) % len(classes)
+    labels = labels.astype(np.float32 if task == "regression" else np.int64)
+    eeg = [signal(n, 3, 400, seed=seed) for seed in (0, 1)]
+    splits = {"train": (eeg[0], labels), "val": (eeg[1], labels)}
+    return write_labelled(folder / f"{task}.hdf5", splits, task=task, classes=classes)
+
+
+# Losses
+
+
+def test_masked_code_loss_is_the_cross_entropy_of_both_masks_each_over_its_own_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(5, (2, 4), generator=generator)
+    mask = torch.tensor([[True, False, True, True], [False, False, True, True]])
+    logits = torch.randn(5, 5, generator=generator).double(), torch.randn(3, 5, generator=generator).double()
+    loss, stats = masked_code_loss(logits, codes, mask)
+    losses, hits = [], []
+    for part, places in zip(logits, (mask, ~mask), strict=True):
+        targets = [int(codes[b, i]) for b in range(2) for i in range(4) if places[b, i]]
+        rows = part.numpy()
+        own = [math.log(np.exp(row).sum()) - row[target] for row, target in zip(rows, targets, strict=True)]
+        losses.append(np.mean(own))
+        hits.append(np.mean([row.argmax() == target for row, target in zip(rows, targets, strict=True)]))
+    assert float(loss) == pytest.approx(sum(losses), rel=1e-12) and stats["loss"] is loss
+    assert [float(stats["mlm_acc"]), float(stats["mlm_acc_sym"])] == pytest.approx(hits)
+    assert hits[0] != hits[1]
+
+
+@pytest.mark.parametrize("codes", [1, 7, 8192])
+def test_the_entropy_of_evenly_used_codes_is_the_log_of_their_number(codes: int) -> None:
+    counts = torch.zeros(8192, dtype=torch.long)
+    counts[:codes] = 13
+    found = entropy_of_codes(counts)
+    assert found["code_entropy"] == pytest.approx(math.log(codes), abs=1e-12)
+    assert found["unigram_loss"] == pytest.approx(2 * math.log(codes), abs=1e-12)
+
+
+def test_the_entropy_of_any_counts_is_scipys_and_nothing_counted_is_zero() -> None:
+    counts = torch.tensor([5, 0, 1, 30, 2])
+    assert entropy_of_codes(counts)["code_entropy"] == pytest.approx(entropy(counts.numpy()), rel=1e-12)
+    assert counts.tolist() == [5, 0, 1, 30, 2]
+    assert entropy_of_codes(torch.zeros(4, dtype=torch.long)) == {"code_entropy": 0.0, "unigram_loss": 0.0}
+
+
+def test_the_loss_of_two_classes_is_binary_cross_entropy_of_one_output() -> None:
+    logits = torch.tensor([[0.0], [2.0], [-1.0]], dtype=torch.float64)
+    expected = [math.log(2), math.log(1 + math.exp(-2)), math.log(1 + math.exp(1))]
+    assert float(task_loss("binary", logits, torch.tensor([0, 1, 1]))) == pytest.approx(np.mean(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_more_classes_is_cross_entropy_with_smoothed_targets(smoothing: float) -> None:
+    logits = np.array([[1.0, 2.0, 0.0], [0.5, -1.0, 3.0]])
+    labels = np.array([1, 0])
+    targets = (1 - smoothing) * np.eye(3)[labels] + smoothing / 3
+    log_shares = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    found = task_loss("multiclass", torch.tensor(logits), torch.tensor(labels), smoothing=smoothing)
+    assert float(found) == pytest.approx(-(targets * log_shares).sum(1).mean(), rel=1e-12)
+
+
+def test_the_loss_of_a_regression_is_the_mean_square() -> None:
+    outputs, targets = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.0, 2.0], [3.0, 1.0]])
+    assert float(task_loss("regression", outputs, targets)) == pytest.approx((1 + 9) / 4)
+
+
+# Tokenizer
+
+
+def kmeans_by_hand(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    for _ in range(10):
+        nearest = (vectors @ centres.T).argmax(1)
+        for k in range(len(centres)):
+            if (nearest == k).any():
+                total = vectors[nearest == k].sum(0)
+                centres[k] = total / np.linalg.norm(total)
+    return centres
+
+
+@pytest.mark.parametrize(("epoch", "accumulation"), [(0, 1), (2, 1), (0, 2)])
+def test_the_codebook_starts_as_kmeans_of_the_first_whole_batchs_vectors(
+    tmp_path: Path, data: Path, epoch: int, accumulation: int
+) -> None:
+    with vqnsp_training(tmp_path, data, "--precision", "fp64", "--seed", 4, n_code=10) as t:
+        plan = TrainingBatches([4, 7], 4, seed=4)  # C3 CZ C4 comes before FP1 FP2
+        plan.set_epoch(epoch)
+        first = [(montage, window) for batch in list(plan)[:accumulation] for _, montage, window in batch]
+        by_place = {(0 if len(channels) == 4 else 1, i): (eeg, channels) for (eeg, channels), i in numbered(data)}
+        with torch.no_grad():
+            vectors = torch.cat([t.model.to_code_space(by_place[k][0].double(), by_place[k][1])[0] for k in first])
+        vectors = (vectors / vectors.norm(dim=1, keepdim=True)).numpy()
+        start = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(4))[:10]
+        initialize_codebook(t.model, t.loaders.train, t.run, epoch=epoch, accumulation=accumulation)
+        np.testing.assert_allclose(
+            t.model.quantize.embedding.weight.numpy(), kmeans_by_hand(vectors, vectors[start]), atol=1e-9
+        )
+        assert not t.model.quantize.needs_initialization
+
+
+def numbered(folder: Path) -> Iterator[tuple[tuple[Tensor, list[int]], int]]:
+    """Give each window of 2 s with its number within its montage."""
+    seen = {3: 0, 4: 0}
+    for eeg, channels in windows_of(folder):
+        yield (eeg, channels), seen[len(channels)]
+        seen[len(channels)] += 1
+
+
+def test_a_codebook_that_has_started_is_not_started_again(tmp_path: Path, data: Path) -> None:
+    with vqnsp_training(tmp_path, data, quantize_kmeans_init=False) as t:
+        before = t.model.quantize.embedding.weight.clone()
+        initialize_codebook(t.model, t.loaders.train, t.run, epoch=0, accumulation=1)
+        assert torch.equal(before, t.model.quantize.embedding.weight)
+
+
+def test_evaluating_a_tokenizer_is_the_mean_over_all_windows_one_by_one(tmp_path: Path, data: Path) -> None:
+    with vqnsp_training(tmp_path, data, quantize_kmeans_init=False) as t:
+        rows = t.model.quantize.embedding.weight.clone()
+        found = engine_for_vqnsp.evaluate(t.model, t.loaders.val, t.run)
+        model, windows = t.model.eval(), windows_of(data)
+        with torch.no_grad():
+            parts = [model(eeg.flatten(2), channels)[1] for eeg, channels in windows]
+            codes = torch.cat([model.get_codebook_indices(eeg, channels)[0] for eeg, channels in windows])
+    assert len(windows) == 11 and len(codes) == 7 * 4 + 4 * 6
+    for name in ("quant_loss", "rec_loss", "rec_angle_loss", "total_loss"):
+        mean = np.mean([float(p[f"val/{name}"]) for p in parts])
+        assert found[f"test_{name}"] == pytest.approx(mean, rel=1e-5)
+    assert found["test_loss"] == found["test_total_loss"]
+    counts = np.bincount(codes.numpy(), minlength=32)
+    assert found["test_used_code"] == (counts > 0).sum() and found["test_unused_code"] == (counts == 0).sum()
+    assert found["test_perplexity"] == pytest.approx(math.exp(entropy(counts)), rel=1e-6)
+    assert torch.equal(rows, t.model.quantize.embedding.weight)
+
+
+def test_codes_of_a_training_epoch_are_counted_over_the_epoch(tmp_path: Path, data: Path) -> None:
+    with vqnsp_training(tmp_path, data, "--lr", 0, "--min_lr", 0, quantize_kmeans_init=False, decay=1.0) as t:
+        stats = [engine_for_vqnsp.train_one_epoch(t.state, t.loaders.train, epoch) for epoch in (0, 0)]
+        assert stats[0] == stats[1]  # counted anew, and nothing learns at a rate of 0 with rows that stay
+        t.loaders.train.batch_sampler.set_epoch(0)
+        with torch.no_grad():
+            codes = torch.cat([t.model.get_codebook_indices(b.eeg, b.channels).flatten() for b in t.loaders.train])
+        counts = np.bincount(codes.numpy(), minlength=32)
+    assert len(codes) == 8 * 4 + 4 * 6
+    assert stats[0]["train_perplexity"] == pytest.approx(math.exp(entropy(counts)), rel=1e-6)
+    assert stats[0]["train_unused_code"] == (counts == 0).sum()
+
+
+def test_an_epoch_logs_the_parts_of_the_loss_and_the_steps_numbers(tmp_path: Path, data: Path) -> None:
+    with vqnsp_training(tmp_path, data) as t:
+        initialize_codebook(t.model, t.loaders.train, t.run, epoch=0, accumulation=1)
+        engine_for_vqnsp.train_one_epoch(t.state, t.loaders.train, 0)
+        means = t.state.log.means()
+    assert means["loss"] == pytest.approx(means["quant_loss"] + means["rec_loss"] + means["rec_angle_loss"], rel=1e-5)
+    assert {"total_loss", "lr", "min_lr", "weight_decay", "grad_norm"} <= means.keys()
+    assert t.update.step == 3 and means["grad_norm"] > 0
+
+
+def test_one_step_moves_the_rows_once_by_the_moving_average(tmp_path: Path, data: Path) -> None:
+    options = {"quantize_kmeans_init": False, "decay": 0.9}
+    with vqnsp_training(tmp_path, data, "--precision", "fp64", "--batch_size", 16, **options) as t:
+        rows = t.model.quantize.embedding.weight.numpy().copy()
+        t.loaders.train.batch_sampler.set_epoch(0)
+        batches = [(b.eeg.double(), b.channels) for b in t.loaders.train]
+        with torch.no_grad():
+            vectors = t.model.to_code_space(*batches[0]).flatten(0, 1).numpy()
+        t.state.steps = lambda loader, epoch: iter([eeg_data.Batch(*batches[0], torch.empty(0))])
+        engine_for_vqnsp.train_one_epoch(t.state, t.loaders.train, 0)
+        found = t.model.quantize.embedding.weight.numpy()
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    codes = (vectors @ rows.T).argmax(1)
+    for k in np.unique(codes):
+        mean = vectors[codes == k].mean(0)
+        rows[k] = 0.9 * rows[k] + 0.1 * mean / np.linalg.norm(mean)
+        rows[k] /= np.linalg.norm(rows[k])
+    np.testing.assert_allclose(found, rows, atol=1e-9)
+
+
+def test_revival_is_called_after_every_step_with_the_steps_number_and_counts(tmp_path: Path, data: Path) -> None:
+    calls = []
+    with vqnsp_training(tmp_path, data, quantize_kmeans_init=False) as t:
+        revival: Any = lambda step, counts, vectors: calls.append((step, int(counts.sum()), tuple(vectors.shape)))  # noqa: E731
+        for epoch in range(2):
+            engine_for_vqnsp.train_one_epoch(t.state, t.loaders.train, epoch, revival=revival)
+    assert [call[0] for call in calls] == list(range(6))
+    assert all(total == shape[0] for _, total, shape in calls)
+    assert sorted(total for _, total, _ in calls) == [16] * 4 + [24] * 2
+
+
+def test_a_training_with_revival_is_the_same_to_the_last_bit_while_every_row_is_used(
+    tmp_path: Path, data: Path
+) -> None:
+    ends = []
+    for folder, revived in (("with", True), ("without", False)):
+        with vqnsp_training(tmp_path / folder, data, "--lr", 1e-5, n_code=3) as t:
+            initialize_codebook(t.model, t.loaders.train, t.run, epoch=0, accumulation=1)
+            revival = CodebookRevival(t.model.quantize, total_steps=100, seed=0)
+            for epoch in range(4):
+                stats = engine_for_vqnsp.train_one_epoch(
+                    t.state, t.loaders.train, epoch, revival=revival if revived else None
+                )
+                assert stats["train_unused_code"] == 0 and revival.revived == 0
+            ends.append({key: value.clone() for key, value in t.model.state_dict().items()})
+    assert_equal(ends[0], ends[1])
+
+
+def test_a_row_that_receives_nothing_for_ten_steps_is_revived_and_used_again(tmp_path: Path, data: Path) -> None:
+    options = {"quantize_kmeans_init": False, "decay": 1.0}  # rows move by revival only
+    with vqnsp_training(tmp_path, data, "--lr", 1e-5, n_code=5, **options) as t:
+        axes = torch.eye(8)
+        start = torch.stack([axes[0], -axes[0], axes[1], -axes[1], axes[1]])  # the last loses every tie
+        t.model.quantize.embedding.weight.copy_(start)
+        revival = CodebookRevival(t.model.quantize, total_steps=100, seed=0)
+        used, same = [], []
+        for epoch in range(6):  # three steps each
+            engine_for_vqnsp.train_one_epoch(t.state, t.loaders.train, epoch, revival=revival)
+            used.append(int(t.model.quantize.epoch_counts[4]))
+            same.append(torch.equal(t.model.quantize.embedding.weight[4], start[4]))
+        assert t.model.quantize.embedding.weight[4].norm().item() == pytest.approx(1)
+    assert used[:3] == [0, 0, 0] and sum(used[3:]) > 0
+    assert same == [True, True, True, False, False, False] and revival.revived >= 1
+
+
+def test_bad_data_stop_a_tokenizers_training_and_leave_everything_as_it_was(tmp_path: Path, data: Path) -> None:
+    eeg = signal(2, 1600)
+    eeg[0] = np.nan
+    bad = write_pretraining(tmp_path / "bad" / "a.hdf5", PAIR, [eeg]).parent
+    with vqnsp_training(tmp_path / "run", data) as t:
+        initialize_codebook(t.model, t.loaders.train, t.run, epoch=0, accumulation=1)
+        engine_for_vqnsp.train_one_epoch(t.state, t.loaders.train, 0)
+        args = argparse.Namespace(**{**vars(t.args), "train_data": [bad], "val_data": [bad]})
+        broken = eeg_data.build_pretraining_loaders(args, t.run)
+        before = [part.clone() for part in everything(t)]
+        with pytest.raises(InputError) as error:
+            engine_for_vqnsp.train_one_epoch(t.state, broken.train, 1)
+        after = everything(t)
+    only_line(error, "not finite", "step 3")
+    assert len(before) == len(after) > 100
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def everything(t: SimpleNamespace) -> list[Tensor]:
+    """Return weights, codebook (without the usage statistics of the epoch) and optimizer state."""
+    weights = [value for key, value in t.model.state_dict().items() if key != "quantize.cluster_size"]
+    state = t.update.optimizer.state_dict()["state"]
+    return weights + [value for entry in state.values() for value in entry.values()]
+
+
+# Masked model
+
+
+def test_evaluating_a_masked_model_is_the_mean_over_all_windows_under_their_masks(tmp_path: Path, data: Path) -> None:
+    with pretraining(tmp_path, data) as t:
+        found = engine_for_pretraining.evaluate(t.model, t.loaders.val, t.tokenizer, t.run)
+        again = engine_for_pretraining.evaluate(t.model, t.loaders.val, t.tokenizer, t.run)
+        losses, hits, counts = [], [], np.zeros(32)
+        dataset = t.loaders.val.dataset
+        for (eeg, channels), i in numbered(data):
+            mask = dataset[0, 0 if len(channels) == 4 else 1, i][2][None]
+            with torch.no_grad():
+                codes = t.tokenizer.get_codebook_indices(eeg, channels)
+                logits = t.model.eval()(eeg, channels, mask)
+            pairs = list(zip(logits, (codes[mask], codes[~mask]), strict=True))
+            losses.append(sum(float(-one.log_softmax(1).gather(1, c[:, None]).mean()) for one, c in pairs))
+            hits.append([float((one.argmax(1) == c).double().mean()) for one, c in pairs])
+            counts += np.bincount(codes.flatten().numpy(), minlength=32)
+    assert found == again and len(losses) == 11
+    assert found["val_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert [found["val_mlm_acc"], found["val_mlm_acc_sym"]] == pytest.approx(np.mean(hits, axis=0), abs=1e-6)
+    assert found["val_code_entropy"] == pytest.approx(entropy(counts), rel=1e-9)
+
+
+@pytest.mark.parametrize("words", [(), ("--gradient_accumulation_steps", 2, "--batch_size", 2)])
+def test_a_pre_training_epoch_counts_every_micro_batchs_codes_and_leaves_the_tokenizer_alone(
+    tmp_path: Path, data: Path, words: tuple
+) -> None:
+    with pretraining(tmp_path, data, *words) as t:
+        before = {key: value.clone() for key, value in t.tokenizer.state_dict().items()}
+        stats = engine_for_pretraining.train_one_epoch(t.state, t.loaders.train, t.tokenizer, 0)
+        after = {key: value for key, value in t.tokenizer.state_dict().items() if "cluster_size" not in key}
+        assert all(torch.equal(before[key], value) for key, value in after.items())
+        assert t.update.step == 3
+        t.loaders.train.batch_sampler.set_epoch(0)
+        codes = [t.tokenizer.get_codebook_indices(b.eeg, b.channels).flatten() for b in t.loaders.train]
+        counts = np.bincount(torch.cat(codes).numpy(), minlength=32)
+        assert {"loss", "mlm_acc", "mlm_acc_sym", "lr", "grad_norm"} <= t.state.log.means().keys()
+    assert stats["train_code_entropy"] == pytest.approx(entropy(counts), rel=1e-9)
+
+
+def test_accumulated_pre_training_equals_the_whole_batch(tmp_path: Path, data: Path) -> None:
+    ends = []
+    for name, words in (("whole", ()), ("parts", ("--gradient_accumulation_steps", 2, "--batch_size", 2))):
+        with pretraining(tmp_path / name, data, "--precision", "fp64", *words) as t:
+            t.tokenizer.double()
+            engine_for_pretraining.train_one_epoch(t.state, t.loaders.train, t.tokenizer, 0)
+            ends.append(({k: v.clone() for k, v in t.model.state_dict().items()}, t.state.log.mean("loss")))
+    assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-9)
+    unsteady = ("k_norm.bias",)  # without a true gradient: Adam turns its rounding noise into steps
+    for key, value in ends[0][0].items():
+        if not key.endswith(unsteady):
+            torch.testing.assert_close(ends[1][0][key], value, rtol=0, atol=1e-9, msg=key)
+
+
+# Classifier
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_evaluating_a_classifier_returns_logits_in_the_files_order_and_the_whole_sets_metrics(
+    tmp_path: Path, task: str
+) -> None:
+    path = labelled(tmp_path, task)
+    with finetuning(tmp_path / "run", path) as t:
+        found, logits = engine_for_finetuning.evaluate(t.model, t.loaders.val, t.run, task)
+        with h5py.File(path, locking=False) as file:
+            eeg, labels = torch.tensor(file["val/eeg"][:] / 100), torch.tensor(file["val/label"][:])
+        channels = [0, *(ELECTRODES.index(name) + 1 for name in TRIO)]
+        with torch.no_grad():
+            expected = [t.model.eval()(window.reshape(1, 3, 2, 200), channels)[0] for window in eeg]
+    expected = torch.stack(expected).double()
+    assert logits.shape == (11, {"binary": 1, "multiclass": 3, "regression": 2}[task])
+    np.testing.assert_allclose(logits, expected.numpy(), rtol=1e-4, atol=1e-6)
+    assert len(np.unique(logits[:, 0])) == 11
+    assert tuple(found) == ("loss", *METRICS[task])
+    manual = {
+        "binary": lambda: torch.nn.functional.binary_cross_entropy(expected.sigmoid()[:, 0], labels.double()),
+        "multiclass": lambda: torch.nn.functional.nll_loss(expected.log_softmax(1), labels),
+        "regression": lambda: (expected - labels).square().mean(),
+    }[task]()
+    assert found["loss"] == pytest.approx(float(manual), rel=1e-5)
+    if task == "binary":
+        assert found["roc_auc"] == pytest.approx(roc_auc_score(labels, expected[:, 0]))
+
+
+def test_evaluation_puts_samples_back_in_order_whatever_the_order_of_batches(tmp_path: Path) -> None:
+    with finetuning(tmp_path / "run", labelled(tmp_path, "multiclass")) as t:
+        ordered = engine_for_finetuning.evaluate(t.model, t.loaders.val, t.run, t.task)[1]
+        t.loaders.val.batch_sampler.pieces.reverse()
+        np.testing.assert_array_equal(ordered, engine_for_finetuning.evaluate(t.model, t.loaders.val, t.run, t.task)[1])
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+def test_after_step_is_called_after_every_step_taken(tmp_path: Path, task: str) -> None:
+    calls: list[int] = []
+    with finetuning(tmp_path / "run", labelled(tmp_path, task)) as t:
+        engine_for_finetuning.train_one_epoch(
+            t.state, t.loaders.train, 0, task, after_step=lambda: calls.append(t.update.step)
+        )
+        assert ("accuracy" in t.state.log.means()) == (task == "binary")
+    assert calls == [1, 2, 3]
+
+
+def predictions(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def test_predictions_keep_the_selected_epochs_numbers_and_follow_the_last_epoch(tmp_path: Path) -> None:
+    path = tmp_path / "predictions-val.npz"
+    dataset = SimpleNamespace(labels=np.array([0, 1, 1]), recordings=["r1", "rec 2", "r2"], subjects=["ä", "s", "s"])
+    logits = [np.random.default_rng(epoch).standard_normal((3, 1)) for epoch in range(4)]
+    for epoch, selected, chosen in ((0, True, 0), (1, False, 0), (2, True, 2), (3, False, 2)):
+        save_predictions(path, dataset, epoch, logits[epoch], selected=selected)
+        found = predictions(path)
+        assert (int(found["epoch"]), int(found["last_epoch"])) == (chosen, epoch)
+        np.testing.assert_array_equal(found["logits"], logits[chosen])
+        np.testing.assert_array_equal(found["last_logits"], logits[epoch])
+    assert found["labels"].tolist() == [0, 1, 1]
+    assert found["recording"].tolist() == dataset.recordings and found["subject"].tolist() == dataset.subjects
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_predictions_of_an_epoch_that_was_not_selected_stand_alone_where_there_is_no_file(tmp_path: Path) -> None:
+    dataset = SimpleNamespace(labels=np.array([0.5]), recordings=["r"], subjects=["s"])
+    save_predictions(tmp_path / "p.npz", dataset, 3, np.array([[2.0]]), selected=False)
+    found = predictions(tmp_path / "p.npz")
+    assert int(found["epoch"]) == int(found["last_epoch"]) == 3 and found["logits"].tolist() == [[2.0]]
+
+
+# Learning
+
+
+def losses(t: Any, epoch: Any, epochs: int) -> list[float]:
+    """Return the mean loss of each epoch."""
+    found = []
+    for i in range(epochs):
+        epoch(i)
+        found.append(t.state.log.mean("loss"))
+    return found
+
+
+def test_a_tokenizer_learns_one_batch(tmp_path: Path, data: Path) -> None:
+    words = ("--overfit_batch", "--lr", 2e-3, "--min_lr", 2e-3, "--batch_size", 2)
+    with vqnsp_training(tmp_path, data, *words, n_code=16) as t:
+        initialize_codebook(t.model, t.loaders.train, t.run, epoch=0, accumulation=1)
+        found = losses(t, lambda i: engine_for_vqnsp.train_one_epoch(t.state, t.loaders.train, i), 8)
+    assert found[-1] < 0.85 * found[0], found
+
+
+def test_a_masked_model_learns_one_batch(tmp_path: Path, data: Path) -> None:
+    words = ("--overfit_batch", "--lr", 2e-3, "--min_lr", 2e-3, "--batch_size", 2)
+    with pretraining(tmp_path, data, *words) as t:
+        epoch = functools.partial(engine_for_pretraining.train_one_epoch, t.state, t.loaders.train, t.tokenizer)
+        found = losses(t, epoch, 4)
+        assert t.state.log.mean("mlm_acc") > 0.5 and t.state.log.mean("mlm_acc_sym") > 0.5
+    assert found[-1] < 0.6 * found[0], found
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_a_classifier_learns_one_batch(tmp_path: Path, task: str) -> None:
+    words = ("--overfit_batch", "--lr", 1e-3, "--min_lr", 1e-3)
+    with finetuning(tmp_path / "run", labelled(tmp_path, task), *words) as t:
+        epoch = functools.partial(engine_for_finetuning.train_one_epoch, t.state, t.loaders.train, task=task)
+        found = losses(t, epoch, 6)
+    assert found[-1] < 0.5 * found[0], found
+
+
+def test_a_process_group_of_one_is_all_that_an_evaluation_needs(tmp_path: Path, data: Path) -> None:
+    args = script_args(run_vqnsp_training, *COMMON, *data_words(data), "--batch_size", 3)
+    run = plain_run(tmp_path)
+    loaders = eeg_data.build_pretraining_loaders(args, run)
+    with process_group():
+        found = engine_for_vqnsp.evaluate(tokenizer(quantize_kmeans_init=False), loaders.val, run)
+    assert math.isfinite(found["test_loss"]) and isinstance(run, utils.Run)

@@ -1,0 +1,268 @@
+"""Labelled files to batches: what a file says of itself, its samples in order, and every error it can cause."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from data_helpers import PAIR, TRIO, only_line, parse, plain_run, signal, write_labelled
+
+from eeg_data import Loaders
+from electrodes import ELECTRODES
+from errors import InputError
+from labelled_data import (
+    DATASETS,
+    LabelledWindows,
+    add_labelled_arguments,
+    build_labelled_loaders,
+    labelled_path,
+    read_labelled,
+)
+
+
+def eeg(n: int, seed: int = 0) -> np.ndarray:
+    return signal(n, 3, 400, seed=seed)
+
+
+def two_classes(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    return eeg(n, seed), np.arange(n, dtype=np.int64) % 2
+
+
+def loaders(path: Path, *words: Any, accumulation: int = 1, **run: int) -> Loaders:
+    args = parse(words, add_labelled_arguments, batch_size=4, num_workers=0, seed=run.get("seed", 0))
+    return build_labelled_loaders(args, plain_run(Path(), **run), read_labelled(path), accumulation=accumulation)
+
+
+# What a file says
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "labels", "outputs"),
+    [
+        ("binary", ("normal", "abnormal"), [0, 1], 1),
+        ("multiclass", ("a", "b", "c", "d", "e", "f"), [5, 0], 6),
+        ("multiclass", ("a", "b"), [1, 0], 2),
+        ("regression", ("valence",), [[0.5], [-3.0]], 1),
+        ("regression", ("valence", "arousal"), [[0.5, 1], [2, -3.0]], 2),
+    ],
+)
+def test_the_task_sets_the_heads_outputs(tmp_path: Path, task: str, classes: tuple, labels: list, outputs: int) -> None:
+    kind = np.float32 if task == "regression" else np.int64
+    path = write_labelled(
+        tmp_path / "own.hdf5", {"train": (eeg(2), np.array(labels, dtype=kind))}, task=task, classes=classes
+    )
+    file = read_labelled(path)
+    assert (file.outputs, file.task, file.classes) == (outputs, task, classes)
+    assert (file.name, file.montage, file.splits, file.seconds) == ("own", TRIO, ("train",), 2)
+    labels_read = LabelledWindows(file, "train").labels
+    assert labels_read.dtype == kind and labels_read.tolist() == np.array(labels, dtype=kind).tolist()
+
+
+def test_regression_targets_without_a_second_axis_are_one_output(tmp_path: Path) -> None:
+    path = write_labelled(tmp_path / "a.hdf5", {"train": (eeg(3), [1.5, 2.5, 3.5])}, task="regression", classes=["x"])
+    assert next(iter(loaders(path, "--batch_size", 3).train)).labels.shape == (3, 1)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_known_name_is_its_file_in_data_dir(tmp_path: Path, name: str) -> None:
+    path = write_labelled(tmp_path / "folder" / f"{name}.hdf5", {"train": two_classes(2)})
+    assert labelled_path(name, tmp_path / "folder") == path
+
+
+def test_the_path_of_any_labelled_file_is_a_dataset(tmp_path: Path) -> None:
+    path = write_labelled(tmp_path / "mine.h5", {"train": two_classes(2)})
+    assert labelled_path(str(path), tmp_path / "elsewhere") == path
+
+
+# Batches
+
+
+def test_evaluation_gives_every_sample_in_the_files_order(tmp_path: Path) -> None:
+    val = two_classes(11, seed=1)
+    path = write_labelled(tmp_path / "a.hdf5", {"train": two_classes(6), "val": val, "test": two_classes(3, seed=2)})
+    found = loaders(path)
+    assert found.val is not None and found.test is not None
+    batches = list(found.val)
+    assert torch.cat([b.samples for b in batches]).tolist() == list(range(11))
+    assert torch.cat([b.labels for b in batches]).tolist() == val[1].tolist()
+    whole = torch.cat([b.eeg for b in batches]).numpy()
+    for n in range(3):
+        for a in range(2):
+            np.testing.assert_allclose(whole[:, n, a], val[0][:, n, 200 * a : 200 * (a + 1)] / 100, rtol=1e-6)
+    assert batches[0].channels.tolist() == [0, *(ELECTRODES.index(name) + 1 for name in TRIO)]
+    assert len(found.test.dataset) == 3
+    assert found.val.dataset.recordings == [f"val-recording{i // 2}" for i in range(11)]
+    assert found.val.dataset.subjects == [f"val-subject{i // 4}" for i in range(11)]
+
+
+def test_training_batches_pair_each_sample_with_its_own_label(tmp_path: Path) -> None:
+    signals, labels = eeg(10), np.arange(10)
+    path = write_labelled(
+        tmp_path / "a.hdf5", {"train": (signals, labels)}, task="multiclass", classes=[f"class{i}" for i in range(10)]
+    )
+    batches = list(loaders(path, "--num_workers", 1).train)
+    assert {int(label) for b in batches for label in b.labels} == set(range(10))
+    for batch in batches:
+        assert torch.equal(batch.labels, batch.samples)
+        for window, label in zip(batch.eeg, batch.labels, strict=True):
+            np.testing.assert_allclose(window.reshape(3, 400), signals[label] / 100, rtol=1e-6)
+
+
+def test_dist_eval_shares_the_evaluation_and_no_dist_eval_shows_every_process_everything(tmp_path: Path) -> None:
+    path = write_labelled(tmp_path / "a.hdf5", {"train": two_classes(4), "val": two_classes(11)})
+
+    def samples(*words: str, rank: int) -> list[int]:
+        val = loaders(path, *words, rank=rank, processes=2).val
+        assert val is not None
+        return [int(i) for batch in val for i in batch.samples]
+
+    shared = samples(rank=0), samples(rank=1)
+    assert sorted(shared[0] + shared[1]) == list(range(11)) and min(map(len, shared)) > 0
+    assert samples("--no_dist_eval", rank=0) == samples("--no_dist_eval", rank=1) == list(range(11))
+
+
+def test_processes_and_micro_batches_share_a_step(tmp_path: Path) -> None:
+    path = write_labelled(tmp_path / "a.hdf5", {"train": two_classes(13)})
+    one = [b.samples.tolist() for b in loaders(path, "--batch_size", 8).train]
+    two = [list(loaders(path, "--batch_size", 2, accumulation=2, rank=r, processes=2).train) for r in (0, 1)]
+    for step, samples in enumerate(one):
+        parts = [part[2 * step + micro] for part in two for micro in (0, 1)]
+        assert [int(i) for part in parts for i in part.samples] == samples
+
+
+def test_a_file_without_val_and_test_is_trained_without_evaluation(tmp_path: Path) -> None:
+    found = loaders(write_labelled(tmp_path / "a.hdf5", {"train": two_classes(4), "test": (eeg(0), np.zeros(0, int))}))
+    assert found.val is None and found.test is None and found.steps_per_epoch == 1
+
+
+def test_the_loader_says_what_the_file_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    loaders(write_labelled(tmp_path / "mine.hdf5", {"train": two_classes(6), "val": two_classes(3)}))
+    expected = "mine: binary, 3 electrodes, 2 s; train 6, val 3; 2 training samples repeated to complete the last batch"
+    assert expected in caplog.text
+
+
+# Errors
+
+
+@pytest.mark.parametrize("dataset", ["TUAB", "TUAV", "folder/missing.hdf5"])
+def test_a_dataset_that_is_not_there_is_said_with_the_known_names(tmp_path: Path, dataset: str) -> None:
+    with pytest.raises(InputError) as error:
+        labelled_path(dataset, tmp_path)
+    path = tmp_path / "TUAB.hdf5" if dataset == "TUAB" else dataset
+    only_line(error, f"no data found at {path}", "--dataset", *DATASETS, "dataset_maker")
+
+
+def refused(path: Path, *parts: Any) -> None:
+    """Check that a file is refused with exit code 1 in one line that names it."""
+    with pytest.raises(InputError) as error:
+        loaders(path)
+    only_line(error, path, *parts)
+    assert error.value.exit_code == 1
+
+
+@pytest.mark.parametrize("attribute", ["task", "classes", "chOrder", "rsFreq"])
+def test_a_missing_root_attribute_is_named(tmp_path: Path, attribute: str) -> None:
+    path = write_labelled(tmp_path / "a.hdf5", {"train": two_classes(2)}, leave_out=[attribute])
+    refused(path, "no labelled file", attribute, "missing", "dataset_maker")
+
+
+@pytest.mark.parametrize("dataset", ["eeg", "label", "recording", "subject"])
+def test_a_group_without_one_of_its_four_datasets_is_named(tmp_path: Path, dataset: str) -> None:
+    splits = {"train": two_classes(2), "val": two_classes(2)}
+    refused(write_labelled(tmp_path / "a.hdf5", splits, leave_out=[dataset]), "group train", dataset, "dataset_maker")
+
+
+def test_an_unknown_task_is_named_with_the_allowed_ones(tmp_path: Path) -> None:
+    path = write_labelled(tmp_path / "a.hdf5", {"train": two_classes(2)}, task="ranking")
+    refused(path, "ranking", "binary, multiclass, regression")
+
+
+def test_another_sampling_rate_is_refused(tmp_path: Path) -> None:
+    refused(write_labelled(tmp_path / "a.hdf5", {"train": two_classes(2)}, rate=250), "250 Hz", "200 Hz")
+
+
+def test_a_file_without_splits_is_no_labelled_file(tmp_path: Path) -> None:
+    refused(write_labelled(tmp_path / "a.hdf5", {"training": two_classes(2)}), "train, val, test", "dataset_maker")
+
+
+@pytest.mark.parametrize("splits", [{"val": 3}, {"test": 3}, {"train": 0, "val": 3}])
+def test_a_file_without_training_samples_is_refused(tmp_path: Path, splits: dict[str, int]) -> None:
+    path = write_labelled(tmp_path / "a.hdf5", {split: two_classes(n) for split, n in splits.items()})
+    refused(path, "no samples in its group train", "make it again")
+
+
+@pytest.mark.parametrize("shape", [(2, 400), (4, 400), (3, 300), (3, 0), (3, 3400)])
+def test_windows_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
+    path = write_labelled(tmp_path / "a.hdf5", {"train": (signal(2, *shape), [0, 1])})
+    refused(path, "group train", f"{shape[0]} x {shape[1]}", "3 electrodes", "200 to 3200")
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 400), (2, 3, 2, 200)])
+def test_eeg_that_does_not_have_three_axes_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    refused(write_labelled(tmp_path / "a.hdf5", {"train": (signal(*shape), [0, 1])}), "group train")
+
+
+def test_a_bad_validation_group_is_named(tmp_path: Path) -> None:
+    splits = {"train": two_classes(2), "val": (signal(2, 2, 400), [0, 1])}
+    refused(write_labelled(tmp_path / "a.hdf5", splits), "group val")
+
+
+def test_more_labels_than_samples_are_refused(tmp_path: Path) -> None:
+    refused(write_labelled(tmp_path / "a.hdf5", {"train": (eeg(2), [0, 1, 1])}), "group train", "3 labels", "2 samples")
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "label"),
+    [("binary", ("a", "b"), 2), ("binary", ("a", "b"), -1), ("multiclass", ("a", "b", "c"), 3)],
+)
+def test_labels_outside_the_classes_are_refused(tmp_path: Path, task: str, classes: tuple, label: int) -> None:
+    splits = {"train": two_classes(2), "test": (eeg(3), [0, label, 1])}
+    path = write_labelled(tmp_path / "a.hdf5", splits, task=task, classes=classes)
+    refused(path, "group test", f"label {label}", f"{len(classes)} classes", f"0 to {len(classes) - 1}")
+
+
+@pytest.mark.parametrize("labels", [[0.0, 0.5], [0.0, np.nan]])
+def test_labels_that_are_no_whole_numbers_are_refused_for_classes(tmp_path: Path, labels: list[float]) -> None:
+    refused(write_labelled(tmp_path / "a.hdf5", {"train": (eeg(2), np.array(labels))}), "group train")
+
+
+@pytest.mark.parametrize(
+    "labels", [[[0.5, np.nan], [1, 2]], [[0.5, np.inf], [1, 2]], [[0.5], [1.0]], [[1.0, 2, 3], [1, 2, 3]]]
+)
+def test_regression_targets_that_are_not_finite_or_not_as_many_as_outputs_are_refused(
+    tmp_path: Path, labels: list[list[float]]
+) -> None:
+    path = write_labelled(
+        tmp_path / "a.hdf5", {"train": (eeg(2), np.array(labels))}, task="regression", classes=["x", "y"]
+    )
+    refused(path, "group train", "2 finite numbers")
+
+
+def test_an_unknown_electrode_and_one_beyond_the_table_are_named(tmp_path: Path) -> None:
+    for name, part in (("CZZ", "CZ"), ("P4-O2", "--num_electrodes 136")):
+        path = write_labelled(tmp_path / f"{name}.hdf5", {"train": two_classes(2)}, names=("C3", name, "C4"))
+        refused(path, name, part)
+
+
+def test_an_electrode_of_the_grown_table_is_allowed_with_num_electrodes(tmp_path: Path) -> None:
+    path = write_labelled(tmp_path / "a.hdf5", {"train": two_classes(2)}, names=("C3", "P4-O2", "C4"))
+    assert next(iter(loaders(path, "--num_electrodes", 136).train)).channels.tolist()[2] == 136
+
+
+def test_a_truncated_labelled_file_and_a_text_file_are_named(tmp_path: Path) -> None:
+    whole = write_labelled(tmp_path / "whole.hdf5", {"train": two_classes(20)}).read_bytes()
+    for name, content in (("cut", whole[: len(whole) // 2]), ("text", b"sample,label\n" * 50)):
+        path = tmp_path / f"{name}.hdf5"
+        path.write_bytes(content)
+        refused(path, "no readable HDF5 file", "make it again")
+
+
+def test_a_pre_training_file_is_no_labelled_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        file.create_group("someone")["eeg"] = signal(len(PAIR), 400)
+    refused(path, "no labelled file", "dataset_maker")

@@ -1,0 +1,214 @@
+"""Metrics against formulas and other libraries' functions, the rule that selects an epoch by hand-made cases."""
+
+import io
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from data_helpers import only_line
+from scipy.special import softmax
+from scipy.stats import linregress, mannwhitneyu
+from sklearn import metrics as sk
+
+from errors import UsageError
+from metrics import METRICS, SELECT_BY, TASKS, BestEpoch, compute
+
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(0, 2, 200)
+LOGITS = RNG.standard_normal(200) + LABELS - 0.2
+CLASSES = RNG.integers(0, 4, 300)
+SCORES = RNG.standard_normal((300, 4)) + 1.2 * np.eye(4)[CLASSES]
+
+
+def test_two_classes_against_the_definitions() -> None:
+    found = compute("binary", LOGITS[:, None], LABELS)
+    positive, negative = LOGITS[LABELS == 1], LOGITS[LABELS == 0]
+    pairs = mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative))
+    order = np.argsort(-LOGITS)
+    precision = np.cumsum(LABELS[order]) / np.arange(1, 201)
+    predicted = (LOGITS >= 0).astype(int)
+    recalls = [(predicted[c == LABELS] == c).mean() for c in (0, 1)]
+    assert found == {
+        "accuracy": pytest.approx((predicted == LABELS).mean(), rel=1e-12),
+        "balanced_accuracy": pytest.approx(np.mean(recalls), rel=1e-12),
+        "pr_auc": pytest.approx(precision[LABELS[order] == 1].mean(), rel=1e-12),
+        "roc_auc": pytest.approx(pairs, rel=1e-12),
+    }
+
+
+def test_two_classes_against_scikit_learn_from_probabilities() -> None:
+    found = compute("binary", LOGITS, LABELS)
+    probabilities = 1 / (1 + np.exp(-LOGITS))
+    assert found["roc_auc"] == pytest.approx(sk.roc_auc_score(LABELS, probabilities), rel=1e-12)
+    assert found["pr_auc"] == pytest.approx(sk.average_precision_score(LABELS, probabilities), rel=1e-12)
+    assert found["balanced_accuracy"] == pytest.approx(
+        sk.balanced_accuracy_score(LABELS, probabilities > 0.5), rel=1e-12
+    )
+
+
+def test_logits_so_large_that_probabilities_round_to_one_are_still_ranked() -> None:
+    found = compute("binary", np.array([60.0, 70.0, 80.0, 90.0]), np.array([0, 0, 1, 1]))
+    assert found["roc_auc"] == found["pr_auc"] == 1.0 and found["accuracy"] == 0.5
+
+
+def test_a_perfect_a_reversed_and_a_constant_classifier() -> None:
+    labels = np.array([0, 0, 0, 1])
+    perfect = compute("binary", np.array([-3.0, -2, -1, 1]), labels)
+    assert set(perfect.values()) == {1.0}
+    reversed_ = compute("binary", np.array([3.0, 2, 1, -1]), labels)
+    assert (reversed_["accuracy"], reversed_["roc_auc"], reversed_["pr_auc"]) == (0.0, 0.0, 0.25)
+    constant = compute("binary", np.full(4, -1.0), labels)
+    assert constant == {"accuracy": 0.75, "balanced_accuracy": 0.5, "pr_auc": 0.25, "roc_auc": 0.5}
+
+
+def test_more_classes_against_the_definitions_and_scikit_learn() -> None:
+    found = compute("multiclass", SCORES, CLASSES)
+    predicted = softmax(SCORES, axis=1).argmax(1)
+    table = np.zeros((4, 4))
+    np.add.at(table, (CLASSES, predicted), 1)
+    agreed, by_chance = np.trace(table) / 300, (table.sum(0) * table.sum(1)).sum() / 300**2
+    f1 = 2 * np.diag(table) / (table.sum(0) + table.sum(1))
+    assert found == {
+        "accuracy": pytest.approx(agreed, rel=1e-12),
+        "balanced_accuracy": pytest.approx((np.diag(table) / table.sum(1)).mean(), rel=1e-12),
+        "cohen_kappa": pytest.approx((agreed - by_chance) / (1 - by_chance), rel=1e-12),
+        "f1_weighted": pytest.approx((f1 * table.sum(1)).sum() / 300, rel=1e-12),
+    }
+    assert found["cohen_kappa"] == pytest.approx(sk.cohen_kappa_score(CLASSES, predicted), rel=1e-12)
+    assert found["f1_weighted"] == pytest.approx(sk.f1_score(CLASSES, predicted, average="weighted"), rel=1e-12)
+
+
+def test_a_class_without_samples_does_not_count_in_balanced_accuracy() -> None:
+    labels = np.array([0, 0, 1, 1])
+    found = compute("multiclass", np.eye(3)[[0, 2, 1, 1]], labels)
+    assert found["balanced_accuracy"] == 0.75 and found["accuracy"] == 0.75
+
+
+def test_regression_against_the_definitions() -> None:
+    targets = RNG.standard_normal((80, 2)) * [1, 5]
+    outputs = targets * 0.7 + RNG.standard_normal((80, 2)) + 0.3
+    found = compute("regression", outputs, targets.astype(np.float32))
+    targets = targets.astype(np.float32).astype(np.float64)
+    residual = ((outputs - targets) ** 2).mean(0)
+    assert found == {
+        "pearson": pytest.approx(np.mean([linregress(outputs[:, i], targets[:, i]).rvalue for i in (0, 1)]), rel=1e-6),
+        "r2": pytest.approx(np.mean(1 - residual / targets.var(0)), rel=1e-6),
+        "rmse": pytest.approx(np.mean(np.sqrt(residual)), rel=1e-6),
+    }
+
+
+def test_regression_of_one_output_takes_a_vector_or_a_column() -> None:
+    targets, outputs = RNG.standard_normal(20), RNG.standard_normal(20)
+    columns = compute("regression", outputs[:, None], targets[:, None])
+    assert compute("regression", outputs, targets) == columns
+    assert columns["rmse"] == pytest.approx(math.sqrt(np.mean((outputs - targets) ** 2)))
+
+
+def test_perfect_and_mean_predictions_of_a_regression() -> None:
+    targets = np.array([[1.0], [2.0], [4.0]])
+    assert compute("regression", targets, targets) == pytest.approx({"pearson": 1, "r2": 1, "rmse": 0})
+    mean = compute("regression", np.full((3, 1), 7 / 3), targets)
+    assert mean["r2"] == pytest.approx(0, abs=1e-12) and math.isnan(mean["pearson"])
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_only_gives_no_invented_area(label: int) -> None:
+    found = compute("binary", np.array([-1.0, 0.5, 2.0]), np.full(3, label))
+    assert math.isnan(found["roc_auc"]) and math.isnan(found["pr_auc"])
+    assert found["accuracy"] == pytest.approx([1, 2][label] / 3)
+
+
+def test_kappa_of_one_class_that_is_always_right_is_not_a_number() -> None:
+    found = compute("multiclass", np.eye(3)[[1, 1, 1]], np.array([1, 1, 1]))
+    assert math.isnan(found["cohen_kappa"]) and found["accuracy"] == found["f1_weighted"] == 1
+
+
+def test_one_sample_has_neither_correlation_nor_explained_variance() -> None:
+    found = compute("regression", np.array([[1.0]]), np.array([[3.0]]))
+    assert math.isnan(found["pearson"]) and math.isnan(found["r2"]) and found["rmse"] == 2
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_targets_that_do_not_vary_have_no_explained_variance(offset: float) -> None:
+    found = compute("regression", np.full((4, 1), 2 + offset), np.full((4, 1), 2.0))
+    assert math.isnan(found["r2"]) and math.isnan(found["pearson"]) and found["rmse"] == offset
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_reports_exactly_its_named_metrics(task: str) -> None:
+    logits, labels = {"binary": (LOGITS, LABELS), "multiclass": (SCORES, CLASSES)}.get(task, (SCORES, SCORES + 1))
+    assert tuple(compute(task, logits, labels)) == METRICS[task]
+    assert SELECT_BY[task] in METRICS[task]
+
+
+def test_the_whole_set_is_not_the_mean_of_its_batches() -> None:
+    halves = [compute("binary", LOGITS[part], LABELS[part])["roc_auc"] for part in (slice(100), slice(100, 200))]
+    assert compute("binary", LOGITS, LABELS)["roc_auc"] != pytest.approx(np.mean(halves), rel=1e-6)
+
+
+# Selection
+
+
+def selected(values: list[float | None], name: str = "roc_auc", task: str = "binary") -> tuple[int | None, list[bool]]:
+    best = BestEpoch(name, task)
+    news = [best.update(e, {} if v is None else {f"val_{name}": v, "test_x": e}) for e, v in enumerate(values)]
+    return best.epoch, news
+
+
+def test_the_paper_selects_by_auroc_kappa_and_r2() -> None:
+    assert SELECT_BY == {"binary": "roc_auc", "multiclass": "cohen_kappa", "regression": "r2"}
+
+
+def test_the_highest_value_wins_and_a_tie_keeps_the_earlier_epoch() -> None:
+    assert selected([0.5, 0.7, 0.7, 0.6]) == (1, [True, True, False, False])
+
+
+def test_of_rmse_the_lowest_wins() -> None:
+    assert selected([0.5, 0.7, 0.3, 0.3], "rmse", "regression") == (2, [True, False, True, False])
+
+
+@pytest.mark.parametrize("values", list(itertools.permutations([math.nan, 0.4, math.nan, 0.6])))
+def test_nan_never_replaces_a_number_and_any_number_replaces_nan(values: tuple[float, ...]) -> None:
+    epoch, _ = selected(list(values))
+    assert epoch is not None and values[epoch] == 0.6
+
+
+def test_of_nothing_but_nan_the_first_epoch_stays() -> None:
+    assert selected([math.nan, math.nan]) == (0, [True, False])
+
+
+def test_without_validation_data_the_last_epoch_is_selected() -> None:
+    assert selected([None, None, None]) == (2, [True, True, True])
+
+
+def test_the_selected_epochs_numbers_are_remembered_and_the_rule_is_said() -> None:
+    best = BestEpoch("roc_auc", "binary")
+    for epoch, value in enumerate([0.2, 0.9, 0.5]):
+        best.update(epoch, {"val_roc_auc": value, "test_accuracy": epoch / 10})
+    assert best.stats == {"val_roc_auc": 0.9, "test_accuracy": 0.1}
+    assert best.rule == "validation roc_auc"
+    last = BestEpoch("roc_auc", "binary")
+    last.update(0, {"test_accuracy": 0.1})
+    assert "last" in last.rule
+
+
+def test_a_selection_through_a_file_continues() -> None:
+    straight, resumed = BestEpoch("r2", "regression"), BestEpoch("r2", "regression")
+    for epoch, value in enumerate([0.1, 0.4]):
+        straight.update(epoch, {"val_r2": value})
+    file = io.BytesIO()
+    torch.save(straight.state_dict(), file)
+    file.seek(0)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    for best in (straight, resumed):
+        assert [best.update(epoch, {"val_r2": value}) for epoch, value in ((2, 0.4), (3, 0.5))] == [False, True]
+    assert straight.state_dict() == resumed.state_dict() == {"epoch": 3, "stats": {"val_r2": 0.5}}
+
+
+@pytest.mark.parametrize(("name", "task"), [("auc", "binary"), ("roc_auc", "multiclass"), ("accuracy", "regression")])
+def test_selection_by_a_metric_that_the_task_lacks_is_wrong_usage(name: str, task: str) -> None:
+    with pytest.raises(UsageError) as error:
+        BestEpoch(name, task)
+    only_line(error, f"--select_by {name}", task, *METRICS[task])

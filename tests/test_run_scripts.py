@@ -1,0 +1,471 @@
+"""The three scripts as people run them: README's command lines, and what each flag that changes a run does."""
+
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from run_helpers import (
+    CLASSIFIER,
+    MASKED,
+    ROOT,
+    STAGES,
+    TOKENIZER,
+    call,
+    checkpoint,
+    labelled_file,
+    log,
+    predictions,
+    pretraining_file,
+    start,
+)
+from scipy.special import softmax
+from sklearn.metrics import cohen_kappa_score, r2_score, roc_auc_score
+
+import run_class_finetuning
+import run_labram_pretraining
+import run_vqnsp_training
+
+SCRIPTS = {module.__name__: module for module in (run_vqnsp_training, run_labram_pretraining, run_class_finetuning)}
+TUAB = "FP1 FP2 F3 F4 C3 C4 P3 P4 O1 O2 F7 F8 T3 T4 T5 T6 A1 A2 FZ CZ PZ T1 T2"
+
+# As in the released code's README; only --nproc_per_node, --epochs and --batch_size are replaced below.
+COMMANDS = {
+    "run_vqnsp_training": """OMP_NUM_THREADS=1 torchrun --nnodes=1 --nproc_per_node=8 run_vqnsp_training.py
+        --output_dir ./checkpoints/vqnsp/ --log_dir ./log/vqnsp/ --model vqnsp_encoder_base_decoder_3x200x12
+        --codebook_n_emd 8192 --codebook_emd_dim 64 --quantize_kmeans_init --batch_size 128 --opt adamw
+        --opt_betas 0.9 0.99 --weight_decay 1e-4 --warmup_epochs 10 --epochs 100 --save_ckpt_freq 20""",
+    "run_labram_pretraining": """OMP_NUM_THREADS=1 torchrun --nnodes=1 --nproc_per_node=8 run_labram_pretraining.py
+        --output_dir ./checkpoints/labram_base --log_dir ./log/labram_base --model labram_base_patch200_1600_8k_vocab
+        --tokenizer_model vqnsp_encoder_base_decoder_3x200x12 --tokenizer_weight ./checkpoints/vqnsp.pth
+        --batch_size 64 --lr 5e-4 --warmup_epochs 5 --clip_grad 3.0 --drop_path 0. --layer_scale_init_value 0.1
+        --opt_betas 0.9 0.98 --opt_eps 1e-8 --epochs 50 --save_ckpt_freq 5 --codebook_dim 64
+        --gradient_accumulation_steps 1""",
+    "run_class_finetuning": """OMP_NUM_THREADS=1 torchrun --nnodes=1 --nproc_per_node=8 run_class_finetuning.py
+        --output_dir ./checkpoints/finetune_tuab_base/ --log_dir ./log/finetune_tuab_base
+        --model labram_base_patch200_200 --finetune ./checkpoints/labram-base.pth --weight_decay 0.05 --batch_size 64
+        --lr 5e-4 --update_freq 1 --warmup_epochs 5 --epochs 50 --layer_decay 0.65 --drop_path 0.1 --save_ckpt_freq 5
+        --disable_rel_pos_bias --abs_pos_emb --dataset TUAB --disable_qkv_bias --seed 0""",
+}
+OUTPUTS = {
+    "run_vqnsp_training": "checkpoints/vqnsp",
+    "run_labram_pretraining": "checkpoints/labram_base",
+    "run_class_finetuning": "checkpoints/finetune_tuab_base",
+}
+COPIES = {
+    "run_vqnsp_training": ("checkpoints/vqnsp/checkpoint.pth", "checkpoints/vqnsp.pth"),
+    "run_labram_pretraining": ("checkpoints/labram_base/checkpoint.pth", "checkpoints/labram-base.pth"),
+}
+EVERY_STAGE = ["epoch", "n_parameters", "train_loss", "train_lr", "train_min_lr", "train_weight_decay"]
+EVERY_STAGE += ["train_grad_norm"]
+LOGGED = {
+    "run_vqnsp_training": [
+        f"{split}_{name}"
+        for split in ("train", "test")
+        for name in ("quant_loss", "rec_loss", "rec_angle_loss", "total_loss", "unused_code", "perplexity")
+    ],
+    "run_labram_pretraining": ["train_mlm_acc", "train_mlm_acc_sym", "train_code_entropy"],
+    "run_class_finetuning": [
+        f"{split}_{name}"
+        for split in ("val", "test")
+        for name in ("loss", "accuracy", "balanced_accuracy", "pr_auc", "roc_auc")
+    ],
+}
+LEARNABLE = {"run_vqnsp_training": 7.52e6, "run_labram_pretraining": 9.15e6 - 1.69e6, "run_class_finetuning": 5.82e6}
+
+
+def words_of(script: str, **replaced: Any) -> tuple[list[str], int]:
+    """Return the arguments for torchrun after its own of a README command, and its number of processes."""
+    words = shlex.split(COMMANDS[script])
+    assert words[:4] == ["OMP_NUM_THREADS=1", "torchrun", "--nnodes=1", "--nproc_per_node=8"]
+    for flag, value in replaced.items():
+        words[words.index(f"--{flag}") + 1] = str(value)
+    return words[4:], 2
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """README's three commands, one after the other, with two processes, one epoch, small batches and data."""
+    folder = tmp_path_factory.mktemp("readme")
+    for script in STAGES:
+        (folder / f"{script}.py").symlink_to(ROOT / f"{script}.py")
+    pretraining_file(folder / "data/pretrain/a.hdf5", seconds=(19,))
+    pretraining_file(folder / "data/pretrain_val/a.hdf5", seconds=(17,))
+    counts = {"train": 4, "val": 3, "test": 5}
+    labelled_file(folder / "data/TUAB.hdf5", counts=counts, electrodes=TUAB.split(), seconds=2)
+    for script in STAGES:
+        words, processes = words_of(script, epochs=1, batch_size=2)
+        start(words, cwd=folder, processes=processes)
+        if script in COPIES:
+            shutil.copy(*(folder / name for name in COPIES[script]))
+    yield folder
+    shutil.rmtree(folder / "checkpoints")  # half a gigabyte
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_the_readme_command_writes_the_log_that_was_promised(chain: Path, script: str) -> None:
+    (line,) = log(chain / OUTPUTS[script])
+    assert not set(EVERY_STAGE + LOGGED[script]) - line.keys()
+    assert line["epoch"] == 0
+    assert line["n_parameters"] == pytest.approx(LEARNABLE[script], abs=0.01e6)
+    assert all(value is None or math.isfinite(value) for value in line.values())
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_the_readme_command_writes_a_checkpoint_a_description_and_tensorboard(chain: Path, script: str) -> None:
+    output = chain / OUTPUTS[script]
+    state = checkpoint(output / "checkpoint.pth")
+    assert {"model", "optimizer", "epoch", "scaler", "args"} <= state.keys()
+    assert state["epoch"] == 0 and state["args"]["epochs"] == 1
+    description = json.loads((output / "environment.json").read_text())
+    assert {"code_version", "libraries", "hardware", "flags"} <= description.keys()
+    assert description["libraries"]["torch"] == torch.__version__.split("+")[0]
+    assert description["hardware"]["processes"] == 2 and description["flags"]["batch_size"] == 2
+    words, _ = words_of(script)
+    events = list((chain / words[words.index("--log_dir") + 1]).glob("events.out.tfevents.*"))
+    assert len(events) == 1 and b"train_loss" in events[0].read_bytes()
+
+
+def test_each_stage_continues_from_the_copied_checkpoint_of_the_one_before(chain: Path) -> None:
+    tokenizer = checkpoint(chain / "checkpoints/vqnsp.pth")["model"]
+    assert tokenizer["quantize.embedding.weight"].shape == (8192, 64)
+    assert float(tokenizer["quantize.embedding.initted"]) == 1
+    masked = checkpoint(chain / "checkpoints/labram-base.pth")["model"]
+    assert masked["lm_head.weight"].shape == (8192, 200)
+    classifier = checkpoint(chain / "checkpoints/finetune_tuab_base/checkpoint.pth")["model"]
+    # One step of warm-up from 0 leaves the loaded weights as they were.
+    key = "blocks.11.mlp.fc1.weight"
+    torch.testing.assert_close(classifier[key], masked[f"student.{key}"], rtol=0, atol=1e-7)
+
+
+def test_predictions_hold_every_sample_of_the_selected_and_the_last_epoch(chain: Path) -> None:
+    for split, n in (("val", 3), ("test", 5)):
+        found = predictions(chain / f"checkpoints/finetune_tuab_base/predictions-{split}.npz")
+        assert found["logits"].shape == found["last_logits"].shape == (n, 1)
+        assert found["epoch"] == found["last_epoch"] == 0
+        assert found["labels"].tolist() == [i % 2 for i in range(n)]
+        assert found["recording"].tolist() == [f"{split}-{i // 2}" for i in range(n)]
+        assert found["subject"].tolist() == [f"s{i // 4}" for i in range(n)]
+    assert (chain / "checkpoints/finetune_tuab_base/checkpoint-best.pth").is_file()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small data, a tokenizer and a masked model of two epochs with their outputs."""
+    folder = tmp_path_factory.mktemp("tiny")
+    pretraining_file(folder / "train" / "a.hdf5", seconds=(12, 12))
+    pretraining_file(folder / "val" / "a.hdf5", seconds=(10,), seed=9)
+    counts = {"train": 12, "val": 7, "test": 6}
+    labelled_file(folder / "task.hdf5", counts=counts)
+    labelled_file(folder / "events.hdf5", counts=counts, task="multiclass", classes=("a", "b", "c"))
+    labelled_file(folder / "age.hdf5", counts=counts, task="regression", classes=("age", "speed"))
+    assert call("run_vqnsp_training", *stage_one(folder), "--output_dir", folder / "tokenizer") == 0
+    assert call("run_labram_pretraining", *stage_two(folder), "--output_dir", folder / "masked") == 0
+    return folder
+
+
+def stage_one(folder: Path) -> list[Any]:
+    return [*TOKENIZER, "--train_data", folder / "train", "--val_data", folder / "val"]
+
+
+def stage_two(folder: Path) -> list[Any]:
+    weights = folder / "tokenizer" / "checkpoint.pth"
+    return [*MASKED, "--train_data", folder / "train", "--val_data", folder / "val", "--tokenizer_weight", weights]
+
+
+def stage_three(folder: Path, file: str = "task.hdf5") -> list[Any]:
+    return [*CLASSIFIER, "--dataset", folder / file, "--finetune", folder / "masked" / "checkpoint.pth"]
+
+
+FLAGS = {"run_vqnsp_training": stage_one, "run_labram_pretraining": stage_two, "run_class_finetuning": stage_three}
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_a_script_runs_without_torchrun(tiny: Path, tmp_path: Path, script: str) -> None:
+    start([ROOT / f"{script}.py", *FLAGS[script](tiny), "--output_dir", tmp_path / "out"], cwd=tmp_path)
+    assert len(log(tmp_path / "out")) == 1
+    assert json.loads((tmp_path / "out" / "environment.json").read_text())["hardware"]["processes"] == 1
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_a_second_run_continues_at_the_next_epoch_as_if_it_had_never_stopped(
+    tiny: Path, tmp_path: Path, script: str
+) -> None:
+    # The schedule spans all epochs, so a run that stops early is one that was told to do more: it is cut by hand.
+    words = [*FLAGS[script](tiny), "--epochs", "3", "--save_ckpt_freq", "1", "--output_dir"]
+    assert call(script, *words, tmp_path / "whole") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    os.replace(tmp_path / "cut" / "checkpoint-0.pth", tmp_path / "cut" / "checkpoint.pth")
+    assert call(script, *words, tmp_path / "cut") == 0
+    whole, cut = log(tmp_path / "whole"), log(tmp_path / "cut")
+    assert [line["epoch"] for line in cut] == [0, 1, 2]
+    same = [key for key in whole[0] if key not in ("epoch_seconds", "samples_per_second")]
+    assert [{key: line[key] for key in same} for line in cut] == [{key: line[key] for key in same} for line in whole]
+    ends = [checkpoint(tmp_path / name / "checkpoint.pth")["model"] for name in ("whole", "cut")]
+    assert all(torch.equal(ends[1][key], value) for key, value in ends[0].items())
+
+
+def test_resume_names_a_checkpoint_and_no_auto_resume_starts_anew(tiny: Path, tmp_path: Path) -> None:
+    words = [*stage_three(tiny), "--epochs", "2", "--save_ckpt_freq", "1", "--output_dir"]
+    assert call("run_class_finetuning", *words, tmp_path / "a") == 0
+    assert call("run_class_finetuning", *words, tmp_path / "b", "--resume", tmp_path / "a" / "checkpoint-0.pth") == 0
+    assert [line["epoch"] for line in log(tmp_path / "b")] == [1]
+    assert call("run_class_finetuning", *words, tmp_path / "a") == 0
+    assert [line["epoch"] for line in log(tmp_path / "a")] == [0, 1], "a finished run is left as it is"
+    assert call("run_class_finetuning", *words, tmp_path / "a", "--no_auto_resume", "--epochs", "1") == 0
+    assert [line["epoch"] for line in log(tmp_path / "a")] == [0]
+    assert (tmp_path / "a" / "log.previous.txt").is_file(), "the old log is kept"
+
+
+def said(caplog: pytest.LogCaptureFixture, start_of_line: str) -> dict[str, float]:
+    """Return the numbers of the one logged line that starts so."""
+    (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith(start_of_line)]
+    return {name: float(value) for name, value in re.findall(r"(\w+) ([-\d.e+]+)", line.partition(": ")[2])}
+
+
+def test_eval_of_a_classifier_gives_the_metrics_and_predictions_of_training(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [*stage_three(tiny), "--output_dir", tmp_path]
+    assert call("run_class_finetuning", *words) == 0
+    (line,) = log(tmp_path)
+    trained = predictions(tmp_path / "predictions-test.npz")
+    (tmp_path / "predictions-test.npz").unlink()
+    caplog.set_level("INFO")
+    assert call("run_class_finetuning", *words, "--eval") == 0
+    for split in ("val", "test"):
+        printed = said(caplog, f"epoch 0, {split}:")
+        assert printed.keys() == {"loss", "accuracy", "balanced_accuracy", "pr_auc", "roc_auc"}
+        for name, value in printed.items():
+            assert value == pytest.approx(line[f"{split}_{name}"], abs=6e-5), (split, name)
+    evaluated = predictions(tmp_path / "predictions-test.npz")
+    np.testing.assert_allclose(evaluated["logits"], trained["logits"], rtol=0, atol=1e-6)
+    assert log(tmp_path) == [line], "evaluating leaves the log alone"
+
+
+def test_eval_of_a_tokenizer_gives_the_losses_and_codes_of_training(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    before = log(tiny / "tokenizer")
+    words = [*stage_one(tiny), "--output_dir", tmp_path, "--resume", tiny / "tokenizer" / "checkpoint.pth", "--eval"]
+    assert call("run_vqnsp_training", *words, "--calculate_codebook_usage") == 0
+    printed = said(caplog, "val_data:")
+    assert {"test_loss", "test_unused_code", "test_perplexity"} <= printed.keys()
+    for name, value in printed.items():
+        assert value == pytest.approx(before[-1][name], rel=1e-4), name
+    usage = said(caplog, "train_data:")
+    assert usage["test_used_code"] + usage["test_unused_code"] == 16
+    caplog.clear()
+    assert call("run_vqnsp_training", *words) == 0
+    assert not [r for r in caplog.records if r.getMessage().startswith("train_data:")]
+
+
+@pytest.mark.parametrize(("script", "lower"), zip(STAGES, (0.8, 0.5, 0.5), strict=True))
+def test_overfit_batch_lowers_the_loss_clearly(tiny: Path, tmp_path: Path, script: str, lower: float) -> None:
+    words = [*FLAGS[script](tiny), "--epochs", "8", "--lr", "2e-3" if script != STAGES[0] else "6e-2", "--no_save_ckpt"]
+    assert call(script, *words, "--overfit_batch", "--output_dir", tmp_path) == 0
+    losses = [line["train_loss"] for line in log(tmp_path)]
+    assert losses[-1] < lower * losses[0], losses
+
+
+def test_no_quantize_kmeans_init_starts_from_random_rows(tiny: Path, tmp_path: Path) -> None:
+    words = [*stage_one(tiny), "--lr", "0", "--min_lr", "0", "--ema_decay", "1", "--no_revive_codes", "--output_dir"]
+    assert call("run_vqnsp_training", *words, tmp_path / "random", "--no_quantize_kmeans_init") == 0
+    assert call("run_vqnsp_training", *words, tmp_path / "kmeans") == 0
+    rows = [
+        checkpoint(tmp_path / n / "checkpoint.pth")["model"]["quantize.embedding.weight"] for n in ("random", "kmeans")
+    ]
+    angles = [row @ row.t() for row in rows]
+    assert angles[0].mean() < 0.3 < 0.6 < angles[1].mean(), (
+        "centres of real outputs lie close together, random rows not"
+    )
+    assert log(tmp_path / "random")[0]["train_quant_loss"] > 2 * log(tmp_path / "kmeans")[0]["train_quant_loss"]
+
+
+def test_codes_are_revived_by_default_and_not_with_no_revive_codes(tiny: Path, tmp_path: Path) -> None:
+    words = [*stage_one(tiny), "--epochs", "6", "--lr", "3e-2", "--no_save_ckpt", "--output_dir"]
+    assert call("run_vqnsp_training", *words, tmp_path / "revived") == 0
+    assert call("run_vqnsp_training", *words, tmp_path / "published", "--no_revive_codes") == 0
+    revived, published = log(tmp_path / "revived"), log(tmp_path / "published")
+    assert revived[-1]["train_revived"] > 0 == published[-1]["train_revived"]
+    assert revived[-1]["train_used_code"] > published[-1]["train_used_code"]
+    assert revived[0]["train_loss"] == published[0]["train_loss"], "nothing differs before the first revival"
+
+
+def test_disable_eval_leaves_validation_out(tiny: Path, tmp_path: Path) -> None:
+    assert call("run_vqnsp_training", *stage_one(tiny), "--disable_eval", "--output_dir", tmp_path) == 0
+    assert not [key for key in log(tmp_path)[0] if key.startswith("test_")]
+
+
+def test_validation_loss_of_pretraining_is_logged(tiny: Path) -> None:
+    (line,) = log(tiny / "masked")
+    assert {"val_loss", "val_mlm_acc", "val_mlm_acc_sym"} <= line.keys()
+
+
+def test_model_ema_is_the_average_that_is_evaluated_and_saved(tiny: Path, tmp_path: Path) -> None:
+    words = [*stage_three(tiny), "--drop_path", "0", "--output_dir"]
+    assert call("run_class_finetuning", *words, tmp_path / "plain") == 0
+    assert call("run_class_finetuning", *words, tmp_path / "zero", "--model_ema", "--model_ema_decay", "0") == 0
+    assert call("run_class_finetuning", *words, tmp_path / "one", "--model_ema", "--model_ema_decay", "1") == 0
+    plain, zero, one = (predictions(tmp_path / name / "predictions-test.npz") for name in ("plain", "zero", "one"))
+    np.testing.assert_allclose(zero["logits"], plain["logits"], rtol=0, atol=1e-6)  # no memory: the weights themselves
+    assert np.abs(one["logits"]).max() < 0.02, "all memory: the weights before training, whose head is near zero"
+    assert np.abs(plain["logits"]).max() > 0.02
+    assert "model_ema" in checkpoint(tmp_path / "one" / "checkpoint.pth")["extras"]
+    (tmp_path / "one" / "predictions-test.npz").unlink()
+    assert call("run_class_finetuning", *words, tmp_path / "one", "--model_ema", "--eval") == 0
+    np.testing.assert_allclose(
+        predictions(tmp_path / "one" / "predictions-test.npz")["logits"], one["logits"], rtol=0, atol=1e-6
+    )
+
+
+def test_use_cls_pools_by_the_class_token(tiny: Path, tmp_path: Path) -> None:
+    assert call("run_class_finetuning", *stage_three(tiny), "--use_cls", "--output_dir", tmp_path) == 0
+    keys = checkpoint(tmp_path / "checkpoint.pth")["model"].keys()
+    assert "norm.weight" in keys and "fc_norm.weight" not in keys
+
+
+def test_a_multiclass_file_trains_and_its_metrics_are_scikit_learns(tiny: Path, tmp_path: Path) -> None:
+    assert call("run_class_finetuning", *stage_three(tiny, "events.hdf5"), "--output_dir", tmp_path) == 0
+    (line,) = log(tmp_path)
+    found = predictions(tmp_path / "predictions-val.npz")
+    assert found["logits"].shape == (7, 3)
+    expected = cohen_kappa_score(found["labels"], found["logits"].argmax(1))
+    assert line["val_cohen_kappa"] == pytest.approx(0 if math.isnan(expected) else expected)
+    probability = softmax(found["logits"], axis=1)[np.arange(7), found["labels"]]
+    assert line["val_loss"] == pytest.approx(-np.log(probability).mean(), rel=1e-6)
+    assert {"test_accuracy", "test_balanced_accuracy", "test_cohen_kappa", "test_f1_weighted"} <= line.keys()
+
+
+def test_a_regression_file_trains_and_its_metrics_are_scikit_learns(tiny: Path, tmp_path: Path) -> None:
+    assert call("run_class_finetuning", *stage_three(tiny, "age.hdf5"), "--output_dir", tmp_path) == 0
+    (line,) = log(tmp_path)
+    found = predictions(tmp_path / "predictions-test.npz")
+    assert found["logits"].shape == found["labels"].shape == (6, 2)
+    assert line["test_r2"] == pytest.approx(r2_score(found["labels"], found["logits"]), rel=1e-5)
+    assert {"test_pearson", "test_rmse"} <= line.keys()
+
+
+def test_binary_metrics_are_scikit_learns_over_the_whole_set(tiny: Path, tmp_path: Path) -> None:
+    assert call("run_class_finetuning", *stage_three(tiny), "--output_dir", tmp_path) == 0
+    found = predictions(tmp_path / "predictions-val.npz")
+    assert log(tmp_path)[0]["val_roc_auc"] == pytest.approx(roc_auc_score(found["labels"], found["logits"][:, 0]))
+
+
+def test_the_file_of_the_selected_epoch_is_that_of_the_best_validation_score(tiny: Path, tmp_path: Path) -> None:
+    words = [*stage_three(tiny), "--epochs", "4", "--lr", "3e-3", "--output_dir", tmp_path]
+    assert call("run_class_finetuning", *words) == 0
+    scores = [line["val_roc_auc"] for line in log(tmp_path)]
+    best = scores.index(max(scores))
+    assert checkpoint(tmp_path / "checkpoint-best.pth")["epoch"] == best
+    found = predictions(tmp_path / "predictions-val.npz")
+    assert found["epoch"] == best and found["last_epoch"] == 3
+    assert roc_auc_score(found["labels"], found["logits"][:, 0]) == pytest.approx(max(scores))
+
+
+def test_disable_eval_during_finetuning_evaluates_after_the_last_epoch_only(tiny: Path, tmp_path: Path) -> None:
+    words = [*stage_three(tiny), "--epochs", "2", "--disable_eval_during_finetuning", "--output_dir", tmp_path]
+    assert call("run_class_finetuning", *words) == 0
+    first, last = log(tmp_path)
+    assert "val_roc_auc" not in first and "test_roc_auc" in last
+
+
+def test_weight_decay_end_changes_the_decay_and_its_absence_does_not(tiny: Path, tmp_path: Path) -> None:
+    words = [*stage_three(tiny), "--epochs", "3", "--no_save_ckpt", "--output_dir"]
+    assert call("run_class_finetuning", *words, tmp_path / "falls", "--weight_decay_end", "0.01") == 0
+    assert call("run_class_finetuning", *words, tmp_path / "stays") == 0
+    falls, stays = ([line["train_weight_decay"] for line in log(tmp_path / name)] for name in ("falls", "stays"))
+    # Three epochs of three steps; the middle one's steps are 3 to 5 of 9.
+    middle = np.mean([0.01 + 0.02 * (1 + math.cos(math.pi * step / 9)) for step in (3, 4, 5)])
+    assert falls[1] == pytest.approx(middle, rel=1e-6)
+    assert stays == pytest.approx([0.05, 0.05, 0.05])
+
+
+def test_no_save_ckpt_writes_the_log_and_no_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    assert call("run_class_finetuning", *stage_three(tiny), "--no_save_ckpt", "--output_dir", tmp_path) == 0
+    assert len(log(tmp_path)) == 1 and not list(tmp_path.glob("*.pth"))
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_training_in_bfloat16_runs_on_a_cpu_and_keeps_float32_weights(tiny: Path, tmp_path: Path, script: str) -> None:
+    assert call(script, *FLAGS[script](tiny), "--precision", "bf16", "--output_dir", tmp_path) == 0
+    assert math.isfinite(log(tmp_path)[0]["train_loss"])
+    weights = checkpoint(tmp_path / "checkpoint.pth")["model"]
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize("script", [STAGES[1], STAGES[2]])
+def test_spawned_loading_processes_give_the_numbers_of_none(tiny: Path, tmp_path: Path, script: str) -> None:
+    words = [*FLAGS[script](tiny), "--output_dir"]
+    assert call(script, *words, tmp_path / "none") == 0
+    code = (
+        "import runpy, sys; import torch.multiprocessing as mp; mp.set_start_method('spawn'); "
+        f"sys.path.insert(0, {str(ROOT)!r}); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    spawned = ["-c", code, ROOT / f"{script}.py", *words, tmp_path / "spawned", "--num_workers", "2"]
+    start(spawned, cwd=tmp_path)
+    lines = [log(tmp_path / name)[0] for name in ("none", "spawned")]
+    assert lines[1]["train_loss"] == pytest.approx(lines[0]["train_loss"], rel=1e-5)
+
+
+RUN_FLAGS = """--output_dir --log_dir --model --batch_size --opt --opt_betas --opt_eps --clip_grad --weight_decay
+    --weight_decay_end --lr --min_lr --warmup_epochs --warmup_steps --epochs --save_ckpt_freq --device --seed --resume
+    --auto_resume --no_auto_resume --start_epoch --num_workers --pin_mem --no_pin_mem --save_ckpt --no_save_ckpt
+    --input_size --overfit_batch"""
+OWN_FLAGS = {
+    "run_vqnsp_training": """--codebook_n_emd --codebook_emd_dim --quantize_kmeans_init --no_quantize_kmeans_init
+        --ema_decay --eval --disable_eval --calculate_codebook_usage --no_revive_codes --train_data --val_data
+        --time_window --window_stride""",
+    "run_labram_pretraining": """--tokenizer_model --tokenizer_weight --drop_path --layer_scale_init_value
+        --codebook_size --codebook_dim --gradient_accumulation_steps --drop --attn_drop_rate --train_data --val_data
+        --time_window --window_stride""",
+    "run_class_finetuning": """--finetune --update_freq --layer_decay --drop_path --disable_rel_pos_bias --abs_pos_emb
+        --dataset --data_dir --disable_qkv_bias --dist_eval --eval --drop --attn_drop_rate --model_ema
+        --model_ema_decay --smoothing --init_scale --use_cls --nb_classes --disable_eval_during_finetuning
+        --layer_scale_init_value""",
+}
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_every_flag_of_the_released_script_is_known_and_the_help_fits_80_columns(
+    script: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert call(script, "--help") == 0
+    text = capsys.readouterr().out
+    wanted = f"{RUN_FLAGS} {OWN_FLAGS[script]}".split()
+    assert not [flag for flag in wanted if not re.search(rf"^  {flag}\b|, {flag}\b", text, re.MULTILINE)]
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_the_readme_command_says_nothing_but_the_defaults_and_the_machine(script: str) -> None:
+    words, _ = words_of(script)
+    with patch("sys.argv", words):
+        spoken = vars(SCRIPTS[script].get_args())
+    with patch("sys.argv", [script]):
+        defaults = vars(SCRIPTS[script].get_args())
+    differing = {name for name, value in spoken.items() if plainly(value) != plainly(defaults[name])}
+    # Without these flags: no TensorBoard, from scratch, and the size's own layer scale and the tokenizer's own width.
+    assert differing <= {"log_dir", "finetune", "layer_scale_init_value", "codebook_dim", "disable_rel_pos_bias"}
+
+
+def plainly(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize(("size", "expected"), [("large", (0.8, 30, 3, 0.1)), ("huge", (0.8, 30, 3, 0.2))])
+def test_larger_classifiers_bring_their_own_defaults(size: str, expected: tuple[float, ...]) -> None:
+    with patch("sys.argv", ["x", "--model", f"labram_{size}_patch200_200"]):
+        args = run_class_finetuning.get_args()
+    assert (args.layer_decay, args.epochs, args.warmup_epochs, args.drop_path) == expected
