@@ -253,10 +253,12 @@ class Trunk(nn.Module):
                     f"input_chans has {index.numel()} entries for {electrodes} electrodes: it must be "
                     f"[0, row, row, ...] of length {electrodes + 1}"
                 )
-            if not index.is_cuda and not (int(index.min()) >= 0 and int(index.max()) < rows):
+            outside = index[:0] if index.is_cuda else index[(index < 0) | (index >= rows)]
+            if outside.numel():
                 raise InputError(
-                    f"input_chans names row {int(index.max())}, the position embedding has rows 0 to {rows - 1}: build "
-                    "the model with num_electrodes=136 (--num_electrodes 136) and train it from scratch"
+                    f"input_chans names row {int(outside[0])}, the position embedding has rows 0 to {rows - 1}: for "
+                    "electrodes beyond them build the model with num_electrodes=136 (--num_electrodes 136) and train it "
+                    "from scratch"
                 )
             index = index.to(table.device)
         if self.cls_position_row == "first_electrode":

@@ -5,6 +5,7 @@ construction: counts and sums are reduced over processes, and what is drawn or u
 Small pure functions first, then the module, then the revival, which works outside the module's forward.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -237,7 +238,7 @@ def usage(counts: Tensor) -> dict[str, float]:
     return {
         "used_code": used,
         "unused_code": len(counts) - used,
-        "perplexity": float(torch.tensor(entropy).exp()) if total else 0.0,
+        "perplexity": math.exp(entropy) if total else 0.0,
         "top10_share": float(share.topk(min(10, len(share))).values.sum()),
     }
 
