@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import metrics
+from progress import watched
 from utils import Run, TrainingState
 
 
@@ -60,7 +61,7 @@ def evaluate(model: nn.Module, loader: DataLoader, run: Run, task: str) -> tuple
     """Loss and metrics over the whole set, and its logits (samples, outputs) in the file's order, on every process."""
     model.eval()
     logits, samples = [], []
-    for batch in loader:
+    for batch in watched(loader, "evaluating", run.is_main):
         eeg, channels, _, index = batch.to(run)
         with run.autocast():
             logits.append(model(eeg, channels))

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from modeling_vqnsp import VQNSP
 from norm_ema_quantizer import all_reduce_sum
-from progress import MetricLog
+from progress import MetricLog, watched
 from utils import Run, TrainingState
 
 
@@ -55,7 +55,7 @@ def evaluate(model: nn.Module, loader: DataLoader, tokenizer: VQNSP, run: Run) -
     model.eval()
     log = MetricLog()
     counts = torch.zeros(tokenizer.quantize.codebook_size, dtype=torch.long, device=run.device)
-    for batch in loader:
+    for batch in watched(loader, "evaluating", run.is_main):
         eeg, channels, mask = batch.to(run)
         with run.autocast():
             codes = tokenizer.get_codebook_indices(eeg, channels)

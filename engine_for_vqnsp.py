@@ -7,10 +7,9 @@ import torch
 from einops import rearrange
 from torch.utils.data import DataLoader
 
-from eeg_data import Batch
 from modeling_vqnsp import VQNSP
 from norm_ema_quantizer import CodebookRevival, all_reduce_sum, usage
-from progress import MetricLog
+from progress import MetricLog, watched
 from utils import Run, TrainingState
 
 
@@ -61,8 +60,7 @@ def evaluate(model: VQNSP, loader: DataLoader, run: Run) -> dict[str, Any]:
     model.eval()
     model.quantize.reset_usage()
     log = MetricLog()
-    batch: Batch
-    for batch in loader:
+    for batch in watched(loader, "evaluating", run.is_main):
         eeg, channels, _ = batch.to(run)
         with run.autocast():
             _, parts = model(rearrange(eeg, "B N A T -> B N (A T)"), channels)

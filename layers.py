@@ -257,8 +257,8 @@ class Trunk(nn.Module):
             if outside.numel():
                 raise InputError(
                     f"input_chans names row {int(outside[0])}, the position embedding has rows 0 to {rows - 1}: for "
-                    "electrodes beyond them build the model with num_electrodes=136 (--num_electrodes 136) and train it "
-                    "from scratch"
+                    "electrodes beyond them build the model with num_electrodes=136 (--num_electrodes 136) and train "
+                    "it from scratch"
                 )
             index = index.to(table.device)
         if self.cls_position_row == "first_electrode":

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,11 @@ class Progress:
         """Take the bar away; returns the seconds since the start."""
         self._bar.close()
         return self.seconds
+
+
+def watched(loader: Any, title: str, visible: bool) -> Iterator[Any]:
+    """The batches of a loader, with a bar on a terminal while they last. visible: on the main process."""
+    yield from tqdm(loader, desc=title, disable=not (visible and sys.stderr.isatty()), leave=False, dynamic_ncols=True)
 
 
 def duration(seconds: float) -> str:

@@ -292,7 +292,8 @@ class TrainingState:
                 extra.load_state_dict(state["extras"][name])
         epoch = int(state["epoch"]) + 1
         self._cut_log(epoch)
-        logger.info("Continuing from %s: epoch %d of %d.", path, epoch, self.epochs)
+        left = f"epoch {epoch} of {self.epochs}" if epoch < self.epochs else f"all {self.epochs} epochs are done"
+        logger.info("Continuing from %s: %s.", path, left)
         return epoch
 
     def steps(self, loader: Any, epoch: int) -> Iterator[Any]:

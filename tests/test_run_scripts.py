@@ -270,10 +270,11 @@ def test_eval_of_a_tokenizer_gives_the_losses_and_codes_of_training(
     assert not [r for r in caplog.records if r.getMessage().startswith("train_data:")]
 
 
-@pytest.mark.parametrize(("script", "lower"), zip(STAGES, (0.8, 0.5, 0.5), strict=True))
+@pytest.mark.parametrize(("script", "lower"), list(zip(STAGES, (0.7, 0.5, 0.5), strict=True)))
 def test_overfit_batch_lowers_the_loss_clearly(tiny: Path, tmp_path: Path, script: str, lower: float) -> None:
-    words = [*FLAGS[script](tiny), "--epochs", "8", "--lr", "2e-3" if script != STAGES[0] else "6e-2", "--no_save_ckpt"]
-    assert call(script, *words, "--overfit_batch", "--output_dir", tmp_path) == 0
+    words = [*FLAGS[script](tiny), "--epochs", "20", "--overfit_batch", "--no_save_ckpt", "--output_dir", tmp_path]
+    own = ["--lr", "0.06", "--codebook_n_emd", "64", "--disable_eval"] if script == STAGES[0] else ["--lr", "0.002"]
+    assert call(script, *words, *own) == 0
     losses = [line["train_loss"] for line in log(tmp_path)]
     assert losses[-1] < lower * losses[0], losses
 
@@ -286,9 +287,7 @@ def test_no_quantize_kmeans_init_starts_from_random_rows(tiny: Path, tmp_path: P
         checkpoint(tmp_path / n / "checkpoint.pth")["model"]["quantize.embedding.weight"] for n in ("random", "kmeans")
     ]
     angles = [row @ row.t() for row in rows]
-    assert angles[0].mean() < 0.3 < 0.6 < angles[1].mean(), (
-        "centres of real outputs lie close together, random rows not"
-    )
+    assert angles[0].mean() < 0.2 < 0.3 < angles[1].mean(), "centres of outputs lie close together, random rows do not"
     assert log(tmp_path / "random")[0]["train_quant_loss"] > 2 * log(tmp_path / "kmeans")[0]["train_quant_loss"]
 
 
@@ -406,13 +405,16 @@ def test_training_in_bfloat16_runs_on_a_cpu_and_keeps_float32_weights(tiny: Path
 
 @pytest.mark.parametrize("script", [STAGES[1], STAGES[2]])
 def test_spawned_loading_processes_give_the_numbers_of_none(tiny: Path, tmp_path: Path, script: str) -> None:
-    words = [*FLAGS[script](tiny), "--output_dir"]
+    labelled_file(tmp_path / "task.hdf5", counts={"train": 8})
+    pretraining = [*MASKED, "--train_data", tiny / "train", "--tokenizer_weight", tiny / "tokenizer" / "checkpoint.pth"]
+    words = pretraining if script == STAGES[1] else [*CLASSIFIER, "--dataset", tmp_path / "task.hdf5"]
+    words = [*words, "--output_dir"]
     assert call(script, *words, tmp_path / "none") == 0
     code = (
         "import runpy, sys; import torch.multiprocessing as mp; mp.set_start_method('spawn'); "
         f"sys.path.insert(0, {str(ROOT)!r}); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    spawned = ["-c", code, ROOT / f"{script}.py", *words, tmp_path / "spawned", "--num_workers", "2"]
+    spawned = ["-c", code, ROOT / f"{script}.py", *words, tmp_path / "spawned", "--num_workers", "1"]
     start(spawned, cwd=tmp_path)
     lines = [log(tmp_path / name)[0] for name in ("none", "spawned")]
     assert lines[1]["train_loss"] == pytest.approx(lines[0]["train_loss"], rel=1e-5)

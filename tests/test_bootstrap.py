@@ -1,0 +1,81 @@
+"""The environment maker, which runs before anything is installed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bootstrap
+
+PROJECT = Path(bootstrap.__file__).parent
+
+
+def fake_tools(monkeypatch: pytest.MonkeyPatch, *, fail: bool = False) -> list[list[str]]:
+    """Replace venv and pip; returns the list that their commands go to."""
+    commands: list[list[str]] = []
+
+    def create(folder: Path, *, with_pip: bool) -> None:
+        (folder / "bin").mkdir(parents=True, exist_ok=True)
+        (folder / "bin/python").touch()
+
+    def run(command: list[str], *, check: bool) -> None:
+        commands.append(command)
+        if fail:
+            raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(bootstrap.venv, "create", create)
+    monkeypatch.setattr(bootstrap.subprocess, "run", run)
+    return commands
+
+
+def test_an_environment_is_installed_once_and_again_when_the_requirements_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = fake_tools(monkeypatch)
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("a\n")
+    monkeypatch.setattr(bootstrap, "REQUIREMENTS", requirements)
+    for expected in (1, 1):
+        bootstrap.make_environment(tmp_path / "venv", pinned=True)
+        assert len(commands) == expected
+    requirements.write_text("b\n")
+    bootstrap.make_environment(tmp_path / "venv", pinned=True)
+    assert len(commands) == 2 and "--constraint" in commands[0]
+    bootstrap.make_environment(tmp_path / "venv", pinned=False)
+    assert len(commands) == 3 and "--constraint" not in commands[2]
+
+
+def test_an_installation_that_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tools(monkeypatch, fail=True)
+    with pytest.raises(subprocess.CalledProcessError):
+        bootstrap.make_environment(tmp_path / "venv", pinned=True)
+    commands = fake_tools(monkeypatch)
+    bootstrap.make_environment(tmp_path / "venv", pinned=True)
+    assert len(commands) == 1
+
+
+def test_bootstrap_imports_nothing_beyond_the_standard_library() -> None:
+    tree = ast.parse(Path(bootstrap.__file__).read_text())
+    imported = {
+        name.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
+    }
+    imported |= {str(node.module).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported <= sys.stdlib_module_names
+
+
+def test_every_make_target_is_the_bootstrap_command_that_the_readme_names() -> None:
+    makefile, readme = (PROJECT / "Makefile").read_text(), (PROJECT / "README.md").read_text()
+    for target in ("env", "demo", "test"):
+        assert f"{target}:\n\t$(PYTHON) bootstrap.py {target} " in makefile
+        assert f"make {target}" in readme and f"python3 bootstrap.py {target}" in readme
+
+
+def test_every_requirement_has_a_lower_bound_an_upper_major_and_a_tested_version() -> None:
+    lines = [line for line in (PROJECT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    pinned = {line.split("==")[0] for line in (PROJECT / "constraints.txt").read_text().splitlines() if "==" in line}
+    for line in lines:
+        name = line.split(">=")[0]
+        assert ">=" in line and ",<" in line, line
+        assert name in pinned, name

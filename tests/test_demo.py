@@ -1,0 +1,90 @@
+"""The demo's data handling, baselines, table and figures; the training itself is `make demo`."""
+
+import tarfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from timm.models import create_model
+
+import modeling_vqnsp
+from demo import data, report
+from errors import InputError
+
+
+def test_a_downloaded_file_with_other_content_is_refused_by_its_checksum(tmp_path: Path) -> None:
+    (tmp_path / data.EEGHDF.file).write_bytes(b"something else")
+    with pytest.raises(InputError, match="SHA-256 differs"):
+        data.fetch(data.EEGHDF, tmp_path)
+
+
+def test_a_file_that_is_already_there_is_not_downloaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"recordings"
+    source = data.Source("name==1", (), "name-1.tar.gz", "c6b5f5a2d0b6ee7b4c6b3c9f")
+    (tmp_path / source.file).write_bytes(content)
+    digest = data.sha256(tmp_path / source.file)
+    monkeypatch.setattr(data.subprocess, "run", lambda *a, **k: pytest.fail("pip was called"))
+    assert data.fetch(data.Source("name==1", (), "name-1.tar.gz", digest), tmp_path) == tmp_path / "name-1.tar.gz"
+
+
+def test_files_leave_the_archive_by_their_plain_names_wherever_they_lie_in_it(tmp_path: Path) -> None:
+    inner = tmp_path / "a.h5"
+    inner.write_bytes(b"signal")
+    with tarfile.open(tmp_path / "archive.tar.gz", "w:gz") as tar:
+        tar.add(inner, arcname="pkg-1/../../outside/a.h5")
+    out = tmp_path / "out"
+    out.mkdir()
+    paths = data.extract(tmp_path / "archive.tar.gz", ("a.h5",), out)
+    assert paths == [out / "a.h5"] and paths[0].read_bytes() == b"signal"
+    assert sorted(p.name for p in out.iterdir()) == ["a.h5"]
+
+
+def test_no_decoder_that_knows_only_electrode_and_time_beats_the_one_code_loss() -> None:
+    eeg = torch.randn(12, 3, 2, 200, generator=torch.Generator().manual_seed(0))
+    amplitude, phase = report.one_code_losses(eeg)
+    targets = modeling_vqnsp.spectrum_targets(eeg)
+    for loss, target in zip((amplitude, phase), targets, strict=True):
+        # The least squares fit on indicators of (electrode, second) and bin, by NumPy's solver.
+        flat = target.reshape(12, -1).numpy().astype(np.float64)
+        fit = np.linalg.lstsq(np.ones((12, 1)), flat, rcond=None)[0]
+        assert loss == pytest.approx(np.mean((flat - fit) ** 2), rel=1e-5)
+
+
+def test_tokenizer_losses_on_all_windows_equal_those_of_the_models_own_forward() -> None:
+    torch.manual_seed(0)
+    tokenizer = create_model("vqnsp_encoder_tiny_decoder_1x200x4", n_code=16).eval()
+    eeg, channels = torch.randn(18, 2, 1, 200), torch.tensor([0, 1, 2])
+    found = report.tokenizer_losses(tokenizer, eeg, channels)
+    with torch.no_grad():
+        _, log = tokenizer(eeg.flatten(2), channels)
+    assert found["amplitude"] == pytest.approx(float(log["val/rec_loss"]), rel=1e-5)
+    assert found["phase"] == pytest.approx(float(log["val/rec_angle_loss"]), rel=1e-5)
+    assert found["used_code"] == len(tokenizer.get_codebook_indices(eeg, channels).unique())
+
+
+def test_logistic_regression_finds_a_class_that_shifts_the_slow_potential(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "task.hdf5", "w") as file:
+        file.attrs.update({"name": "x", "task": "binary", "classes": ["a", "b"], "chOrder": ["FC3"], "rsFreq": 200.0})
+        for split, n in (("train", 40), ("val", 10), ("test", 30)):
+            label = np.arange(n) % 2
+            group = file.create_group(split)
+            group["eeg"] = rng.normal(size=(n, 1, 200)).astype("f4") + 5 * label[:, None, None]
+            group["label"] = label
+            for name in ("recording", "subject"):
+                group.create_dataset(name, data=["r"] * n, dtype=h5py.string_dtype())
+    assert report.logistic_regression(tmp_path / "task.hdf5") == 1.0
+
+
+def test_figures_are_written_as_png(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = create_model("vqnsp_encoder_tiny_decoder_1x200x4", n_code=16).eval()
+    report.plot_spectra(
+        tokenizer, torch.randn(1, 2, 3, 200), torch.tensor([0, 1, 2]), ("FP1", "FPZ"), tmp_path / "s.png"
+    )
+    (tmp_path / "log.txt").write_text('{"epoch": 0, "train_loss": 2.0}\n{"epoch": 1, "train_loss": 1.0}\n')
+    report.plot_losses({"a": tmp_path, "b": tmp_path}, tmp_path / "l.png")
+    for name in ("s.png", "l.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
