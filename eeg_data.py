@@ -88,7 +88,7 @@ def find_files(paths: Sequence[Path], flag: str) -> list[Path]:
                 "make them with dataset_maker/make_h5dataset_for_pretrain.py"
             )
         found += files
-    return list(dict.fromkeys(file.resolve() for file in found))
+    return sorted({file.resolve() for file in found})
 
 
 @dataclass(frozen=True)

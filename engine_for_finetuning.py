@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import metrics
+from errors import InputError
 from progress import watched
 from utils import Run, TrainingState
 
@@ -70,11 +71,18 @@ def evaluate(model: nn.Module, loader: DataLoader, run: Run, task: str) -> tuple
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, own)
     parts = [part for part in gathered if part is not None]
-    labels = loader.dataset.labels  # type: ignore[attr-defined]  # LabelledWindows
+    dataset: Any = loader.dataset  # LabelledWindows
+    labels = dataset.labels
     whole = np.full((len(labels), parts[0][0].shape[1]), np.nan)
     for values, places in parts:
         whole[places] = values
     assert np.isin(np.arange(len(labels)), np.concatenate([p[1] for p in parts])).all(), "a sample was left out"
+    if not np.isfinite(whole).all():
+        where = dataset.recordings[int(np.flatnonzero(~np.isfinite(whole).all(axis=1))[0])]
+        raise InputError(
+            f"{dataset.path}, group {dataset.split}, recording {where}: the model's output is not finite: look for NaN "
+            "in the data, or for weights that diverged (lower --lr)"
+        )
     loss = task_loss(task, torch.from_numpy(whole), torch.from_numpy(labels))
     return {"loss": float(loss), **metrics.compute(task, whole, labels)}, whole
 

@@ -109,11 +109,12 @@ def read_labelled(path: Path) -> LabelledFile:
             raise InputError(
                 f"{path}, group {split}: needs eeg, label, recording and subject; make it with dataset_maker"
             )
-        _, rows, samples = file[split]["eeg"].shape
+        shape = file[split]["eeg"].shape
+        rows, samples = shape[1:] if len(shape) == 3 else (0, 0)
         if rows != len(montage) or samples % PATCH_SAMPLES or not 0 < samples <= MAX_PATCHES * PATCH_SAMPLES:
             raise InputError(
-                f"{path}, group {split}: windows of {rows} x {samples}; expected {len(montage)} electrodes and "
-                f"whole seconds, {PATCH_SAMPLES} to {MAX_PATCHES * PATCH_SAMPLES} samples"
+                f"{path}, group {split}: `eeg` is {shape}; expected (samples, electrodes, time) with {len(montage)} "
+                f"electrodes and whole seconds, {PATCH_SAMPLES} to {MAX_PATCHES * PATCH_SAMPLES} samples"
             )
     name = str(attributes.get("name", path.stem))
     return LabelledFile(
@@ -143,7 +144,8 @@ class LabelledWindows(Dataset):
             if self.labels.shape[1] != file.outputs or not np.isfinite(self.labels).all():
                 raise InputError(f"{where}: targets must be {file.outputs} finite numbers a sample")
             return
-        outside = np.unique(self.labels[(self.labels < 0) | (self.labels >= len(file.classes))])
+        known = np.isin(self.labels, np.arange(len(file.classes)))  # NaN and halves are none of them either
+        outside = np.unique(self.labels[~known])
         if len(outside):
             raise InputError(
                 f"{where}: label {outside[0]} is outside the {len(file.classes)} classes (allowed: 0 to "

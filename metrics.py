@@ -55,7 +55,7 @@ def regression_metrics(outputs: np.ndarray, targets: np.ndarray) -> dict[str, fl
     correlations = [_quiet_pearson(outputs[:, i], targets[:, i]) for i in range(targets.shape[1])]
     return {
         "pearson": float(np.mean(correlations)),
-        "r2": float(sk.r2_score(targets, outputs)) if len(targets) > 1 else math.nan,
+        "r2": _r2(outputs, targets),
         "rmse": float(np.mean(np.sqrt(np.mean((outputs - targets) ** 2, axis=0)))),
     }
 
@@ -105,6 +105,14 @@ class BestEpoch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.epoch, self.stats = state["epoch"], dict(state["stats"])
+
+
+def _r2(outputs: np.ndarray, targets: np.ndarray) -> float:
+    """Mean over outputs; NaN where targets do not vary, for which scikit-learn's default makes up 0 or 1."""
+    if len(targets) < 2:
+        return math.nan
+    value = _quiet(sk.r2_score, targets, outputs, force_finite=False)
+    return value if math.isfinite(value) else math.nan
 
 
 def _balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:

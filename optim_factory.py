@@ -131,9 +131,11 @@ class Update:
         Raises InputError, on all processes together and before anything changed, for a loss or gradient that is not
         finite (with fp16 a gradient overflow only lowers the scale).
         """
-        with self._exchange():
-            self.scaler.scale(loss / self.accumulation).backward()
         finite = torch.isfinite(loss.detach())
+        # A loss that is not finite makes its gradient NaN, and with it the one that all processes receive.
+        poisoned = loss * torch.where(finite, 1.0, torch.nan)
+        with self._exchange():
+            self.scaler.scale(poisoned / self.accumulation).backward()
         self._finite = self._finite & finite if self._micro_batch else finite
         self._micro_batch += 1
         if self._micro_batch < self.accumulation:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "h5py", "mne", "einops", "tensorboardX")
+_last_group: list[Any] = []
 LOG_ONLY = ("_lr", "_decay", "_total_loss", "_seconds", "_per_second")  # in log.txt, not on the terminal
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -124,6 +125,9 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     else:
         backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    # Kept until the next run: a model that frees its group right after an exchange can wait for Gloo's thread, which
+    # waits for Python, for ever.
+    _last_group[:] = [dist.group.WORLD]
     try:
         run = Run(device, rank, processes, args.seed, args.output_dir, amp_dtype, dtype)
         if run.is_main and not getattr(args, "eval", False):
@@ -168,6 +172,7 @@ def _precision(name: str, device: torch.device) -> tuple[torch.dtype | None, tor
 def _check_flags(args: argparse.Namespace) -> None:
     limits = {
         "epochs": 1,
+        "seed": 0,
         "start_epoch": 0,
         "save_ckpt_freq": 1,
         "batch_size": 1,
@@ -234,6 +239,14 @@ def load_for_evaluation(
     checkpoints.load_strictly(model, weights, where=str(path))
     logger.info("Evaluating %s.", path)
     return int(state.get("epoch", 0))
+
+
+def _epoch_of(line: str) -> float:
+    """Epoch of a line of log.txt; infinity for one that a killed run left unfinished."""
+    try:
+        return float(json.loads(line)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class TrainingState:
@@ -376,8 +389,7 @@ class TrainingState:
         log = self.run.output_dir / "log.txt"
         if not self.run.is_main or not log.is_file():
             return
-        lines = [line for line in log.read_text().splitlines() if line.strip()]
-        kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
+        kept = [line for line in log.read_text().splitlines() if _epoch_of(line) < epoch]
         aside = log.with_name(".log.txt.tmp")
         aside.write_text("".join(f"{line}\n" for line in kept))
         os.replace(aside, log)

@@ -1,4 +1,4 @@
-"""What every test shares: imports from the repository's root, two threads, the folder of shared recordings."""
+"""What every test shares: imports from the repository's root, one thread, the folder of shared recordings."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # models are tiny: a second thread waits more than it works
 
 
 @pytest.fixture(scope="session")

@@ -138,7 +138,7 @@ def test_files_are_found_in_folders_below_sorted_and_only_once(tmp_path: Path) -
     paths = [write_pretraining(tmp_path / name, PAIR, [signal(2, 200)]) for name in ("z/a.h5", "b.hdf5", "a/c.hdf5")]
     (tmp_path / "notes.txt").write_text("not data")
     assert find_files([tmp_path], "--train_data") == sorted(paths)
-    assert find_files([paths[0], tmp_path], "--train_data") == [paths[0], *sorted(set(paths) - {paths[0]})]
+    assert find_files([paths[0], tmp_path], "--train_data") == sorted(paths)
 
 
 def test_recordings_are_grouped_by_montage_across_files(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_a_file_without_training_samples_is_refused(tmp_path: Path, splits: dict
 @pytest.mark.parametrize("shape", [(2, 400), (4, 400), (3, 300), (3, 0), (3, 3400)])
 def test_windows_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
     path = write_labelled(tmp_path / "a.hdf5", {"train": (signal(2, *shape), [0, 1])})
-    refused(path, "group train", f"{shape[0]} x {shape[1]}", "3 electrodes", "200 to 3200")
+    refused(path, "group train", f"{shape[0]}, {shape[1]}", "3 electrodes", "200 to 3200")
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 400), (2, 3, 2, 200)])

@@ -33,15 +33,6 @@ from utils import TrainingState, load_for_evaluation, setup_run
 SMALL = ("--model", TINY, "--codebook_n_emd", 24, "--codebook_emd_dim", 8, "--device", "cpu", "--num_workers", 0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Use one thread: on tensors this small a second one only waits, and on a busy machine it waits long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
