@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 import metrics
 from errors import InputError
 from progress import watched
-from utils import Run, TrainingState
+from training_state import TrainingState
+from utils import Run
 
 
 def task_loss(task: str, logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 from modeling_vqnsp import VQNSP
 from norm_ema_quantizer import all_reduce_sum
 from progress import MetricLog, watched
-from utils import Run, TrainingState
+from training_state import TrainingState
+from utils import Run
 
 
 def masked_code_loss(logits: tuple[Tensor, Tensor], codes: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

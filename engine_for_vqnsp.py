@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 from modeling_vqnsp import VQNSP
 from norm_ema_quantizer import CodebookRevival, all_reduce_sum, usage
 from progress import MetricLog, watched
-from utils import Run, TrainingState
+from training_state import TrainingState
+from utils import Run
 
 
 def by_name(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -160,7 +160,12 @@ class LabelledWindows(Dataset):
     def __getitem__(self, key: Key) -> tuple[np.ndarray, Tensor, Any, int]:
         """EEG (N, A*T) float32 in uV, channels (N + 1,), label, index."""
         index = key[2]
-        eeg = open_file(self.path)[self.split]["eeg"][index].astype(np.float32)
+        try:
+            eeg = open_file(self.path)[self.split]["eeg"][index].astype(np.float32)
+        except OSError as error:
+            raise InputError(
+                f"{self.path}, group {self.split}, sample {index}: cannot be read ({error}): make the file again"
+            ) from error
         return eeg, self.channels, self.labels[index], index
 
 

@@ -13,6 +13,7 @@ import checkpoints
 import labelled_data
 import modeling_finetune
 import optim_factory
+import training_state
 import utils
 from eeg_data import Loaders
 from engine_for_finetuning import evaluate, save_predictions, train_one_epoch
@@ -125,7 +126,9 @@ class Evaluation:
 
     def __init__(self, loaders: Loaders, run: utils.Run, task: str, best: BestEpoch) -> None:
         """best: remembers the selected epoch."""
-        self.sets = {name: loader for name, loader in (("val", loaders.val), ("test", loaders.test)) if loader}
+        self.sets = {
+            name: loader for name, loader in (("val", loaders.val), ("test", loaders.test)) if loader is not None
+        }
         self.run, self.task, self.best = run, task, best
 
     def __call__(self, model: nn.Module, epoch: int) -> tuple[dict[str, float], bool]:
@@ -158,7 +161,9 @@ def main(args: argparse.Namespace) -> None:
         ema = ModelEmaV3(model.module, decay=args.model_ema_decay) if args.model_ema else None
         evaluation = Evaluation(loaders, run, file.task, best)
         if args.eval:
-            epoch = utils.load_for_evaluation(model.module, args, run, stage="classifier", averaged=ema is not None)
+            epoch = training_state.load_for_evaluation(
+                model.module, args, run, stage="classifier", averaged=ema is not None
+            )
             show(evaluation(model.module, epoch)[0], f"epoch {epoch}")
             return
         update = optim_factory.build_update(
@@ -170,7 +175,7 @@ def main(args: argparse.Namespace) -> None:
             layer_decay=args.layer_decay,
         )
         extras = {"best": best, **({"model_ema": ema} if ema else {})}
-        state = utils.TrainingState(model, update, run, args, stage="classifier", extras=extras)
+        state = training_state.TrainingState(model, update, run, args, stage="classifier", extras=extras)
         stats: dict[str, float] = {}
         for epoch in range(state.resume(args), args.epochs):
             train_one_epoch(

@@ -10,6 +10,7 @@ import eeg_data
 import modeling_pretrain
 import modeling_vqnsp
 import optim_factory
+import training_state
 import utils
 from engine_for_pretraining import evaluate, train_one_epoch
 from errors import ArgumentParser, UsageError, run_script
@@ -97,10 +98,10 @@ def main(args: argparse.Namespace) -> None:
         update = optim_factory.build_update(
             model, args, run, steps_per_epoch=loaders.steps_per_epoch, accumulation=accumulation
         )
-        state = utils.TrainingState(model, update, run, args, stage="pretraining")
+        state = training_state.TrainingState(model, update, run, args, stage="pretraining")
         for epoch in range(state.resume(args), args.epochs):
             stats = train_one_epoch(state, loaders.train, tokenizer, epoch)
-            if loaders.val:
+            if loaders.val is not None:
                 stats |= evaluate(model.module, loaders.val, tokenizer, run)
             state.finish_epoch(epoch, stats)
 

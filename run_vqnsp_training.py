@@ -9,6 +9,7 @@ from timm.models import create_model
 import eeg_data
 import modeling_vqnsp
 import optim_factory
+import training_state
 import utils
 from engine_for_vqnsp import evaluate, initialize_codebook, train_one_epoch
 from errors import ArgumentParser, run_script
@@ -78,12 +79,12 @@ def main(args: argparse.Namespace) -> None:
         )
         total_steps = args.epochs * loaders.steps_per_epoch
         revival = CodebookRevival(model.module.quantize, total_steps=total_steps, seed=args.seed)
-        state = utils.TrainingState(model, update, run, args, stage="tokenizer", extras={"revival": revival})
+        state = training_state.TrainingState(model, update, run, args, stage="tokenizer", extras={"revival": revival})
         first = state.resume(args)
         initialize_codebook(model.module, loaders.train, run, epoch=first, accumulation=1)
         for epoch in range(first, args.epochs):
             stats = train_one_epoch(state, loaders.train, epoch, revival=revival if args.revive_codes else None)
-            if loaders.val and not args.disable_eval:
+            if loaders.val is not None and not args.disable_eval:
                 stats |= evaluate(model.module, loaders.val, run)
             state.finish_epoch(epoch, {**stats, "train_revived": revival.revived})
 
@@ -92,7 +93,7 @@ def report_evaluation(
     args: argparse.Namespace, run: utils.Run, model: modeling_vqnsp.VQNSP, loaders: eeg_data.Loaders
 ) -> None:
     """Log losses and codebook use of a checkpoint on the validation data."""
-    utils.load_for_evaluation(model, args, run, stage="tokenizer")
+    training_state.load_for_evaluation(model, args, run, stage="tokenizer")
     sets = {"val_data": loaders.val, "train_data": loaders.train if args.calculate_codebook_usage else None}
     for name, loader in sets.items():
         if loader is not None:

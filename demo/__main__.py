@@ -52,24 +52,24 @@ def train(folder: Path, size: str, pretrain: Path, task: Path) -> dict[str, floa
     """The three stages, the last one twice; returns seconds by stage."""
     recordings = f"--train_data {shlex.quote(str(pretrain))} --window_stride {STRIDE}"
     finetune = (
-        f"--model labram_{size}_patch200_200 --dataset {shlex.quote(str(task))} --batch_size 16 --epochs 20 "
-        "--warmup_epochs 2 --lr 1e-3 --save_ckpt_freq 20"
+        f"--model labram_{size}_patch200_200 --dataset {shlex.quote(str(task))} --batch_size 16 --epochs 10 "
+        "--warmup_epochs 2 --lr 1e-3 --save_ckpt_freq 10"
     )
     return {
         "tokenizer": stage(
             folder,
             "tokenizer",
             "run_vqnsp_training.py",
-            f"--model {TOKENIZER[size]} --codebook_n_emd {CODES} {recordings} --batch_size 8 --lr 6.4e-3 --epochs 5 "
-            "--warmup_epochs 1 --save_ckpt_freq 5",
+            f"--model {TOKENIZER[size]} --codebook_n_emd {CODES} {recordings} --batch_size 8 --lr 6.4e-3 --epochs 4 "
+            "--warmup_epochs 1 --save_ckpt_freq 4",
         ),
         "pretraining": stage(
             folder,
             "pretraining",
             "run_labram_pretraining.py",
             f"--model labram_{size}_patch200_1600_8k_vocab --tokenizer_model {TOKENIZER[size]} --tokenizer_weight "
-            f"{shlex.quote(str(folder / 'tokenizer' / 'checkpoint.pth'))} {recordings} --batch_size 8 --epochs 2 "
-            "--warmup_epochs 1 --save_ckpt_freq 2",
+            f"{shlex.quote(str(folder / 'tokenizer' / 'checkpoint.pth'))} {recordings} --batch_size 4 --epochs 3 "
+            "--warmup_steps 20 --save_ckpt_freq 3",
         ),
         "finetuning": stage(
             folder,
@@ -105,7 +105,7 @@ def show(folder: Path, size: str, pretrain: Path, task: Path, seconds: dict[str,
         best = report.selected(folder / name)
         print(f"  {title:38}{best['test_balanced_accuracy']:7.3f}  (epoch {best['epoch'] + 1} of {len(logs[name])})")
     report.plot_losses({name: folder / name for name in list(logs)[:3]}, folder / "losses.png")
-    report.plot_spectra(tokenizer, eeg[:1], channels, names, folder / "spectra.png")
+    report.plot_spectra(tokenizer, eeg[len(eeg) // 2 :][:1], channels, names, folder / "spectra.png")
     print(f"\nfigures: {folder / 'losses.png'}, {folder / 'spectra.png'}")
     print(f"TensorBoard: tensorboard --logdir {folder / 'log'}")
 

@@ -106,11 +106,11 @@ def plot_spectra(tokenizer: VQNSP, eeg: Tensor, channels: Tensor, names: tuple[s
     predicted = tokenizer.decode(tokenizer.encode(eeg, channels)[0], channels)[0][0].numpy()
     patches = eeg.shape[2]
     places = np.linspace(0, len(truth) - 1, 6).astype(int)
-    frequency = np.fft.rfftfreq(eeg.shape[-1], d=1 / 200)[:76]  # Hz, up to the low-pass filter
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex=True, sharey=True, constrained_layout=True)
+    shown = slice(1, 41)  # bins of 1 Hz, without the offset, which dwarfs the rest
+    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex=True, constrained_layout=True)
     for axis, place in zip(axes.flat, places, strict=True):
-        axis.plot(frequency, truth[place, :76], label="true")
-        axis.plot(frequency, predicted[place, :76], label="predicted from its code")
+        axis.plot(range(1, 41), truth[place, shown], label="true")
+        axis.plot(range(1, 41), predicted[place, shown], label="predicted from its code")
         axis.set_title(f"{names[place // patches]}, second {place % patches + 1}", fontsize=10)
     axes[0, 0].legend(fontsize=8)
     figure.supxlabel("frequency (Hz)")

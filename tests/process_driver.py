@@ -15,10 +15,10 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from run_helpers import call
 
 from norm_ema_quantizer import CodebookRevival, NormEMAVectorQuantizer
 from optim_factory import Update
+from run_helpers import call
 
 
 def watched(original: Any, note: Any) -> Any:

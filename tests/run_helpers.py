@@ -3,9 +3,11 @@
 The files are written with plain h5py from the format's description, not with the project's own writers.
 """
 
+import contextlib
 import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -128,9 +130,25 @@ def start(
         env["PET_MASTER_PORT"] = str(free_port())  # torchrun's --master_port: two runs on a machine do not meet
         command += ["-m", "torch.distributed.run", "--nnodes=1", f"--nproc_per_node={processes}"]
     command += map(str, words)
-    ended = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
-    assert ended.returncode == 0 or not check, f"{command}\n{ended.stdout}\n{ended.stderr}"
-    return ended
+    with subprocess.Popen(
+        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            kill_tree(process.pid)
+            raise
+    assert process.returncode == 0 or not check, f"{command}\n{out}\n{err}"
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and all that it started: torchrun's workers have sessions of their own."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    for child in children.read_text().split() if children.is_file() else []:
+        kill_tree(int(child))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def log(folder: Path) -> list[dict[str, Any]]:

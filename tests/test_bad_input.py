@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+
 from run_helpers import (
     CLASSIFIER,
     MASKED,

@@ -9,11 +9,11 @@ from pathlib import Path
 import mne
 import numpy as np
 import pytest
-from maker_helpers import eeghdf_file, noise, opened, raw_of, run_maker, save
 from scipy.io import savemat
 
 from dataset_maker import common, make_eeghdf, make_h5dataset_for_pretrain
 from errors import UsageError
+from maker_helpers import eeghdf_file, noise, opened, raw_of, run_maker, save
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

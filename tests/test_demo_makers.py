@@ -7,9 +7,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from maker_helpers import eeghdf_file, opened, run_maker
 
 from dataset_maker import make_eeghdf, make_scp1
+from maker_helpers import eeghdf_file, opened, run_maker
 
 UNFILTERED = ["--l_freq", "0", "--h_freq", "0", "--notch", "0"]
 

@@ -12,6 +12,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+
+import eeg_data
 from data_helpers import (
     PAIR,
     TRIO,
@@ -23,8 +25,6 @@ from data_helpers import (
     signal,
     write_pretraining,
 )
-
-import eeg_data
 from eeg_data import MontageWindows, default_window, find_files, read_recordings, window_range
 from electrodes import ELECTRODES
 from errors import InputError, UsageError

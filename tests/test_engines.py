@@ -13,21 +13,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from data_helpers import (
-    PAIR,
-    TINY,
-    TRIO,
-    only_line,
-    plain_run,
-    process_group,
-    script_args,
-    signal,
-    write_labelled,
-    write_pretraining,
-)
 from scipy.stats import entropy
 from sklearn.metrics import roc_auc_score
-from test_optim_factory import assert_equal
 from timm.models import create_model
 from torch import Tensor
 
@@ -41,6 +28,18 @@ import run_labram_pretraining
 import run_vqnsp_training
 import utils
 from batches import TrainingBatches
+from data_helpers import (
+    PAIR,
+    TINY,
+    TRIO,
+    only_line,
+    plain_run,
+    process_group,
+    script_args,
+    signal,
+    write_labelled,
+    write_pretraining,
+)
 from electrodes import ELECTRODES
 from engine_for_finetuning import save_predictions, task_loss
 from engine_for_pretraining import entropy_of_codes, masked_code_loss
@@ -50,7 +49,9 @@ from metrics import METRICS
 from modeling_pretrain import random_mask
 from norm_ema_quantizer import CodebookRevival
 from optim_factory import build_update
-from utils import TrainingState, setup_run
+from test_optim_factory import assert_equal
+from training_state import TrainingState
+from utils import setup_run
 
 MASKS = functools.partial(random_mask, 1, ratio=0.5)
 COMMON = ("--device", "cpu", "--num_workers", 0, "--warmup_epochs", 0, "--epochs", 4, "--no_save_ckpt")

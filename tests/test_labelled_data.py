@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from data_helpers import PAIR, TRIO, only_line, parse, plain_run, signal, write_labelled
 
+from data_helpers import PAIR, TRIO, only_line, parse, plain_run, signal, write_labelled
 from eeg_data import Loaders
 from electrodes import ELECTRODES
 from errors import InputError

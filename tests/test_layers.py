@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from golden_recipe import fill
 from scipy.special import erf, softmax
 from scipy.stats import truncnorm
 from timm.models import create_model
@@ -17,6 +16,7 @@ import modeling_pretrain
 import modeling_vqnsp
 from electrodes import embedding_rows
 from errors import InputError
+from golden_recipe import fill
 from layers import Attention, Block, CodeEmbed, Mlp, TemporalConv, Trunk, check_window, to_patches
 
 TOKENIZER = "vqnsp_encoder_tiny_decoder_1x200x4"

@@ -18,7 +18,7 @@ LEVELS = [
     {"checkpoints", "metrics", "layers", "norm_ema_quantizer"},
     {"utils", "modeling_vqnsp", "modeling_pretrain", "modeling_finetune"},
     {"optim_factory", "eeg_data"},
-    {"labelled_data"},
+    {"labelled_data", "training_state"},
     {"engine_for_vqnsp", "engine_for_pretraining", "engine_for_finetuning"},
     {"run_vqnsp_training", "run_labram_pretraining", "run_class_finetuning"},
 ]

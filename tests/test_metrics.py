@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from data_helpers import only_line
 from scipy.special import softmax
 from scipy.stats import linregress, mannwhitneyu
 from sklearn import metrics as sk
 
+from data_helpers import only_line
 from errors import UsageError
 from metrics import METRICS, SELECT_BY, TASKS, BestEpoch, compute
 

@@ -2,18 +2,18 @@
 
 import re
 
-import golden_recipe
 import numpy as np
 import pytest
 import torch
-from golden_recipe import adamw, assert_forward, assert_trajectory, eeg, fill
 from timm.models import create_model
 from torch import Tensor, nn
 
+import golden_recipe
 import modeling_finetune
 import modeling_pretrain
 import modeling_vqnsp
 from errors import InputError
+from golden_recipe import adamw, assert_forward, assert_trajectory, eeg, fill
 from modeling_finetune import NeuralTransformer, load_pretrained
 
 BASE = "labram_base_patch200_200"

@@ -3,18 +3,18 @@
 import logging
 from pathlib import Path
 
-import golden_recipe
 import numpy as np
 import pytest
 import torch
-from golden_recipe import NOT_CARRIED, adamw, assert_forward, assert_trajectory, eeg, fill
 from scipy.stats import chisquare
 from timm.models import create_model
 from torch import Tensor, nn
 
 import checkpoints
+import golden_recipe
 import modeling_pretrain
 from errors import InputError
+from golden_recipe import NOT_CARRIED, adamw, assert_forward, assert_trajectory, eeg, fill
 from modeling_pretrain import UNUSED_PUBLISHED_KEYS, MaskedModel, random_mask
 
 BASE = "labram_base_patch200_1600_8k_vocab"

@@ -3,19 +3,19 @@
 import re
 from pathlib import Path
 
-import golden_recipe
 import numpy as np
 import pytest
 import torch
-from golden_recipe import adamw, assert_forward, assert_trajectory, eeg, fill
 from timm.models import create_model
 from torch import Tensor
 
 import checkpoints
+import golden_recipe
 import modeling_finetune
 import modeling_pretrain
 import modeling_vqnsp
 from errors import InputError
+from golden_recipe import adamw, assert_forward, assert_trajectory, eeg, fill
 from layers import to_patches
 from modeling_vqnsp import VQNSP, load_tokenizer, spectrum_targets
 

@@ -3,6 +3,7 @@
 import ast
 
 import pytest
+
 from mutations import ROOT, Mutation, mutations
 
 HEADLINES = ("parity", "processes agree", "masking", "k-means")

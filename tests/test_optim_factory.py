@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_helpers import only_line, parse, plain_run, process_group
 from timm.models import create_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,6 +20,7 @@ import modeling_finetune  # noqa: F401  # registers its models, as the two below
 import modeling_pretrain  # noqa: F401
 import modeling_vqnsp  # noqa: F401
 import optim_factory
+from data_helpers import only_line, parse, plain_run, process_group
 from errors import InputError, UsageError
 from optim_factory import Update, build_update, cosine_schedule, layer_scale, parameter_groups
 

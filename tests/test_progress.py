@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_helpers import process_group
 
 import progress
+from data_helpers import process_group
 from progress import MetricLog, Progress, duration, plain, write_json
 
 

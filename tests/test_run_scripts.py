@@ -14,6 +14,12 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
+from sklearn.metrics import cohen_kappa_score, r2_score, roc_auc_score
+
+import run_class_finetuning
+import run_labram_pretraining
+import run_vqnsp_training
 from run_helpers import (
     CLASSIFIER,
     MASKED,
@@ -28,12 +34,6 @@ from run_helpers import (
     pretraining_file,
     start,
 )
-from scipy.special import softmax
-from sklearn.metrics import cohen_kappa_score, r2_score, roc_auc_score
-
-import run_class_finetuning
-import run_labram_pretraining
-import run_vqnsp_training
 
 SCRIPTS = {module.__name__: module for module in (run_vqnsp_training, run_labram_pretraining, run_class_finetuning)}
 TUAB = "FP1 FP2 F3 F4 C3 C4 P3 P4 O1 O2 F7 F8 T3 T4 T5 T6 A1 A2 FZ CZ PZ T1 T2"

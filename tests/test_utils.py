@@ -18,17 +18,18 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from data_helpers import PAIR, TINY, TRIO, only_line, script_args, signal, write_pretraining
-from test_optim_factory import assert_equal
 from timm.models import create_model
 
 import run_class_finetuning
 import run_vqnsp_training
 import utils
 import version
+from data_helpers import PAIR, TINY, TRIO, only_line, script_args, signal, write_pretraining
 from errors import InputError, UsageError
 from optim_factory import build_update
-from utils import TrainingState, load_for_evaluation, setup_run
+from test_optim_factory import assert_equal
+from training_state import TrainingState, load_for_evaluation
+from utils import environment, setup_run
 
 SMALL = ("--model", TINY, "--codebook_n_emd", 24, "--codebook_emd_dim", 8, "--device", "cpu", "--num_workers", 0)
 
@@ -154,22 +155,15 @@ def test_fp16_on_a_cpu_is_wrong_usage(tmp_path: Path) -> None:
 
 
 def test_environment_json_says_what_ran(tmp_path: Path) -> None:
-    with setup_run(flags(tmp_path, "--epochs", 7, "--log_dir", tmp_path / "log")):
-        pass
-    content = json.loads((tmp_path / "environment.json").read_text())
+    args = flags(tmp_path, "--epochs", 7, "--log_dir", tmp_path / "log")
+    with setup_run(args) as run:
+        content = json.loads(json.dumps(environment(args, run)))
     assert content["code_version"] == version.code_version()
     assert content["libraries"]["torch"] == metadata.version("torch") and "timm" in content["libraries"]
     assert content["hardware"]["device"] == "cpu" and content["hardware"]["processes"] == 1
     assert content["hardware"]["cpu_cores"] == os.cpu_count() and content["hardware"]["gpu"] is None
     assert content["flags"]["epochs"] == 7 and content["flags"]["log_dir"] == str(tmp_path / "log")
     assert content["flags"].keys() == vars(flags(tmp_path)).keys()
-
-
-def test_an_evaluation_does_not_overwrite_the_trainings_environment(tmp_path: Path) -> None:
-    (tmp_path / "environment.json").write_text("of the training")
-    with setup_run(flags(tmp_path, "--eval")):
-        pass
-    assert (tmp_path / "environment.json").read_text() == "of the training"
 
 
 def test_the_code_version_begins_with_the_version_and_needs_no_git(monkeypatch: pytest.MonkeyPatch) -> None:

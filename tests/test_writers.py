@@ -9,10 +9,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from maker_helpers import noise
 
 from dataset_maker.writers import LabelledWriter, PretrainingWriter, written_aside
 from errors import InputError
+from maker_helpers import noise
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REPORT: dict[str, Any] = {
