@@ -68,8 +68,8 @@ def train(folder: Path, size: str, pretrain: Path, task: Path) -> dict[str, floa
             "pretraining",
             "run_labram_pretraining.py",
             f"--model labram_{size}_patch200_1600_8k_vocab --tokenizer_model {TOKENIZER[size]} --tokenizer_weight "
-            f"{shlex.quote(str(folder / 'tokenizer' / 'checkpoint.pth'))} {recordings} --batch_size 4 --epochs 3 "
-            "--warmup_steps 20 --save_ckpt_freq 3",
+            f"{shlex.quote(str(folder / 'tokenizer' / 'checkpoint.pth'))} {recordings} --batch_size 4 --epochs 2 "
+            "--warmup_steps 20 --save_ckpt_freq 2",
         ),
         "finetuning": stage(
             folder,
