@@ -1,6 +1,7 @@
 """What every test shares: imports from the repository's root, one thread, the folder of shared recordings."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,15 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the recordings of this test are not here: no folder {folder}")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the slowest files, set-up and tear-down included."""
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.split("::")[0]] += report.duration
+    terminalreporter.section("slowest files")
+    for file, duration in seconds.most_common(8):
+        terminalreporter.write_line(f"{duration:7.1f} s  {file}")
