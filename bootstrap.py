@@ -27,7 +27,7 @@ def make_environment(folder: Path, *, pinned: bool) -> Path:
         return python
     print(f"Making the environment {folder} (about 5.5 GB, 2 minutes).", flush=True)
     venv.create(folder, with_pip=True)
-    constraints = ["--constraint", str(CONSTRAINTS)] if pinned else []
+    constraints = ["--constraint", str(CONSTRAINTS)] if pinned else ["--upgrade", "--upgrade-strategy", "eager"]
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *constraints]
     subprocess.run([*command, "--requirement", str(REQUIREMENTS)], check=True)
     stamp.write_text(wanted)

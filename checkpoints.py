@@ -5,10 +5,8 @@ released code (an argparse Namespace under `args`, numpy scalars in the optimize
 """
 
 import argparse
-import contextlib
 import difflib
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from errors import InputError, UsageError
+from errors import InputError
+from files import written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +41,13 @@ SAFE_TYPES: list[Any] = [
 def save(state: dict[str, Any], path: str | Path) -> None:
     """Write a checkpoint aside, flush it to the disk, then rename: `path` is whole or as it was before."""
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path} cannot be written ({reason}): free space or choose another --output_dir") from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+    with written_aside(path) as part:
+        try:
+            torch.save(state, part)
+        except RuntimeError as error:  # how torch's writer reports a full disk or a folder that is none
+            if any(sign in str(error) for sign in ("PytorchStreamWriter", "inline_container", "does not exist")):
+                raise OSError(f"torch: {str(error).splitlines()[0]}") from error
+            raise
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -35,6 +35,7 @@ SAMPLING_RATE = 200  # Hz
 MAX_TOKENS = 256  # patches a window in the paper: sets the default window
 UNIT = 100.0  # uV: files hold microvolts, models see EEG / 100
 SUFFIXES = (".hdf5", ".h5")
+DEFAULT_VAL_DATA = Path("data/pretrain_val")
 OPEN_FILES = 64  # handles a process keeps
 
 MaskMaker = Callable[..., Tensor]  # (patches, generator=...) -> (1, patches) bool
@@ -239,7 +240,8 @@ def add_loader_arguments(group: Any) -> None:
         choices=(PUBLISHED_ELECTRODES, len(ELECTRODES)),
         help="rows of the electrode table; the larger one for the last eight (bipolar) names",
     )
-    workers = max(0, min(8, (os.cpu_count() or 1) // 2))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(8, cores // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     group.add_argument("--batch_size", type=int, help="windows a process and micro-batch")
     group.add_argument("--num_workers", type=int, default=workers, help="loading processes of each process")
     add_switch(group, "pin_mem", default=True, help="page-locked memory on the way to a GPU")
@@ -335,6 +337,8 @@ def make_loader(
         collate_fn=merge,
         pin_memory=args.pin_mem and run.device.type == "cuda",
         persistent_workers=args.num_workers > 0,
+        # Of its own, because a loader draws from the global one, more or less often depending on its workers.
+        generator=torch.Generator(),
     )
 
 
@@ -366,18 +370,24 @@ def build_pretraining_loaders(
             repeated,
         )
     train = make_loader(PretrainingDataset(montages, seed=args.seed, make_mask=make_mask), batches, args, run, collate)
-    return Loaders(train, _validation_loader(args, run, make_mask))
+    return Loaders(train, build_validation_loader(args, run, make_mask=make_mask))
 
 
-def _validation_loader(args: argparse.Namespace, run: Run, make_mask: MaskMaker | None) -> DataLoader | None:
-    paths = args.val_data
-    if paths is None:
-        paths = [Path("data/pretrain_val")]
-        if not paths[0].is_dir():
-            logger.info(
-                "No validation data (--val_data not given, no folder ./data/pretrain_val): nothing is evaluated."
-            )
-            return None
-    montages = _montages(paths, args, "--val_data")
+def build_validation_loader(
+    args: argparse.Namespace, run: Run, *, make_mask: MaskMaker | None = None
+) -> DataLoader | None:
+    """Loader of --val_data, or of its default place where that exists, else None."""
+    if args.val_data is None and not DEFAULT_VAL_DATA.is_dir():
+        logger.info("No validation data (--val_data not given, no folder %s): nothing is evaluated.", DEFAULT_VAL_DATA)
+        return None
+    paths = args.val_data or [DEFAULT_VAL_DATA]
+    return build_evaluation_loader(paths, "--val_data", args, run, make_mask=make_mask)
+
+
+def build_evaluation_loader(
+    paths: Sequence[Path], flag: str, args: argparse.Namespace, run: Run, *, make_mask: MaskMaker | None = None
+) -> DataLoader:
+    """Loader of every window of these files once. flag: what the paths were given by."""
+    montages = _montages(paths, args, flag)
     batches = EvaluationBatches([len(m) for m in montages], args.batch_size, rank=run.rank, processes=run.processes)
     return make_loader(PretrainingDataset(montages, seed=args.seed, make_mask=make_mask), batches, args, run, collate)

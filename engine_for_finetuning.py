@@ -1,6 +1,5 @@
 """Stage 3: one epoch on a labelled task, evaluation over whole sets, and prediction files. Paper, section 2.4."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 
 import metrics
 from errors import InputError
+from files import written_aside
 from progress import watched
 from training_state import TrainingState
 from utils import Run
@@ -21,6 +21,8 @@ from utils import Run
 
 def task_loss(task: str, logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
     """BCE with one output for two classes, cross-entropy for more, MSE for regression. logits: (B, outputs)."""
+    # Not in half precision: targets of a regression would be rounded.
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     if task == "binary":
         return F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype))
     if task == "multiclass":
@@ -32,7 +34,7 @@ def hits(task: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Share of right answers in a batch, for classification."""
     if task == "regression":
         return {}
-    predicted = (logits[:, 0] > 0).long() if task == "binary" else logits.argmax(1)
+    predicted = (logits[:, 0] >= 0).long() if task == "binary" else logits.argmax(1)
     return {"accuracy": (predicted == labels).float().mean()}
 
 
@@ -88,25 +90,43 @@ def evaluate(model: nn.Module, loader: DataLoader, run: Run, task: str) -> tuple
     return {"loss": float(loss), **metrics.compute(task, whole, labels)}, whole
 
 
-def save_predictions(path: Path, dataset: Any, epoch: int, logits: np.ndarray, *, selected: bool) -> None:
+class Selected:
+    """Logits of the selected epoch by set, kept so that a resumed run still has them."""
+
+    def __init__(self) -> None:
+        """Nothing selected yet."""
+        self.epoch = -1
+        self.logits: dict[str, np.ndarray] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What exact resumption needs."""
+        return {"epoch": self.epoch, "logits": {name: torch.from_numpy(v) for name, v in self.logits.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.epoch = state["epoch"]
+        self.logits = {name: value.numpy() for name, value in state["logits"].items()}
+
+
+def save_predictions(
+    path: Path, dataset: Any, *, selected: tuple[int, np.ndarray], last: tuple[int, np.ndarray] | None
+) -> None:
     """Write logits, labels, recording and subject of every sample for the selected and for the last epoch.
 
-    `epoch` and `logits` are those of the selected epoch, `last_epoch` and `last_logits` those of this one. Where this
-    epoch is not selected, the selected one's are kept from the file.
+    selected, last: epoch and logits (samples, outputs); they become `epoch`, `logits` and `last_epoch`,
+    `last_logits`. last=None keeps what the file has of the last epoch, if it is there.
     """
-    chosen: dict[str, Any] = {"epoch": np.int64(epoch), "logits": logits}
-    if not selected and path.is_file():
+    latest: Any = dict(zip(("last_epoch", "last_logits"), last or selected, strict=True))
+    if last is None and path.is_file():
         with np.load(path, allow_pickle=False) as before:
-            chosen = {name: before[name] for name in chosen}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
+            latest = {name: before[name] for name in latest}
+    with written_aside(path) as part, part.open("wb") as file:
         np.savez(
             file,
-            **chosen,
-            last_epoch=np.int64(epoch),
-            last_logits=logits,
+            epoch=selected[0],
+            logits=selected[1],
             labels=dataset.labels,
             recording=np.array(dataset.recordings),
             subject=np.array(dataset.subjects),
+            **latest,
         )
-    os.replace(aside, path)

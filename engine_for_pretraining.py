@@ -20,8 +20,11 @@ def masked_code_loss(logits: tuple[Tensor, Tensor], codes: Tensor, mask: Tensor)
     logits: (masked places, codes) and (other places, codes); codes, mask: (B, N*A). Source: paper, equation 12.
     """
     targets = codes[mask], codes[~mask]
-    losses = [F.cross_entropy(one, target) for one, target in zip(logits, targets, strict=True)]
-    hits = [(one.argmax(1) == target).float().mean() for one, target in zip(logits, targets, strict=True)]
+    # Sums over at least one token: a single patch has no other side, which then counts nothing rather than NaN.
+    sizes = [max(len(target), 1) for target in targets]
+    pairs = list(zip(logits, targets, sizes, strict=True))
+    losses = [F.cross_entropy(one, target, reduction="sum") / n for one, target, n in pairs]
+    hits = [(one.argmax(1) == target).sum() / n for one, target, n in pairs]
     loss = losses[0] + losses[1]
     return loss, {"loss": loss, "mlm_acc": hits[0], "mlm_acc_sym": hits[1]}
 

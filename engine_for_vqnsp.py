@@ -47,6 +47,8 @@ def train_one_epoch(
             loss, parts = model(rearrange(eeg, "B N A T -> B N (A T)"), channels)
         stepped = update(loss)
         state.log.add(by_name(parts), n=len(eeg))
+        if update.skipped:
+            quantizer.discard_update()
         if stepped:
             counts, vectors = quantizer.apply_update()
             if revival is not None:

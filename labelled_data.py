@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -103,23 +104,33 @@ def read_labelled(path: Path) -> LabelledFile:
         raise InputError(
             f"{path} is no labelled file: it has none of the groups train, val, test; make it with dataset_maker"
         )
-    montage, samples = names(attributes["chOrder"]), 0
-    for split in splits:
-        if any(key not in file[split] for key in ("eeg", "label", "recording", "subject")):
-            raise InputError(
-                f"{path}, group {split}: needs eeg, label, recording and subject; make it with dataset_maker"
-            )
-        shape = file[split]["eeg"].shape
-        rows, samples = shape[1:] if len(shape) == 3 else (0, 0)
-        if rows != len(montage) or samples % PATCH_SAMPLES or not 0 < samples <= MAX_PATCHES * PATCH_SAMPLES:
-            raise InputError(
-                f"{path}, group {split}: `eeg` is {shape}; expected (samples, electrodes, time) with {len(montage)} "
-                f"electrodes and whole seconds, {PATCH_SAMPLES} to {MAX_PATCHES * PATCH_SAMPLES} samples"
-            )
+    classes = names(attributes["classes"])
+    if (attributes["task"] == "binary" and len(classes) != 2) or not classes:
+        raise InputError(f"{path}: {len(classes)} classes for a {attributes['task']} task; a binary one has two")
+    montage = names(attributes["chOrder"])
+    seconds = {_check_split(file, path, split, len(montage)) for split in splits}
+    if len(seconds) > 1:
+        raise InputError(f"{path}: windows of {sorted(seconds)} s in one file; all splits must have the same length")
     name = str(attributes.get("name", path.stem))
-    return LabelledFile(
-        path, name, str(attributes["task"]), names(attributes["classes"]), montage, splits, samples // PATCH_SAMPLES
-    )
+    return LabelledFile(path, name, str(attributes["task"]), classes, montage, splits, seconds.pop())
+
+
+def _check_split(file: h5py.File, path: Path, split: str, electrodes: int) -> int:
+    """Return a split's window in seconds. Raises InputError if the split is not of the format."""
+    where, group = f"{path}, group {split}", file[split]
+    if not isinstance(group, h5py.Group) or any(key not in group for key in ("eeg", "label", "recording", "subject")):
+        raise InputError(f"{where}: needs eeg, label, recording and subject; make it with dataset_maker")
+    shape = group["eeg"].shape
+    rows, samples = shape[1:] if len(shape) == 3 else (0, 0)
+    if rows != electrodes or samples % PATCH_SAMPLES or not 0 < samples <= MAX_PATCHES * PATCH_SAMPLES:
+        raise InputError(
+            f"{where}: `eeg` is {shape}; expected (samples, electrodes, time) with {electrodes} electrodes and whole "
+            f"seconds, {PATCH_SAMPLES} to {MAX_PATCHES * PATCH_SAMPLES} samples"
+        )
+    for key in ("recording", "subject"):
+        if h5py.check_string_dtype(group[key].dtype) is None or group[key].shape != shape[:1]:
+            raise InputError(f"{where}: `{key}` must hold one text for each of the {shape[0]} samples")
+    return int(samples) // PATCH_SAMPLES
 
 
 class LabelledWindows(Dataset):
@@ -144,6 +155,8 @@ class LabelledWindows(Dataset):
             if self.labels.shape[1] != file.outputs or not np.isfinite(self.labels).all():
                 raise InputError(f"{where}: targets must be {file.outputs} finite numbers a sample")
             return
+        if self.labels.ndim != 1:
+            raise InputError(f"{where}: labels of shape {self.labels.shape}; expected one whole number a sample")
         known = np.isin(self.labels, np.arange(len(file.classes)))  # NaN and halves are none of them either
         outside = np.unique(self.labels[~known])
         if len(outside):

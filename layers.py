@@ -178,8 +178,8 @@ class Block(nn.Module):
 class Trunk(nn.Module):
     """Embeddings and transformer blocks that tokenizer, masked model and classifier have in common (a base class).
 
-    The places where the released copies of this trunk differ are arguments here: `cls_position_row`, `init_cut` and
-    `init_convolutions`.
+    The places where the released copies of this trunk differ are arguments here: `cls_position_row`, and `cut` and
+    `convolutions` of `initialize`.
     """
 
     def __init__(

@@ -133,7 +133,8 @@ def load_pretrained(model: NeuralTransformer, state: dict[str, Tensor], *, where
         elif key == "pos_embed" and value.shape[1] < own[key].shape[1] and value.shape[2] == own[key].shape[2]:
             weights[key] = torch.cat((value.to(own[key]), own[key][:, value.shape[1] :]), dim=1)
         else:
-            wrong.append(f"{key} is {tuple(value.shape)}, the model has {tuple(own[key].shape)}")
+            way_out = " (--num_electrodes 136)" if key == "pos_embed" and value.shape[2] == own[key].shape[2] else ""
+            wrong.append(f"{key} is {tuple(value.shape)}, the model has {tuple(own[key].shape)}{way_out}")
     if _depth(weights) != len(model.blocks) or _depth(report.unexpected) > len(model.blocks):
         found = max(_depth(weights), _depth(report.unexpected))
         wrong.append(f"blocks.*: {found} transformer blocks, the model has {len(model.blocks)}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from electrodes import PUBLISHED_ELECTRODES
-from layers import INIT_STD, Channels, TemporalConv, Trunk, initialize_weights, register_sizes
+from layers import INIT_STD, LAYER_NORM_EPS, Channels, TemporalConv, Trunk, initialize_weights, register_sizes
 
 # Only the published files carry these and nothing uses them: loading accepts and reports them.
 UNUSED_PUBLISHED_KEYS = ("student.lm_head.", "projection_head.")
@@ -40,7 +40,7 @@ class MaskedTrunk(Trunk):
             cls_position_row="first_electrode",
             **options,
         )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         # released code: this model alone cuts at one standard deviation and draws its convolutions the same way.
         self.initialize(cut=INIT_STD, convolutions=True)
 

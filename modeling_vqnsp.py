@@ -17,6 +17,7 @@ import checkpoints
 from electrodes import PUBLISHED_ELECTRODES
 from errors import InputError
 from layers import (
+    LAYER_NORM_EPS,
     PATCH_SAMPLES,
     Channels,
     CodeEmbed,
@@ -56,7 +57,7 @@ class TokenTrunk(Trunk):
     def __init__(self, patch_embed: nn.Module, **sizes: Any) -> None:
         """patch_embed: TemporalConv for the encoder, CodeEmbed for the decoder; sizes as for Trunk."""
         super().__init__(patch_embed, qkv_bias=True, qk_norm=False, **sizes)
-        self.fc_norm = nn.LayerNorm(self.width, eps=1e-6)
+        self.fc_norm = nn.LayerNorm(self.width, eps=LAYER_NORM_EPS)
         self.initialize()
 
     def forward(self, x: Tensor, channels: Channels) -> Tensor:

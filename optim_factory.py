@@ -20,6 +20,7 @@ from utils import Run
 
 logger = logging.getLogger(__name__)
 
+MAX_SKIPPED = 20  # steps in a row with a gradient overflow in fp16: the scale halves each time
 NO_DECAY = ("cls_token", "pos_embed", "time_embed")  # beside biases and one-dimensional tensors; the mask token decays
 FIRST_LAYER = ("cls_token", "mask_token", "pos_embed")  # with the patch encoder; the time embedding has scale 1
 
@@ -62,14 +63,16 @@ def layer_scale(name: str, depth: int, decay: float) -> float:
 def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Learnable parameters by weight decay and learning-rate scale, each group with its `names`."""
     depth = len(list(model.get_submodule("blocks").children())) if layer_decay != 1.0 else 0
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim > 1 and name.split(".")[-1] not in NO_DECAY
         scale = layer_scale(name, depth, layer_decay) if layer_decay != 1.0 else 1.0
-        key = (scale, weight_decay if decays else 0.0)
-        group = groups.setdefault(key, {"params": [], "names": [], "lr_scale": key[0], "weight_decay": key[1]})
+        key = (scale, weight_decay if decays else 0.0, decays)
+        group = groups.setdefault(
+            key, {"params": [], "names": [], "lr_scale": scale, "weight_decay": key[1], "decays": decays}
+        )
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
@@ -104,6 +107,8 @@ class Update:
         self.stats: dict[str, Tensor | float] = {}  # of the last step taken
         self._micro_batch = 0
         self._finite = torch.tensor(True)
+        self.skipped = False  # whether the last step was, for an overflow in fp16
+        self._skipped_in_a_row = 0
 
     @property
     def lr(self) -> float:
@@ -129,7 +134,8 @@ class Update:
         """Backward; at the last micro-batch also the step. Returns whether a step was taken.
 
         Raises InputError, on all processes together and before anything changed, for a loss or gradient that is not
-        finite (with fp16 a gradient overflow only lowers the scale).
+        finite. With fp16 a gradient overflow lowers the scale and the step is skipped (`skipped` says so), up to
+        MAX_SKIPPED in a row.
         """
         finite = torch.isfinite(loss.detach())
         # A loss that is not finite makes its gradient NaN, and with it the one that all processes receive.
@@ -138,37 +144,47 @@ class Update:
             self.scaler.scale(poisoned / self.accumulation).backward()
         self._finite = self._finite & finite if self._micro_batch else finite
         self._micro_batch += 1
+        self.skipped = False
         if self._micro_batch < self.accumulation:
             return False
         self._micro_batch = 0
         self._set_schedules()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
-        self._stop_if_not_finite(norm)
+        # The exchanged gradient is the same on all processes, so they agree without asking.
+        self.skipped = not bool(torch.isfinite(norm))
+        if self.skipped:
+            self._stop_unless_overflow()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self._note(norm)
+        return not self.skipped
+
+    def _note(self, norm: Tensor) -> None:
+        """Statistics of the step before the count goes on."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
         decays = [group["weight_decay"] for group in self.optimizer.param_groups]
-        self.stats = {"lr": max(rates), "min_lr": min(rates), "weight_decay": max(decays), "grad_norm": norm}
+        if not self.skipped:
+            self._skipped_in_a_row = 0
+            self.stats = {"lr": max(rates), "min_lr": min(rates), "weight_decay": max(decays), "grad_norm": norm}
         self.step += 1
-        return True
 
     def _set_schedules(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["lr_scale"]
-            if group["weight_decay"] > 0:
+            if group["decays"]:
                 group["weight_decay"] = float(self.weight_decay_values[min(self.step, len(self.lr_values) - 1)])
 
-    def _stop_if_not_finite(self, norm: Tensor) -> None:
-        """The exchanged gradient is the same on all processes, so they agree without asking, except under a scaler."""
+    def _stop_unless_overflow(self) -> None:
+        """Raise InputError unless the loss is finite everywhere and only fp16's gradient is not, not too often."""
+        overflow = False
         if self.scaler.is_enabled():
             ok = self._finite.float()
             torch.distributed.all_reduce(ok, op=torch.distributed.ReduceOp.MIN)
-            ok = ok > 0
-        else:
-            ok = torch.isfinite(norm)
-        if not bool(ok):
+            self._skipped_in_a_row += 1
+            overflow = bool(ok > 0) and self._skipped_in_a_row <= MAX_SKIPPED
+        if not overflow:
             raise InputError(
                 f"loss or gradient is not finite at step {self.step} (epoch {self.step // self.steps_per_epoch}), "
                 "nothing was changed by it: look for NaN or huge values in the data, or lower --lr or set --clip_grad"

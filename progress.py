@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
+
+from files import written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +107,8 @@ def duration(seconds: float) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file aside, then rename it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(aside, path)
+    with written_aside(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def plain(value: Any) -> Any:

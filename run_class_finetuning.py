@@ -16,7 +16,7 @@ import optim_factory
 import training_state
 import utils
 from eeg_data import Loaders
-from engine_for_finetuning import evaluate, save_predictions, train_one_epoch
+from engine_for_finetuning import Selected, evaluate, save_predictions, train_one_epoch
 from errors import ArgumentParser, InputError, run_script
 from metrics import SELECT_BY, BestEpoch
 
@@ -130,19 +130,28 @@ class Evaluation:
             name: loader for name, loader in (("val", loaders.val), ("test", loaders.test)) if loader is not None
         }
         self.run, self.task, self.best = run, task, best
+        self.selected = Selected()
 
-    def __call__(self, model: nn.Module, epoch: int) -> tuple[dict[str, float], bool]:
-        """Evaluate and write the predictions; returns the log entries and whether this epoch is now the selected."""
+    def __call__(self, model: nn.Module, epoch: int, *, training: bool = True) -> tuple[dict[str, float], bool]:
+        """Evaluate and write the predictions; returns the log entries and whether this epoch is now the selected.
+
+        training: False keeps what the prediction files have of the last epoch.
+        """
         stats: dict[str, float] = {}
         logits = {}
         for name, loader in self.sets.items():
             values, logits[name] = evaluate(model, loader, self.run, self.task)
             stats |= {f"{name}_{metric}": value for metric, value in values.items()}
         selected = self.best.update(epoch, stats)
+        if selected:
+            self.selected.epoch, self.selected.logits = epoch, logits
         if self.run.is_main:
             for name, loader in self.sets.items():
                 path = self.run.output_dir / f"predictions-{name}.npz"
-                save_predictions(path, loader.dataset, epoch, logits[name], selected=selected)
+                chosen = self.selected.epoch, self.selected.logits[name]
+                save_predictions(
+                    path, loader.dataset, selected=chosen, last=(epoch, logits[name]) if training else None
+                )
         return stats, selected
 
 
@@ -164,7 +173,7 @@ def main(args: argparse.Namespace) -> None:
             epoch = training_state.load_for_evaluation(
                 model.module, args, run, stage="classifier", averaged=ema is not None
             )
-            show(evaluation(model.module, epoch)[0], f"epoch {epoch}")
+            show(evaluation(model.module, epoch, training=False)[0], f"epoch {epoch}")
             return
         update = optim_factory.build_update(
             model,
@@ -174,7 +183,7 @@ def main(args: argparse.Namespace) -> None:
             accumulation=args.update_freq,
             layer_decay=args.layer_decay,
         )
-        extras = {"best": best, **({"model_ema": ema} if ema else {})}
+        extras = {"best": best, "selected": evaluation.selected, **({"model_ema": ema} if ema else {})}
         state = training_state.TrainingState(model, update, run, args, stage="classifier", extras=extras)
         stats: dict[str, float] = {}
         for epoch in range(state.resume(args), args.epochs):

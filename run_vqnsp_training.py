@@ -12,7 +12,7 @@ import optim_factory
 import training_state
 import utils
 from engine_for_vqnsp import evaluate, initialize_codebook, train_one_epoch
-from errors import ArgumentParser, run_script
+from errors import ArgumentParser, InputError, run_script
 from norm_ema_quantizer import CodebookRevival
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ def get_args() -> argparse.Namespace:
     model.add_argument("--input_size", type=int, default=1600, help="nominal window in samples; any of 1-16 s fits")
     eeg_data.add_pretraining_arguments(parser, window_stride=200)
     optim_factory.add_arguments(parser)
+    parser.add_argument("--gradient_accumulation_steps", type=int, default=1, metavar="N", help="micro-batches a step")
     utils.add_arguments(parser)
     parser.add_argument("--eval", action="store_true", help="evaluate a checkpoint on --val_data and stop")
     parser.add_argument("--disable_eval", action="store_true", help="no evaluation during training")
@@ -60,7 +61,6 @@ def get_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Train, or with --eval evaluate, a tokenizer."""
     with utils.setup_run(args) as run:
-        loaders = eeg_data.build_pretraining_loaders(args, run)
         model = create_model(
             args.model,
             n_code=args.codebook_n_emd,
@@ -72,16 +72,19 @@ def main(args: argparse.Namespace) -> None:
         )
         model = run.distribute(model)
         if args.eval:
-            report_evaluation(args, run, model.module, loaders)
+            report_evaluation(args, run, model.module)
             return
+        accumulation = args.gradient_accumulation_steps
+        loaders = eeg_data.build_pretraining_loaders(args, run, accumulation=accumulation)
+        steps = loaders.steps_per_epoch
         update = optim_factory.build_update(
-            model, args, run, steps_per_epoch=loaders.steps_per_epoch, lr_batch=LR_BATCH
+            model, args, run, steps_per_epoch=steps, accumulation=accumulation, lr_batch=LR_BATCH
         )
-        total_steps = args.epochs * loaders.steps_per_epoch
+        total_steps = args.epochs * steps
         revival = CodebookRevival(model.module.quantize, total_steps=total_steps, seed=args.seed)
         state = training_state.TrainingState(model, update, run, args, stage="tokenizer", extras={"revival": revival})
         first = state.resume(args)
-        initialize_codebook(model.module, loaders.train, run, epoch=first, accumulation=1)
+        initialize_codebook(model.module, loaders.train, run, epoch=first, accumulation=accumulation)
         for epoch in range(first, args.epochs):
             stats = train_one_epoch(state, loaders.train, epoch, revival=revival if args.revive_codes else None)
             if loaders.val is not None and not args.disable_eval:
@@ -89,16 +92,18 @@ def main(args: argparse.Namespace) -> None:
             state.finish_epoch(epoch, {**stats, "train_revived": revival.revived})
 
 
-def report_evaluation(
-    args: argparse.Namespace, run: utils.Run, model: modeling_vqnsp.VQNSP, loaders: eeg_data.Loaders
-) -> None:
-    """Log losses and codebook use of a checkpoint on the validation data."""
+def report_evaluation(args: argparse.Namespace, run: utils.Run, model: modeling_vqnsp.VQNSP) -> None:
+    """Log losses and codebook use of a checkpoint on the validation data and, if asked, on the training data."""
+    loader = eeg_data.build_validation_loader(args, run)
+    if loader is None and not args.calculate_codebook_usage:
+        raise InputError("--eval has nothing to evaluate on: give --val_data PATH")
     training_state.load_for_evaluation(model, args, run, stage="tokenizer")
-    sets = {"val_data": loaders.val, "train_data": loaders.train if args.calculate_codebook_usage else None}
-    for name, loader in sets.items():
-        if loader is not None:
-            stats = evaluate(model, loader, run)
-            logger.info("%s: %s", name, ", ".join(f"{key} {value:.5g}" for key, value in stats.items()))
+    sets = {"val_data": loader} if loader is not None else {}
+    if args.calculate_codebook_usage:
+        sets["train_data"] = eeg_data.build_evaluation_loader(args.train_data, "--train_data", args, run)
+    for name, data in sets.items():
+        stats = evaluate(model, data, run)
+        logger.info("%s: %s", name, ", ".join(f"{key} {value:.5g}" for key, value in stats.items()))
 
 
 if __name__ == "__main__":

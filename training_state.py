@@ -1,6 +1,6 @@
 """The state of one training: position, meters, log files, checkpoints, resumption; and loading for evaluation.
 
-`TrainingState.steps()` is the one place where a run can be interrupted and continued.
+A run continues after its last finished epoch.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import checkpoints
 from errors import InputError
+from files import written_aside
 from optim_factory import Update
 from progress import MetricLog, Progress, duration, plain, write_json
 from utils import Run, environment
@@ -48,7 +49,8 @@ def load_for_evaluation(
         weights = checkpoints.model_state({"model": state["extras"]["model_ema"]}, path)
     checkpoints.load_strictly(model, weights, where=str(path))
     logger.info("Evaluating %s.", path)
-    return int(state.get("epoch", 0))
+    epoch = state.get("epoch", 0)
+    return epoch if isinstance(epoch, int) else 0
 
 
 def _epoch_of(line: str) -> float:
@@ -95,6 +97,9 @@ class TrainingState:
         """Load `--resume` or, unless `--no_auto_resume`, output_dir/checkpoint.pth. Returns the first epoch."""
         latest = self.run.output_dir / "checkpoint.pth"
         path = args.resume or (latest if args.auto_resume and latest.is_file() else None)
+        decision = [path]  # process 0's: the others may not see its folder, and must not start anew on their own
+        dist.broadcast_object_list(decision, src=0)
+        path = decision[0]
         epoch = self._start(args) if path is None else self._continue(path)
         if self.run.is_main:
             write_json(self.run.output_dir / "environment.json", environment(args, self.run))
@@ -118,10 +123,12 @@ class TrainingState:
         checkpoints.load_strictly(self.model.module, weights, where=str(path))
         self.update.load_state_dict(state["update"] | {"optimizer": state["optimizer"], "scaler": state["scaler"]})
         for name, extra in self.extras.items():
-            if name in state["extras"]:
-                extra.load_state_dict(state["extras"][name])
+            if name not in state["extras"]:
+                raise InputError(f"{path} holds no {name}: resume with the flags that it was made with")
+            extra.load_state_dict(state["extras"][name])
         epoch = int(state["epoch"]) + 1
         self._cut_log(epoch)
+        self._set_later_best_aside(epoch)
         left = f"epoch {epoch} of {self.epochs}" if epoch < self.epochs else f"all {self.epochs} epochs are done"
         logger.info("Continuing from %s: %s.", path, left)
         return epoch
@@ -207,6 +214,18 @@ class TrainingState:
         if not self.run.is_main or not log.is_file():
             return
         kept = [line for line in log.read_text().splitlines() if _epoch_of(line) < epoch]
-        aside = log.with_name(".log.txt.tmp")
-        aside.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(aside, log)
+        with written_aside(log) as part:
+            part.write_text("".join(f"{line}\n" for line in kept))
+
+    def _set_later_best_aside(self, epoch: int) -> None:
+        """Rename a best checkpoint of an epoch that will be trained again: `--eval` must not take it for this run's."""
+        best = self.run.output_dir / "checkpoint-best.pth"
+        if not self.run.is_main or not best.is_file():
+            return
+        try:
+            later = int(checkpoints.read(best)["epoch"]) >= epoch
+        except (InputError, KeyError):
+            later = True
+        if later:
+            os.replace(best, best.with_name("checkpoint-best.previous.pth"))
+            logger.warning("%s is of a later epoch: it is now checkpoint-best.previous.pth.", best)

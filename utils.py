@@ -6,6 +6,7 @@
 import argparse
 import dataclasses
 import logging
+import math
 import os
 import platform
 import sys
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from errors import InputError, UsageError
+from files import check_writable
 from layers import check_window
 from progress import plain
 from version import code_version
@@ -29,6 +31,15 @@ from version import code_version
 logger = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "h5py", "mne", "einops", "tensorboardX")
+ALMOST_ONE = 0.999  # dropping everything leaves nothing to learn from
+FLAG_LIMITS = {
+    **dict.fromkeys(("epochs", "save_ckpt_freq", "batch_size", "update_freq"), (1, math.inf)),
+    **dict.fromkeys(("gradient_accumulation_steps", "codebook_n_emd", "codebook_emd_dim"), (1, math.inf)),
+    **dict.fromkeys(("seed", "start_epoch", "num_workers", "warmup_epochs"), (0, math.inf)),
+    **dict.fromkeys(("lr", "min_lr", "weight_decay", "weight_decay_end", "clip_grad", "opt_eps"), (0, math.inf)),
+    **dict.fromkeys(("drop", "drop_path", "attn_drop_rate", "smoothing"), (0, ALMOST_ONE)),
+    **dict.fromkeys(("ema_decay", "model_ema_decay", "layer_decay"), (0, 1)),
+}
 _last_group: list[Any] = []
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -103,26 +114,27 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     Under torchrun the group has its processes (NCCL on GPUs, Gloo on CPUs), otherwise one. Raises UsageError for a
     GPU that is not there or an output folder that cannot be written.
     """
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s", stream=sys.stderr)
     device = _device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
     _check_flags(args)
     for flag, folder in (("output_dir", args.output_dir), ("log_dir", args.log_dir)):
         if folder is not None:
-            _make_folder(flag, folder)
+            check_writable(folder, f"--{flag}")
     amp_dtype, dtype = _precision(args.precision, device)
     torch.manual_seed(args.seed)
     np.random.seed(args.seed % 2**32)
+    nccl = device.type == "cuda" and dist.is_nccl_available()
+    backend, device_id = ("nccl", device) if nccl else ("gloo", None)
     if "RANK" in os.environ:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(backend, device_id=device_id)
     else:
-        backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device_id)
     # Kept until the next run: a model that frees its group right after an exchange can wait for Gloo's thread, which
     # waits for Python, for ever.
     _last_group[:] = [dist.group.WORLD]
     try:
-        run = Run(device, rank, processes, args.seed, args.output_dir, amp_dtype, dtype)
+        run = Run(device, dist.get_rank(), dist.get_world_size(), args.seed, args.output_dir, amp_dtype, dtype)
         yield run
     finally:
         dist.destroy_process_group()
@@ -134,6 +146,8 @@ def _device(name: str, local_rank: int) -> torch.device:
     except RuntimeError as error:
         raise UsageError(f"--device {name} is no device; allowed: cuda, cuda:<index>, cpu") from error
     if device.type == "cuda":
+        if device.index is not None and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UsageError(f"--device {name}: several processes cannot share one GPU; use --device cuda")
         index = local_rank if device.index is None else device.index
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():
             found = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -153,7 +167,9 @@ def _precision(name: str, device: torch.device) -> tuple[torch.dtype | None, tor
     if name == "auto":
         if device.type == "cpu":
             return None, torch.float32
-        return (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16), torch.float32
+        return (
+            torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        ), torch.float32
     if name == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16")
     dtype = PRECISIONS[name]
@@ -161,33 +177,16 @@ def _precision(name: str, device: torch.device) -> tuple[torch.dtype | None, tor
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-    limits = {
-        "epochs": 1,
-        "seed": 0,
-        "start_epoch": 0,
-        "save_ckpt_freq": 1,
-        "batch_size": 1,
-        "num_workers": 0,
-        "update_freq": 1,
-        "gradient_accumulation_steps": 1,
-    }
-    for name, lowest in limits.items():
-        if getattr(args, name, lowest) < lowest:
-            raise UsageError(f"--{name} {getattr(args, name)}: allowed are whole numbers from {lowest}")
+    """Raise UsageError for a number that cannot be right, whichever script it belongs to."""
+    for name, value in vars(args).items():
+        low, high = FLAG_LIMITS.get(name, (-math.inf, math.inf))
+        if isinstance(value, int | float) and not low <= value <= high:
+            allowed = f"numbers from {low}" + ("" if high == math.inf else f" to {high}")
+            raise UsageError(f"--{name} {value}: allowed are {allowed}")
     try:
         check_window(args.input_size)
     except InputError as error:
         raise UsageError(f"--input_size {args.input_size}: {error}") from error
-
-
-def _make_folder(flag: str, folder: Path) -> None:
-    probe = folder / f".write-test-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"--{flag} {folder} cannot be written ({error.strerror}): choose another folder") from error
 
 
 def environment(args: argparse.Namespace, run: Run) -> dict[str, Any]:

@@ -5,20 +5,19 @@ SPEC, section 5. Both are written aside and renamed, so nothing half-written eve
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import h5py
 import numpy as np
 
 from errors import InputError
+from files import check_writable, written_aside
 from version import code_version
 
 PATCH = 200  # samples, 1 s at 200 Hz
@@ -26,39 +25,15 @@ SPLITS = ("train", "val", "test")
 TASKS = ("binary", "multiclass", "regression")
 
 
-def check_writable(folder: Path) -> None:
-    """Make the folder if need be. Raises InputError if it cannot be made or written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}; name another --output") from error
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a hidden path in the same folder that becomes `path` on success and is removed on any error.
-
-    Its name ends with `.part`, so that no search for finished files takes it for one, even after a kill.
-    Raises InputError if the folder cannot be written.
-    """
-    check_writable(path.parent)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _made(made: Mapping[str, Any]) -> str:
     """Return the root attribute `made`: how a file came about, as JSON."""
     return json.dumps({**made, "mne_version": version("mne"), "code_version": code_version()})
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise InputError if there is such a file: other recordings may be in it, which would be lost."""
+    if path.exists():
+        raise InputError(f"{path} exists already: delete it, or name another --output")
 
 
 class PretrainingWriter:
@@ -89,6 +64,7 @@ class PretrainingWriter:
         montage = hashlib.sha256(f"{' '.join(electrodes)} @ {rate:g}".encode()).hexdigest()[:6]
         name = f"{len(electrodes)}ch-{montage}.hdf5"
         if name not in self._files:
+            refuse_existing(self.folder / name)
             part = self._stack.enter_context(written_aside(self.folder / name))
             self._files[name] = self._stack.enter_context(h5py.File(part, "w"))
             self._files[name].attrs["made"] = _made(self.made)
@@ -142,6 +118,8 @@ class LabelledWriter:
 
     def __enter__(self) -> "LabelledWriter":
         """Open a file aside."""
+        check_writable(self.path.parent)
+        refuse_existing(self.path)
         part = self._stack.enter_context(written_aside(self.path))
         self._file = self._stack.enter_context(h5py.File(part, "w"))
         self._file.attrs.update(self._attributes)

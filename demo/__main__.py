@@ -60,8 +60,8 @@ def train(folder: Path, size: str, pretrain: Path, task: Path) -> dict[str, floa
             folder,
             "tokenizer",
             "run_vqnsp_training.py",
-            f"--model {TOKENIZER[size]} --codebook_n_emd {CODES} {recordings} --batch_size 8 --lr 6.4e-3 --epochs 4 "
-            "--warmup_epochs 1 --save_ckpt_freq 4",
+            f"--model {TOKENIZER[size]} --codebook_n_emd {CODES} {recordings} --batch_size 8 --lr 6.4e-3 --epochs 5 "
+            "--warmup_epochs 1 --save_ckpt_freq 5",
         ),
         "pretraining": stage(
             folder,
@@ -77,7 +77,7 @@ def train(folder: Path, size: str, pretrain: Path, task: Path) -> dict[str, floa
             "run_class_finetuning.py",
             f"{finetune} --finetune {shlex.quote(str(folder / 'pretraining' / 'checkpoint.pth'))}",
         ),
-        "from scratch": stage(folder, "from scratch", "run_class_finetuning.py", finetune),
+        "from_scratch": stage(folder, "from_scratch", "run_class_finetuning.py", finetune),
     }
 
 
@@ -99,9 +99,9 @@ def show(folder: Path, size: str, pretrain: Path, task: Path, seconds: dict[str,
     print(f"  {'its last loss':20}{last['train_loss']:.3f}")
     print(f"  {'frequencies alone':20}{last['train_unigram_loss']:.3f} (2 x entropy)")
     print("\ntest balanced accuracy, SelfRegulationSCP1 (293 trials)")
-    print(f"  {'chance':38}{0.5:.3f}")
+    print(f"  {'chance':38}{0.5:7.3f}")
     print(f"  {'logistic regression, half-second means':38}{report.logistic_regression(task):7.3f}")
-    for name, title in (("finetuning", "LaBraM, pre-trained"), ("from scratch", "LaBraM, without pre-training")):
+    for name, title in (("finetuning", "LaBraM, pre-trained"), ("from_scratch", "LaBraM, without pre-training")):
         best = report.selected(folder / name)
         print(f"  {title:38}{best['test_balanced_accuracy']:7.3f}  (epoch {best['epoch'] + 1} of {len(logs[name])})")
     report.plot_losses({name: folder / name for name in list(logs)[:3]}, folder / "losses.png")

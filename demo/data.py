@@ -6,7 +6,6 @@ SelfRegulationSCP1 (BCI Competition II, set Ia), 561 trials of 3.5 s on 6 electr
 
 import hashlib
 import logging
-import os
 import subprocess
 import sys
 import tarfile
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from errors import InputError
+from files import written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +81,8 @@ def extract(archive: Path, names: tuple[str, ...], folder: Path) -> list[Path]:
         for name, path in zip(names, paths, strict=True):
             content = tar.extractfile(members[name])
             assert content is not None, f"{name} is a file"
-            aside = path.with_name(f".{name}.tmp")
-            aside.write_bytes(content.read())
-            os.replace(aside, path)
+            with written_aside(path) as part:
+                part.write_bytes(content.read())
     return paths
 
 

@@ -68,13 +68,12 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_whole_and_nothing_else(
     checkpoints.save(STATE, path)
     old = path.read_bytes()
 
-    def write_half(state: dict[str, Any], file: io.BufferedWriter) -> None:
-        file.write(old[: len(old) // 2])
-        file.flush()
+    def write_half(state: dict[str, Any], file: Path) -> None:
+        file.write_bytes(old[: len(old) // 2])
         raise failure
 
     monkeypatch.setattr(torch, "save", write_half)
-    with pytest.raises(UsageError, match=f"checkpoint.pth cannot be written .*{said}.*--output_dir") as error:
+    with pytest.raises(UsageError, match=f"checkpoint.pth cannot be written .*{said}.*another folder") as error:
         checkpoints.save({"model": {}}, path)
     assert one_line(error)
     assert path.read_bytes() == old
@@ -108,7 +107,7 @@ def test_the_new_file_reaches_the_disk_before_it_takes_the_old_ones_place(
 def test_a_place_that_cannot_be_written_is_a_usage_error(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match=rf"{place} cannot be written .*--output_dir") as error:
+    with pytest.raises(UsageError, match=rf"{place} cannot be written .*another folder") as error:
         checkpoints.save(STATE, tmp_path / place)
     assert one_line(error) and UsageError.exit_code == 2
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]

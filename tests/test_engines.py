@@ -501,8 +501,8 @@ def test_predictions_keep_the_selected_epochs_numbers_and_follow_the_last_epoch(
     path = tmp_path / "predictions-val.npz"
     dataset = SimpleNamespace(labels=np.array([0, 1, 1]), recordings=["r1", "rec 2", "r2"], subjects=["ä", "s", "s"])
     logits = [np.random.default_rng(epoch).standard_normal((3, 1)) for epoch in range(4)]
-    for epoch, selected, chosen in ((0, True, 0), (1, False, 0), (2, True, 2), (3, False, 2)):
-        save_predictions(path, dataset, epoch, logits[epoch], selected=selected)
+    for epoch, chosen in ((0, 0), (1, 0), (2, 2), (3, 2)):
+        save_predictions(path, dataset, selected=(chosen, logits[chosen]), last=(epoch, logits[epoch]))
         found = predictions(path)
         assert (int(found["epoch"]), int(found["last_epoch"])) == (chosen, epoch)
         np.testing.assert_array_equal(found["logits"], logits[chosen])
@@ -512,11 +512,17 @@ def test_predictions_keep_the_selected_epochs_numbers_and_follow_the_last_epoch(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_predictions_of_an_epoch_that_was_not_selected_stand_alone_where_there_is_no_file(tmp_path: Path) -> None:
-    dataset = SimpleNamespace(labels=np.array([0.5]), recordings=["r"], subjects=["s"])
-    save_predictions(tmp_path / "p.npz", dataset, 3, np.array([[2.0]]), selected=False)
-    found = predictions(tmp_path / "p.npz")
-    assert int(found["epoch"]) == int(found["last_epoch"]) == 3 and found["logits"].tolist() == [[2.0]]
+def test_predictions_of_an_evaluation_leave_the_last_epochs_as_they_were(tmp_path: Path) -> None:
+    path, dataset = tmp_path / "p.npz", SimpleNamespace(labels=np.array([0.5]), recordings=["r"], subjects=["s"])
+    one, two, three = (np.array([[value]]) for value in (1.0, 2.0, 3.0))
+    save_predictions(path, dataset, selected=(3, one), last=None)
+    found = predictions(path)
+    assert int(found["epoch"]) == int(found["last_epoch"]) == 3 and found["last_logits"].tolist() == [[1.0]]
+    save_predictions(path, dataset, selected=(3, one), last=(9, two))
+    save_predictions(path, dataset, selected=(4, three), last=None)
+    found = predictions(path)
+    assert (int(found["epoch"]), found["logits"].tolist()) == (4, [[3.0]])
+    assert (int(found["last_epoch"]), found["last_logits"].tolist()) == (9, [[2.0]])
 
 
 # Learning

@@ -223,7 +223,7 @@ def test_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
 def test_the_gradient_is_clipped_to_the_norm_and_grad_norm_is_that_before(
     tmp_path: Path, clip: float | None, share: float | None
 ) -> None:
-    update = make(tmp_path, kind=torch.optim.SGD, lr=1.0, decay=0.0, clip_grad=clip)
+    update = make(tmp_path, kind=torch.optim.SGD, lr=1.0, decay=0.0, decay_values=np.zeros(99), clip_grad=clip)
     before, (x, y) = weights(update), samples(8)
     model = Small()
     (model(x) - y).square().mean().backward()
@@ -309,7 +309,8 @@ def test_a_state_dict_through_a_file_continues_to_the_last_bit(tmp_path: Path) -
 
 
 def test_the_state_of_other_parameter_groups_is_refused(tmp_path: Path) -> None:
-    update, other = make(tmp_path), make(tmp_path, decay=0.0)  # without decay everything is one group
+    update, other = make(tmp_path), make(tmp_path)
+    other.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr_scale": 1.0, "decays": False})
     with pytest.raises(InputError) as error:
         other.load_state_dict(update.state_dict())
     only_line(error, "optimizer does not fit", "--no_auto_resume")

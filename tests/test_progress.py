@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import files
 import progress
 from data_helpers import process_group
 from progress import MetricLog, Progress, duration, plain, write_json
@@ -146,7 +147,7 @@ def test_a_json_file_is_replaced_whole_and_leaves_nothing_beside_it(
     def stopped(*paths: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(progress.os, "replace", stopped)
+    monkeypatch.setattr(files.os, "replace", stopped)
     with pytest.raises(KeyboardInterrupt):
         write_json(path, {"c": 3})
     assert json.loads(path.read_text()) == {"b": [2]}

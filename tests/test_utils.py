@@ -109,7 +109,7 @@ def test_an_output_folder_that_cannot_be_written_is_wrong_usage(tmp_path: Path) 
     [("epochs", 0, 1), ("batch_size", 0, 1), ("save_ckpt_freq", 0, 1), ("num_workers", -1, 0), ("start_epoch", -1, 0)],
 )
 def test_lengths_that_cannot_be_are_wrong_usage(tmp_path: Path, flag: str, value: int, lowest: int) -> None:
-    assert f"--{flag} {value}: allowed are whole numbers from {lowest}" in refused(tmp_path, f"--{flag}", value)
+    assert f"--{flag} {value}: allowed are numbers from {lowest}" in refused(tmp_path, f"--{flag}", value)
 
 
 def test_micro_batches_below_one_are_wrong_usage(tmp_path: Path) -> None:

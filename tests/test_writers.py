@@ -48,13 +48,26 @@ def test_a_failed_writer_leaves_nothing_and_keeps_the_older_file(tmp_path: Path,
         name = writer.add("a", np.ones((1, 400)), ["CZ"], REPORT)
     older = (tmp_path / name).read_bytes()
     with pytest.raises(error), PretrainingWriter(tmp_path, made={}) as writer:
-        assert writer.add("b", np.zeros((1, 400)), ["CZ"], REPORT) == name
+        writer.add("b", np.zeros((1, 400)), ["PZ"], REPORT)
         writer.add("c", np.zeros((2, 400)), ["CZ", "PZ"], REPORT)
         raise error
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [older]
 
 
+def test_a_file_that_exists_is_not_replaced_by_other_recordings(tmp_path: Path) -> None:
+    with PretrainingWriter(tmp_path, made={}) as writer:
+        name = writer.add("a", np.ones((1, 400)), ["CZ"], REPORT)
+    older = (tmp_path / name).read_bytes()
+    with pytest.raises(InputError, match="exists already"), PretrainingWriter(tmp_path, made={}) as writer:
+        writer.add("b", np.zeros((1, 400)), ["CZ"], REPORT)
+    (tmp_path / "x.hdf5").write_bytes(b"older")
+    with pytest.raises(InputError, match="exists already"), labelled(tmp_path / "x.hdf5", "binary", ["a", "b"]):
+        pass
+    assert (tmp_path / name).read_bytes() == older and (tmp_path / "x.hdf5").read_bytes() == b"older"
+
+
 def test_written_aside_appears_under_its_name_only_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
     with written_aside(tmp_path / "new" / "a.bin") as part:
         part.write_bytes(b"whole")
         assert not (tmp_path / "new" / "a.bin").exists() and part.parent == tmp_path / "new"
