@@ -570,3 +570,17 @@ def test_a_process_group_of_one_is_all_that_an_evaluation_needs(tmp_path: Path, 
     with process_group():
         found = engine_for_vqnsp.evaluate(tokenizer(quantize_kmeans_init=False), loaders.val, run)
     assert math.isfinite(found["test_loss"]) and isinstance(run, utils.Run)
+
+
+def test_a_window_of_a_single_patch_has_a_finite_loss() -> None:
+    logits, codes = torch.randn(3, 8), torch.tensor([[1], [2], [3]])
+    mask = torch.ones(3, 1, dtype=torch.bool)  # the single patch is masked, the inverted mask has nothing
+    loss, stats = engine_for_pretraining.masked_code_loss((logits, logits[:0]), codes, mask)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, codes[:, 0]))
+    assert float(stats["mlm_acc_sym"]) == 0.0
+
+
+def test_regression_targets_are_not_rounded_to_the_precision_of_the_outputs() -> None:
+    outputs = torch.tensor([[1000.0]], dtype=torch.bfloat16)
+    loss = engine_for_finetuning.task_loss("regression", outputs, torch.tensor([[1003.3]]))
+    assert float(loss) == pytest.approx(3.3**2, rel=1e-4)

@@ -382,3 +382,44 @@ def test_an_unknown_optimizer_is_wrong_usage_and_names_the_known_ones(tmp_path: 
     with pytest.raises(UsageError) as error:
         built(tmp_path, "--opt", name)
     only_line(error, f"--opt {name} is unknown", "adamw", "lamb")
+
+
+def test_weight_decay_may_start_at_zero_and_rise(tmp_path: Path) -> None:
+    update = make(tmp_path, decay=0.0, decay_values=np.linspace(0, 0.2, 20))
+    for step in range(3):
+        update(mse(update, *samples(4, step)))
+    found = {name: group["weight_decay"] for group in update.optimizer.param_groups for name in group["names"]}
+    expected = np.linspace(0, 0.2, 20)[2]
+    assert found == {name: expected if p.ndim > 1 else 0.0 for name, p in update.model.module.named_parameters()}
+
+
+def half_precision(update: Update, scale: float = 2.0**16) -> Update:
+    """Give the update the gradient scaler of fp16; the arithmetic stays float64."""
+    update.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return update
+
+
+def test_a_gradient_overflow_in_half_precision_skips_the_step_and_lowers_the_scale(tmp_path: Path) -> None:
+    update = half_precision(make(tmp_path))
+    before = weights(update)
+    loss = mse(update, *samples(4)) * 1e304  # finite, but not times the scale
+    assert update(loss) is False and update.skipped and update.step == 1
+    assert_equal(before, weights(update))
+    assert update.scaler.get_scale() == 2.0**15 and update.stats == {}
+    assert update(mse(update, *samples(4))) is True and not update.skipped
+    assert math.isfinite(float(update.stats["grad_norm"]))
+
+
+def test_overflows_without_end_stop_the_run(tmp_path: Path) -> None:
+    update = half_precision(make(tmp_path, steps=99), scale=2.0**60)  # overflows after twenty halvings too
+    for _ in range(optim_factory.MAX_SKIPPED):
+        update(mse(update, *samples(4)) * 1e304)
+        assert update.skipped
+    with pytest.raises(InputError, match="not finite"):
+        update(mse(update, *samples(4)) * 1e304)
+
+
+def test_a_loss_that_is_not_finite_stops_in_half_precision_too(tmp_path: Path) -> None:
+    update = half_precision(make(tmp_path))
+    with pytest.raises(InputError, match="not finite"):
+        update(mse(update, *samples(4)) * math.nan)

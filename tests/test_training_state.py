@@ -1,0 +1,114 @@
+"""Resumption, whatever loads the data, and what a run refuses to mix."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from run_helpers import CLASSIFIER, call, checkpoint, labelled_file, log, predictions
+
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return labelled_file(tmp_path_factory.mktemp("task") / "task.hdf5", counts={"train": 8, "val": 6, "test": 5})
+
+
+def train(folder: Path, task: Path, *words: Any, epochs: int = EPOCHS, workers: int = 0) -> int:
+    flags = ["--output_dir", folder, "--dataset", task, "--epochs", epochs, "--drop_path", 0.3, "--save_ckpt_freq", 1]
+    return call("run_class_finetuning", *CLASSIFIER, *flags, "--num_workers", workers, *words)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, task: Path) -> Path:
+    """Return the folder of a run with drop path that was never stopped, data loaded in the same process."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    assert train(folder, task) == 0
+    return folder
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Compare weights, optimizer, log and predictions of two finished runs to the last bit."""
+    states = [checkpoint(folder / "checkpoint.pth") for folder in (one, other)]
+    for name, value in states[0]["model"].items():
+        assert torch.equal(value, states[1]["model"][name]), name
+    for number, moments in states[0]["optimizer"]["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(value, states[1]["optimizer"]["state"][number][name]), (number, name)
+    clock = ("epoch_seconds", "samples_per_second")
+    logs = [[{k: v for k, v in line.items() if k not in clock} for line in log(folder)] for folder in (one, other)]
+    assert logs[0] == logs[1] and len(logs[0]) == EPOCHS
+    for split in ("val", "test"):
+        found = [predictions(folder / f"predictions-{split}.npz") for folder in (one, other)]
+        for name in found[0]:
+            np.testing.assert_array_equal(found[0][name], found[1][name])
+
+
+def test_a_loading_process_that_stays_from_epoch_to_epoch_changes_nothing(
+    tmp_path: Path, task: Path, straight: Path
+) -> None:
+    assert train(tmp_path / "run", task, workers=1) == 0
+    assert_same_run(straight, tmp_path / "run")
+
+
+def test_a_run_resumed_with_a_loading_process_ends_as_one_that_never_stopped(
+    tmp_path: Path, task: Path, straight: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    shutil.copy(folder / "checkpoint-0.pth", folder / "checkpoint.pth")
+    assert train(folder, task, workers=1) == 0
+    assert_same_run(straight, folder)
+
+
+def test_the_selected_epochs_predictions_come_back_from_an_earlier_checkpoint(
+    tmp_path: Path, task: Path, straight: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    for split in ("val", "test"):
+        (folder / f"predictions-{split}.npz").unlink()
+    assert train(folder, task, "--resume", folder / "checkpoint-1.pth") == 0
+    assert_same_run(straight, folder)
+
+
+def test_a_best_checkpoint_of_a_later_epoch_is_set_aside_when_its_epoch_is_trained_again(
+    tmp_path: Path, task: Path, straight: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    later = checkpoint(folder / "checkpoint-best.pth") | {"epoch": 2}
+    torch.save(later, folder / "checkpoint-best.pth")
+    assert train(folder, task, "--resume", folder / "checkpoint-0.pth", epochs=1) == 0  # nothing is left to train
+    assert not (folder / "checkpoint-best.pth").exists()
+    assert checkpoint(folder / "checkpoint-best.previous.pth")["epoch"] == 2
+
+
+def test_averaged_weights_are_not_made_up_for_a_run_that_had_none(
+    tmp_path: Path, task: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(straight, tmp_path / "run")
+    assert train(tmp_path / "run", task, "--model_ema") == 1
+    assert "holds no model_ema" in capsys.readouterr().err
+
+
+def test_an_evaluation_keeps_the_last_epochs_predictions(tmp_path: Path, task: Path, straight: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    before = predictions(folder / "predictions-test.npz")
+    assert train(folder, task, "--eval", "--resume", folder / "checkpoint-0.pth") == 0
+    after = predictions(folder / "predictions-test.npz")
+    assert int(after["epoch"]) == 0 and int(after["last_epoch"]) == EPOCHS - 1
+    np.testing.assert_array_equal(after["last_logits"], before["last_logits"])
+
+
+def test_a_world_size_without_a_rank_is_one_process_that_sees_all_data(
+    tmp_path: Path, task: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")  # as some clusters export it
+    assert train(tmp_path / "run", task) == 0
+    assert_same_run(straight, tmp_path / "run")
