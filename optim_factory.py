@@ -25,8 +25,8 @@ NO_DECAY = ("cls_token", "pos_embed", "time_embed")  # beside biases and one-dim
 FIRST_LAYER = ("cls_token", "mask_token", "pos_embed")  # with the patch encoder; the time embedding has scale 1
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the optimizer and its schedules."""
+def add_arguments(parser: argparse.ArgumentParser, *, accumulation: str = "gradient_accumulation_steps") -> None:
+    """Flags of the optimizer and its schedules. accumulation: name of the flag for micro-batches a step."""
     group = parser.add_argument_group("optimizer")
     group.add_argument("--opt", default="adamw", help="any optimizer that timm knows")
     group.add_argument("--opt_eps", type=float, default=1e-8)
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--clip_grad", type=float, default=None, help="largest gradient norm (default: no clipping)")
     group.add_argument("--weight_decay", type=float)
     group.add_argument("--weight_decay_end", type=float, default=None, help="cosine to this value (default: constant)")
+    group.add_argument(f"--{accumulation}", type=int, default=1, metavar="N", help="micro-batches a step")
     group.add_argument("--lr", type=float, help="highest learning rate")
     group.add_argument("--min_lr", type=float, help="learning rate at the end; never scaled by the batch")
     group.add_argument("--warmup_epochs", type=int)

@@ -34,9 +34,8 @@ def get_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add_model_arguments(parser)
     labelled_data.add_labelled_arguments(parser)
-    optim_factory.add_arguments(parser)
+    optim_factory.add_arguments(parser, accumulation="update_freq")
     task = parser.add_argument_group("fine-tuning")
-    task.add_argument("--update_freq", type=int, default=1, help="micro-batches a step")
     task.add_argument("--layer_decay", type=float, default=0.65, help="0.8 for large and huge")
     task.add_argument("--smoothing", type=float, default=0.1, help="label smoothing for more than two classes")
     task.add_argument("--select_by", default=None, help="metric that selects the epoch (default: the paper's rule)")
@@ -48,6 +47,8 @@ def get_args() -> argparse.Namespace:
     )
     utils.add_arguments(parser)
     parser.set_defaults(
+        input_size=200,
+        drop_path=0.1,
         output_dir=Path("checkpoints/finetune_tuab_base"),
         batch_size=64,
         epochs=50,
@@ -73,22 +74,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help=", ".join(modeling_finetune.SIZES),
     )
     model.add_argument("--finetune", type=Path, default=None, help="checkpoint of stage 2 (default: from scratch)")
-    model.add_argument(
-        "--layer_scale_init_value",
-        type=float,
-        metavar="VALUE",
-        default=None,
-        help="default: 0.1 base, 1e-5 large, 1e-6 huge",
-    )
-    model.add_argument("--drop_path", type=float, default=0.1, help="0.2 for huge")
-    model.add_argument("--drop", type=float, default=0.0, help="dropout")
-    model.add_argument("--attn_drop_rate", type=float, default=0.0)
+    utils.add_trunk_arguments(model)
     model.add_argument("--init_scale", type=float, default=0.001, help="of the head's weights")
     model.add_argument("--use_cls", action="store_true", help="CLS token in place of the mean of the patch tokens")
-    model.add_argument(
-        "--input_size", type=int, default=200, help="patch length in samples; windows come from the file"
-    )
-    utils.add_switch(model, "abs_pos_emb", default=True, help="electrode embedding")
     model.add_argument("--qkv_bias", dest="qkv_bias", action="store_true", default=False, help="biases of q and v")
     model.add_argument("--disable_qkv_bias", dest="qkv_bias", action="store_false", help="the default")
     model.add_argument(
@@ -101,15 +89,10 @@ def build_model(args: argparse.Namespace, outputs: int) -> modeling_finetune.Neu
     model: Any = create_model(
         args.model,
         num_classes=outputs,
-        drop_rate=args.drop,
-        drop_path_rate=args.drop_path,
-        attn_drop_rate=args.attn_drop_rate,
         use_mean_pooling=not args.use_cls,
         init_scale=args.init_scale,
-        use_abs_pos_emb=args.abs_pos_emb,
-        init_values=args.layer_scale_init_value,
         qkv_bias=args.qkv_bias,
-        num_electrodes=args.num_electrodes,
+        **utils.trunk_options(args),
     )
     if args.finetune is None:
         logger.info("No --finetune: the classifier starts from random weights.")

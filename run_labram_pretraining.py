@@ -37,24 +37,14 @@ def get_args() -> argparse.Namespace:
     model.add_argument("--tokenizer_weight", type=Path, default=Path("checkpoints/vqnsp.pth"), help="of stage 1")
     model.add_argument("--codebook_size", type=int, default=None, help="codes (default: the tokenizer's)")
     model.add_argument("--codebook_dim", type=int, default=None, help="width of a code (default: the tokenizer's)")
-    model.add_argument(
-        "--layer_scale_init_value",
-        type=float,
-        metavar="VALUE",
-        default=None,
-        help="default: 0.1 base, 1e-5 large, 1e-6 huge",
-    )
     model.add_argument("--mask_ratio", type=float, default=0.5, help="share of a window's patches that is masked")
-    model.add_argument("--drop_path", type=float, default=0.0)
-    model.add_argument("--drop", type=float, default=0.0, help="dropout")
-    model.add_argument("--attn_drop_rate", type=float, default=0.0)
-    model.add_argument("--input_size", type=int, default=1600, help="nominal window in samples; any of 1-16 s fits")
-    utils.add_switch(model, "abs_pos_emb", default=True, help="electrode embedding")
+    utils.add_trunk_arguments(model)
     eeg_data.add_pretraining_arguments(parser, window_stride=800)
     optim_factory.add_arguments(parser)
-    parser.add_argument("--gradient_accumulation_steps", type=int, metavar="N", default=1, help="micro-batches a step")
     utils.add_arguments(parser)
     parser.set_defaults(
+        input_size=1600,
+        drop_path=0.0,
         output_dir=Path("checkpoints/labram_base"),
         batch_size=64,
         epochs=50,
@@ -87,12 +77,7 @@ def main(args: argparse.Namespace) -> None:
         model = create_model(
             args.model,
             vocab_size=tokenizer.quantize.codebook_size,
-            drop_path_rate=args.drop_path,
-            drop_rate=args.drop,
-            attn_drop_rate=args.attn_drop_rate,
-            init_values=args.layer_scale_init_value,
-            use_abs_pos_emb=args.abs_pos_emb,
-            num_electrodes=args.num_electrodes,
+            **utils.trunk_options(args),
         )
         model = run.distribute(model)
         update = optim_factory.build_update(

@@ -39,7 +39,6 @@ def get_args() -> argparse.Namespace:
     model.add_argument("--input_size", type=int, default=1600, help="nominal window in samples; any of 1-16 s fits")
     eeg_data.add_pretraining_arguments(parser, window_stride=200)
     optim_factory.add_arguments(parser)
-    parser.add_argument("--gradient_accumulation_steps", type=int, default=1, metavar="N", help="micro-batches a step")
     utils.add_arguments(parser)
     parser.add_argument("--eval", action="store_true", help="evaluate a checkpoint on --val_data and stop")
     parser.add_argument("--disable_eval", action="store_true", help="no evaluation during training")

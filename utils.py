@@ -71,6 +71,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_switch(group, "save_ckpt", default=True, help="write checkpoints")
 
 
+def add_trunk_arguments(group: Any) -> None:
+    """Flags of the transformer that stages 2 and 3 share."""
+    group.add_argument(
+        "--layer_scale_init_value",
+        type=float,
+        metavar="VALUE",
+        default=None,
+        help="default: 0.1 base, 1e-5 large, 1e-6 huge",
+    )
+    group.add_argument("--drop_path", type=float, help="of the last block; 0.2 for huge in stage 3")
+    group.add_argument("--drop", type=float, default=0.0, help="dropout")
+    group.add_argument("--attn_drop_rate", type=float, default=0.0)
+    group.add_argument("--input_size", type=int, help="nominal samples, checked only: windows follow the data")
+    add_switch(group, "abs_pos_emb", default=True, help="electrode embedding")
+
+
+def trunk_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of a model from the flags of `add_trunk_arguments` and --num_electrodes."""
+    return {
+        "drop_rate": args.drop,
+        "drop_path_rate": args.drop_path,
+        "attn_drop_rate": args.attn_drop_rate,
+        "init_values": args.layer_scale_init_value,
+        "use_abs_pos_emb": args.abs_pos_emb,
+        "num_electrodes": args.num_electrodes,
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """Where this process runs and what it may write."""

@@ -270,7 +270,7 @@ def test_eval_of_a_tokenizer_gives_the_losses_and_codes_of_training(
     assert not [r for r in caplog.records if r.getMessage().startswith("train_data:")]
 
 
-@pytest.mark.parametrize(("script", "lower"), list(zip(STAGES, (0.7, 0.5, 0.5), strict=True)))
+@pytest.mark.parametrize(("script", "lower"), list(zip(STAGES, (0.85, 0.5, 0.5), strict=True)))
 def test_overfit_batch_lowers_the_loss_clearly(tiny: Path, tmp_path: Path, script: str, lower: float) -> None:
     words = [*FLAGS[script](tiny), "--epochs", "20", "--overfit_batch", "--no_save_ckpt", "--output_dir", tmp_path]
     own = ["--lr", "0.06", "--codebook_n_emd", "64", "--disable_eval"] if script == STAGES[0] else ["--lr", "0.002"]
@@ -287,7 +287,7 @@ def test_no_quantize_kmeans_init_starts_from_random_rows(tiny: Path, tmp_path: P
         checkpoint(tmp_path / n / "checkpoint.pth")["model"]["quantize.embedding.weight"] for n in ("random", "kmeans")
     ]
     angles = [row @ row.t() for row in rows]
-    assert angles[0].mean() < 0.2 < 0.3 < angles[1].mean(), "centres of outputs lie close together, random rows do not"
+    assert angles[0].mean() < 0.15 < angles[1].mean(), "centres of outputs lie close together, random rows do not"
     assert log(tmp_path / "random")[0]["train_quant_loss"] > 2 * log(tmp_path / "kmeans")[0]["train_quant_loss"]
 
 
