@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +21,25 @@ from files import written_aside
 logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 30  # between two lines where there is no terminal for a bar
+
+
+class WrappedFormatter(logging.Formatter):
+    """Breaks lines between words at the width of a terminal; elsewhere a message stays one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message as it is shown."""
+        text = super().format(record)
+        if not sys.stderr.isatty():
+            return text
+        width = shutil.get_terminal_size().columns
+        return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def log_to_terminal(level: int) -> None:
+    """Send log messages from this level on to standard error, unless something already receives them."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(WrappedFormatter("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 class MetricLog:
@@ -64,7 +85,7 @@ class Progress:
             disable=not (visible and sys.stderr.isatty()),
             leave=False,
             dynamic_ncols=True,
-            bar_format="{desc} {n_fmt}/{total_fmt} {bar} {postfix}",
+            bar_format="{desc} {n_fmt}/{total_fmt} {bar}{postfix}",
         )
 
     @property

@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -25,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from errors import InputError, UsageError
 from files import check_writable
 from layers import check_window
-from progress import plain
+from progress import log_to_terminal, plain
 from version import code_version
 
 logger = logging.getLogger(__name__)
@@ -143,7 +142,7 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     GPU that is not there or an output folder that cannot be written.
     """
     rank = int(os.environ.get("RANK", 0))
-    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log_to_terminal(logging.INFO if rank == 0 else logging.WARNING)
     device = _device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
     _check_flags(args)
     for flag, folder in (("output_dir", args.output_dir), ("log_dir", args.log_dir)):

@@ -4,8 +4,10 @@ import io
 import json
 import logging
 import math
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,3 +153,14 @@ def test_a_json_file_is_replaced_whole_and_leaves_nothing_beside_it(
     with pytest.raises(KeyboardInterrupt):
         write_json(path, {"c": 3})
     assert json.loads(path.read_text()) == {"b": [2]}
+
+
+def test_a_long_message_breaks_between_words_on_a_terminal_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = " ".join(f"name_{i} 0.5," for i in range(30))
+    record = logging.LogRecord("x", logging.INFO, "f", 1, message, (), None)
+    monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    monkeypatch.setattr(progress.sys, "stderr", SimpleNamespace(isatty=lambda: True))
+    shown = progress.WrappedFormatter("%(message)s").format(record)
+    assert max(len(line) for line in shown.splitlines()) <= 80 and shown.split() == message.split()
+    monkeypatch.setattr(progress.sys, "stderr", SimpleNamespace(isatty=lambda: False))
+    assert progress.WrappedFormatter("%(message)s").format(record) == message
