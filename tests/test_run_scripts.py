@@ -288,7 +288,7 @@ def test_no_quantize_kmeans_init_starts_from_random_rows(tiny: Path, tmp_path: P
     ]
     angles = [row @ row.t() for row in rows]
     assert angles[0].mean() < 0.15 < angles[1].mean(), "centres of outputs lie close together, random rows do not"
-    assert log(tmp_path / "random")[0]["train_quant_loss"] > 2 * log(tmp_path / "kmeans")[0]["train_quant_loss"]
+    assert log(tmp_path / "random")[0]["train_quant_loss"] > 1.5 * log(tmp_path / "kmeans")[0]["train_quant_loss"]
 
 
 def test_codes_are_revived_by_default_and_not_with_no_revive_codes(tiny: Path, tmp_path: Path) -> None:
