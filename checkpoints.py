@@ -118,15 +118,13 @@ def read_model(path: str | Path, *, stage: str) -> dict[str, Tensor]:
     return weights
 
 
-def load_strictly(
-    module: nn.Module, weights: dict[str, Tensor], *, where: str, ignored: tuple[str, ...] = ()
-) -> list[str]:
-    """Load weights that must fit; keys that begin with one of `ignored` are reported and returned.
+def load_strictly(module: nn.Module, weights: dict[str, Tensor], *, where: str) -> list[str]:
+    """Load weights that must fit; keys that the module lists in `unused_published_keys` are reported and returned.
 
     Raises InputError that names the first mismatching keys.
     """
     own = module.state_dict()
-    unused = [key for key in weights if key not in own and ignored and key.startswith(ignored)]
+    unused = [key for key in weights if key not in own and key.startswith(getattr(module, "unused_published_keys", ()))]
     wrong = [f"{k} is missing" for k in own if k not in weights]
     wrong += [f"{k} is not in the model" for k in weights if k not in own and k not in unused]
     wrong += [

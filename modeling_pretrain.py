@@ -4,6 +4,7 @@ Paper, section 2.3. Masks, the trunk under `student.`, the model, its sizes. Not
 targets, which the run script builds and the engine receives.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -12,8 +13,7 @@ from torch import Tensor, nn
 from electrodes import PUBLISHED_ELECTRODES
 from layers import INIT_STD, LAYER_NORM_EPS, Channels, TemporalConv, Trunk, initialize_weights, register_sizes
 
-# Only the published files carry these and nothing uses them: loading accepts and reports them.
-UNUSED_PUBLISHED_KEYS = ("student.lm_head.", "projection_head.")
+logger = logging.getLogger(__name__)
 
 
 def random_mask(samples: int, patches: int, *, ratio: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
@@ -52,6 +52,9 @@ class MaskedTrunk(Trunk):
 class MaskedModel(nn.Module):
     """Masked code prediction with symmetric masking."""
 
+    # Only the published files carry these and nothing uses them: loading accepts and reports them.
+    unused_published_keys = ("student.lm_head.", "projection_head.")
+
     def __init__(
         self,
         *,
@@ -81,6 +84,16 @@ class MaskedModel(nn.Module):
         )
         self.lm_head = nn.Linear(width, vocab_size)
         initialize_weights(self.lm_head, cut=INIT_STD)
+        self.register_load_state_dict_pre_hook(self._leave_unused_out)
+
+    @staticmethod
+    def _leave_unused_out(module: nn.Module, weights: dict[str, Any], prefix: str, *_: Any) -> None:
+        names = tuple(prefix + name for name in MaskedModel.unused_published_keys)
+        unused = [key for key in weights if key.startswith(names)]
+        for key in unused:
+            del weights[key]
+        if unused:
+            logger.info("%d keys that nothing uses were left out: %s", len(unused), ", ".join(unused))
 
     def forward(self, eeg: Tensor, input_chans: Channels, bool_masked_pos: Tensor) -> tuple[Tensor, Tensor]:
         """Logits at the masked places, and at the others under the inverted mask.

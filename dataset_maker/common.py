@@ -82,7 +82,7 @@ def find_files(inputs: Sequence[Path], suffixes: Collection[str] = SUFFIXES) -> 
     found: dict[Path, Path] = {}
     for path in inputs:
         if not path.exists():
-            raise InputError(f"{path}: does not exist")
+            raise InputError(f"{path}: does not exist; correct --input")
         if path.is_file() and not path.name.lower().endswith(tuple(suffixes)):
             raise InputError(f"{path}: not a kind of recording this maker reads ({', '.join(suffixes)})")
         for file in [path] if path.is_file() else path.rglob("*"):

