@@ -1,42 +1,42 @@
 """HDF5 recordings to batches: windows, batches of one montage, and what makes a run repeatable.
 
-File formats: README, "Data files". What a step sees (order, montage, mask) is a pure function of (seed, epoch,
+What a file holds: `pretraining_files.py`. What a step sees (order, montage, mask) is a pure function of (seed, epoch,
 window), so nothing about loaders or workers needs saving and the number of workers cannot change a result.
 Source: paper, section 3.2 (windows of at most 256 patches).
 """
 
 import argparse
-import bisect
-import functools
-import itertools
+import datetime
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 import torch
+import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+import quality
 from batches import EvaluationBatches, Key, TrainingBatches
 from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError, UsageError
+from hdf5_files import find_files
 from layers import MAX_PATCHES, PATCH_SAMPLES
+from pretraining_files import MAX_TOKENS, SAMPLING_RATE, Recording, by_montage, default_window, read_recordings
+from scans import complete_recordings, recordings_quality
 from utils import Run, add_switch
 
 logger = logging.getLogger(__name__)
 
-SAMPLING_RATE = 200  # Hz
-MAX_TOKENS = 256  # patches a window in the paper: sets the default window
 UNIT = 100.0  # uV: files hold microvolts, models see EEG / 100
-SUFFIXES = (".hdf5", ".h5")
 DEFAULT_VAL_DATA = Path("data/pretrain_val")
-OPEN_FILES = 64  # handles a process keeps
+LONGEST_WAIT = datetime.timedelta(days=7)  # of the other processes for the first one's scan of terabytes
 
 MaskMaker = Callable[..., Tensor]  # (patches, generator=...) -> (1, patches) bool
 
@@ -53,101 +53,8 @@ class Batch(NamedTuple):
         return Batch(run.place(self.eeg), run.place(self.channels), run.place(self.mask))
 
 
-def default_window(electrodes: int) -> int:
-    """Samples of the longest window with at most 256 patches, between 1 and 16 s."""
-    return max(1, min(MAX_PATCHES, MAX_TOKENS // electrodes)) * PATCH_SAMPLES
-
-
-def window_range(length: int, window: int, stride: int, start: float = 0, end: float = 1) -> range:
-    """Indices of a recording's windows between the fractions `start` and `end` of it. Lengths in samples."""
-    n = max(0, (length - window) // stride + 1)
-    return range(int(n * start), int(n * end))
-
-
-@functools.lru_cache(maxsize=OPEN_FILES)
-def _open(path: Path, pid: int) -> h5py.File:
-    """A process's own handle, read-only and without locks (network file systems); pid keeps forks apart."""
-    try:
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise InputError(f"{path} is no readable HDF5 file (damaged or cut short): make it again") from error
-
-
-def open_file(path: Path) -> h5py.File:
-    """This process's handle of an HDF5 file, opened once. Raises InputError if it cannot be read."""
-    return _open(path, os.getpid())
-
-
-def find_files(paths: Sequence[Path], flag: str) -> list[Path]:
-    """HDF5 files among files and folders, sorted. Raises InputError where a path has none."""
-    found = []
-    for path in paths:
-        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES) if path.is_dir() else [path]
-        if not files or not files[0].is_file():
-            raise InputError(
-                f"no data found at {path}: {flag} takes HDF5 files ({', '.join(SUFFIXES)}) or folders of them; "
-                "make them with dataset_maker/make_h5dataset_for_pretrain.py"
-            )
-        found += files
-    return sorted({file.resolve() for file in found})
-
-
-@dataclass(frozen=True)
-class Recording:
-    """One recording of a pre-training file."""
-
-    path: Path
-    name: str
-    montage: tuple[str, ...]
-    length: int  # samples
-
-    def read(self, start: int, samples: int) -> np.ndarray:
-        """Part of the signal, (N, samples) float32 in uV."""
-        try:
-            return open_file(self.path)[self.name]["eeg"][:, start : start + samples].astype(np.float32)
-        except OSError as error:
-            raise InputError(
-                f"{self.path}, recording {self.name}: cannot be read at sample {start} ({error}): make the "
-                "file again or leave it out"
-            ) from error
-
-
-def names(values: Any) -> tuple[str, ...]:
-    """Names from an HDF5 attribute, stored as bytes or as text."""
-    return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in np.atleast_1d(values))
-
-
-def read_recordings(path: Path) -> list[Recording]:
-    """Recordings of a pre-training file. Raises InputError if the file is not of that format or not at 200 Hz."""
-    recordings = []
-    for name, group in open_file(path).items():
-        eeg = group.get("eeg") if isinstance(group, h5py.Group) else None
-        if not isinstance(eeg, h5py.Dataset) or eeg.ndim != 2:
-            raise InputError(
-                f"{path} is no pre-training file: `{name}` holds no dataset `eeg` (electrodes, time); make it "
-                "with dataset_maker/make_h5dataset_for_pretrain.py"
-            )
-        attributes = {**group.attrs, **eeg.attrs}
-        if missing := [key for key in ("chOrder", "rsFreq") if key not in attributes]:
-            raise InputError(
-                f"{path}, recording {name}: attribute {missing[0]} is missing; make the file with dataset_maker"
-            )
-        montage = names(attributes["chOrder"])
-        if len(montage) != eeg.shape[0]:
-            raise InputError(f"{path}, recording {name}: {len(montage)} electrode names for {eeg.shape[0]} rows of EEG")
-        if float(attributes["rsFreq"]) != SAMPLING_RATE:
-            raise InputError(
-                f"{path}, recording {name}: sampled at {float(attributes['rsFreq']):g} Hz, all files of a run "
-                f"must be at {SAMPLING_RATE} Hz: convert it with --rsfreq {SAMPLING_RATE}"
-            )
-        recordings.append(Recording(path, name, montage, eeg.shape[1]))
-    if not recordings:
-        raise InputError(f"{path} holds no recordings: leave it out or make it again")
-    return recordings
-
-
 class MontageWindows(Dataset):
-    """All windows of the recordings of one montage; window by SPEC's rule unless given."""
+    """Windows of the recordings of one montage without an invalid second; window by SPEC's rule unless given."""
 
     def __init__(
         self,
@@ -165,19 +72,23 @@ class MontageWindows(Dataset):
         self.window = window or default_window(len(self.montage))
         self.stride = stride
         self.channels = torch.tensor(embedding_rows(self.montage, table_rows=table_rows, where=str(recordings[0].path)))
-        self.ranges = [window_range(r.length, self.window, stride, start, end) for r in self.recordings]
-        self.ends = list(itertools.accumulate(len(r) for r in self.ranges))
+        found = [recording.windows(self.window, stride, start, end) for recording in self.recordings]
+        self.left_out = sum(invalid for _, invalid in found)  # windows that touch an invalid second
         self.too_short = sum(r.length < self.window for r in self.recordings)
+        # Runs of windows, not windows: memory grows with recordings and their invalid stretches.
+        runs = [(which, run.start, len(run)) for which, (kept, _) in enumerate(found) for run in kept]
+        self._owners, self._firsts, lengths = np.array(runs, dtype=np.int64).reshape(-1, 3).T
+        self._ends = np.cumsum(lengths)
 
     def __len__(self) -> int:
         """Number of windows."""
-        return self.ends[-1]
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def locate(self, index: int) -> tuple[Recording, int]:
         """Recording and first sample of a window."""
-        which = bisect.bisect_right(self.ends, index)
-        number = self.ranges[which][index - (self.ends[which - 1] if which else 0)]
-        return self.recordings[which], number * self.stride
+        run = int(np.searchsorted(self._ends, index, side="right"))
+        number = int(self._firsts[run]) + index - (int(self._ends[run - 1]) if run else 0)
+        return self.recordings[self._owners[run]], number * self.stride
 
     def __getitem__(self, index: int) -> np.ndarray:
         """EEG of a window, (N, window) float32 in uV."""
@@ -292,7 +203,22 @@ def add_pretraining_arguments(parser: argparse.ArgumentParser, *, window_stride:
     add_loader_arguments(group)
 
 
-def _montages(paths: Sequence[Path], args: argparse.Namespace, flag: str) -> list[MontageWindows]:
+@contextmanager
+def first_alone(run: Run) -> Iterator[None]:
+    """Let the first process go ahead and the others follow: they find in the cache what it has scanned."""
+    together = dist.is_initialized() and run.processes > 1
+    # A group of its own, because nothing else may wait so long.
+    group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if together else None
+    if together and not run.is_main:
+        dist.barrier(group)
+    try:
+        yield
+    finally:  # also on errors, which the others then find themselves
+        if together and run.is_main:
+            dist.barrier(group)
+
+
+def _montages(paths: Sequence[Path], args: argparse.Namespace, flag: str, run: Run) -> list[MontageWindows]:
     """Windows of all files, grouped by montage, montages in a fixed order. Raises InputError if there are none."""
     if args.time_window is not None and not 1 <= args.time_window <= MAX_PATCHES:
         raise UsageError(
@@ -301,29 +227,53 @@ def _montages(paths: Sequence[Path], args: argparse.Namespace, flag: str) -> lis
     if args.window_stride < 1:
         raise UsageError(f"--window_stride {args.window_stride}: allowed are whole numbers of samples from 1")
     recordings = [recording for path in find_files(paths, flag) for recording in read_recordings(path)]
+    for group in by_montage(recordings):  # unknown electrodes are said before a scan of hours
+        embedding_rows(group[0].montage, table_rows=args.num_electrodes + 1, where=str(group[0].path))
+    with first_alone(run):
+        recordings, scans = complete_recordings(recordings, visible=run.is_main)
     window = args.time_window * SAMPLING_RATE if args.time_window else None
-    montages = []
-    for _, group in itertools.groupby(sorted(recordings, key=lambda r: r.montage), key=lambda r: r.montage):
-        windows = MontageWindows(
-            list(group), window=window, stride=args.window_stride, table_rows=args.num_electrodes + 1
-        )
-        if windows.too_short:
-            logger.warning(
-                "%d of %d recordings with %d electrodes are shorter than the window of %d s and give nothing.",
-                windows.too_short,
-                len(windows.recordings),
-                len(windows.montage),
-                windows.window // SAMPLING_RATE,
-            )
-        if len(windows):
-            montages.append(windows)
-    if not montages:
-        longest = max(r.length for r in recordings) / SAMPLING_RATE
+    montages = [
+        MontageWindows(group, window=window, stride=args.window_stride, table_rows=args.num_electrodes + 1)
+        for group in by_montage(recordings)
+    ]
+    if run.is_main:
+        for windows in montages:
+            _warn(windows, recordings_quality(windows.recordings, scans), flag)
+    if found := [windows for windows in montages if len(windows)]:
+        return found
+    if left_out := sum(windows.left_out for windows in montages):
         raise InputError(
-            f"{flag} {paths[0]}: every recording is shorter than its window (the longest has {longest:g} s): "
-            "choose a shorter --time_window or leave it to the number of electrodes"
+            f"{flag} {paths[0]}: all {left_out} windows touch seconds that cannot be used (not finite, or all "
+            "electrodes flat): see python -m dataset_maker.inspect, and make the files again"
         )
-    return montages
+    longest = max(r.length for r in recordings) / SAMPLING_RATE
+    raise InputError(
+        f"{flag} {paths[0]}: every recording is shorter than its window (the longest has {longest:g} s): "
+        "choose a shorter --time_window or leave it to the number of electrodes"
+    )
+
+
+def _warn(windows: MontageWindows, seen: quality.Quality | None, flag: str) -> None:
+    """Say what of a montage is left out, and what is odd about its signals."""
+    electrodes = len(windows.montage)
+    if windows.too_short:
+        logger.warning(
+            "%d of %d recordings with %d electrodes are shorter than the window of %d s and give nothing.",
+            windows.too_short,
+            len(windows.recordings),
+            electrodes,
+            windows.window // SAMPLING_RATE,
+        )
+    if windows.left_out:
+        logger.warning(
+            "%d of %d windows with %d electrodes touch seconds that cannot be used (not finite, or all electrodes "
+            "flat) and are left out.",
+            windows.left_out,
+            windows.left_out + len(windows),
+            electrodes,
+        )
+    for text in quality.warnings(seen) if seen else ():
+        logger.warning("%s, %d electrodes: %s", flag, electrodes, text)
 
 
 def make_loader(
@@ -349,7 +299,7 @@ def build_pretraining_loaders(
 
     Raises InputError for data that are missing, damaged, of another rate or format, or too short.
     """
-    montages = _montages(args.train_data, args, "--train_data")
+    montages = _montages(args.train_data, args, "--train_data", run)
     batches = TrainingBatches(
         [len(m) for m in montages],
         args.batch_size,
@@ -388,6 +338,6 @@ def build_evaluation_loader(
     paths: Sequence[Path], flag: str, args: argparse.Namespace, run: Run, *, make_mask: MaskMaker | None = None
 ) -> DataLoader:
     """Loader of every window of these files once. flag: what the paths were given by."""
-    montages = _montages(paths, args, flag)
+    montages = _montages(paths, args, flag, run)
     batches = EvaluationBatches([len(m) for m in montages], args.batch_size, rank=run.rank, processes=run.processes)
     return make_loader(PretrainingDataset(montages, seed=args.seed, make_mask=make_mask), batches, args, run, collate)

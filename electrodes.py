@@ -3,6 +3,7 @@
 Paper, appendix on data: one embedding row per electrode name. Without torch, so that dataset makers can use it.
 """
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def is_known_non_eeg(name: str) -> bool:
 def _nearest(name: str) -> str:
     """Return `'name' (nearest known: ...)` for error messages."""
     near = [_SPELLING[key] for key in get_close_matches(_plain(name), _SPELLING, n=3, cutoff=0.5)]
-    return f"'{name}' (nearest known: {', '.join(near)})" if near else f"'{name}' (nothing like it is known)"
+    # repr: a name comes from a file and may hold what a terminal obeys.
+    return f"{name!r} (nearest known: {', '.join(near)})" if near else f"{name!r} (nothing like it is known)"
 
 
 def _matches(names: Iterable[str], wanted: str) -> list[str]:
@@ -87,7 +89,7 @@ def resolve(
         raise InputError(
             f"{where}unknown electrode names: {'; '.join(map(_nearest, unknown))}. Leave them out with "
             f"--drop {' '.join(repr(name) for name in unknown)}, or say which electrodes they are with "
-            f'--rename MAP.json, a JSON object such as {{"{unknown[0]}": "CZ"}}'
+            f"--rename MAP.json, a JSON object such as {json.dumps({unknown[0]: 'CZ'})}"
         )
     for electrode in kept.values():
         if len(same := [name for name, other in kept.items() if other == electrode]) > 1:

@@ -11,6 +11,7 @@ from torch import nn
 
 import checkpoints
 import labelled_data
+import labelled_files
 import modeling_finetune
 import optim_factory
 import training_state
@@ -141,7 +142,7 @@ class Evaluation:
 def main(args: argparse.Namespace) -> None:
     """Fine-tune, or with --eval evaluate, a classifier."""
     with utils.setup_run(args) as run:
-        file = labelled_data.read_labelled(labelled_data.labelled_path(args.dataset, args.data_dir))
+        file = labelled_files.read_labelled(labelled_files.labelled_path(args.dataset, args.data_dir))
         outputs = file.outputs
         if args.nb_classes not in (None, 0, outputs):
             raise InputError(

@@ -1,4 +1,4 @@
-"""The one pipeline of all makers: find, read, resolve electrodes, filter, notch, resample, write.
+"""The one pipeline of all makers: read with MNE, resolve electrodes, keep EEG, filter, notch, resample.
 
 Paper, section 2 and appendix on pre-processing. Signals go into files in uV; models divide by 100 when they read.
 Nothing of a recording's header but its channel names and sampling rate is kept: names of people, birth dates and
@@ -7,25 +7,30 @@ recording dates stay behind, and messages never quote what a reader says, since 
 
 import argparse
 import json
-import sys
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import mne
 import numpy as np
-from tqdm import tqdm
 
-from dataset_maker.writers import PretrainingWriter
+from dataset_maker.filters import apply_fir, kernels, resample
+from dataset_maker.sources import RECORDINGS
 from electrodes import is_known_non_eeg, resolve
 from errors import InputError, UsageError
+from quality import BINS, Quality, SignalScan, amplitude_histogram
 
-SUFFIXES = (".edf", ".bdf", ".cnt", ".gdf", ".vhdr", ".set", ".fif", ".fif.gz")
 EXTRA_READERS = {".set": "files of MATLAB 7.3 need `pip install pymatreader`", ".cnt": "ANT files need `antio`"}
 MIN_TRANSITION = 0.5  # Hz between a filter's edge and Nyquist: less would take a filter of many seconds
+BLOCK_BYTES = 256 << 20  # float64 signal that is filtered as a whole; longer recordings go block by block
+LOWEST_RATE = 10.0  # Hz
+GAPS = ("edge", "bad_acq_skip")  # annotations across which MNE does not filter
+EDF_HEADER = 256  # bytes of an EDF or BDF file's own header; another 256 for each signal
+
+Store = Callable[[Sequence[str], float, int], Any]  # (electrodes, rate, samples) -> something (N, samples) to write to
 
 
 @dataclass(frozen=True)
@@ -46,51 +51,85 @@ class FilterSettings:
             raise UsageError(f"--l_freq {self.l_freq:g} must be below --h_freq {self.h_freq:g}")
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, notch: float = 50.0) -> None:
-    """Declare the pipeline's flags; `notch` is the maker's default mains frequency in Hz."""
+@dataclass(frozen=True)
+class Pipeline:
+    """How recordings become signals; travels to workers as JSON and is written into every file."""
+
+    filter: FilterSettings = FilterSettings()
+    rename: Mapping[str, str] = field(default_factory=dict)
+    drop: Sequence[str] = ()
+    trim_end: float = 0.0  # s cut off every recording's end
+    dtype: str = "float32"
+    block_bytes: int = BLOCK_BYTES
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Pipeline":
+        """The inverse of `to_json`."""
+        return cls(**{**values, "filter": FilterSettings(**values["filter"])})
+
+
+@dataclass
+class Prepared:
+    """A recording after the pipeline."""
+
+    electrodes: list[str]
+    rate: float  # Hz
+    length: int  # samples
+    eeg: Any  # (N, length) uV: a NumPy array or an HDF5 dataset
+    quality: Quality  # of the source, before any filter; amplitudes after it
+    report: dict[str, Any]
+    extra: dict[str, Any] = field(default_factory=dict)  # what a maker's own reader wants to hand on
+
+
+def add_filter_arguments(parser: argparse.ArgumentParser, *, notch: float = 50.0) -> Any:
+    """Declare the filters' flags; `notch` is the maker's default mains frequency in Hz. Returns the group."""
     group = parser.add_argument_group("pipeline", "applied in this order; 0 leaves a stage out")
     group.add_argument("--l_freq", type=float, default=0.1, help="high-pass edge, Hz (default %(default)s)")
     group.add_argument("--h_freq", type=float, default=75.0, help="low-pass edge, Hz (default %(default)s)")
     group.add_argument("--notch", type=float, default=notch, help="mains, Hz: 50, 60 or 0 (default %(default)s)")
+    return group
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, notch: float = 50.0) -> None:
+    """Declare the whole pipeline's flags."""
+    group = add_filter_arguments(parser, notch=notch)
     group.add_argument("--rsfreq", type=float, default=200.0, help="sampling rate to write, Hz (default %(default)s)")
+    group.add_argument("--trim_end", type=float, default=0.0, metavar="SECONDS", help="cut off every recording's end")
+    add_name_arguments(parser)
+
+
+def add_name_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags for channels whose names do not say which electrodes they are."""
+    group = parser.add_argument_group("channels")
     group.add_argument("--drop", nargs="+", default=[], metavar="NAME", help="channels to leave out")
     group.add_argument("--rename", type=Path, metavar="MAP.json", help="JSON object: name in the file -> electrode")
 
 
-def pipeline_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return `settings`, `rename` and `drop` for `convert_recordings` and `preprocess` from the parsed flags."""
-    settings = FilterSettings(args.l_freq or None, args.h_freq or None, args.notch or None, args.rsfreq or None)
-    return {"settings": settings, "rename": load_rename(args.rename) if args.rename else {}, "drop": tuple(args.drop)}
+def build_pipeline(args: argparse.Namespace, **fixed: Any) -> Pipeline:
+    """Return the pipeline of the parsed flags; fixed: what the maker decides. Raises UsageError and InputError."""
+    l_freq, h_freq, notch = (getattr(args, name, 0.0) or None for name in ("l_freq", "h_freq", "notch"))
+    settings = FilterSettings(l_freq, h_freq, notch, getattr(args, "rsfreq", 200.0) or None)
+    trim_end = getattr(args, "trim_end", 0.0)
+    if not 0 <= trim_end < math.inf:
+        raise UsageError(f"--trim_end {trim_end:g}: must be a number of seconds from 0")
+    rename = load_rename(args.rename) if getattr(args, "rename", None) else {}
+    pipeline = Pipeline(settings, rename, tuple(getattr(args, "drop", ())), trim_end, args.dtype)
+    return replace(pipeline, **fixed)
 
 
 def load_rename(path: Path) -> dict[str, str]:
     """Read a JSON object of channel name -> electrode. Raises InputError if it is anything else."""
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--rename {path}: cannot be read as JSON ({type(error).__name__})") from error
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise InputError(f'--rename {path}: must be a JSON object of names, such as {{"EEG X1": "CZ"}}')
     return names
-
-
-def find_files(inputs: Sequence[Path], suffixes: Collection[str] = SUFFIXES) -> list[Path]:
-    """Return the files with these suffixes, sorted, each once; folders are searched recursively.
-
-    Raises InputError for a path that does not exist, a file of another kind, and when nothing is found.
-    """
-    found: dict[Path, Path] = {}
-    for path in inputs:
-        if not path.exists():
-            raise InputError(f"{path}: does not exist; correct --input")
-        if path.is_file() and not path.name.lower().endswith(tuple(suffixes)):
-            raise InputError(f"{path}: not a kind of recording this maker reads ({', '.join(suffixes)})")
-        for file in [path] if path.is_file() else path.rglob("*"):
-            if file.name.lower().endswith(tuple(suffixes)) and not file.name.startswith(".") and file.is_file():
-                found.setdefault(file.resolve(), file)
-    if not found:
-        raise InputError(f"no recordings ({', '.join(suffixes)}) in {', '.join(map(str, inputs))}")
-    return sorted(found.values())
 
 
 @contextmanager
@@ -98,7 +137,7 @@ def readable(path: Path | str) -> Iterator[None]:
     """Turn whatever a reader raises on broken bytes into an InputError that names the file and quotes nothing of it."""
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # readers raise anything on broken bytes, from struct.error to ZeroDivisionError
         hint = next((f"; {text}" for suffix, text in EXTRA_READERS.items() if str(path).lower().endswith(suffix)), "")
@@ -108,18 +147,49 @@ def readable(path: Path | str) -> Iterator[None]:
 
 def read_raw(path: Path) -> mne.io.BaseRaw:
     """Open a recording with MNE by its suffix (signals in volts, not loaded yet). Raises InputError if unreadable."""
-    if not path.name.lower().endswith(SUFFIXES):
-        raise InputError(f"{path}: not a kind of recording that is read here ({', '.join(SUFFIXES)})")
+    if not path.name.lower().endswith(RECORDINGS):
+        raise InputError(f"{path}: not a kind of recording that is read here ({', '.join(RECORDINGS)})")
+    return open_raw(path)
+
+
+def open_raw(path: Path) -> mne.io.BaseRaw:
+    """The same for any format that MNE knows."""
+    # Annotations are not used, and only in this encoding no byte of theirs makes MNE refuse the recording.
+    options = {"encoding": "latin1"} if path.suffix.lower() in (".edf", ".bdf") else {}
     with readable(path):
-        return mne.io.read_raw(path, verbose="error")  # "error": MNE's warnings may quote header texts
+        return mne.io.read_raw(path, verbose="error", **options)  # "error": MNE's warnings may quote header texts
 
 
-def _select_electrodes(
-    raw: mne.io.BaseRaw, rename: Mapping[str, str] | None, drop: Collection[str], where: str
-) -> dict[str, str]:
+def check_rate(raw: mne.io.BaseRaw, where: str) -> None:
+    """Raise InputError for a sampling rate that no EEG has: a forged one makes seconds of a recording into years."""
+    rate = float(raw.info["sfreq"])
+    if not LOWEST_RATE <= rate < math.inf:
+        raise InputError(f"{where}: sampled at {rate:g} Hz; EEG needs at least {LOWEST_RATE:g} Hz")
+
+
+def missing_seconds(path: Path, raw: mne.io.BaseRaw) -> tuple[float, float]:
+    """Return the seconds that an EDF or BDF header announces beyond what the file holds, and all it announces.
+
+    (0, 0) for other formats, for files that were never closed (they announce -1 records) and unreadable headers.
+    """
+    if not path.name.lower().endswith((".edf", ".bdf")):
+        return 0.0, 0.0
+    with path.open("rb") as file:
+        header = file.read(EDF_HEADER)
+    try:
+        announced = int(header[236:244]) * float(header[244:252])
+    except ValueError:
+        return 0.0, 0.0
+    missing = announced - raw.n_times / raw.info["sfreq"]
+    return (missing, announced) if 0 < missing < math.inf and announced > 0 else (0.0, 0.0)
+
+
+def select_electrodes(raw: mne.io.BaseRaw, pipeline: Pipeline, where: str) -> dict[str, str]:
     """Pick and rename the EEG channels of `raw` in place; return each dropped channel's name with the reason."""
     types = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True))
-    resolution = resolve([name for name in types if types[name] == "eeg"], rename=rename, drop=drop, where=where)
+    resolution = resolve(
+        [name for name in types if types[name] == "eeg"], rename=pipeline.rename, drop=pipeline.drop, where=where
+    )
     raw.pick(list(resolution.kept))
     raw.rename_channels(resolution.kept, verbose="error")
     reasons = {name: "not EEG by its type in the file" for name in types if types[name] != "eeg"}
@@ -128,9 +198,12 @@ def _select_electrodes(
     return reasons
 
 
-def _filter(raw: mne.io.BaseRaw, settings: FilterSettings) -> dict[str, Any]:
-    """Band-pass, notch and resample `raw` in place as far as its rate allows; return what was done."""
-    rate, notes = float(raw.info["sfreq"]), []
+def plan_stages(rate: float, settings: FilterSettings, seconds: float) -> dict[str, Any]:
+    """Return which stages a source of this rate (Hz) and length allows, and notes on what it does not.
+
+    Keys: source_rate, sampling_rate, l_freq, h_freq, notch (None where a stage is left out), notes.
+    """
+    notes = []
     l_freq, h_freq, notch = settings.l_freq, settings.h_freq, settings.notch
     if h_freq and h_freq + MIN_TRANSITION > rate / 2:
         h_freq = None
@@ -138,89 +211,146 @@ def _filter(raw: mne.io.BaseRaw, settings: FilterSettings) -> dict[str, Any]:
     if notch and notch * 1.0025 + MIN_TRANSITION >= rate / 2:  # MNE's notch is notch / 200 wide, edges of 0.5 Hz
         notch = None
         notes.append(f"no notch at {settings.notch:g} Hz: the source has {rate:g} Hz")
-    if l_freq and raw.n_times < 3.3 * rate / l_freq:
+    if l_freq and seconds < 3.3 / l_freq:
         notes.append(f"shorter than the high-pass filter at {l_freq:g} Hz, which lasts {3.3 / l_freq:.0f} s")
-    if l_freq or h_freq:
-        raw.filter(l_freq, h_freq, verbose="error")
-    if notch:
-        raw.notch_filter(notch, verbose="error")
-    if settings.sampling_rate and not np.isclose(rate, settings.sampling_rate, rtol=1e-9):
-        raw.resample(settings.sampling_rate, verbose="error")
-    rates = {"source_rate": rate, "sampling_rate": settings.sampling_rate or rate}
+    new_rate = settings.sampling_rate or rate
+    new_rate = rate if np.isclose(rate, new_rate, rtol=1e-6, atol=0) else new_rate  # what MNE's resampling ignores
+    rates = {"source_rate": rate, "sampling_rate": settings.sampling_rate or rate, "resampled": new_rate != rate}
     return rates | {"l_freq": l_freq, "h_freq": h_freq, "notch": notch, "notes": notes}
 
 
-def preprocess(
-    raw: mne.io.BaseRaw,
-    settings: FilterSettings,
-    *,
-    rename: Mapping[str, str] | None = None,
-    drop: Collection[str] = (),
-    where: str = "recording",
-) -> tuple[mne.io.BaseRaw, dict[str, Any]]:
-    """Pick EEG, band-pass, notch, resample `raw` in place, in this order, with MNE's defaults.
-
-    Returns the recording with canonical electrode names in the file's order, and a report: `source_rate`,
-    `sampling_rate`, the edges applied (`l_freq`, `h_freq`, `notch`; None where a stage was left out), `notes` (what
-    was asked for and could not be done) and `dropped` (channel -> reason). A source too slow for a stage skips it.
-    Raises InputError for unknown electrodes and for signals that cannot be read. Source: paper, section 2.
-    """
-    with readable(where):
-        dropped = _select_electrodes(raw, rename, drop, where)
-        raw.load_data(verbose="error")
-    if raw.n_times < raw.info["sfreq"]:
-        raise InputError(f"{where}: lasts {raw.n_times / raw.info['sfreq']:.2f} s, but one patch is 1 s")
-    try:
-        return raw, _filter(raw, settings) | {"dropped": dropped}
-    except (ValueError, RuntimeError, MemoryError) as error:
-        raise InputError(f"{where}: cannot be filtered and resampled ({type(error).__name__})") from error
+def in_memory(electrodes: Sequence[str], rate: float, length: int) -> np.ndarray:
+    """Return an array for a signal (N, length); the plainest `Store`."""
+    return np.empty((len(electrodes), length), dtype=np.float32)
 
 
-def microvolts(raw: mne.io.BaseRaw, where: str = "recording") -> np.ndarray:
-    """Return the signal (N, time) float32 in uV. Raises InputError if it holds NaN or infinity."""
-    eeg = (raw.get_data() * 1e6).astype(np.float32)  # (N, time)
-    if bad := [name for name, row in zip(raw.ch_names, eeg, strict=True) if not np.isfinite(row).all()]:
-        raise InputError(f"{where}: NaN or infinite values in {', '.join(bad)}; leave these out with --drop")
+def bridged(eeg: np.ndarray) -> np.ndarray:
+    """Replace NaN and infinity in eeg (N, time), in place, by straight lines between their neighbours (0: none)."""
+    finite = np.isfinite(eeg)
+    for row in np.flatnonzero(~finite.all(axis=1)):
+        good, bad = np.flatnonzero(finite[row]), np.flatnonzero(~finite[row])
+        eeg[row, bad] = np.interp(bad, good, eeg[row, good]) if len(good) else 0.0
     return eeg
 
 
-def convert_recordings(
-    paths: Sequence[Path],
-    read: Callable[[Path], mne.io.BaseRaw],
-    output: Path,
-    *,
-    source: str,
-    settings: FilterSettings,
-    rename: Mapping[str, str],
-    drop: Collection[str],
-) -> None:
-    """Turn recordings into one pre-training HDF5 per montage in the folder `output`, with a bar and a summary.
+class _Source:
+    """A recording's EEG as the filters get it, in volts; every sample is looked at once on its way."""
 
-    read: opens one recording, in volts. A recording that fails is left out and named on stderr; the others are
-    written, and an InputError at the end says how many failed.
+    def __init__(self, raw: mne.io.BaseRaw, samples: int, where: str) -> None:
+        self.raw, self.samples, self.where = raw, samples, where
+        self.rate = float(raw.info["sfreq"])
+        self._scan = SignalScan(raw.ch_names, self.rate, amplitudes=False)
+        self._scanned = 0
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Samples start to stop, (N, stop - start) float64, bridged. Raises InputError if they cannot be read."""
+        with readable(self.where):
+            eeg = self.raw.get_data(start=start, stop=stop, verbose="error")
+        self._look(eeg, start, stop)
+        return bridged(eeg)
+
+    def _look(self, eeg: np.ndarray, start: int, stop: int) -> None:
+        if start <= self._scanned < stop:  # blocks overlap, and the ends may be asked for first
+            self._scan.add(eeg[:, self._scanned - start :] * 1e6)
+            self._scanned = stop
+
+    def filtered(self, stages: Mapping[str, Any]) -> np.ndarray:
+        """The whole signal after all stages, (N, time) float64 in volts."""
+        if any(text.lower().startswith(GAPS) for text in self.raw.annotations.description):
+            return self._filtered_in_parts(stages)
+        eeg = self.read(0, self.samples)
+        for kernel in kernels(self.rate, stages["l_freq"], stages["h_freq"], stages["notch"]):
+            eeg = apply_fir(eeg, kernel)
+        return resample(eeg, self.rate, stages["sampling_rate"]) if stages["resampled"] else eeg
+
+    def _filtered_in_parts(self, stages: Mapping[str, Any]) -> np.ndarray:
+        """The same by MNE's own methods, which do not filter across gaps that the recording marks."""
+        raw = self.raw
+        with readable(self.where):
+            raw.crop(tmax=(self.samples - 1) / self.rate)
+            raw.load_data(verbose="error")
+        raw[:, :] = self.read(0, self.samples)
+        if stages["l_freq"] or stages["h_freq"]:
+            raw.filter(stages["l_freq"], stages["h_freq"], verbose="error")
+        if stages["notch"]:
+            raw.notch_filter(stages["notch"], verbose="error")
+        if stages["resampled"]:
+            raw.resample(stages["sampling_rate"], verbose="error")
+        return raw.get_data(verbose="error")
+
+    def blocks(self, stages: Mapping[str, Any], block_bytes: int) -> Iterator[np.ndarray]:
+        """The same in consecutive blocks, (N, t) each, without ever holding the whole."""
+        from dataset_maker.long_recordings import process_blocks  # takes half a second that few recordings need
+
+        return process_blocks(
+            self.read,
+            self.samples,
+            self.rate,
+            l_freq=stages["l_freq"],
+            h_freq=stages["h_freq"],
+            notch=stages["notch"],
+            new_rate=stages["sampling_rate"] if stages["resampled"] else None,
+            block_samples=block_bytes // (8 * len(self.raw.ch_names)),
+        )
+
+    def quality(self, seconds: int) -> Quality:
+        """What was seen, for this many seconds. Raises InputError if none is valid."""
+        assert self._scanned == self.samples, "all of it went through the filters"
+        quality = self._scan.result()
+        if not quality.valid.any():
+            names = [name for name, count in quality.not_finite.items() if count == len(quality.valid)]
+            reason = f"NaN or infinite in {', '.join(names)}; leave these out" if names else "no signal at all"
+            raise InputError(f"{self.where}: no second is usable ({reason})")
+        # Resampling rounds the length, so a last second of a few samples may come or go.
+        return replace(quality, valid=np.pad(quality.valid, (0, 1), mode="edge")[:seconds])
+
+
+def narrowed(eeg: np.ndarray, dtype: str, where: str) -> np.ndarray:
+    """Convert eeg (uV) to the files' type. Raises InputError for values that it cannot hold."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = eeg.astype(dtype)
+    if not np.isfinite(narrow).all():
+        raise InputError(f"{where}: values beyond {np.finfo(dtype).max:g} uV, more than {dtype} holds; check its units")
+    return narrow
+
+
+def prepare(raw: mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording", store: Store = in_memory) -> Prepared:
+    """Pick EEG, band-pass, notch, resample, in this order, with MNE's defaults. Source: paper, section 2.
+
+    raw: in volts, changed in place. store: gives the place for the result, (N, samples) uV, once the size is known.
+    The result has canonical electrode names in the file's order; its `report` holds `plan_stages`' keys and `dropped`
+    (channel -> reason). A source too slow for a stage skips it; NaN and infinity are bridged by straight lines and
+    their seconds marked invalid. A recording of more than `pipeline.block_bytes` is never held as a whole.
+    Raises InputError for unknown electrodes, for signals that cannot be read and where no second is valid.
     """
-    made = {"source": source, "filter": asdict(settings), "rename": dict(rename), "drop": list(drop)}
-    dropped: dict[str, Counter[str]] = {}  # reason -> channel -> recordings
-    notes: Counter[str] = Counter()
-    failed = 0
-    with PretrainingWriter(output, made=made) as writer:
-        for path in tqdm(paths, unit="recording", disable=None):
-            try:
-                raw, report = preprocess(read(path), settings, rename=rename, drop=drop, where=str(path))
-                eeg = microvolts(raw, str(path))
-            except InputError as error:
-                failed += 1
-                tqdm.write(f"left out: {error}", file=sys.stderr)
-                continue
-            writer.add(path.stem, eeg, raw.ch_names, report)
-            notes.update(report["notes"])
-            for name, reason in report["dropped"].items():
-                dropped.setdefault(reason, Counter())[name] += 1
-    for reason, names in dropped.items():
-        print(f"dropped, {reason}: " + ", ".join(f"{name!r} ({count}x)" for name, count in names.items()))
-    for note, count in notes.items():
-        print(f"{count} recordings: {note}")
-    for name, seconds in sorted(writer.seconds.items()):
-        print(f"{output / name}: {len(seconds)} recordings, {sum(seconds) / 3600:.2f} h")
-    if failed:
-        raise InputError(f"{failed} of {len(paths)} recordings were left out, named above; the others are in {output}")
+    with readable(where):
+        dropped = select_electrodes(raw, pipeline, where)
+        rate = float(raw.info["sfreq"])
+        samples = raw.n_times - round(pipeline.trim_end * rate)
+    if samples < rate:
+        trimmed = f" after --trim_end {pipeline.trim_end:g}" if pipeline.trim_end else ""
+        raise InputError(f"{where}: lasts {max(samples, 0) / rate:.2f} s{trimmed}, but one patch is 1 s")
+    stages = plan_stages(rate, pipeline.filter, samples / rate)
+    new_rate = stages["sampling_rate"]
+    source = _Source(raw, samples, where)
+    histogram = np.zeros(BINS, np.int64)
+    try:
+        if samples * len(raw.ch_names) * 8 <= pipeline.block_bytes:
+            whole = source.filtered(stages)
+            length, blocks = whole.shape[1], iter([whole])
+        else:
+            length = max(round(new_rate / rate * samples), 1) if stages["resampled"] else samples
+            blocks = source.blocks(stages, pipeline.block_bytes)
+        eeg, at = store(raw.ch_names, new_rate, length), 0
+        for block in blocks:  # (N, t), V
+            block *= 1e6
+            eeg[:, at : at + block.shape[1]] = narrowed(block, pipeline.dtype, where)
+            histogram += amplitude_histogram(block)
+            at += block.shape[1]
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where}: cannot be filtered and resampled ({type(error).__name__})") from error
+    assert at == length, (at, length)
+    quality = replace(source.quality(math.ceil(length / new_rate)), histogram=histogram)
+    return Prepared(list(raw.ch_names), new_rate, length, eeg, quality, stages | {"dropped": dropped})

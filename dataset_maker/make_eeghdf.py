@@ -6,18 +6,23 @@ The package eeghdf 0.2.4 carries two such clinical recordings (Stanford; 200 Hz;
 default). Of their 36 channels the 19 of the 10-20 system are kept; the file's patient fields are never read.
 """
 
-import argparse
 import sys
 from pathlib import Path
+
+if not __package__:  # started by its path: the project's folder, not this one, belongs on Python's path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
 
 import h5py
 import mne
 import numpy as np
 
-if not __package__:  # started by its path: the project's folder is not on Python's path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from dataset_maker import common
+from dataset_maker import common, jobs
+from dataset_maker.pretraining import convert_recordings
+from dataset_maker.sources import find_files
 from errors import ArgumentParser, InputError, run_script
 
 UNITS = {"uV": 1e-6, "µV": 1e-6, "mV": 1e-3, "V": 1.0}  # volts
@@ -32,11 +37,13 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the HDF5 files")
     parser.add_argument("--all_electrodes", action="store_true", help="keep A1 A2 FT9 FT10 besides the 19 of 10-20")
     common.add_arguments(parser, notch=60.0)
+    jobs.add_arguments(parser)
     return parser.parse_args()
 
 
-def read_eeghdf(path: Path) -> mne.io.BaseRaw:
+def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
     """Read the one record of an eeghdf file: channels in volts at its nominal rate, nothing else of the file."""
+    path = Path(task["path"])
     with common.readable(path), h5py.File(path, "r") as file:
         if records := [name for name in file if name.startswith("record-") and name != "record-0"]:
             raise InputError(f"{path}: holds {len(records) + 1} records, but only files with one are read")
@@ -57,10 +64,15 @@ def read_eeghdf(path: Path) -> mne.io.BaseRaw:
 
 def main(args: argparse.Namespace) -> None:
     """Convert every recording found; raises InputError at the end if any was left out."""
-    options = common.pipeline_options(args)
-    options["drop"] += AUXILIARY + (() if args.all_electrodes else BEYOND_TEN_TWENTY)
-    paths = common.find_files(args.input, suffixes=(".eeg.h5",))
-    common.convert_recordings(paths, read_eeghdf, args.output, source="eeghdf", **options)
+    further = AUXILIARY + (() if args.all_electrodes else BEYOND_TEN_TWENTY)
+    convert_recordings(
+        find_files(args.input, suffixes=(".eeg.h5",)),
+        args.output,
+        maker="dataset_maker.make_eeghdf",
+        source="eeghdf",
+        pipeline=common.build_pipeline(args, drop=(*args.drop, *further)),
+        spread=jobs.Spread.from_args(args),
+    )
 
 
 if __name__ == "__main__":

@@ -3,14 +3,17 @@
 `python -m dataset_maker.make_h5dataset_for_pretrain --input recordings/ --output data/pretrain`
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-if not __package__:  # started by its path: the project's folder is not on Python's path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # started by its path: the project's folder, not this one, belongs on Python's path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dataset_maker import common
+import argparse
+
+from dataset_maker import common, jobs
+from dataset_maker.pretraining import convert_recordings
+from dataset_maker.sources import find_files
 from errors import ArgumentParser, run_script
 
 
@@ -20,14 +23,20 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help="files or folders")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the HDF5 files")
     common.add_arguments(parser)
+    jobs.add_arguments(parser)
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
     """Convert every recording found; raises InputError at the end if any was left out."""
-    options = common.pipeline_options(args)
-    paths = common.find_files(args.input)
-    common.convert_recordings(paths, common.read_raw, args.output, source="recordings read by MNE", **options)
+    convert_recordings(
+        find_files(args.input),
+        args.output,
+        maker="dataset_maker.make_h5dataset_for_pretrain",
+        source="recordings read by MNE",
+        pipeline=common.build_pipeline(args),
+        spread=jobs.Spread.from_args(args),
+    )
 
 
 if __name__ == "__main__":

@@ -7,20 +7,21 @@ potential, so trials are resampled and cut to whole seconds, but not high-passed
 before and behind C3 and C4, which are about FC3, CP3, FC4 and CP4.
 """
 
-import argparse
 import sys
-import zipfile
 from pathlib import Path
+
+if not __package__:  # started by its path: the project's folder, not this one, belongs on Python's path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import zipfile
 
 import numpy as np
 from scipy.signal import resample_poly
 from sklearn.model_selection import train_test_split
 
-if not __package__:  # started by its path: the project's folder is not on Python's path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from dataset_maker import common
-from dataset_maker.writers import LabelledWriter
+from dataset_maker.writers import LabelledShard, refuse_existing
 from errors import ArgumentParser, InputError, UsageError, run_script
 
 ELECTRODES = ("A1", "A2", "FC3", "CP3", "FC4", "CP4")
@@ -93,15 +94,15 @@ def main(args: argparse.Namespace) -> None:
     stages = {"l_freq": None, "h_freq": None, "notch": None, "sampling_rate": SAMPLING_RATE, "source_rate": SOURCE_RATE}
     split = f"test as published; {args.val_fraction:g} of the training trials, stratified, are val"
     made = {"source": "SelfRegulationSCP1", "filter": stages, "split": split, "seed": args.seed}
-    with LabelledWriter(
-        args.output,
-        name="SCP1",
-        task="binary",
-        classes=CLASSES,
-        electrodes=ELECTRODES,
-        sampling_rate=SAMPLING_RATE,
-        made=made,
-    ) as writer:
+    description = {
+        "name": "SCP1",
+        "task": "binary",
+        "classes": CLASSES,
+        "electrodes": ELECTRODES,
+        "rate": SAMPLING_RATE,
+    }
+    refuse_existing(args.output)
+    with LabelledShard(args.output, description=description, made=made, dtype="float32") as writer:
         for part, (trials, labels) in parts.items():
             for index, (trial, label) in enumerate(zip(resample(trials), labels, strict=True)):
                 trial_id = f"{part.lower()}-{index:03d}"

@@ -16,10 +16,13 @@ from torch import Tensor
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # the backend comes first: there may be no display
 
-from eeg_data import MontageWindows, find_files, read_recordings, to_units
-from labelled_data import LabelledWindows, read_labelled
+from eeg_data import MontageWindows, to_units
+from hdf5_files import find_files
+from labelled_data import LabelledWindows
+from labelled_files import read_labelled
 from modeling_vqnsp import VQNSP, spectrum_targets
 from norm_ema_quantizer import usage
+from pretraining_files import read_recordings
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ from errors import run_script
 
 def run_maker(maker: ModuleType, *words: Any) -> int:
     """Run a maker as its command line would; return the exit code."""
+    if "jobs" in maker.__dict__ or "labelled" in maker.__dict__:
+        words = ("--jobs", 1, *words)  # one process to start instead of one for each core
     with patch.object(sys, "argv", [maker.__name__, *map(str, words)]):
         try:
             run_script(maker.main, maker.get_args())

@@ -123,7 +123,7 @@ def start(
     words: Sequence[Any], *, cwd: Path, processes: int = 0, timeout: float = 240, check: bool = True, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `python words...` in a clean environment, with processes > 0 through torchrun; return how it ended."""
-    env = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    env = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LABRAM_CACHE") if name in os.environ}
     env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
     command = [sys.executable]
     if processes:

@@ -235,11 +235,42 @@ def test_targets_that_are_not_finite(fails: Any, tmp_path: Path) -> None:
     fails(FINETUNE, "--dataset", file, code=DATA, says=[str(file), "finite"])
 
 
-def test_recordings_that_hold_nan_stop_the_run_before_anything_changes(fails: Any, tmp_path: Path) -> None:
-    file = pretraining_file(tmp_path / "nan.hdf5", seconds=(8,))
-    with h5py.File(file, "r+") as opened:
+def nan_file(path: Path) -> Path:
+    pretraining_file(path, seconds=(8,))
+    with h5py.File(path, "r+") as opened:
         opened["recording0/eeg"][:] = np.nan
+    return path
+
+
+def test_recordings_that_hold_nothing_but_nan(fails: Any, tmp_path: Path) -> None:
+    file = nan_file(tmp_path / "nan.hdf5")
+    fails(TRAIN, "--train_data", file, code=DATA, says=[str(file), "all 4 windows", "cannot be used", "inspect"])
+
+
+def test_nan_that_a_file_calls_valid_stops_the_run_before_anything_changes(fails: Any, tmp_path: Path) -> None:
+    file = nan_file(tmp_path / "nan.hdf5")
+    with h5py.File(file, "r+") as opened:
+        opened["recording0/valid"] = np.ones(8, bool)
     fails(TRAIN, "--train_data", file, code=DATA, says=["not finite", "step", "--lr"])
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_a_training_split_of_a_single_class(fails: Any, tmp_path: Path, task: str) -> None:
+    file = labelled_file(tmp_path / "one.hdf5", counts={"train": 4, "val": 4}, task=task, labels=np.zeros(4, int))
+    fails(FINETUNE, "--dataset", file, code=DATA, says=[str(file), "4 training samples have the class normal"])
+
+
+def test_files_of_a_folder_that_belong_to_different_sets(fails: Any, tmp_path: Path) -> None:
+    for name in ("a", "b"):  # the sets' names are the files'
+        labelled_file(tmp_path / "set" / f"{name}.hdf5", counts={"train": 4})
+    fails(FINETUNE, "--dataset", tmp_path / "set", code=DATA, says=["a.hdf5", "b.hdf5", "name", "one set"])
+
+
+def test_a_link_out_of_a_file(fails: Any, tmp_path: Path) -> None:
+    file = tmp_path / "link.hdf5"
+    with h5py.File(file, "w") as opened:
+        opened["someone"] = h5py.ExternalLink("elsewhere.hdf5", "/")
+    fails(TRAIN, "--train_data", file, code=DATA, says=[str(file), "`someone` is an external link", "copy it in"])
 
 
 def test_a_number_of_classes_that_is_not_the_files(fails: Any, world: Path) -> None:

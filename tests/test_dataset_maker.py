@@ -1,10 +1,12 @@
 """The pipeline and the pre-training maker: golden values, closed forms, failures, nothing personal passed on."""
 
 import json
+import struct
 import subprocess
 import sys
 from datetime import date, datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import mne
 import numpy as np
@@ -12,19 +14,11 @@ import pytest
 from scipy.io import savemat
 
 from dataset_maker import common, make_eeghdf, make_h5dataset_for_pretrain
+from dataset_maker.sources import find_files
 from errors import UsageError
 from maker_helpers import eeghdf_file, noise, opened, raw_of, run_maker, save
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def shared() -> Path:
-    """Return the folder of shared recordings beside the repository, or skip."""
-    folder = REPOSITORY.parent / "shared"
-    if not (folder / "eegmat").is_dir():
-        pytest.skip(f"no recordings in {folder}")
-    return folder
 
 
 def amplitude(signal: np.ndarray, frequency: float, rate: float) -> float:
@@ -33,13 +27,21 @@ def amplitude(signal: np.ndarray, frequency: float, rate: float) -> float:
     return float(2 * abs(np.mean(part * np.exp(-2j * np.pi * frequency * np.arange(len(part)) / rate))))
 
 
-def test_recordings_become_the_golden_values_in_one_file_per_montage(
+def pipeline(*edges: float | None, **options: Any) -> common.Pipeline:
+    """Return a pipeline of these filter settings, the usual ones by default."""
+    return common.Pipeline(common.FilterSettings(*edges), **options)
+
+
+UNFILTERED = (None, None, None, None)
+
+
+def test_recordings_become_the_golden_values_in_a_file_of_their_montage(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     golden = np.load(REPOSITORY / "tests" / "golden" / "preprocessing.npz")
     recordings = [shared / "eegmat" / "Subject00_2.edf", shared / "eegmmidb" / "S001R03.edf"]
-    assert run_maker(make_h5dataset_for_pretrain, "--input", *recordings, "--output", tmp_path) == 0
-    files = {name[:2]: next(iter(recordings.items())) for name, recordings in opened(tmp_path).items()}
+    assert run_maker(make_h5dataset_for_pretrain, "--input", *recordings, "--output", tmp_path / "out") == 0
+    files = {name[:2]: next(iter(recordings.items())) for name, recordings in opened(tmp_path / "out").items()}
     for channels, key, stem in (("19", "eegmat", "Subject00_2"), ("64", "eegmmidb", "S001R03")):
         group, eeg = files[channels]
         assert group == stem and eeg.dtype == np.float32 and eeg.chunks == (int(channels), 200)
@@ -51,14 +53,13 @@ def test_recordings_become_the_golden_values_in_one_file_per_montage(
         assert list(eeg.attrs["chOrder"]) == plain
         assert [eeg.attrs[name] for name in ("rsFreq", "lFreq", "hFreq", "notch")] == [200, 0.1, 75, 50]
     printed = capsys.readouterr().out
-    assert "'EEG A2-A1' (1x), 'ECG ECG' (1x)" in printed and printed.count("1 recordings, 0.0") == 2
+    assert "'ECG ECG' (1x), 'EEG A2-A1' (1x)" in printed and printed.count("1 recordings, 0.0") == 2
 
 
 def test_the_band_is_kept_and_drift_mains_and_fast_activity_go() -> None:
     time = np.arange(60 * 500) / 500  # s
     waves = sum(np.sin(2 * np.pi * frequency * time) for frequency in (10, 50, 98))
-    raw, _ = common.preprocess(raw_of(["CZ"], 500, (300 + 30 * waves)[None]), common.FilterSettings())
-    signal = common.microvolts(raw)[0]
+    signal = common.prepare(raw_of(["CZ"], 500, (300 + 30 * waves)[None]), pipeline()).eeg[0]
     assert signal.shape == (12000,) and abs(signal[3000:9000].mean()) < 0.1
     assert amplitude(signal, 10, 200) == pytest.approx(30, rel=0.01)
     assert amplitude(signal, 50, 200) < 0.5 and amplitude(signal, 98, 200) < 0.5  # the edge ends at 75 * 1.25 Hz
@@ -79,30 +80,30 @@ def test_a_source_too_slow_for_75_and_50_hz_is_filtered_as_far_as_it_goes_and_sa
 
 @pytest.mark.parametrize("rate", [100.0, 101.0, 101.2, 101.3, 128.0, 150.0, 150.5, 151.0, 200.0000001, 256.0])
 def test_any_sampling_rate_ends_at_200_hz(rate: float) -> None:
-    raw, report = common.preprocess(raw_of(["CZ", "PZ"], rate, noise(2, 5, rate)), common.FilterSettings())
-    assert abs(raw.n_times - 1000) <= 2 and raw.info["sfreq"] == pytest.approx(200)
-    assert (report["h_freq"] is None) == (rate < 151) and (report["notch"] is None) == (rate <= 101.2)
+    prepared = common.prepare(raw_of(["CZ", "PZ"], rate, noise(2, 5, rate)), pipeline())
+    assert abs(prepared.length - 1000) <= 2 and prepared.rate == 200 and prepared.eeg.shape == (2, prepared.length)
+    assert (prepared.report["h_freq"] is None) == (rate < 151) and (prepared.report["notch"] is None) == (rate <= 101.2)
+    assert prepared.quality.valid.tolist() == [True] * -(-prepared.length // 200)
 
 
 def test_without_stages_the_signal_passes_unchanged_at_its_own_rate() -> None:
     eeg = noise(2, 5, 250)
-    raw, report = common.preprocess(raw_of(["CZ", "PZ"], 250, eeg), common.FilterSettings(None, None, None, None))
-    np.testing.assert_allclose(common.microvolts(raw), eeg, atol=1e-5)
-    assert report["sampling_rate"] == 250 and report["notes"] == []
+    prepared = common.prepare(raw_of(["CZ", "PZ"], 250, eeg), pipeline(*UNFILTERED))
+    np.testing.assert_allclose(prepared.eeg, eeg, atol=1e-5)
+    assert prepared.rate == 250 and prepared.report["notes"] == []
 
 
 def test_mains_of_60_hz_is_a_flag() -> None:
     time = np.arange(30 * 200) / 200  # s
     raw = raw_of(["CZ"], 200, 30 * np.sin(2 * np.pi * 60 * time)[None])
-    raw, _ = common.preprocess(raw, common.FilterSettings(notch=60.0))
-    assert amplitude(common.microvolts(raw)[0], 60, 200) < 0.5
+    assert amplitude(common.prepare(raw, pipeline(0.1, 75.0, 60.0)).eeg[0], 60, 200) < 0.5
 
 
 def test_channels_that_the_file_types_as_something_else_are_dropped_with_the_reason() -> None:
     raw = raw_of(["STI1", "PZ", "Fp1", "CZ"], 200, noise(4, 5, 200), ["stim", "eeg", "eog", "eeg"])
-    raw, report = common.preprocess(raw, common.FilterSettings())
-    assert raw.ch_names == ["PZ", "CZ"]
-    assert set(report["dropped"]) == {"STI1", "Fp1"} and "type" in report["dropped"]["Fp1"]
+    prepared = common.prepare(raw, pipeline())
+    assert prepared.electrodes == ["PZ", "CZ"]
+    assert set(prepared.report["dropped"]) == {"STI1", "Fp1"} and "type" in prepared.report["dropped"]["Fp1"]
 
 
 @pytest.mark.parametrize("settings", [{"l_freq": -1.0}, {"l_freq": 80.0}, {"sampling_rate": float("nan")}])
@@ -123,10 +124,44 @@ def test_brainvision_recordings_are_read(tmp_path: Path) -> None:
         "[Binary Infos]\nBinaryFormat=INT_16\n[Channel Infos]\nCh1=Cz,,0.5,µV\nCh2=Pz,,0.5,µV\n",
         encoding="utf-8",
     )
-    (path,) = common.find_files([tmp_path])
-    raw, _ = common.preprocess(common.read_raw(path), common.FilterSettings(None, None, None, None))
-    assert raw.ch_names == ["CZ", "PZ"]
-    np.testing.assert_allclose(common.microvolts(raw), counts.T * 0.5, atol=1e-5)
+    (path,) = find_files([tmp_path])
+    prepared = common.prepare(common.read_raw(path), pipeline(*UNFILTERED))
+    assert prepared.electrodes == ["CZ", "PZ"]
+    np.testing.assert_allclose(prepared.eeg, counts.T * 0.5, atol=1e-5)
+
+
+def test_gdf_recordings_of_version_2_are_read(tmp_path: Path) -> None:
+    counts = np.arange(800, dtype="<i2").reshape(4, 2, 100)  # (records of 0.5 s, N, time), 0.25 uV a count
+    fixed = (
+        b"GDF 2.20".ljust(168, b"\0")
+        + bytes(16)
+        + struct.pack("<H", 3)
+        + bytes(50)
+        + struct.pack("<qIIHH", 4, 1, 2, 2, 0)
+    )
+    names = b"Cz".ljust(16) + b"Pz".ljust(16)
+    limits = np.repeat([-8192.0, 8191.75, -32768.0, 32767.0], 2).astype("<f8").tobytes()
+    variable = names + bytes(2 * 86) + struct.pack("<HH", 4275, 4275) + limits + bytes(2 * (68 + 12))
+    variable += struct.pack("<iiii", 100, 100, 3, 3) + bytes(2 * (12 + 20))
+    assert (len(fixed), len(variable)) == (256, 512)
+    events = struct.pack("<B3BfIH", 1, 1, 0, 0, 200.0, 101, 769)
+    (tmp_path / "a.gdf").write_bytes(fixed + variable + counts.tobytes() + events)
+    prepared = common.prepare(common.read_raw(tmp_path / "a.gdf"), pipeline(*UNFILTERED))
+    assert prepared.electrodes == ["CZ", "PZ"] and prepared.rate == 200
+    np.testing.assert_allclose(prepared.eeg, counts.swapaxes(0, 1).reshape(2, 400) * 0.25, atol=1e-4)
+
+
+def test_the_further_parts_of_a_split_recording_are_not_converted_twice(tmp_path: Path) -> None:
+    raw_of(["CZ"], 200, noise(1, 3600, 200)).save(
+        tmp_path / "a_raw.fif", split_size="2MB", buffer_size_sec=1, verbose="error"
+    )
+    assert len(list(tmp_path.glob("*.fif"))) > 1
+    assert find_files([tmp_path]) == [tmp_path / "a_raw.fif"]
+    for words in (["--l_freq", 0.1], ["--l_freq", 0]):
+        output = tmp_path / f"out{words[1]}"
+        assert run_maker(make_h5dataset_for_pretrain, "--input", tmp_path, "--output", output, *words) == 0
+        ((eeg,),) = [recordings.values() for recordings in opened(output).values()]
+        assert eeg.shape == (1, 720_000)
 
 
 def test_eeglab_recordings_are_read(tmp_path: Path) -> None:
@@ -134,24 +169,22 @@ def test_eeglab_recordings_are_read(tmp_path: Path) -> None:
     places = np.array([("Cz",), ("Pz",)], dtype=[("labels", object)])
     fields = {"nbchan": 2, "pnts": 400, "trials": 1, "srate": 200.0, "xmin": 0.0, "data": eeg, "chanlocs": places}
     savemat(tmp_path / "a.set", {"EEG": fields | {"event": [], "ref": "common"}}, appendmat=False)
-    raw, _ = common.preprocess(common.read_raw(tmp_path / "a.set"), common.FilterSettings(None, None, None, None))
-    assert raw.ch_names == ["CZ", "PZ"]
-    np.testing.assert_allclose(common.microvolts(raw), eeg, atol=1e-3)
+    prepared = common.prepare(common.read_raw(tmp_path / "a.set"), pipeline(*UNFILTERED))
+    assert prepared.electrodes == ["CZ", "PZ"]
+    np.testing.assert_allclose(prepared.eeg, eeg, atol=1e-3)
 
 
 def test_another_order_of_electrodes_is_another_montage_and_equal_names_of_files_do_not_collide(tmp_path: Path) -> None:
     save(tmp_path / "in" / "one" / "x y_raw.fif", ["CZ", "PZ"])
     save(tmp_path / "in" / "two" / "x y_raw.fif", ["EEG Cz-REF", "EEG Pz-REF"], seed=1)
     save(tmp_path / "in" / "two" / "z_raw.fif", ["PZ", "CZ"])
-    words = ("--input", tmp_path / "in", "--output", tmp_path / "out")
-    assert run_maker(make_h5dataset_for_pretrain, *words) == 0
-    assert run_maker(make_h5dataset_for_pretrain, *words) == 1  # rather than losing what is there
-    found = {
-        tuple(recordings): [list(eeg.attrs["chOrder"]) for eeg in recordings.values()]
+    assert run_maker(make_h5dataset_for_pretrain, "--input", tmp_path / "in", "--output", tmp_path / "out") == 0
+    found = [
+        (name, list(eeg.attrs["chOrder"]))
         for recordings in opened(tmp_path / "out").values()
-    }
-    assert found == {("x_y_raw", "x_y_raw_2"): [["CZ", "PZ"]] * 2, ("z_raw",): [["PZ", "CZ"]]}
-    assert len(list((tmp_path / "out").iterdir())) == 2
+        for name, eeg in recordings.items()
+    ]
+    assert sorted(found) == [("x_y_raw", ["CZ", "PZ"]), ("x_y_raw_2", ["CZ", "PZ"]), ("z_raw", ["PZ", "CZ"])]
 
 
 def test_one_electrode_is_enough(tmp_path: Path) -> None:
@@ -176,21 +209,89 @@ def test_failed_recordings_are_named_the_others_are_written_and_the_exit_code_is
     raw_of(["CZ"], 200, noise(1, 5, 200) * np.nan).save(tmp_path / "nan_raw.fif", fmt="double", verbose="error")
     assert run_maker(make_h5dataset_for_pretrain, "--input", tmp_path, "--output", tmp_path / "out") == 1
     assert [list(recordings) for recordings in opened(tmp_path / "out").values()] == [["good_raw"]]
-    assert len(list((tmp_path / "out").iterdir())) == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert (
-        len(lines) == 7 and lines[-1].startswith("error: 6 of 7 recordings were left out") and "Jane" not in str(lines)
-    )
-    for name, reason in {
+    reasons = {
         "broken.edf": "cannot be read",
         "cut_raw": "cannot be read",
         "empty.bdf": "cannot be read",
         "nan_raw": "NaN",
         "short_raw": "0.50 s",
         "unknown_raw": "'FOO'",
-    }.items():
+    }
+    lines = capsys.readouterr().err.splitlines()
+    report = json.loads((tmp_path / "out.report.json").read_text())
+    assert lines[-1].startswith("error: 6 of 7 recordings were left out") and len(lines) == 7
+    assert (report["recordings"], report["converted"], len(report["left_out"])) == (7, 1, 6)
+    assert "Jane" not in str([lines, report])
+    for name, reason in reasons.items():
         (line,) = [line for line in lines if name in line]
         assert line.startswith("left out: ") and reason in line
+        (entry,) = [entry for entry in report["left_out"] if name in entry["path"]]
+        assert reason in entry["reason"]
+
+
+def test_seconds_that_are_not_finite_are_bridged_and_marked_the_others_stay_as_they_are(tmp_path: Path) -> None:
+    eeg = noise(2, 30, 250)
+    holes = eeg.copy()
+    holes[1, 2600:2900] = np.nan  # 10.4 to 11.6 s
+    holes[0, 5000] = np.inf  # 20 s
+    whole = common.prepare(raw_of(["CZ", "PZ"], 250, eeg), pipeline())
+    prepared = common.prepare(raw_of(["CZ", "PZ"], 250, holes), pipeline())
+    assert np.flatnonzero(~prepared.quality.valid).tolist() == [10, 11, 20]
+    assert prepared.quality.not_finite == {"CZ": 1, "PZ": 2}
+    assert np.isfinite(prepared.eeg).all()
+    apart = abs(prepared.eeg - whole.eeg)
+    assert apart[:, :1800].max() < 3 and apart[:, 4800:].max() < 3  # uV; the high-pass filter still feels the holes
+    assert apart[1, 2100:2300].max() > 20
+
+
+@pytest.mark.parametrize("maximum", [70_000, 1e39])
+def test_values_that_the_files_type_cannot_hold_leave_the_recording_out(
+    maximum: float, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    eeg = noise(1, 5, 200)
+    eeg[0, 500] = maximum
+    raw_of(["CZ"], 200, eeg).save(tmp_path / "a_raw.fif", fmt="double", verbose="error")
+    words = ("--input", tmp_path, "--dtype", "float16", "--l_freq", 0, "--h_freq", 0, "--notch", 0)
+    assert run_maker(make_h5dataset_for_pretrain, *words, "--output", tmp_path / "out") == 1
+    assert "more than float16 holds" in capsys.readouterr().err
+
+
+def test_float16_files_hold_the_same_to_their_precision(tmp_path: Path) -> None:
+    save(tmp_path / "a_raw.fif", ["CZ"])
+    found = {}
+    for dtype in ("float32", "float16"):
+        words = ("--input", tmp_path / "a_raw.fif", "--output", tmp_path / dtype, "--dtype", dtype)
+        assert run_maker(make_h5dataset_for_pretrain, *words) == 0
+        ((found[dtype],),) = [recordings.values() for recordings in opened(tmp_path / dtype).values()]
+    assert found["float16"].dtype == np.float16
+    np.testing.assert_allclose(found["float16"][:], found["float32"][:], rtol=1e-3, atol=1e-4)
+
+
+def test_the_end_can_be_trimmed(tmp_path: Path) -> None:
+    save(tmp_path / "a_raw.fif", ["CZ"], seconds=6)
+    words = ("--input", tmp_path / "a_raw.fif", "--l_freq", 0, "--h_freq", 0, "--notch", 0)
+    for trim in (0, 2.5):
+        assert run_maker(make_h5dataset_for_pretrain, *words, "--output", tmp_path / f"{trim}", "--trim_end", trim) == 0
+    whole, part = (next(iter(next(iter(opened(tmp_path / t).values())).values())) for t in ("0", "2.5"))
+    assert part.shape == (1, 700)
+    np.testing.assert_allclose(part[:], whole[:, :700], atol=1e-5)
+
+
+def test_a_recording_cut_short_converts_as_far_as_it_goes_and_says_how_much_is_missing(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    paths = [shared / "eegmmidb" / f"S001R0{run}.edf" for run in (1, 2, 3)]
+    assert run_maker(make_h5dataset_for_pretrain, "--input", *paths, "--output", tmp_path / "out") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    for line, name in zip(sorted(lines), ("S001R01.edf", "S001R02.edf"), strict=True):
+        assert line.startswith("warning: ") and name in line and "1 of 61 s" in line
+    assert len(json.loads((tmp_path / "out.report.json").read_text())["warnings"]) == 2
+    found = {name: eeg for recordings in opened(tmp_path / "out").values() for name, eeg in recordings.items()}
+    header = int(paths[0].read_bytes()[184:192])
+    bytes_a_second = sum(int(paths[0].read_bytes()[256 + 65 * 216 + 8 * n :][:8]) for n in range(65)) * 2
+    seconds = (paths[0].stat().st_size - header) // bytes_a_second  # whole records of 1 s, counted by hand
+    assert found["S001R01"].shape == (64, 200 * seconds) and seconds == 60
 
 
 def test_drop_and_rename_are_obeyed(tmp_path: Path) -> None:
@@ -251,8 +352,9 @@ def test_nothing_that_names_a_person_or_a_day_passes_on(tmp_path: Path, capfd: p
     assert run_maker(make_h5dataset_for_pretrain, "--input", tmp_path, "--output", tmp_path / "out") == 0
     assert run_maker(make_eeghdf, "--input", tmp_path, "--output", tmp_path / "out2") == 0
     printed = "".join(capfd.readouterr()).encode()
-    files = [path.read_bytes() for path in tmp_path.glob("out*/*")]
-    assert len(files) == 2
+    files = [path.read_bytes() for path in tmp_path.glob("out*/**/*") if path.is_file()]
+    files += [path.read_bytes() for path in tmp_path.glob("*.json")]
+    assert len(files) == 8  # data, journal, lock and report of each
     for planted in (b"Roe", b"Jane", b"1981", b"2019"):
         assert not any(planted in content for content in [*files, printed])
 

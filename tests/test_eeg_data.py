@@ -6,6 +6,8 @@ import logging
 import os
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -13,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-import eeg_data
 from data_helpers import (
     PAIR,
     TRIO,
@@ -25,10 +26,12 @@ from data_helpers import (
     signal,
     write_pretraining,
 )
-from eeg_data import MontageWindows, default_window, find_files, read_recordings, window_range
+from eeg_data import MontageWindows
 from electrodes import ELECTRODES
 from errors import InputError, UsageError
 from modeling_pretrain import random_mask
+from pretraining_files import Recording, default_window, read_recordings, window_range
+from run_helpers import start
 
 TESTS = Path(__file__).parent
 WINDOWS = json.loads((TESTS / "golden" / "windows.json").read_text())
@@ -119,6 +122,127 @@ def test_nothing_is_warned_about_where_every_recording_is_long_enough(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def with_valid(path: Path, valid: Sequence[np.ndarray], recordings: Sequence[np.ndarray]) -> Path:
+    """Write a pre-training file that says which seconds are valid."""
+    write_pretraining(path, PAIR, recordings)
+    with h5py.File(path, "r+") as file:
+        for i, row in enumerate(valid):
+            file[f"recording{i}/valid"] = row
+    return path
+
+
+@pytest.mark.parametrize("ends", [(0, 1), (0.25, 0.8)])
+@pytest.mark.parametrize(("window", "stride"), [(400, 200), (200, 800), (600, 130), (1000, 1)])
+def test_windows_with_an_invalid_second_are_left_out_of_the_released_ones(
+    tmp_path: Path, window: int, stride: int, ends: tuple[float, float]
+) -> None:
+    valid = [np.array([1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0], bool), np.zeros(5, bool), np.ones(9, bool)]
+    path = with_valid(tmp_path / "a.hdf5", valid, [counting(2, n) for n in (2350, 1000, 1750)])
+    expected, left_out = [], 0
+    for seconds, length in zip(valid, (2350, 1000, 1750), strict=True):
+        for i in window_range(length, window, stride, *ends):
+            touched = seconds[i * stride // 200 : (i * stride + window - 1) // 200 + 1]
+            expected += [i * stride] if touched.all() else []
+            left_out += not touched.all()
+    windows = MontageWindows(read_recordings(path), window=window, stride=stride, start=ends[0], end=ends[1])
+    assert [int(windows[i][0, 0]) for i in range(len(windows))] == expected
+    assert windows.left_out == left_out > 0 and len(windows) == len(expected)
+    with pytest.raises(IndexError):
+        windows.locate(len(windows))
+
+
+def test_memory_of_windows_grows_with_recordings_not_with_windows(tmp_path: Path) -> None:
+    recordings = [
+        Recording(Path("a"), f"r{i}", PAIR, 10**9, ((5, 6), (10**6, 2 * 10**6))) for i in range(100)
+    ]  # 58 days each
+    tracemalloc.start()
+    windows = MontageWindows(recordings, window=400, stride=1)
+    _kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(windows) > 7 * 10**10 and most < 500_000
+    assert windows.locate(len(windows) - 1) == (recordings[-1], 10**9 - 400)
+
+
+def test_windows_with_invalid_seconds_are_counted_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    eeg = signal(2, 4000)
+    eeg[1, 1050] = np.nan
+    silent = write_pretraining(tmp_path / "silent.hdf5", PAIR, [eeg])
+    stated = with_valid(tmp_path / "stated.hdf5", [np.arange(20) != 5], [signal(2, 4000)])
+    for path in (silent, stated):
+        caplog.clear()
+        loaders = pretraining_loaders("--train_data", path, "--val_data", path, "--time_window", 2, "--batch_size", 1)
+        said = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+        assert len(said) == 2 and set(said) == {
+            "2 of 19 windows with 2 electrodes touch seconds that cannot be used (not finite, or all electrodes flat) "
+            "and are left out."
+        }
+        assert len(loaders.train) == 17
+        assert all(torch.isfinite(batch.eeg).all() for batch in loaders.train)
+
+
+def test_data_without_a_single_usable_window_are_refused(tmp_path: Path) -> None:
+    path = write_pretraining(tmp_path / "a.hdf5", PAIR, [np.full((2, 4000), np.nan)])
+    with pytest.raises(InputError) as error:
+        pretraining_loaders("--train_data", path, "--val_data", path)
+    only_line(error, "--train_data", path, "all 5 windows", "dataset_maker.inspect")
+
+
+def test_odd_signals_are_warned_about_once_a_montage_and_only_by_the_first_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_pretraining(tmp_path / "a" / "a.hdf5", PAIR, [signal(2, 4000) * 1e-6, signal(2, 4000) * 1e-6])
+    write_pretraining(tmp_path / "a" / "b.hdf5", PAIR, [signal(2, 4000) * 1e-6])
+    good = write_pretraining(tmp_path / "good.hdf5", TRIO, [signal(3, 4000)])
+    words = ("--train_data", tmp_path / "a", good, "--val_data", good)
+    pretraining_loaders(*words)
+    (said,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert said.startswith("--train_data, 2 electrodes: Half of all values") and "volts" in said
+    caplog.clear()
+    pretraining_loaders(*words, rank=1, processes=2)
+    assert not caplog.records
+
+
+def test_electrodes_are_checked_before_signals_are_scanned(tmp_path: Path, cache: Path) -> None:
+    path = write_pretraining(tmp_path / "a.hdf5", ("FP1", "FPX"), [signal(2, 4000)])
+    before = len(list(cache.iterdir()))
+    with pytest.raises(InputError, match="FPX"):
+        pretraining_loaders("--train_data", path)
+    assert len(list(cache.iterdir())) == before
+
+
+FOLLOWING = """
+import os, sys, time
+import torch.distributed as dist
+from data_helpers import plain_run
+from eeg_data import first_alone
+from pathlib import Path
+
+log = Path(sys.argv[1])
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+run = plain_run(Path(), rank=rank, processes=dist.get_world_size())
+for fails in (False, True):
+    try:
+        with first_alone(run):
+            time.sleep(0.7 * (rank == 0))
+            with log.open("a") as file:
+                file.write(f"{rank} ")
+            if fails and rank == 0:
+                raise ValueError
+    except ValueError:
+        pass
+    dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_other_processes_wait_for_the_first_ones_scan_and_for_its_failure(tmp_path: Path) -> None:
+    (tmp_path / "following.py").write_text(FOLLOWING)
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    start([tmp_path / "following.py", tmp_path / "log"], cwd=tmp_path, processes=2, PYTHONPATH=paths)
+    assert (tmp_path / "log").read_text().split() == ["0", "1", "0", "1"]
+
+
 # Files
 
 
@@ -132,13 +256,6 @@ def test_files_of_other_float_types_and_spellings_are_read_alike(tmp_path: Path,
     assert other.read(200, 400).dtype == np.float32
     np.testing.assert_array_equal(other.read(200, 400), eeg[:, 200:600])
     np.testing.assert_array_equal(plain.read(200, 400), eeg[:, 200:600])
-
-
-def test_files_are_found_in_folders_below_sorted_and_only_once(tmp_path: Path) -> None:
-    paths = [write_pretraining(tmp_path / name, PAIR, [signal(2, 200)]) for name in ("z/a.h5", "b.hdf5", "a/c.hdf5")]
-    (tmp_path / "notes.txt").write_text("not data")
-    assert find_files([tmp_path], "--train_data") == sorted(paths)
-    assert find_files([paths[0], tmp_path], "--train_data") == sorted(paths)
 
 
 def test_recordings_are_grouped_by_montage_across_files(tmp_path: Path) -> None:
@@ -516,10 +633,3 @@ def test_the_loader_says_what_it_found(two_montages: Path, caplog: pytest.LogCap
     assert counts == [7, 9 + 3]  # C3 CZ C4, 1800 samples; FP1 FP2, 2300 and 1000 samples; 3 s every second
     assert "3 electrodes: 1 recording(s), 7 windows of 3 s, 1 repeated to complete the last batch" in caplog.text
     assert "2 electrodes: 2 recording(s), 12 windows of 3 s, 4 repeated to complete the last batch" in caplog.text
-
-
-def test_a_file_is_opened_once_by_a_process(tmp_path: Path) -> None:
-    path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 400)])
-    assert eeg_data.open_file(path) is eeg_data.open_file(path)
-    with pytest.raises(ValueError):
-        eeg_data.open_file(path).create_group("new")  # read-only

@@ -23,6 +23,7 @@ import engine_for_finetuning
 import engine_for_pretraining
 import engine_for_vqnsp
 import labelled_data
+import labelled_files
 import run_class_finetuning
 import run_labram_pretraining
 import run_vqnsp_training
@@ -130,7 +131,7 @@ def finetuning(folder: Path, path: Path, *words: Any) -> Iterator[SimpleNamespac
     """Give everything that a training of the tiny classifier needs."""
     args = script_args(run_class_finetuning, *COMMON, "--output_dir", folder, "--batch_size", 4, *words)
     with setup_run(args) as run:
-        file = labelled_data.read_labelled(path)
+        file = labelled_files.read_labelled(path)
         loaders = labelled_data.build_labelled_loaders(args, run, file)
         model = run.distribute(create_model("labram_tiny_patch200_200", num_classes=file.outputs, init_scale=1.0))
         update = build_update(model, args, run, steps_per_epoch=loaders.steps_per_epoch)

@@ -13,14 +13,8 @@ from data_helpers import PAIR, TRIO, only_line, parse, plain_run, signal, write_
 from eeg_data import Loaders
 from electrodes import ELECTRODES
 from errors import InputError
-from labelled_data import (
-    DATASETS,
-    LabelledWindows,
-    add_labelled_arguments,
-    build_labelled_loaders,
-    labelled_path,
-    read_labelled,
-)
+from labelled_data import LabelledWindows, add_labelled_arguments, build_labelled_loaders
+from labelled_files import DATASETS, labelled_path, read_labelled
 
 
 def eeg(n: int, seed: int = 0) -> np.ndarray:
@@ -143,6 +137,151 @@ def test_the_loader_says_what_the_file_holds(tmp_path: Path, caplog: pytest.LogC
     loaders(write_labelled(tmp_path / "mine.hdf5", {"train": two_classes(6), "val": two_classes(3)}))
     expected = "mine: binary, 3 electrodes, 2 s; train 6, val 3; 2 training samples repeated to complete the last batch"
     assert expected in caplog.text
+
+
+# Seconds that cannot be used, shards
+
+
+def with_valid(path: Path, split: str, valid: Any) -> Path:
+    """Say in a file which seconds of a split are valid."""
+    with h5py.File(path, "r+") as file:
+        file[split]["valid"] = valid
+    return path
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_samples_with_an_invalid_second_are_left_out_everywhere_and_counted_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stated: bool
+) -> None:
+    splits = {"train": two_classes(9), "val": two_classes(7, seed=1)}
+    bad = {"train": [0, 4, 8], "val": [2, 3]}
+    for split, rows in bad.items():
+        splits[split][0][rows, 1, 399] = np.nan
+    path = write_labelled(tmp_path / "a.hdf5", splits, task="multiclass", classes=("a", "b"))
+    if stated:
+        for split, rows in bad.items():
+            valid = np.ones((len(splits[split][0]), 2), bool)
+            valid[rows, 1] = False
+            with_valid(path, split, valid)
+    found = loaders(path)
+    assert found.val is not None
+    for split, loader in (("train", found.train), ("val", found.val)):
+        eeg, labels = splits[split]
+        kept = [i for i in range(len(eeg)) if i not in bad[split]]
+        data = loader.dataset
+        assert data.samples.tolist() == kept and data.left_out == len(bad[split])
+        assert data.labels.tolist() == labels[kept].tolist()
+        assert data.recordings == [f"{split}-recording{i // 2}" for i in kept]
+        assert data.subjects == [f"{split}-subject{i // 4}" for i in kept]
+        for batch in loader:
+            for window, label, place in zip(batch.eeg, batch.labels, batch.samples.tolist(), strict=True):
+                np.testing.assert_allclose(window.reshape(3, 400), eeg[kept[place]] / 100, rtol=1e-6)
+                assert label == labels[kept[place]]
+    text = "hold seconds that cannot be used (not finite, or all electrodes flat) and are left out."
+    said = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert said == [f"a: 3 of 9 samples of train {text}", f"a: 2 of 7 samples of val {text}"]
+
+
+def test_evaluation_covers_the_kept_samples_and_no_others(tmp_path: Path) -> None:
+    path = write_labelled(tmp_path / "a.hdf5", {"train": two_classes(4), "val": two_classes(9)})
+    found = loaders(with_valid(path, "val", np.arange(18).reshape(9, 2) % 5 != 0)).val
+    assert found is not None
+    assert torch.cat([batch.samples for batch in found]).tolist() == list(range(5)) == list(range(len(found.dataset)))
+
+
+def test_a_training_split_without_a_usable_sample_is_refused(tmp_path: Path) -> None:
+    path = write_labelled(tmp_path / "a.hdf5", {"train": two_classes(4)})
+    refused(with_valid(path, "train", np.zeros((4, 2), bool)), "no samples in its group train", "all 4 hold seconds")
+
+
+@pytest.mark.parametrize(("task", "classes"), [("binary", ("rest", "work")), ("multiclass", ("rest", "work", "play"))])
+def test_a_training_split_of_one_class_is_refused(tmp_path: Path, task: str, classes: tuple[str, ...]) -> None:
+    splits = {"train": (eeg(5), np.ones(5, int)), "val": two_classes(4)}
+    path = write_labelled(tmp_path / "a.hdf5", splits, task=task, classes=classes)
+    refused(path, "all 5 training samples have the class work", "nothing to learn", "make it again")
+
+
+def test_a_training_split_left_with_one_class_by_invalid_seconds_is_refused(tmp_path: Path) -> None:
+    path = write_labelled(tmp_path / "a.hdf5", {"train": two_classes(4)})
+    refused(
+        with_valid(path, "train", np.array([[1, 1], [0, 1], [1, 1], [1, 0]], bool)), "all 2 training samples", "rest"
+    )
+
+
+def test_a_regression_to_equal_targets_is_trained(tmp_path: Path) -> None:
+    path = write_labelled(tmp_path / "a.hdf5", {"train": (eeg(4), np.ones(4))}, task="regression", classes=["x"])
+    assert loaders(path).steps_per_epoch == 1
+
+
+def shards(folder: Path, number: int = 3) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Write shards of one set; return all its samples by split."""
+    parts = []
+    for i in range(number):
+        splits = {"train": two_classes(3 + i, seed=i), "val": two_classes(2, seed=10 + i)}
+        path = write_labelled(folder / f"{i}.hdf5", splits)
+        with h5py.File(path, "r+") as file:
+            file.attrs["name"] = "whole"
+            for split in splits:
+                for key in ("recording", "subject"):
+                    file[split][key][:] = [f"{name.decode()}-{i}" for name in file[split][key][:]]
+        parts.append(splits)
+    joined = {
+        split: [np.concatenate(both) for both in zip(*(p[split] for p in parts), strict=True)] for split in parts[0]
+    }
+    return {split: (values[0], values[1]) for split, values in joined.items()}
+
+
+def test_a_folder_of_shards_is_trained_on_as_one_file_with_the_same_samples(tmp_path: Path) -> None:
+    whole = shards(tmp_path / "set")
+    one = loaders(write_labelled(tmp_path / "one.hdf5", whole))
+    many = loaders(labelled_path(str(tmp_path / "set"), tmp_path))
+    assert one.val is not None and many.val is not None
+    for single, spread in ((one.train, many.train), (one.val, many.val)):
+        for first, second in zip(single, spread, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    data = many.train.dataset
+    assert data.path == tmp_path / "set"
+    assert data.subjects == [f"train-subject{i // 4}-{shard}" for shard in range(3) for i in range(3 + shard)]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_shards_some_of_which_say_what_is_valid_and_workers_that_open_them(tmp_path: Path) -> None:
+    whole = shards(tmp_path / "set")
+    with_valid(tmp_path / "set" / "1.hdf5", "train", np.array([[1, 1], [1, 1], [1, 0], [1, 1]], bool))
+    data = loaders(tmp_path / "set", "--num_workers", 2).train
+    assert data.dataset.samples.tolist() == [*range(5), *range(6, 12)] and data.dataset.left_out == 1
+    for batch in data:
+        for window, place in zip(batch.eeg, batch.samples.tolist(), strict=True):
+            expected = whole["train"][0][data.dataset.samples[place]] / 100
+            np.testing.assert_allclose(window.reshape(3, 400), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+def test_labelled_files_of_other_float_types_give_the_same_batches(tmp_path: Path, dtype: type) -> None:
+    signals = np.round(eeg(6))  # whole numbers, exact in float16 too
+    labels = np.arange(6) % 2
+    plain = loaders(write_labelled(tmp_path / "plain.hdf5", {"train": (signals, labels)})).train
+    other = loaders(write_labelled(tmp_path / "other.hdf5", {"train": (signals.astype(dtype), labels)})).train
+    for first, second in zip(plain, other, strict=True):
+        assert second.eeg.dtype == torch.float32 and torch.equal(first.eeg, second.eeg)
+
+
+def test_odd_signals_and_splits_are_warned_about_by_the_first_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    splits = {"train": two_classes(4), "val": (eeg(3, seed=1), np.zeros(3, int))}
+    path = write_labelled(tmp_path / "TUAB.hdf5", {k: (e * 1e6, y) for k, (e, y) in splits.items()})
+    with h5py.File(path, "r+") as file:
+        file["val/subject"][:] = "train-subject0"
+    loaders(path, rank=1, processes=2)
+    assert not caplog.records
+    caplog.set_level(logging.INFO)
+    loaders(path)
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(said) == 3 and all(text.startswith("TUAB: ") for text in said)
+    assert "raw counts" in said[0]
+    assert "train-subject0 (train, val)" in said[1] and "All 3 samples of val have the class rest" in said[2]
+    assert "TUAB: Samples of train, val and test are 4, 3, 0; published are TUAB v3.0.1: 297103" in caplog.text
 
 
 # Errors

@@ -1,0 +1,98 @@
+"""What a maker tells at its end, on the terminal and as JSON beside its output.
+
+Paths, channel names, counts and reasons: nothing from a recording's header but its channels' names.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dataset_maker.jobs import write_json
+
+Entry = Mapping[str, Any]  # what became of a recording
+
+
+def report_path(output: Path) -> Path:
+    """Return where the report of an output goes: beside it."""
+    return output.with_name(f"{output.stem if output.suffix else output.name}.report.json")
+
+
+def summary(entries: Sequence[Entry], made: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what holds for every kind of output."""
+    good = [entry for entry in entries if "error" not in entry]
+    dropped: dict[str, Counter[str]] = {}  # reason -> channel -> recordings
+    for entry in good:
+        for channel, reason in (entry["dropped"] or {}).items():
+            dropped.setdefault(reason, Counter())[channel] += 1
+    return {
+        "made": dict(made),
+        "recordings": len(entries),
+        "converted": len(good),
+        "hours": round(sum(entry["seconds"] for entry in good) / 3600, 4),
+        "invalid_seconds": sum(entry["invalid_seconds"] for entry in good),
+        "left_out": [{"path": entry["path"], "reason": entry["error"]} for entry in entries if "error" in entry],
+        "warnings": [warning for entry in good for warning in entry["warnings"]],
+        "dropped_channels": {reason: dict(sorted(names.items())) for reason, names in sorted(dropped.items())},
+        "notes": dict(Counter(note for entry in good for note in entry["notes"])),
+    }
+
+
+def montages(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return recordings and hours of each montage, the largest first."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for entry in entries:
+        if "error" not in entry:
+            found.setdefault(tuple(entry["electrodes"]), []).append(entry["seconds"])
+    rows = [
+        {"electrodes": list(names), "recordings": len(seconds), "hours": round(sum(seconds) / 3600, 4)}
+        for names, seconds in found.items()
+    ]
+    return sorted(rows, key=lambda row: (-row["hours"], row["electrodes"]))
+
+
+def splits(entries: Sequence[Entry], subjects: Mapping[str, str], classes: Sequence[str]) -> dict[str, Any]:
+    """Return recordings, subjects, samples and label counts of each split. subjects: recording -> subject."""
+    found: dict[str, Any] = {}
+    for split in ("train", "val", "test"):
+        inside = [entry for entry in entries if "error" not in entry and split in entry["samples"]]
+        labels: Counter[str] = Counter()
+        for entry in inside:
+            labels.update(entry["samples"][split])
+        if inside:
+            numbers = {str(number): label for number, label in enumerate(classes)}
+            order = [*numbers, "all"]  # regression has no classes
+            named = {numbers.get(label, label): labels[label] for label in sorted(labels, key=order.index)}
+            people = {subjects[entry["recording"]] for entry in inside}
+            found[split] = {"recordings": len(inside), "subjects": len(people), "samples": labels.total()}
+            found[split]["labels"] = named
+    return found
+
+
+def two_sides(entries: Sequence[Entry], subjects: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the subjects with samples in more than one split, and in which."""
+    sides: dict[str, set[str]] = {}
+    for entry in entries:
+        if "error" not in entry:
+            sides.setdefault(subjects[entry["recording"]], set()).update(entry["samples"])
+    return {subject: sorted(found) for subject, found in sorted(sides.items()) if len(found) > 1}
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Print what people need to see of any report."""
+    for reason, names in report["dropped_channels"].items():
+        print(f"dropped, {reason}: " + ", ".join(f"{name!r} ({count}x)" for name, count in names.items()))
+    for note, count in report["notes"].items():
+        print(f"{count} recordings: {note}")
+    for what, count in report.get("counts", {}).items():
+        print(f"{count} {what}")
+    if report["invalid_seconds"]:
+        print(
+            f"{report['invalid_seconds']} invalid seconds (not finite, or all electrodes flat) are marked in the files"
+        )
+
+
+def save(report: Mapping[str, Any], output: Path) -> None:
+    """Write the JSON and say where it is."""
+    write_json(report_path(output), report)
+    print(f"report: {report_path(output)}")

@@ -1,0 +1,158 @@
+"""Work on recordings in a process of its own with a time and a memory limit.
+
+A reader that crashes, hangs or allocates without end on broken bytes costs only the recording at hand. The process
+(`worker.py`) is kept from one recording to the next, because starting it takes longer than most recordings. Requests
+and answers are lines of JSON: nothing that such a process says is executed here.
+"""
+
+import atexit
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errors import InputError, UsageError
+
+PROJECT = Path(__file__).resolve().parents[1]
+START_SECONDS = 300.0  # for a process to load its libraries, on a machine that does much else
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one recording may take."""
+
+    seconds: float = 3600.0
+    gigabytes: float = 4.0  # of address space, of which about 1 is the libraries'
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for limits under which nothing can be done."""
+        if not self.seconds > 0:
+            raise UsageError(f"--time_limit {self.seconds:g}: must be a positive number of seconds")
+        if not self.gigabytes >= 1.5:
+            raise UsageError(f"--memory_limit {self.gigabytes:g}: must be at least 1.5 GB, the libraries need about 1")
+
+
+class Died(InputError):
+    """The process is gone, and with it what it had not finished."""
+
+
+class Sandbox:
+    """One limited process. `call` is not for several threads at once."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Start the process; its libraries load while others work."""
+        self.limits = limits
+        self._ready = self._timed_out = False
+        self._process = subprocess.Popen(
+            [sys.executable, str(PROJECT / "dataset_maker" / "worker.py"), str(limits.gigabytes)],
+            env=os.environ | ONE_THREAD,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # readers warn there, and may quote headers
+            text=True,
+            encoding="utf-8",
+        )
+
+    def _kill(self) -> None:
+        self._timed_out = True
+        self._process.kill()
+
+    def _line(self, seconds: float) -> str:
+        """Return the next answer; an empty or broken line if the process ends, or is ended after these seconds."""
+        assert self._process.stdout, "a pipe"
+        timer = threading.Timer(seconds, self._kill)
+        timer.start()
+        try:
+            return self._process.stdout.readline()
+        finally:
+            timer.cancel()
+
+    def call(self, method: str, **arguments: Any) -> Any:
+        """Return what `Worker.<method>(**arguments)` returns there.
+
+        Raises the InputError it raises; Died if the process crashed or passed a limit.
+        """
+        assert self._process.stdin, "a pipe"
+        try:
+            self._process.stdin.write(json.dumps({"method": method, "arguments": arguments}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise Died(self._reason()) from None
+        if not self._ready:  # loading its libraries is not the recording's time
+            self._ready = bool(self._line(START_SECONDS))
+        line = self._line(self.limits.seconds)
+        if not line.endswith("\n"):
+            raise Died(self._reason())
+        answer = json.loads(line)
+        if answer.get("died"):
+            self.close()
+            raise Died(self._too_large())
+        if "error" in answer:
+            raise InputError(answer["error"])
+        return answer["result"]
+
+    def _too_large(self) -> str:
+        return f"needs more than {self.limits.gigabytes:g} GB of memory; raise --memory_limit if it is sound"
+
+    def _reason(self) -> str:
+        """Why the process ended without an answer."""
+        self._process.kill()
+        code = self._process.wait()
+        if self._timed_out:
+            return f"takes more than {self.limits.seconds:g} s; raise --time_limit if it is sound"
+        return f"makes its reader crash (exit code {code})"
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process can take another request."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            try:
+                assert pipe
+                pipe.close()
+            except OSError:  # what was left in the pipe has nowhere to go
+                pass
+
+
+_idle: "queue.LifoQueue[Sandbox]" = queue.LifoQueue()
+
+
+@contextmanager
+def sandbox(limits: Limits) -> Iterator[Sandbox]:
+    """Yield a process that nobody else uses; it is kept for the next one unless it died."""
+    box = None
+    while box is None:
+        try:
+            box = _idle.get_nowait()
+        except queue.Empty:
+            box = Sandbox(limits)
+        if not box.alive or box.limits != limits:
+            box.close()
+            box = None
+    try:
+        yield box
+    except BaseException:
+        box.close()  # in whatever state it is
+        raise
+    if box.alive:
+        _idle.put(box)
+
+
+@atexit.register
+def close_all() -> None:
+    """End the idle processes."""
+    while not _idle.empty():
+        _idle.get_nowait().close()

@@ -1,0 +1,375 @@
+"""Makers on many recordings: limits, crashes, kills, resumption, several processes, a Dask cluster."""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from dataset_maker import common, jobs, labelled, pretraining, worker
+from dataset_maker.common import FilterSettings, Pipeline
+from dataset_maker.jobs import Spread, plan_jobs
+from dataset_maker.sandbox import Limits
+from errors import InputError, UsageError
+from odd_maker import signal_of
+from quality import BINS, Quality
+
+PLAIN = Pipeline(FilterSettings(None, None, None, 200.0))
+LIMITS = Limits(seconds=30.0, gigabytes=3.0)
+
+
+def write(folder: Path, **words: str) -> list[Path]:
+    """Write recordings that behave as their words say."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.odd" for name in words]
+    for path, word in zip(paths, words.values(), strict=True):
+        path.write_text(word)
+    return paths
+
+
+def convert(paths: list[Path], output: Path, *, processes: int = 1, limits: Limits = LIMITS, **more: Any) -> None:
+    """Convert recordings into pre-training files, unfiltered."""
+    spread = Spread(processes, more.pop("dask", None), limits)
+    pretraining.convert_recordings(
+        paths, output, maker="tests.odd_maker", source="tests", pipeline=more.pop("pipeline", PLAIN), spread=spread
+    )
+
+
+def recordings(folder: Path) -> dict[str, np.ndarray]:
+    """Return recording -> signal of all files of a folder; a recording that comes twice is an error."""
+    found: dict[str, np.ndarray] = {}
+    for path in sorted(folder.glob("*.hdf5")):
+        with h5py.File(path) as file:
+            for name, group in file.items():
+                assert name not in found
+                found[name] = group["eeg"][:]
+    return found
+
+
+def assert_whole(folder: Path, paths: list[Path]) -> None:
+    """Check that a folder holds exactly these recordings with their values, and nothing unfinished."""
+    found = recordings(folder)
+    assert found.keys() == {path.stem for path in paths}
+    for path in paths:
+        np.testing.assert_allclose(found[path.stem], signal_of(path), atol=1e-5)
+    assert not [path for path in folder.rglob("*") if path.name.endswith((".part", ".scratch"))]
+
+
+@pytest.mark.parametrize(
+    ("word", "limits", "reason"),
+    [
+        ("crash", LIMITS, "makes its reader crash (exit code -11)"),
+        ("hang", Limits(1.0, 3.0), "takes more than 1 s; raise --time_limit"),
+        ("greedy", LIMITS, "needs more than 3 GB of memory; raise --memory_limit"),
+        ("fault", LIMITS, "cannot be converted (TypeError in odd_maker.py, line"),
+    ],
+)
+@pytest.mark.parametrize("later", ["", " later"])  # when its header is looked at, when it is converted
+def test_a_recording_that_kills_its_reader_costs_only_itself(
+    word: str, limits: Limits, reason: str, later: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    paths = write(tmp_path / "in", a="fine", b=word + later, c="fine", d="fine")
+    with pytest.raises(InputError, match="1 of 4 recordings were left out"):
+        convert(paths, tmp_path / "out", limits=limits)
+    assert_whole(tmp_path / "out", [paths[0], *paths[2:]])
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"left out: {paths[1]}: ") and reason in line and "Jane" not in printed.out + printed.err
+    (entry,) = json.loads((tmp_path / "out.report.json").read_text())["left_out"]
+    assert entry["path"] == str(paths[1]) and reason in entry["reason"]
+
+
+def test_a_crash_within_a_job_of_several_recordings_loses_none_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(jobs, "JOBS", 1)
+    paths = write(tmp_path / "in", a="fine", b="broken later", c="crash later", d="fine", e="crash later", f="fine")
+    with pytest.raises(InputError, match="3 of 6 recordings were left out"):
+        convert(paths, tmp_path / "out")
+    assert_whole(tmp_path / "out", [paths[0], paths[3], paths[5]])
+    assert len(list((tmp_path / "out").glob("*.hdf5"))) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 3  # each is named once, however often its job began again
+
+
+def test_a_recording_that_was_mended_is_converted_when_the_maker_is_started_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    paths = write(tmp_path / "in", a="fine", b="broken later", c="fine")
+    with pytest.raises(InputError):
+        convert(paths, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.hdf5")}
+    paths[1].write_text("fine")
+    convert(paths, tmp_path / "out")
+    assert_whole(tmp_path / "out", paths)
+    assert "2 of 3 recordings were converted before" in capsys.readouterr().out
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    assert json.loads((tmp_path / "out.report.json").read_text())["converted"] == 3
+
+
+def test_further_recordings_are_added_to_a_folder_and_the_old_ones_stay(tmp_path: Path) -> None:
+    first = write(tmp_path / "in", b="fine", d="fine")
+    convert(first, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.hdf5")}
+    everything = sorted(first + write(tmp_path / "in", a="fine", c="fine"))
+    convert(everything, tmp_path / "out")
+    assert_whole(tmp_path / "out", everything)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+
+
+def test_a_recording_that_changed_or_other_flags_do_not_double_it(tmp_path: Path) -> None:
+    paths = write(tmp_path / "in", a="fine", b="fine")
+    convert(paths, tmp_path / "out")
+    with pytest.raises(InputError, match="other flags"):
+        convert(paths, tmp_path / "out", pipeline=Pipeline(FilterSettings(1.0, None, None, 200.0)))
+    paths[0].write_text("fine ")
+    with pytest.raises(InputError, match=r"holds .*a\.odd as it was before it changed"):
+        convert(paths, tmp_path / "out")
+    assert recordings(tmp_path / "out").keys() == {"a", "b"}
+
+
+def test_a_shard_that_was_removed_or_cut_is_made_again(tmp_path: Path) -> None:
+    paths = write(tmp_path / "in", a="fine", b="fine", c="fine")
+    convert(paths, tmp_path / "out")
+    first, second, _ = sorted((tmp_path / "out").glob("*.hdf5"))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:1000])
+    convert(paths, tmp_path / "out")
+    assert_whole(tmp_path / "out", paths)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{root!r}, {tests!r}]
+from test_jobs import convert
+convert(sorted(Path({inputs!r}).glob("*.odd")), Path({output!r}), processes={processes})
+"""
+
+
+def start(inputs: Path, output: Path, processes: int = 2) -> subprocess.Popen:
+    """Start a maker in a process of its own."""
+    tests = Path(__file__).parent
+    names = {"root": str(tests.parent), "tests": str(tests), "inputs": str(inputs), "output": str(output)}
+    code = SCRIPT.format(**names, processes=processes)
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_killed_maker_resumes_and_ends_with_the_files_of_one_never_killed(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    paths = write(tmp_path / "in", **{f"r{n:02d}": "slow" for n in range(5)})
+    process = start(tmp_path / "in", tmp_path / "out")
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "out").glob(".making/*.json"))) < 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(30) != 0
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.hdf5")}
+    assert 1 <= len(done) < 5
+    found = recordings(tmp_path / "out")  # whatever has a data file's name is whole
+    assert all(np.allclose(eeg, signal_of(Path(f"{name}.odd")), atol=1e-5) for name, eeg in found.items())
+    time.sleep(0.5)  # its readers end by themselves
+    convert(paths, tmp_path / "out")
+    assert_whole(tmp_path / "out", paths)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in done.items())
+    convert(paths, tmp_path / "once")
+    names = [sorted(path.name for path in (tmp_path / folder).glob("*.hdf5")) for folder in ("out", "once")]
+    assert names[0] == names[1]
+
+
+def test_two_makers_do_not_write_into_one_folder_at_once(tmp_path: Path) -> None:
+    paths = write(tmp_path / "in", a="slow", b="slow", c="slow", d="slow")
+    process = start(tmp_path / "in", tmp_path / "out", processes=1)
+    while not (tmp_path / "out" / ".making" / "lock").exists():
+        time.sleep(0.02)
+    with pytest.raises(InputError, match="another maker is at work here"):
+        convert(paths, tmp_path / "out")
+    assert process.wait(60) == 0
+    assert_whole(tmp_path / "out", paths)
+
+
+def test_two_processes_give_the_files_of_one(tmp_path: Path) -> None:
+    paths = write(tmp_path / "in", **{f"r{n}": "fine" for n in range(5)})
+    for processes in (1, 2):
+        convert(paths, tmp_path / str(processes), processes=processes)
+        assert_whole(tmp_path / str(processes), paths)
+    names = [sorted(path.name for path in (tmp_path / folder).glob("*.hdf5")) for folder in ("1", "2")]
+    assert names[0] == names[1]
+
+
+def test_too_little_disk_is_refused_before_anything_is_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    paths = write(tmp_path / "in", a="fine")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 6500))
+    with pytest.raises(InputError, match=r"about 6\.4 kB of disk needed, 6\.5 kB free"):
+        convert(paths, tmp_path / "out")
+    assert "about 6.4 kB of disk needed" in capsys.readouterr().out  # 2 electrodes, 800 samples of 4 bytes
+    assert not list((tmp_path / "out").glob("*.hdf5"))
+
+
+def test_limits_that_cannot_be_are_wrong_usage() -> None:
+    for wrong in ((0.0, 4.0), (10.0, 0.5), (float("nan"), 4.0)):
+        with pytest.raises(UsageError):
+            Limits(*wrong)
+    args = argparse.Namespace(jobs=0, dask=None, time_limit=1.0, memory_limit=4.0)
+    with pytest.raises(UsageError, match="--jobs 0"):
+        Spread.from_args(args)
+
+
+def test_jobs_follow_from_the_recordings_and_are_at_most_64_for_small_sets() -> None:
+    tasks = [{"path": f"{n}", "stamps": [[1000 + n, 0]]} for n in range(1000)]
+    found = plan_jobs(tasks)
+    assert [task for job in found for task in job] == tasks and 60 <= len(found) <= 64
+    large = plan_jobs([{"path": f"{n}", "stamps": [[200 << 20, 0], [100 << 20, 0]]} for n in range(1000)])
+    assert {len(job) for job in large} == {2}
+    assert plan_jobs([]) == [] and len(plan_jobs([{"path": "nowhere", "stamps": []}] * 3)) == 1
+
+
+def make_labelled(paths: list[Path], output: Path, **more: Any) -> None:
+    """Convert recordings into a labelled set of one-second samples; those named v... are for validation."""
+    args = argparse.Namespace(
+        output=output, dtype="float32", jobs=1, dask=None, time_limit=30.0, memory_limit=3.0, rsfreq=200.0
+    )
+    tasks = [
+        {"path": str(p), "recording": p.stem, "subject": p.stem[0], "split": "val" if p.stem[0] == "v" else "train"}
+        for p in paths
+    ]
+    options = {"name": "Odd", "task": "binary", "classes": ("a", "b"), "electrodes": None, "window": 1}
+    options |= {"made": {"source": "tests"}} | more
+    labelled.make(args, maker="tests.odd_maker", tasks=tasks, **options)
+
+
+def test_a_labelled_file_holds_the_recordings_in_order_their_rows_in_one_order_and_counts_what_it_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    paths = write(tmp_path / "in", a="fine", b="swapped", c="others", d="broken", v="fine")
+    with pytest.raises(InputError, match="2 of 5 recordings were left out"):
+        make_labelled(paths, tmp_path / "x.hdf5", expected={"train": 8, "val": 4, "test": 0})
+    with h5py.File(tmp_path / "x.hdf5") as file:
+        assert list(file) == ["train", "val"] and list(file.attrs["chOrder"]) == ["CZ", "PZ"]
+        train = file["train"]
+        assert train["recording"].asstr()[:].tolist() == ["a"] * 4 + ["b"] * 4
+        assert train["subject"].asstr()[:].tolist() == ["a"] * 4 + ["b"] * 4
+        assert train["label"][:].tolist() == [0, 1] * 4 and train["eeg"].chunks == (1, 2, 200)
+        assert train["valid"].shape == (8, 1) and train["valid"][:].all()
+        expected = [signal_of(path).reshape(2, 4, 200).swapaxes(0, 1) for path in paths[:2]]
+        np.testing.assert_allclose(train["eeg"][:], np.concatenate(expected), atol=1e-5)
+        assert json.loads(file.attrs["made"])["left_out"] == 2
+    report = json.loads((tmp_path / "x.report.json").read_text())
+    assert report["splits"]["train"] == {"recordings": 2, "subjects": 2, "samples": 8, "labels": {"a": 4, "b": 4}}
+    assert report["counts"] == {"windows seen": 12} and report["expected_samples"]["train"] == 8
+    reasons = {Path(entry["path"]).stem: entry["reason"] for entry in report["left_out"]}
+    assert "lacks PZ and has OZ besides" in reasons["c"] and "cannot be read" in reasons["d"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "x.hdf5", "x.report.json"]
+    with pytest.raises(InputError, match="made without 2 recordings"):
+        make_labelled(paths, tmp_path / "x.hdf5")
+
+
+def test_a_finished_labelled_file_is_recognised_and_another_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    paths = write(tmp_path / "in", a="fine", v="fine")
+    make_labelled(paths, tmp_path / "x.hdf5")
+    stamp = (tmp_path / "x.hdf5").stat().st_mtime_ns
+    make_labelled(paths, tmp_path / "x.hdf5")
+    assert "already made from these recordings" in capsys.readouterr().out
+    with pytest.raises(InputError, match="exists already"):
+        make_labelled(paths, tmp_path / "x.hdf5", classes=("c", "d"))
+    assert (tmp_path / "x.hdf5").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("starts", [[0, 200, 600], [1, 199, 400], [-150, -200, 900, 1100]])
+def test_a_second_of_a_window_is_valid_if_none_of_its_samples_lies_in_an_invalid_one(starts: list[int]) -> None:
+    length = 1130  # the last second is a part of one
+    valid = np.array([True, True, False, True, True, False])
+    by_sample = np.repeat(valid, 200)[:length]
+    prepared = common.Prepared(["CZ"], 200.0, length, None, Quality(valid, {}, {}, {}, np.zeros(BINS, int)), {})
+    windows = np.array(starts)[:, None] + np.arange(400)  # wrapping round the ends
+    expected = by_sample[windows % length].reshape(len(starts), 2, 200).all(axis=2)
+    np.testing.assert_array_equal(worker.valid_seconds(prepared, np.array(starts), 400), expected)
+    prepared.eeg = np.arange(length, dtype=float)[None]
+    for start, window in zip(starts, windows, strict=True):
+        np.testing.assert_array_equal(worker.cut(prepared, start, 400)[0], window % length)
+
+
+def test_a_labelled_folder_keeps_its_shards(tmp_path: Path) -> None:
+    paths = write(tmp_path / "in", a="fine", b="fine", v="fine")
+    make_labelled(paths, tmp_path / "set")
+    shards = sorted((tmp_path / "set").glob("*.hdf5"))
+    assert len(shards) == 3 and (tmp_path / "set.report.json").exists()
+    found = set()
+    for shard in shards:
+        with h5py.File(shard) as file:
+            assert file.attrs["name"] == "Odd" and list(file.attrs["classes"]) == ["a", "b"]
+            found |= {name for split in file.values() for name in split["recording"].asstr()[:]}
+    assert found == {"a", "b", "v"}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"a": "same", "v": "fine"}, "all 4 training samples are of one class, a"),
+        ({"v": "fine"}, "no recording gives a sample for training"),
+        ({"a": "broken"}, "no recording gives a sample"),
+    ],
+)
+def test_a_set_that_nobody_could_train_on_is_not_made(words: dict[str, str], says: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=says):
+        make_labelled(write(tmp_path / "in", **words), tmp_path / "x.hdf5")
+    assert not (tmp_path / "x.hdf5").exists() and (tmp_path / "x.report.json").exists()
+
+
+def test_a_dask_cluster_of_two_workers_gives_the_same_files(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    paths = write(tmp_path / "in", **{f"r{n}": "fine" for n in range(4)}, s="crash later")
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "processes": True}
+    with distributed.LocalCluster(**options) as cluster, pytest.raises(InputError, match="1 of 5"):
+        convert(paths, tmp_path / "out", dask=cluster.scheduler_address)
+    assert_whole(tmp_path / "out", paths[:4])
+    with pytest.raises(InputError, match="1 of 5"):
+        convert(paths, tmp_path / "here")
+    names = [sorted(path.name for path in (tmp_path / folder).glob("*.hdf5")) for folder in ("out", "here")]
+    assert names[0] == names[1]
+
+
+def test_a_dask_address_where_nothing_answers_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(jobs, "DASK_SECONDS", 1)
+    paths = write(tmp_path / "in", a="fine")
+    with pytest.raises(UsageError, match="no scheduler answers"):
+        convert(paths, tmp_path / "out", dask="tcp://127.0.0.1:1")
+
+
+def test_a_process_ends_when_its_maker_is_gone(tmp_path: Path) -> None:
+    code = """
+import time
+from dataset_maker.sandbox import Limits, sandbox
+with sandbox(Limits()) as box:
+    print(box._process.pid, flush=True)
+    time.sleep(60)
+"""
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE)
+    assert process.stdout
+    pid = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    for _ in range(200):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the reader lives on")
