@@ -24,6 +24,8 @@ FP1-F7 F7-T7 T7-P7 P7-O1 FP2-F8 F8-T8 T8-P8 P8-O2 FP1-F3 F3-C3 C3-P3 P3-O1 FP2-F
 ELECTRODES: tuple[str, ...] = tuple(_NAMES.split())
 PUBLISHED_ELECTRODES = 128  # the published checkpoints have 129 rows: these many electrodes and CLS
 
+LONGEST_SHOWN = 60  # characters of a name in a message
+
 _SPELLING = {name.upper(): name for name in ELECTRODES}
 _NON_EEG = re.compile(
     r".*(EOG|ECG|EKG|EMG|RESP|PHOTIC|ANNOTATION|STIM|TRIG|MARK|EVENT|PULSE|PLETH|ABDOM|THORA|SPO2|SAO2).*"
@@ -59,8 +61,12 @@ def is_known_non_eeg(name: str) -> bool:
 def _nearest(name: str) -> str:
     """Return `'name' (nearest known: ...)` for error messages."""
     near = [_SPELLING[key] for key in get_close_matches(_plain(name), _SPELLING, n=3, cutoff=0.5)]
-    # repr: a name comes from a file and may hold what a terminal obeys.
-    return f"{name!r} (nearest known: {', '.join(near)})" if near else f"{name!r} (nothing like it is known)"
+    return f"{_shown(name)} ({'nearest known: ' + ', '.join(near) if near else 'nothing like it is known'})"
+
+
+def _shown(name: str) -> str:
+    """Return a name from a file for a message: cut short, and without what a terminal obeys."""
+    return repr(name if len(name) <= LONGEST_SHOWN else name[:LONGEST_SHOWN] + "...")
 
 
 def _matches(names: Iterable[str], wanted: str) -> list[str]:
@@ -88,8 +94,8 @@ def resolve(
     if unknown := [name for name in found if name not in kept and not is_known_non_eeg(name)]:
         raise InputError(
             f"{where}unknown electrode names: {'; '.join(map(_nearest, unknown))}. Leave them out with "
-            f"--drop {' '.join(repr(name) for name in unknown)}, or say which electrodes they are with "
-            f"--rename MAP.json, a JSON object such as {json.dumps({unknown[0]: 'CZ'})}"
+            f"--drop {' '.join(map(_shown, unknown))}, or say which electrodes they are with "
+            f"--rename MAP.json, a JSON object such as {json.dumps({unknown[0][:LONGEST_SHOWN]: 'CZ'})}"
         )
     for electrode in kept.values():
         if len(same := [name for name, other in kept.items() if other == electrode]) > 1:

@@ -5,10 +5,14 @@ or an ordinary exception with its traceback; what a user can cause is one line a
 """
 
 import argparse
+import itertools
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+INTERRUPTED = 130  # exit code of a process that Ctrl-C ended, as shells count
 
 
 class InputError(ValueError):
@@ -23,8 +27,20 @@ class UsageError(InputError):
     exit_code = 2
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Adds a flag's default to its help, where there is one worth saying."""
+class HelpFormatter(argparse.HelpFormatter):
+    """Adds a flag's default to its help, where there is one worth saying, and keeps a description's paragraphs."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Wrap paragraphs to the terminal; lines that are indented (lists) stay as they are."""
+        parts: list[str] = []
+        for paragraph in text.strip().split("\n\n"):
+            for listed, group in itertools.groupby(paragraph.splitlines(), key=lambda line: line.startswith(" ")):
+                lines = list(group)
+                if not listed:
+                    lines = textwrap.wrap(" ".join(lines), width, break_long_words=False, break_on_hyphens=False)
+                parts += lines
+            parts.append("")
+        return "\n".join(parts).rstrip()
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -48,19 +64,27 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def one_line(error: BaseException) -> str:
-    """Message of an error in one line; of one that a loading process raised, without that process's traceback."""
+    """Message of an error in one printable line; of a loading process's error without that process's traceback."""
     lines = str(error).strip().splitlines()
     if lines and lines[0].startswith("Caught ") and "worker process" in lines[0]:
         lines = [lines[-1].removeprefix("errors.InputError: ")]
-    return " ".join(" ".join(lines).split())
+    text = " ".join(" ".join(lines).split())
+    # Names and labels from files may hold what a terminal obeys.
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def run_script(main: Callable[[Any], None], args: Any) -> None:
-    """Call `main(args)`; an InputError becomes one line on stderr and its exit code, everything else stays as it is."""
+    """Call `main(args)`; an InputError becomes one line on stderr and its exit code, Ctrl-C a line and 130.
+
+    Everything else stays as it is.
+    """
+    rank = os.environ.get("RANK", "0")
+    where = "" if rank == "0" else f"[process {rank}] "
     try:
         main(args)
     except InputError as error:
-        rank = os.environ.get("RANK", "0")
-        where = "" if rank == "0" else f"[process {rank}] "
         print(f"{where}error: {one_line(error)}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(f"{where}stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)

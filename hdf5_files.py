@@ -57,10 +57,16 @@ def _open(path: Path, pid: int) -> h5py.File:
         state = path.stat()
         seen = (path, state.st_size, state.st_mtime_ns)
         if seen not in _checked:
-            _check_heaps(path, state.st_size)
-            _check_all_is_inside(file, path)
+            check(file, path)
             _checked.add(seen)
     return file
+
+
+def check(file: h5py.File, path: Path) -> None:
+    """Raise InputError for a file that leads elsewhere, or on which HDF5 would hang or crash."""
+    with readable(path):
+        _check_heaps(path, path.stat().st_size)
+        _check_all_is_inside(file, path)
 
 
 def open_file(path: Path) -> h5py.File:
@@ -85,9 +91,10 @@ def _check_heaps(path: Path, size: int) -> None:
         while entry + 16 <= min(end, size):
             number = int.from_bytes(content[entry : entry + 2], "little")
             length = int.from_bytes(content[entry + 8 : entry + 16], "little")
-            if number == length == 0:
+            taken = 16 + -(-length // 8) * 8 if number else length
+            if not 16 <= taken <= end - entry:
                 raise InputError(f"{path}: its texts cannot be read (damaged): make the file again")
-            entry += 16 + -(-length // 8) * 8 if number else length
+            entry += taken
         place = content.find(HEAP, place + 1)
 
 
@@ -95,6 +102,7 @@ def _check_all_is_inside(file: h5py.File, path: Path) -> None:
     """Raise InputError for anything that leads out of the file; every group and data set is looked at once."""
     root: Any = file.id
     todo, seen, soft = [(root, b"/", b"")], set(), []  # where to open, what, and what the whole is called
+    virtual: list[tuple[bytes, list[bytes]]] = []  # a virtual data set, and what it shows
     while todo:
         parent, name, place = todo.pop()
         group = h5g.open(parent, name)
@@ -113,11 +121,18 @@ def _check_all_is_inside(file: h5py.File, path: Path) -> None:
                 _refuse(path, whole, what)
             elif (type_of := h5o.get_info(group, name).type) == h5o.TYPE_GROUP:
                 todo.append((group, name, whole))
-            elif type_of == h5o.TYPE_DATASET and (what := _storage_elsewhere(h5d.open(group, name))):
-                _refuse(path, whole, what)
+            elif type_of == h5o.TYPE_DATASET:
+                dataset = h5d.open(group, name)
+                if what := _storage_elsewhere(dataset):
+                    _refuse(path, whole, what)
+                if sources := _shown(dataset):
+                    virtual.append((whole, sources))
     for whole in soft:  # last: now nothing that they can lead to is outside
         if not _leads_somewhere(file, whole):
             _refuse(path, whole, "a link to nothing")
+    for whole, sources in virtual:
+        if not all(_holds_data(file, source) for source in sources):  # on a circle of them HDF5 crashes
+            _refuse(path, whole, "a virtual data set of virtual or missing ones")
 
 
 def _refuse(path: Path, place: bytes, what: str) -> None:
@@ -133,6 +148,21 @@ def _storage_elsewhere(dataset: h5d.DatasetID) -> str:
     return "a data set with external storage" if plan.get_external_count() else ""
 
 
+def _shown(dataset: h5d.DatasetID) -> list[bytes]:
+    """Names of the data sets that a virtual one of this file shows."""
+    plan = dataset.get_create_plist()
+    if plan.get_layout() != h5d.VIRTUAL:
+        return []
+    return [os.fsencode(plan.get_virtual_dsetname(i)) for i in range(plan.get_virtual_count())]
+
+
+def _holds_data(file: h5py.File, place: bytes) -> bool:
+    try:
+        return h5d.open(file.id, place).get_create_plist().get_layout() != h5d.VIRTUAL
+    except Exception:  # nothing there, a circle of links, or a damaged one
+        return False
+
+
 def _leads_somewhere(file: h5py.File, place: bytes) -> bool:
     try:
         return bool(h5o.exists_by_name(file.id, place))
@@ -144,10 +174,12 @@ def check_size(dataset: h5py.Dataset, where: str) -> None:
     """Raise InputError for a data set that claims more than its file can hold, before anybody makes room for it."""
     with readable(where):
         file_size = h5i.get_file_id(dataset.id).get_filesize()
-        item, shape, chunks = dataset.dtype.itemsize, dataset.shape or (), dataset.chunks
+        item, shape = dataset.dtype.itemsize, dataset.shape or ()
         claimed = math.prod(shape) * item  # Python's integers: these products may pass any of NumPy's
-        whole = claimed <= file_size
-        if not whole and chunks:  # compressed, then; a chunk that was never written reads as zeros
+        # In one piece, it must be there: for what is missing HDF5 gives whatever the memory holds.
+        stored = claimed if dataset.id.get_offset() is None else dataset.id.get_storage_size()
+        whole = claimed <= file_size and claimed <= stored
+        if not whole and (chunks := dataset.chunks):  # compressed, then; a chunk that was never written reads as zeros
             needed = math.prod(-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True))
             whole = dataset.id.get_num_chunks() >= needed and math.prod(chunks) * item <= max(MAX_CHUNK, file_size)
     if not whole:

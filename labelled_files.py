@@ -133,7 +133,7 @@ def _read_shard(path: Path) -> LabelledFile:
                 )
         task, classes, montage = attributes.text("task"), attributes.names("classes"), attributes.names("chOrder")
         if task not in TASKS:
-            raise InputError(f"{path}: task is {task!r}; allowed: {', '.join(TASKS)}")
+            raise InputError(f"{path}: task is {task[:20]!r}; allowed: {', '.join(TASKS)}")
         if (rate := attributes.number("rsFreq")) != SAMPLING_RATE:
             raise InputError(f"{path}: sampled at {rate:g} Hz; the models take {SAMPLING_RATE} Hz: make it again")
         if (task == "binary" and len(classes) != 2) or not classes:
@@ -185,7 +185,7 @@ def read_samples(file: LabelledFile, split: str) -> list[Samples]:
                 continue
             group = opened[split]
             labels = _read_labels(group["label"], file, where)
-            recordings, subjects = (list(map(str, group[key].asstr()[()])) for key in ("recording", "subject"))
+            recordings, subjects = (_shared(group[key].asstr()[()]) for key in ("recording", "subject"))
             valid = group["valid"][()].astype(bool) if "valid" in group else None
             text = Attributes(where, group).get("quality")
         try:
@@ -194,6 +194,12 @@ def read_samples(file: LabelledFile, split: str) -> list[Samples]:
             raise InputError(f"{where}: {error}: make the file again") from None
         parts.append(Samples(path, split, labels, recordings, subjects, valid, quality))
     return parts
+
+
+def _shared(texts: np.ndarray) -> list[str]:
+    """Texts of which equal ones are one object: memory grows with recordings, but for a pointer a sample."""
+    each: dict[str, str] = {}
+    return [each.setdefault(text, text) for text in map(str, texts)]
 
 
 def _read_labels(dataset: h5py.Dataset, file: LabelledFile, where: str) -> np.ndarray:

@@ -176,7 +176,8 @@ class SignalScan:
             return Quality.merged(())
         low, high, at_low, at_high = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
         finite = np.isfinite(low) & np.isfinite(high)  # (N, seconds)
-        moved = np.subtract(high, low, out=np.full_like(high, np.inf), where=finite)
+        with np.errstate(over="ignore"):
+            moved = np.subtract(high, low, out=np.full_like(high, np.inf), where=finite)
         judged = finite.copy()
         if 0 < part < MIN_PART * self.rate:
             judged[:, -1] = False

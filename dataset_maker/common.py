@@ -17,6 +17,7 @@ from typing import Any
 import mne
 import numpy as np
 
+from dataset_maker.edf_header import is_edf, samples_per_record
 from dataset_maker.filters import apply_fir, kernels, resample
 from dataset_maker.sources import RECORDINGS
 from electrodes import is_known_non_eeg, resolve
@@ -27,8 +28,8 @@ EXTRA_READERS = {".set": "files of MATLAB 7.3 need `pip install pymatreader`", "
 MIN_TRANSITION = 0.5  # Hz between a filter's edge and Nyquist: less would take a filter of many seconds
 BLOCK_BYTES = 256 << 20  # float64 signal that is filtered as a whole; longer recordings go block by block
 LOWEST_RATE = 10.0  # Hz
+MOST_PACKED = 1100  # samples that a byte of a packed file can stand for: deflate reaches 1032
 GAPS = ("edge", "bad_acq_skip")  # annotations across which MNE does not filter
-EDF_HEADER = 256  # bytes of an EDF or BDF file's own header; another 256 for each signal
 
 Store = Callable[[Sequence[str], float, int], Any]  # (electrodes, rate, samples) -> something (N, samples) to write to
 
@@ -152,50 +153,51 @@ def read_raw(path: Path) -> mne.io.BaseRaw:
     return open_raw(path)
 
 
-def open_raw(path: Path) -> mne.io.BaseRaw:
-    """The same for any format that MNE knows."""
-    # Annotations are not used, and only in this encoding no byte of theirs makes MNE refuse the recording.
-    options = {"encoding": "latin1"} if path.suffix.lower() in (".edf", ".bdf") else {}
+def open_raw(path: Path, **options: Any) -> mne.io.BaseRaw:
+    """The same for any format that MNE knows; options: of its reader."""
+    if is_edf(path):  # annotations are not used, and only in this encoding no byte of theirs makes MNE refuse a file
+        options["encoding"] = "latin1"
     with readable(path):
         return mne.io.read_raw(path, verbose="error", **options)  # "error": MNE's warnings may quote header texts
 
 
-def check_rate(raw: mne.io.BaseRaw, where: str) -> None:
-    """Raise InputError for a sampling rate that no EEG has: a forged one makes seconds of a recording into years."""
+def check_header(raw: mne.io.BaseRaw, where: str) -> None:
+    """Raise InputError for a rate or a length that cannot be: forged ones make seconds of a recording into years."""
     rate = float(raw.info["sfreq"])
     if not LOWEST_RATE <= rate < math.inf:
         raise InputError(f"{where}: sampled at {rate:g} Hz; EEG needs at least {LOWEST_RATE:g} Hz")
+    files = [Path(name) for name in raw.filenames if name and Path(name).is_file()]
+    packed = any(file.name.lower().endswith((".gz", ".set")) for file in files)
+    held = sum(file.stat().st_size for file in files) * (MOST_PACKED if packed else 1)
+    if files and raw.n_times > held:
+        raise InputError(f"{where}: its header announces {raw.n_times} samples a channel, more than its file can hold")
 
 
-def missing_seconds(path: Path, raw: mne.io.BaseRaw) -> tuple[float, float]:
-    """Return the seconds that an EDF or BDF header announces beyond what the file holds, and all it announces.
+def select_electrodes(
+    raw: mne.io.BaseRaw, pipeline: Pipeline, where: str
+) -> tuple[mne.io.BaseRaw, dict[str, str], bool]:
+    """Pick and rename the EEG channels of `raw`.
 
-    (0, 0) for other formats, for files that were never closed (they announce -1 records) and unreadable headers.
+    Returns it, each dropped channel's name with the reason, and whether the file has all that is left at one rate.
     """
-    if not path.name.lower().endswith((".edf", ".bdf")):
-        return 0.0, 0.0
-    with path.open("rb") as file:
-        header = file.read(EDF_HEADER)
-    try:
-        announced = int(header[236:244]) * float(header[244:252])
-    except ValueError:
-        return 0.0, 0.0
-    missing = announced - raw.n_times / raw.info["sfreq"]
-    return (missing, announced) if 0 < missing < math.inf and announced > 0 else (0.0, 0.0)
-
-
-def select_electrodes(raw: mne.io.BaseRaw, pipeline: Pipeline, where: str) -> dict[str, str]:
-    """Pick and rename the EEG channels of `raw` in place; return each dropped channel's name with the reason."""
     types = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True))
     resolution = resolve(
         [name for name in types if types[name] == "eeg"], rename=pipeline.rename, drop=pipeline.drop, where=where
     )
-    raw.pick(list(resolution.kept))
+    kept = list(resolution.kept)
+    path = Path(raw.filenames[0]) if raw.filenames and raw.filenames[0] else Path()
+    counts = samples_per_record(path)
+    own = {counts[name] for name in kept} if set(kept) <= counts.keys() else set()
+    if own and max(own) < max(counts.values()):
+        # MNE brings every piece that it reads to the fastest channel's rate, with errors at the piece's ends: a fast
+        # channel that is not EEG stays closed.
+        raw = open_raw(path, include=kept)
+    raw.pick(kept)
     raw.rename_channels(resolution.kept, verbose="error")
     reasons = {name: "not EEG by its type in the file" for name in types if types[name] != "eeg"}
     for name in resolution.dropped:
         reasons[name] = "not EEG by its name" if is_known_non_eeg(name) else "listed to be left out"
-    return reasons
+    return raw, reasons, len(own) < 2
 
 
 def plan_stages(rate: float, settings: FilterSettings, seconds: float) -> dict[str, Any]:
@@ -254,9 +256,13 @@ class _Source:
             self._scan.add(eeg[:, self._scanned - start :] * 1e6)
             self._scanned = stop
 
+    def has_gaps(self) -> bool:
+        """Whether the recording marks gaps in it."""
+        return any(text.lower().startswith(GAPS) for text in self.raw.annotations.description)
+
     def filtered(self, stages: Mapping[str, Any]) -> np.ndarray:
         """The whole signal after all stages, (N, time) float64 in volts."""
-        if any(text.lower().startswith(GAPS) for text in self.raw.annotations.description):
+        if self.has_gaps():
             return self._filtered_in_parts(stages)
         eeg = self.read(0, self.samples)
         for kernel in kernels(self.rate, stages["l_freq"], stages["h_freq"], stages["notch"]):
@@ -290,7 +296,7 @@ class _Source:
             h_freq=stages["h_freq"],
             notch=stages["notch"],
             new_rate=stages["sampling_rate"] if stages["resampled"] else None,
-            block_samples=block_bytes // (8 * len(self.raw.ch_names)),
+            block_samples=block_bytes // (8 * len(self.raw.ch_names)) // 4,  # of it there are several copies
         )
 
     def quality(self, seconds: int) -> Quality:
@@ -324,7 +330,7 @@ def prepare(raw: mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording"
     Raises InputError for unknown electrodes, for signals that cannot be read and where no second is valid.
     """
     with readable(where):
-        dropped = select_electrodes(raw, pipeline, where)
+        raw, dropped, one_rate = select_electrodes(raw, pipeline, where)
         rate = float(raw.info["sfreq"])
         samples = raw.n_times - round(pipeline.trim_end * rate)
     if samples < rate:
@@ -340,6 +346,10 @@ def prepare(raw: mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording"
             length, blocks = whole.shape[1], iter([whole])
         else:
             length = max(round(new_rate / rate * samples), 1) if stages["resampled"] else samples
+            if not one_rate:  # MNE cannot bring pieces of them to one rate without errors at their ends
+                raise InputError(f"{where}: electrodes of different sampling rates in so long a recording; cut it")
+            if source.has_gaps():
+                stages["notes"].append("filtered across the gaps that it marks: too long to be taken apart")
             blocks = source.blocks(stages, pipeline.block_bytes)
         eeg, at = store(raw.ch_names, new_rate, length), 0
         for block in blocks:  # (N, t), V

@@ -20,7 +20,7 @@ MOST_SETS = 8
 TRACES = 2  # windows that are drawn
 SPECTRUM_WINDOWS = 40  # that the spectrum is a mean of
 SHOWN = 12  # s of signal at most
-FLOOR = 1e-6  # uV^2/Hz: what is below is drawn there, for the logarithm of zero
+FLOOR = 1e-20  # uV^2/Hz: what is below is drawn there, for the logarithm of zero
 RANGE = 60  # dB below the strongest frequency: further down is what filters leave of nothing
 INK, PALE, STRONG, GRID = "#1f2d3d", "#9db4c8", "#c0392b", "#e6ebf0"
 

@@ -116,7 +116,7 @@ def _pretraining(path: Path, recordings: Sequence[Recording], seen: Quality | No
             drawn.append(recordings[which].read(start, window))
         return drawn
 
-    return Found(f"{path}: pre-training, {len(montage)} electrodes, {len(files)} file(s)", report, draw)
+    return Found(f"{path}: pre-training, {len(montage)} electrode(s), {len(files)} file(s)", report, draw)
 
 
 def _labelled(file: LabelledFile) -> Found:
@@ -161,7 +161,7 @@ def _labelled(file: LabelledFile) -> Found:
 def _targets(file: LabelledFile, labels: np.ndarray) -> Report:
     """Samples of each class, or mean and standard deviation of each output."""
     if file.task == "regression":
-        values = zip(file.classes, labels.T, strict=True)  # labels: (samples, outputs)
+        values = zip(file.classes, labels.T.astype(np.float64), strict=True)  # labels: (samples, outputs)
         return {"targets": {name: [float(v.mean()), float(v.std())] if len(v) else None for name, v in values}}
     counts = np.bincount(labels, minlength=len(file.classes))
     return {"labels": dict(zip(file.classes, map(int, counts), strict=True))}

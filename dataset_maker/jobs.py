@@ -34,6 +34,8 @@ SURVEY = 32  # recordings looked at in one request
 DASK_SECONDS = 30  # to wait for a scheduler's answer
 RESERVE = 1.05  # of the estimated disk space: HDF5's own bookkeeping
 
+NO_SPACE = 16 << 20  # bytes: with less, what fails fails for want of space
+
 Task = dict[str, Any]
 
 
@@ -65,12 +67,10 @@ class Spread:
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """Yield `(index, function(item))` as they finish."""
         calls = (joblib.delayed(_numbered)(function, number, item) for number, item in enumerate(items))
-        if not self.dask:
-            # Threads here, because each drives a limited process of its own.
-            yield from joblib.Parallel(self.jobs, prefer="threads", return_as="generator_unordered")(calls)
-            return
-        with self._cluster():
-            yield from joblib.Parallel()(calls)
+        # Threads here, because each drives a limited process of its own.
+        place = self._cluster() if self.dask else joblib.parallel_config("threading", n_jobs=self.jobs)
+        with place:
+            yield from joblib.Parallel(return_as="generator_unordered")(calls)
 
     @contextmanager
     def _cluster(self) -> Iterator[None]:
@@ -85,8 +85,13 @@ class Spread:
             raise UsageError(f"--dask {self.dask}: no scheduler answers there ({type(error).__name__})") from error
         with client:
             client.run(site.addsitedir, str(PROJECT))  # workers see the project in the same place, as they do the data
-            with joblib.parallel_config("dask"):
-                yield
+            try:
+                with joblib.parallel_config("dask"):
+                    yield
+            except distributed.KilledWorker as error:
+                raise InputError(
+                    f"--dask {self.dask}: its workers died too often; start the same command again"
+                ) from error
 
 
 def _numbered(function: Callable[[Any], Any], number: int, item: Any) -> tuple[int, Any]:
@@ -119,8 +124,12 @@ def stamped(tasks: Iterable[Task]) -> list[Task]:
     """Return the recordings with absolute paths, a unique plain name each, and the sizes and times of their files."""
     tasks = list(tasks)
     found: list[Task] = []
-    for task, name in zip(tasks, unique_names([task["recording"] for task in tasks]), strict=True):
-        path, also = Path(task["path"]).resolve(), [str(Path(other).resolve()) for other in task.get("also", ())]
+    paths = [Path(task["path"]).resolve() for task in tasks]
+    # One recording may show two subjects: then it comes twice.
+    distinct = [path / str(task.get("subject", "")) for path, task in zip(paths, tasks, strict=True)]
+    names = unique_names([task["recording"] for task in tasks], distinct)
+    for task, path, name in zip(tasks, paths, names, strict=True):
+        also = [str(Path(other).resolve()) for other in task.get("also", ())]
         stats = [Path(other).stat() for other in (str(path), *also) if Path(other).exists()]
         stamps = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
         found.append({**task, "path": str(path), "also": also, "recording": name, "stamps": stamps})
@@ -164,15 +173,20 @@ def run_job(plan: Plan, limits: Limits, notify: Callable[[dict], Any] | None, ta
                         entries[key] = _convert(box, task, key)
                         if notify and first:
                             notify(entries[key])
+                # Said before they get their names: else a stop between the two would leave files that nobody knows of.
+                write_json(plan.notes / f"{job}.begun", {"files": box.call("files")})
                 sizes = box.call("close")
         except _Lost as lost:
             entries[lost.entry["key"]] = lost.entry
             if notify:
                 notify(lost.entry)
         except Died as error:
+            if shutil.disk_usage(plan.folder).free < NO_SPACE:
+                raise UsageError(f"{plan.folder}: no space left; free some and start the same command again") from error
             raise InputError(f"the job of {tasks[0]['path']} and {len(tasks) - 1} more {error}") from error
     done = {"job": job, "files": sizes, "recordings": [entries[key] for key in keys]}
     write_json(plan.notes / f"{job}.json", done)
+    (plan.notes / f"{job}.begun").unlink()
     return done
 
 
@@ -184,12 +198,19 @@ class _Lost(Exception):
         self.entry = entry
 
 
+def described(task: Task) -> dict[str, Any]:
+    """Return what the report says of any recording."""
+    return {key: task[key] for key in ("path", "recording", "subject") if key in task}
+
+
 def _convert(box: Sandbox, task: Task, key: str) -> dict[str, Any]:
-    entry = {"path": task["path"], "recording": task["recording"], "key": key}
+    entry = described(task) | {"key": key}
     try:
         return entry | box.call("convert", task=task)
     except Died as error:
         raise _Lost(entry | {"error": f"{task['path']}: {error}", "died": True}) from error
+    except UsageError:  # no recording's fault: such as no space left
+        raise
     except InputError as error:
         return entry | {"error": str(error)}
 
@@ -200,40 +221,72 @@ def write_json(path: Path, values: Any) -> None:
         part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def finished_jobs(plan: Plan) -> list[dict[str, Any]]:
-    """Return what earlier runs finished and is still there whole."""
+def finished_jobs(plan: Plan, forget: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """Return what earlier runs finished and is still there whole; what is left of other jobs is removed.
+
+    forget: paths of all recordings; a job with any other one counts as not done (a single file has no place for it).
+    """
     found = []
+    for path in sorted(plan.notes.glob("*.begun")):
+        if not path.with_suffix(".json").exists():
+            _forget(plan, path)
     for path in sorted(plan.notes.glob("*.json")):
         try:
             done = json.loads(path.read_text(encoding="utf-8"))
-            sizes = {name: (plan.folder / name).stat().st_size for name in done["files"]}
+            there = [name for name in done["files"] if (plan.folder / name).exists()]
+            sizes = {name: (plan.folder / name).stat().st_size for name in there}
+            others = forget is not None and any(entry["path"] not in forget for entry in done["recordings"])
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged, or its shards were removed: the job is done again
-        if sizes == done["files"]:
+            continue  # damaged, by a power cut: the job is done again, into the same files
+        if sizes == done["files"] and not others:
             found.append(done)
+        else:
+            _forget(plan, path)
     return found
 
 
-def converted_before(plan: Plan, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
+def _forget(plan: Plan, note: Path) -> None:
+    """Remove a job's shards and its note."""
+    try:
+        names = list(json.loads(note.read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        names = []
+    for name in names:
+        (plan.folder / Path(name).name).unlink(missing_ok=True)
+    note.unlink(missing_ok=True)
+
+
+def converted_before(plan: Plan, tasks: Sequence[Task], *, exactly: bool, alone: bool) -> dict[str, dict[str, Any]]:
     """Return what earlier runs converted of these recordings, by key, with the shard they are in.
 
+    exactly: the folder may hold no others, which are refused, or with `alone`, where nobody sees the folder, removed.
     Raises InputError for a recording that the folder holds as it was, or converted in another way.
     """
     keys: dict[str, set[str]] = {}
     for task in tasks:
         keys.setdefault(task["path"], set()).add(plan.key(task))
-    kept = {}
-    for entry in [entry for job in finished_jobs(plan) for entry in job["recordings"] if "error" not in entry]:
+    kept, others = {}, []
+    jobs = finished_jobs(plan, keys.keys() if alone else None)
+    for entry in [entry for job in jobs for entry in job["recordings"] if "error" not in entry]:
         wanted = keys.get(entry["path"])
-        if wanted and entry["key"] in wanted:
+        if wanted is None:
+            others.append(entry["path"])
+        elif entry["key"] in wanted:
             kept[entry["key"]] = entry
-        elif wanted:
+        else:
             raise InputError(
                 f"{plan.folder} holds {entry['path']} as it was before it changed, or made with other flags: delete "
                 f"{plan.folder}, or name another --output"
             )
+    if others and exactly:
+        raise InputError(
+            f"{plan.folder} holds {len(others)} recordings that are not among these, such as {others[0]}: delete "
+            f"{plan.folder}, or name another --output"
+        )
     if kept:
         print(f"{len(kept)} of {len(tasks)} recordings were converted before")
+    if others:
+        print(f"{len(others)} recordings of earlier runs are there besides")
     return kept
 
 

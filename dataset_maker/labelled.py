@@ -20,11 +20,11 @@ import numpy as np
 
 from dataset_maker import common, jobs, report
 from dataset_maker.jobs import Plan, Spread, Task
+from dataset_maker.report import SUFFIXES
 from dataset_maker.writers import SPLITS, join_shards, refuse_existing
 from errors import InputError
 from files import check_writable
 
-SUFFIXES = (".hdf5", ".h5")
 PUBLISHED = Path(__file__).with_name("published_splits.json")
 
 
@@ -72,22 +72,25 @@ def make(
     and makes no file without samples or whose training split has a single class.
     """
     pipeline = common.build_pipeline(args, drop=tuple(drop), rename=dict(rename or {}))
-    spread, output, began = Spread.from_args(args), args.output, time.monotonic()
+    spread, output, began = Spread.from_args(args), args.output.resolve(), time.monotonic()
     tasks = jobs.stamped(tasks)
     made = dict(made) | {key: value for key, value in pipeline.to_json().items() if key != "block_bytes"}
     description = {"name": name, "task": task, "classes": list(classes), "rate": pipeline.filter.sampling_rate}
     description |= {"window": window, "wrap": wrap, "electrodes": list(electrodes) if electrodes else None}
-    single = output.suffix in SUFFIXES
+    single = output.suffix.lower() in SUFFIXES
     check_writable(output.parent)
     folder = output.with_name(f".{output.name}.making") if single else output
-    plan = Plan(maker, pipeline, folder.resolve(), made, description)
+    refuse_foreign(folder)
+    plan = Plan(maker, pipeline, folder, made, description)
     fingerprint = hashlib.sha256("".join(plan.key(task) for task in tasks).encode()).hexdigest()[:16]
     if single and made_already(output, fingerprint):
+        shutil.rmtree(folder, ignore_errors=True)  # of a maker that was stopped at its very end
         return
     with jobs.only_maker(plan):
         entries, plan, new_seconds = _convert(plan, tasks, spread, single)
         whole = _report(entries, tasks, plan, output, expected)
         problem = unusable(whole)
+        report.save(whole, output)
         if single and not problem:
             totals = {split: found["samples"] for split, found in whole["splits"].items()}
             made |= {"fingerprint": fingerprint, "left_out": len(whole["left_out"])}
@@ -96,12 +99,17 @@ def make(
     if single and not problem:
         shutil.rmtree(folder)
     _show(whole, new_seconds, time.monotonic() - began)
-    report.save(whole, output)
     if problem:
         raise InputError(f"{output}: not made, {problem}; see {report.report_path(output)}")
     print(f"{output}: {whole['name']}, {len(whole['electrodes'])} electrodes, {whole['window']} s")
     if count := len(whole["left_out"]):
         raise InputError(f"{count} of {whole['recordings']} recordings were left out, named above")
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise InputError for a folder that holds other things: training would take its HDF5 files for shards."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ".making").is_dir():
+        raise InputError(f"{folder} holds other files already: name a new folder, or a file with the suffix .hdf5")
 
 
 def made_already(output: Path, fingerprint: str) -> bool:
@@ -137,12 +145,12 @@ def _convert(
     electrodes = plan.description["electrodes"] or common_montage([result["electrodes"] for _, result in seen])
     plan = replace(plan, description={**plan.description, "electrodes": electrodes})
     failed = {
-        plan.key(task): {"path": task["path"], "recording": task["recording"], "error": result["error"]}
+        plan.key(task): jobs.described(task) | {"error": result["error"]}
         for task, result in zip(tasks, found, strict=True)
         if "error" in result
     }
     jobs.say_left_out(failed.values())
-    kept = jobs.converted_before(plan, tasks)
+    kept = jobs.converted_before(plan, tasks, exactly=not single, alone=single)
     _check_disk(plan, {plan.key(task): result["windows"] for task, result in seen}, kept.keys(), single)
     entries = jobs.run_jobs(plan, jobs.remaining(plan, tasks, kept.keys() | failed.keys()), spread)
     results = failed | kept | {entry["key"]: entry for entry in entries}
@@ -182,15 +190,14 @@ def unusable(whole: Mapping[str, Any]) -> str | None:
 def _report(
     entries: Sequence[Any], tasks: Sequence[Task], plan: Plan, output: Path, expected: str | Mapping[str, int] | None
 ) -> dict[str, Any]:
-    subjects = {task["recording"]: task["subject"] for task in tasks}
     description = plan.description or {}
     counts: Counter[str] = Counter()
     for entry in entries:
         counts.update(entry.get("counts", {}))
     whole = report.summary(entries, plan.made) | {"output": str(output), "counts": dict(counts)}
     whole |= {key: description[key] for key in ("name", "task", "classes", "electrodes", "window")}
-    whole["splits"] = report.splits(entries, subjects, description["classes"])
-    whole["subjects_on_two_sides"] = report.two_sides(entries, subjects)
+    whole["splits"] = report.splits(entries, description["classes"])
+    whole["subjects_on_two_sides"] = report.two_sides(entries)
     if isinstance(expected, str):
         sizes = json.loads(PUBLISHED.read_text())["sizes"][expected]
         expected = dict(zip(SPLITS, sizes, strict=True))
@@ -213,3 +220,4 @@ def _show(whole: Mapping[str, Any], new_seconds: float, took: float) -> None:
         print(f"warning: {len(sides)} subjects are on more than one side: {', '.join(list(sides)[:5])}")
     if new_seconds:
         print(f"{new_seconds / 3600:.2f} h of EEG in {took:.1f} s, {new_seconds / took / 60:.1f} h a minute")
+    print(f"report: {report.report_path(Path(whole['output']))}")

@@ -69,7 +69,7 @@ def process_blocks(
     read: (start, stop) -> (N, stop - start) float64 of the source, in any unit and order of calls, never changed.
     samples, rate: of the source, rate in Hz. l_freq, h_freq, notch, new_rate: Hz; None leaves a stage out.
     block_samples: source samples a block, raised to the overlaps' length if less: 60 s and the filters' length (40 s
-    with the defaults). A recording of one block is resampled by one FFT. Memory: about (4 * N + 20) * 8 bytes *
+    with the defaults). A recording of one block is resampled by one FFT. Memory: about (5 * N + 20) * 8 bytes *
     (block_samples + overlaps), and for resampling at most 1 / 8 byte * N * samples.
     Raises ValueError for an empty recording and whatever MNE raises.
     """

@@ -25,7 +25,7 @@ from typing import Any
 import mne
 import numpy as np
 
-from dataset_maker import common, labelled
+from dataset_maker import common, labelled, sources
 from dataset_maker.common import Prepared
 from dataset_maker.labelled import Windows
 from errors import ArgumentParser, InputError, run_script
@@ -88,7 +88,8 @@ def find_tasks(root: Path, clips: Mapping[str, Sequence[Clip]]) -> list[dict[str
     """Return a task for each session's file below `root`. Raises InputError without any, and for two of one session."""
     tasks: dict[str, dict[str, Any]] = {}
     others = 0
-    for path in sorted(root.rglob("*.cnt"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)[:2]]):
+    found = sources.find_files([root], (".cnt",), flag="--root")
+    for path in sorted(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)[:2]]):
         if not (name := re.fullmatch(r"(\d+)_(\d+)(_.*)?\.cnt", path.name)) or name[2] not in clips:
             others += 1
             continue

@@ -16,6 +16,8 @@ from dataset_maker.pretraining import convert_recordings
 from dataset_maker.sources import find_files
 from errors import ArgumentParser, run_script
 
+RATE = 200  # Hz, of the models
+
 
 def get_args() -> argparse.Namespace:
     """Read the command line."""
@@ -29,6 +31,10 @@ def get_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Convert every recording found; raises InputError at the end if any was left out."""
+    if args.rsfreq != RATE:
+        print(
+            f"warning: with --rsfreq {args.rsfreq:g} the files cannot train this project's models, which take {RATE} Hz"
+        )
     convert_recordings(
         find_files(args.input),
         args.output,

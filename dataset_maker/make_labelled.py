@@ -3,12 +3,12 @@
 `python -m dataset_maker.make_labelled --manifest manifest.csv --output data/Imagery.hdf5 --window 4`
 
 The manifest is a CSV file with the columns
-  path         a recording in any format that MNE reads, relative to the manifest
+  path         a recording in any format that MNE reads, relative to this file
   start, stop  seconds of a segment; empty: the recording's start, its end
   label        its class; or, for regression, target_0, target_1, ...: numbers
-  split        train, val or test; without this column --seed splits by subject: a fifth of them test, of the others
-               a fifth val
-  subject      who was recorded: a number or code (it is written into the file), never a name
+  split        train, val or test; without this column --seed splits by
+               subject: a fifth of them test, of the others a fifth val
+  subject      who was recorded: a number or code, never a name
 A segment gives the windows of --window seconds that fit into it, --stride seconds apart. Two labels are a binary task,
 more a multiclass one; the electrodes are those that the recordings have.
 """
@@ -175,7 +175,7 @@ def main(args: argparse.Namespace) -> None:
         args,
         maker="dataset_maker.make_labelled",
         tasks=find_tasks(segments, classes, window=window, stride=stride),
-        name=args.name or args.output.name.removesuffix(".hdf5"),
+        name=args.name or args.output.resolve().stem,
         task="regression" if targets else "binary" if len(classes) == 2 else "multiclass",
         classes=classes,
         electrodes=None,

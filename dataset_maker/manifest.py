@@ -107,7 +107,7 @@ class _Row:
 
     def text(self, column: str, allowed: str) -> str:
         """Return a text that is no missing value."""
-        if self.values[column].lower() in ("", "nan", "na", "none", "null"):
+        if self.values[column].lower() in ("", "nan"):  # other words, such as none, may be a class
             raise self.wrong(column, allowed)
         return self.values[column]
 
@@ -163,4 +163,19 @@ def read_manifest(path: Path) -> tuple[list[Segment], list[str]]:
         segments.append(_Row(path, line, dict(zip(names, fields, strict=True))).segment(targets))
     if not segments:
         raise InputError(f"{path}: has no rows below its header")
+    _refuse_doubled(segments, path)
     return segments, targets
+
+
+def _refuse_doubled(segments: Sequence[Segment], path: Path) -> None:
+    """Raise InputError for the same seconds of a recording in two splits, or twice with one subject and label."""
+    first: dict[tuple, Segment] = {}
+    for segment in segments:
+        seconds = (segment.path, segment.start, segment.stop)
+        other = first.setdefault(seconds, segment)
+        twice = first.setdefault((*seconds, segment.subject, segment.label), segment)
+        reason = "in another split" if other.split != segment.split else "" if twice is segment else "with its label"
+        if reason:
+            line = (other if other.split != segment.split else twice).line
+            same = f"the same seconds of {segment.path.name} as in line {line}, {reason}"
+            raise InputError(f"{path}, line {segment.line}: {same}; delete one of the two rows")

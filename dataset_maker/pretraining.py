@@ -11,6 +11,7 @@ from dataset_maker import jobs, report
 from dataset_maker.common import Pipeline
 from dataset_maker.jobs import Plan, Spread, Task
 from errors import InputError
+from files import check_writable
 
 
 def convert_recordings(
@@ -21,14 +22,15 @@ def convert_recordings(
     Recordings that the folder holds already are passed over. One that fails is left out and named; the others are
     written, and an InputError at the end says how many failed.
     """
-    began = time.monotonic()
+    began, output = time.monotonic(), output.resolve()
     made = {"source": source} | {key: value for key, value in pipeline.to_json().items() if key != "block_bytes"}
     tasks = jobs.stamped(
         {"path": path, "recording": path.name.removesuffix(".gz").rpartition(".")[0]} for path in paths
     )
-    plan = Plan(maker, pipeline, output.resolve(), made)
+    plan = Plan(maker, pipeline, output, made)
+    check_writable(report.report_path(output).parent)
     with jobs.only_maker(plan):
-        kept = jobs.converted_before(plan, tasks)
+        kept = jobs.converted_before(plan, tasks, exactly=False, alone=False)
         failed = look(plan, [task for task in tasks if plan.key(task) not in kept], spread)
         entries = jobs.run_jobs(plan, jobs.remaining(plan, tasks, kept.keys() | failed.keys()), spread)
     found = failed | kept | {entry["key"]: entry for entry in entries}
@@ -40,7 +42,7 @@ def look(plan: Plan, tasks: Sequence[Task], spread: Spread) -> dict[str, dict[st
     """Survey the recordings and check the disk; return the failed ones by key, which are named at once."""
     found = jobs.survey(plan.maker, plan.pipeline, tasks, spread)
     failed = {
-        plan.key(task): {"path": task["path"], "recording": task["recording"], "error": seen["error"]}
+        plan.key(task): jobs.described(task) | {"error": seen["error"]}
         for task, seen in zip(tasks, found, strict=True)
         if "error" in seen
     }
@@ -60,6 +62,7 @@ def conclude(entries: Sequence[Any], output: Path, made: Any, new_seconds: float
     if new_seconds:
         print(f"{new_seconds / 3600:.2f} h of EEG in {took:.1f} s, {new_seconds / took / 60:.1f} h a minute")
     report.save(whole, output)
+    print(f"report: {report.report_path(output)}")
     if count := len(whole["left_out"]):
         others = f"the others are in {output}" if whole["converted"] else "nothing was converted"
         raise InputError(f"{count} of {len(entries)} recordings were left out, named above; {others}")

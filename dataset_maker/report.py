@@ -10,12 +10,13 @@ from typing import Any
 
 from dataset_maker.jobs import write_json
 
+SUFFIXES = (".hdf5", ".h5")
 Entry = Mapping[str, Any]  # what became of a recording
 
 
 def report_path(output: Path) -> Path:
     """Return where the report of an output goes: beside it."""
-    return output.with_name(f"{output.stem if output.suffix else output.name}.report.json")
+    return output.with_name(f"{output.stem if output.suffix.lower() in SUFFIXES else output.name}.report.json")
 
 
 def summary(entries: Sequence[Entry], made: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,8 +52,8 @@ def montages(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-row["hours"], row["electrodes"]))
 
 
-def splits(entries: Sequence[Entry], subjects: Mapping[str, str], classes: Sequence[str]) -> dict[str, Any]:
-    """Return recordings, subjects, samples and label counts of each split. subjects: recording -> subject."""
+def splits(entries: Sequence[Entry], classes: Sequence[str]) -> dict[str, Any]:
+    """Return recordings, subjects, samples and label counts of each split."""
     found: dict[str, Any] = {}
     for split in ("train", "val", "test"):
         inside = [entry for entry in entries if "error" not in entry and split in entry["samples"]]
@@ -63,18 +64,18 @@ def splits(entries: Sequence[Entry], subjects: Mapping[str, str], classes: Seque
             numbers = {str(number): label for number, label in enumerate(classes)}
             order = [*numbers, "all"]  # regression has no classes
             named = {numbers.get(label, label): labels[label] for label in sorted(labels, key=order.index)}
-            people = {subjects[entry["recording"]] for entry in inside}
+            people = {entry["subject"] for entry in inside}
             found[split] = {"recordings": len(inside), "subjects": len(people), "samples": labels.total()}
             found[split]["labels"] = named
     return found
 
 
-def two_sides(entries: Sequence[Entry], subjects: Mapping[str, str]) -> dict[str, list[str]]:
+def two_sides(entries: Sequence[Entry]) -> dict[str, list[str]]:
     """Return the subjects with samples in more than one split, and in which."""
     sides: dict[str, set[str]] = {}
     for entry in entries:
         if "error" not in entry:
-            sides.setdefault(subjects[entry["recording"]], set()).update(entry["samples"])
+            sides.setdefault(entry["subject"], set()).update(entry["samples"])
     return {subject: sorted(found) for subject, found in sorted(sides.items()) if len(found) > 1}
 
 
@@ -93,6 +94,5 @@ def show(report: Mapping[str, Any]) -> None:
 
 
 def save(report: Mapping[str, Any], output: Path) -> None:
-    """Write the JSON and say where it is."""
+    """Write the JSON."""
     write_json(report_path(output), report)
-    print(f"report: {report_path(output)}")

@@ -21,8 +21,15 @@ from typing import Any
 from errors import InputError, UsageError
 
 PROJECT = Path(__file__).resolve().parents[1]
+WORKER = Path(__file__).resolve().with_name("worker.py")
 START_SECONDS = 300.0  # for a process to load its libraries, on a machine that does much else
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    # glibc gives large arrays back to the system and gets them anew, zeroed, a dozen times a recording: an eighth of
+    # the time. Let it keep them.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Limits:
         """Raise UsageError for limits under which nothing can be done."""
         if not self.seconds > 0:
             raise UsageError(f"--time_limit {self.seconds:g}: must be a positive number of seconds")
-        if not self.gigabytes >= 1.5:
+        if not 1.5 <= self.gigabytes < 1e6:
             raise UsageError(f"--memory_limit {self.gigabytes:g}: must be at least 1.5 GB, the libraries need about 1")
 
 
@@ -52,8 +59,8 @@ class Sandbox:
         self.limits = limits
         self._ready = self._timed_out = False
         self._process = subprocess.Popen(
-            [sys.executable, str(PROJECT / "dataset_maker" / "worker.py"), str(limits.gigabytes)],
-            env=os.environ | ONE_THREAD,
+            [sys.executable, str(WORKER), str(limits.gigabytes)],
+            env=os.environ | ENVIRONMENT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # readers warn there, and may quote headers
@@ -78,16 +85,24 @@ class Sandbox:
     def call(self, method: str, **arguments: Any) -> Any:
         """Return what `Worker.<method>(**arguments)` returns there.
 
-        Raises the InputError it raises; Died if the process crashed or passed a limit.
+        Raises the InputError it raises; Died if the process crashed or passed a limit; UsageError for what no other
+        recording would escape: no disk space, a process that does not start.
         """
         assert self._process.stdin, "a pipe"
         try:
             self._process.stdin.write(json.dumps({"method": method, "arguments": arguments}) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise Died(self._reason()) from None
+            if self._ready:
+                raise Died(self._reason()) from None
         if not self._ready:  # loading its libraries is not the recording's time
-            self._ready = bool(self._line(START_SECONDS))
+            self._ready = self._line(START_SECONDS).endswith("\n")
+            if not self._ready:
+                code = self._end()
+                raise UsageError(
+                    f"the process that reads recordings does not start (exit code {code}): raise --memory_limit, or "
+                    f"see what `{sys.executable} {WORKER} {self.limits.gigabytes:g}` says"
+                )
         line = self._line(self.limits.seconds)
         if not line.endswith("\n"):
             raise Died(self._reason())
@@ -95,6 +110,8 @@ class Sandbox:
         if answer.get("died"):
             self.close()
             raise Died(self._too_large())
+        if "stop" in answer:
+            raise UsageError(answer["stop"])
         if "error" in answer:
             raise InputError(answer["error"])
         return answer["result"]
@@ -104,11 +121,14 @@ class Sandbox:
 
     def _reason(self) -> str:
         """Why the process ended without an answer."""
-        self._process.kill()
-        code = self._process.wait()
+        code = self._end()
         if self._timed_out:
             return f"takes more than {self.limits.seconds:g} s; raise --time_limit if it is sound"
         return f"makes its reader crash (exit code {code})"
+
+    def _end(self) -> int:
+        self._process.kill()
+        return self._process.wait()
 
     @property
     def alive(self) -> bool:
@@ -117,8 +137,7 @@ class Sandbox:
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.wait()
+        self._end()
         for pipe in (self._process.stdin, self._process.stdout):
             try:
                 assert pipe

@@ -1,7 +1,10 @@
 """Which files a maker converts, and the neutral names under which their recordings go into data sets."""
 
+import hashlib
+import os
 import re
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from errors import InputError
@@ -20,6 +23,25 @@ def _continues_another(path: Path) -> bool:
     return path.with_name(f"{numbered[1]}{1:0{len(numbered[2])}d}{numbered[3]}").is_file()
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield all files in a folder and those below, linked folders too. Raises InputError for one that is closed to us.
+
+    Passing over it would make a smaller data set without a word.
+    """
+
+    def closed(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be searched ({error.strerror}); open it, or name other folders")
+
+    seen = set()  # linked folders may form a circle
+    for place, folders, names in os.walk(folder, onerror=closed, followlinks=True):
+        state = Path(place).stat()
+        if (state.st_dev, state.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        yield from (Path(place) / name for name in names)
+
+
 def find_files(inputs: Sequence[Path], suffixes: Collection[str] = RECORDINGS, flag: str = "--input") -> list[Path]:
     """Return the files with these suffixes, sorted, each once; folders are searched recursively.
 
@@ -32,7 +54,7 @@ def find_files(inputs: Sequence[Path], suffixes: Collection[str] = RECORDINGS, f
             raise InputError(f"{path}: does not exist; correct {flag}")
         if path.is_file() and not path.name.lower().endswith(tuple(suffixes)):
             raise InputError(f"{path}: not a kind of recording this maker reads ({', '.join(suffixes)})")
-        for file in [path] if path.is_file() else path.rglob("*"):
+        for file in [path] if path.is_file() else files_below(path):
             if file.name.lower().endswith(tuple(suffixes)) and not file.name.startswith(".") and file.is_file():
                 found.setdefault(file.resolve(), file)
     if not found:
@@ -42,19 +64,18 @@ def find_files(inputs: Sequence[Path], suffixes: Collection[str] = RECORDINGS, f
 
 def plain_name(text: str) -> str:
     """Return a text with nothing but letters, digits and `_.-`, fit for the name of an HDF5 group."""
-    return re.sub(r"[^\w.-]+", "_", text, flags=re.ASCII).strip("._-") or "recording"
+    return re.sub(r"[^\w.-]+", "_", text).strip("._-") or "recording"
 
 
-def unique_names(texts: Sequence[str]) -> list[str]:
-    """Return a plain name for each text, in order; equal ones get `_2`, `_3` and so on."""
-    taken: set[str] = set()
-    names = []
-    for text in texts:
-        plain = name = plain_name(text)
-        number = 1
-        while name in taken:
-            number += 1
-            name = f"{plain}_{number}"
-        taken.add(name)
-        names.append(name)
-    return names
+def unique_names(texts: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Return a plain name for each text, in order; equal ones get a digest of the folders that their paths end with.
+
+    So neither what else is there nor where it all lies changes a name, unless two paths end alike.
+    """
+    plain = [plain_name(text) for text in texts]
+    for parts in (4, None):
+        count = Counter(plain)
+        ends = ["/".join(path.parts[-parts if parts else 0 :]) for path in paths]
+        digests = [hashlib.sha256(end.encode("utf-8", "surrogateescape")).hexdigest()[:6] for end in ends]
+        plain = [name if count[name] == 1 else f"{name}-{own}" for name, own in zip(plain, digests, strict=True)]
+    return plain

@@ -10,34 +10,38 @@ from pathlib import Path
 if not __package__:  # started by its path: the project's folder, not this one, belongs on Python's path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import errno
 import importlib
 import json
 import math
 import os
+import shutil
+import signal
 import traceback
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import ModuleType
 from typing import Any, TextIO
 
 import h5py
 import numpy as np
 
-from dataset_maker import common
+from dataset_maker import common, edf_header
 from dataset_maker.common import Pipeline, Prepared
 from dataset_maker.labelled import Windows
 from dataset_maker.writers import LabelledShard, PretrainingShards
-from errors import InputError, one_line
+from errors import InputError, UsageError, one_line
 from quality import Quality
 
 BATCH = 64  # windows cut and written at a time
+NO_SPACE = 16 << 20  # bytes: with less, what fails fails for want of space
 
 
 def _read(maker: ModuleType, task: Mapping[str, Any]) -> Any:
     read = getattr(maker, "read", None)
     raw = read(task) if read else common.read_raw(Path(task["path"]))
-    common.check_rate(raw, _where(task))
+    common.check_header(raw, _where(task))
     return raw
 
 
@@ -51,7 +55,7 @@ def survey(maker: ModuleType, task: Mapping[str, Any], pipeline: Pipeline) -> di
         return maker.survey(task, pipeline)
     raw = _read(maker, task)
     with common.readable(_where(task)):
-        common.select_electrodes(raw, pipeline, _where(task))
+        raw, _, _ = common.select_electrodes(raw, pipeline, _where(task))
         source_rate, samples = float(raw.info["sfreq"]), raw.n_times
     rate = pipeline.filter.sampling_rate or source_rate
     seconds = samples / source_rate - pipeline.trim_end
@@ -69,7 +73,7 @@ def prepare(maker: ModuleType, task: Mapping[str, Any], pipeline: Pipeline, stor
     if hasattr(maker, "prepare"):
         return maker.prepare(task, pipeline, store)
     raw = _read(maker, task)
-    missing, announced = common.missing_seconds(Path(task["path"]), raw)
+    missing, announced = edf_header.missing_seconds(Path(task["path"]), raw)
     prepared = common.prepare(raw, pipeline, where=_where(task), store=store)
     if missing:
         share = f"{missing:g} of {announced:g} s that its header announces are missing"
@@ -100,6 +104,7 @@ class Worker:
     def __init__(self) -> None:
         """Nothing is open."""
         self._stack = ExitStack()
+        self.folder = Path()
 
     def survey(self, maker: str, tasks: list[dict], pipeline: dict) -> list[dict]:
         """Return the survey of each recording, or `{"error": one line}`."""
@@ -193,16 +198,19 @@ class Worker:
                 eeg = np.stack([cut(prepared, int(start), window)[order] for start in starts[batch]])
                 names = {"recording": task["recording"], "subject": task["subject"]}
                 self.shard.append(split, eeg, labels[batch], valid=valid[batch], **names)
-            self.shard.add_quality(split, prepared.quality)
+            self.shard.describe(split, prepared.quality, prepared.report.get("notes", []))
             kinds = labels[which].tolist() if self.description["task"] != "regression" else ["all"] * len(which)
             found[split] = {str(label): count for label, count in sorted(Counter(kinds).items())}
         return found
 
+    def files(self) -> list[str]:
+        """Return the names that the job's files will have."""
+        return list(self.shards.files) if self.description is None else [self.path.name]
+
     def close(self) -> dict[str, int]:
         """Name the job's files; returns their sizes in bytes."""
-        paths = [self.folder / name for name in self.shards.files] if self.description is None else [self.path]
         self._stack.close()
-        return {path.name: path.stat().st_size for path in paths}
+        return {name: (self.folder / name).stat().st_size for name in self.files()}
 
 
 def montage_order(found: list[str], wanted: list[str], where: str) -> list[int]:
@@ -235,7 +243,29 @@ def limit_memory(gigabytes: float) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    with suppress(ValueError, OSError):  # macOS has the limit but refuses to set it
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def lacks_space(error: BaseException, folder: Path) -> bool:
+    """Whether a failure is for want of disk space, quota or the largest file allowed."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    chain = (error, error.__cause__, error.__context__)
+    return any(getattr(e, "errno", None) in numbers for e in chain) or shutil.disk_usage(folder).free < NO_SPACE
+
+
+def answer_to(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
+    """Do what is asked; returns the result, the error, or what must stop the whole maker."""
+    try:
+        return {"result": getattr(worker, request["method"])(**request["arguments"])}
+    except MemoryError:
+        return {"died": True}
+    except Exception as error:
+        if request["method"] != "survey" and lacks_space(error, worker.folder):
+            return {"stop": f"{worker.folder}: no space left; free some and start the same command again"}
+        if isinstance(error, UsageError):
+            return {"stop": one_line(error)}
+        return {"error": reason(error, request["arguments"].get("task", {}).get("path", request["method"]))}
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
@@ -244,13 +274,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     answers.write("{}\n")
     answers.flush()
     for line in requests:
-        request, answer = json.loads(line), {}
-        try:
-            answer = {"result": getattr(worker, request["method"])(**request["arguments"])}
-        except MemoryError:
-            answer = {"died": True}
-        except Exception as error:
-            answer = {"error": reason(error, request["arguments"].get("task", {}).get("path", request["method"]))}
+        answer = answer_to(worker, json.loads(line))
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
         if "died" in answer:
@@ -259,6 +283,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 
 if __name__ == "__main__":
     limit_memory(float(sys.argv[1]))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file beyond the limit is then an error, not the end
     own_output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what readers print must not be taken for answers
     serve(sys.stdin, own_output)

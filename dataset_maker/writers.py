@@ -135,7 +135,8 @@ class LabelledShard(_Aside):
 
     A group per split holds `eeg` (samples, N, time) in uV, one sample per chunk, `label` (int64, or float32
     (samples, outputs) for regression), `recording` and `subject` (text per sample) and `valid` (samples, seconds) bool;
-    its attribute `quality` tells of the recordings behind it. A split without samples has no group.
+    its attributes `quality` and `notes` (stages that a source was too slow for -> recordings) tell of the recordings
+    behind it. A split without samples has no group.
     """
 
     def __init__(self, path: Path, *, description: Mapping[str, Any], made: Mapping[str, Any], dtype: str) -> None:
@@ -182,10 +183,12 @@ class LabelledShard(_Aside):
             raise InputError(f"{recording}: labels {wrong}, but the {classes} classes are 0, 1, ...")
         return label
 
-    def add_quality(self, split: str, quality: Quality) -> None:
-        """Note what a recording with samples in this split is like."""
+    def describe(self, split: str, quality: Quality, notes: Sequence[str] = ()) -> None:
+        """Note what a recording with samples in this split is like, and what could not be done to it."""
         self._qualities[split] = self._qualities[split] + quality if split in self._qualities else quality
         self._file[split].attrs["quality"] = self._qualities[split].to_json()
+        count = Counter(json.loads(self._file[split].attrs.get("notes", "{}"))) + Counter(notes)
+        self._file[split].attrs["notes"] = json.dumps(count, sort_keys=True)
 
     def roll_back(self, counts: Mapping[str, int]) -> None:
         """Take back what came after these counts of samples."""
@@ -220,6 +223,7 @@ def join_shards(
         file.attrs.update(root_attributes(description))
         at: Counter[str] = Counter()
         qualities: dict[str, Quality] = {}
+        notes: dict[str, Counter[str]] = {}
         for shard_path in shards:
             with h5py.File(shard_path) as shard:
                 for split, source in shard.items():
@@ -227,8 +231,10 @@ def join_shards(
                     at[split] += len(source["label"])
                     quality = Quality.from_json(source.attrs["quality"], np.ones(0, bool))
                     qualities[split] = qualities[split] + quality if split in qualities else quality
+                    notes.setdefault(split, Counter()).update(json.loads(source.attrs["notes"]))
         for split, quality in qualities.items():
             file[split].attrs["quality"] = quality.to_json()
+            file[split].attrs["notes"] = json.dumps(notes[split], sort_keys=True)
         assert at == Counter(totals), (at, totals)
 
 

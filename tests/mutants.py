@@ -1,7 +1,8 @@
 """Broken recordings, data files and manifests: mutant `number` of a kind is always the same bytes.
 
-`mutant(form, kind, number)`: forms are `edf` (recordings), `pretraining` and `labelled` (HDF5), `manifest` (CSV); kinds
-are `flipped` (bytes changed), `cut` (bytes lost), `header` (fields and attributes changed) and `size` (lengths forged).
+`mutant(form, kind, number)`: forms are `edf` and `eeghdf` (recordings, the latter HDF5), `pretraining` and `labelled`
+(HDF5), `manifest` (CSV); kinds are `flipped` (bytes changed), `cut` (bytes lost), `header` (fields and attributes
+changed) and `size` (lengths forged).
 Written from the formats' descriptions, without the project's own writers.
 """
 
@@ -14,9 +15,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-FORMS = ("edf", "pretraining", "labelled", "manifest")
+FORMS = ("edf", "pretraining", "labelled", "manifest", "eeghdf")
 KINDS = ("flipped", "cut", "header", "size")
-SUFFIX = {"edf": ".edf", "pretraining": ".hdf5", "labelled": ".hdf5", "manifest": ".csv"}
+SUFFIX = {"edf": ".edf", "pretraining": ".hdf5", "labelled": ".hdf5", "manifest": ".csv", "eeghdf": ".eeg.h5"}
 RATE = 200  # Hz
 PATIENT = "MCH-0234567 F 03-FEB-1981 Roe_Jane"  # in every EDF header: no message may quote it
 LABELS = ("EEG Fp1", "C3", "EEG Cz-REF", "ECG")
@@ -194,7 +195,22 @@ def _labelled(file: h5py.File, random: Random) -> None:
             group.attrs["quality"] = _quality(2 * count)
 
 
-HDF5 = {"pretraining": _pretraining, "labelled": _labelled}
+def _eeghdf(file: h5py.File, random: Random) -> None:
+    file.create_group("patient").attrs.update(patient_name="Roe, Jane", birthdate="1981-02-03")
+    record = file.create_group("record-0")
+    record.attrs.update(sample_frequency=200.00000000000003, technician="Roe", start_isodatetime="2019-03-04")
+    counts = (random.standard_normal((3, 5 * RATE)) * 300).astype(np.int16)
+    record.create_dataset("signals", data=counts, **_options(random, (3, RATE)))
+    text = h5py.string_dtype()
+    record.create_dataset("signal_labels", data=["EEG Fp1", "EEG C3", "ECG"], dtype=text)
+    record.create_dataset("physical_dimensions", data=["uV", "mV", "uV"], dtype=text)
+    for name, value in {"digital_mins": -32768, "digital_maxs": 32767}.items():
+        record[f"signal_{name}"] = np.full(3, value, dtype=np.int32)
+    for name, limit in {"physical_mins": -3276.8, "physical_maxs": 3276.7}.items():
+        record[f"signal_{name}"] = np.full(3, limit)
+
+
+HDF5 = {"pretraining": _pretraining, "labelled": _labelled, "eeghdf": _eeghdf}
 Change = Callable[[h5py.File, Random], None]
 
 
@@ -378,10 +394,10 @@ def _lead_astray(file: h5py.File, random: Random) -> None:
 
 def _bomb(file: h5py.File, random: Random) -> None:
     """Store a chunk whose packed bytes are more, fewer, or other than it says."""
-    name = _pick(random, [name for name in _datasets(file) if name.endswith("eeg")])
+    name = _pick(random, [name for name in _datasets(file) if name.endswith(("eeg", "signals"))])
     shape = file[name].shape
-    _replace(file, name, shape=shape, dtype="f4", chunks=shape, compression="gzip")
-    right = int(np.prod(shape)) * 4
+    _replace(file, name, shape=shape, dtype=file[name].dtype, chunks=shape, compression="gzip")
+    right = int(np.prod(shape)) * file[name].dtype.itemsize
     sizes = [right // 2, right * 2, right - 1, 10_000_000, 0]
     packed = zlib.compress(bytes(_pick(random, sizes)))
     packed = packed if random.random() < 0.7 else packed[: len(packed) // 2]
@@ -396,8 +412,9 @@ def _hdf5_size(form: str, random: Random) -> bytes:
     if random.random() < 0.75:
         return hdf5(form, random, _pick(random, FORGERIES))
     content = bytearray(hdf5(form, random))
-    lengths = {"pretraining": [807, 607, RATE, 2, 4], "labelled": [4, 2, 2 * RATE, 8]}[form]
-    old = _pick(random, lengths).to_bytes(8, "little")
+    lengths = {"pretraining": [807, 607, RATE, 2, 4], "labelled": [4, 2, 2 * RATE, 8]}
+    lengths |= {"eeghdf": [3, 5 * RATE, RATE]}
+    old = _pick(random, lengths[form]).to_bytes(8, "little")
     places = [found.start() for found in re.finditer(re.escape(old), bytes(content))]
     for at in random.permutation(places)[: int(random.integers(1, 4))]:
         new = _pick(random, [0, 1, 3, 1000, 2**20, 2**31, 2**40, 2**63 - 1, 2**64 - 1])

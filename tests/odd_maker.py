@@ -54,7 +54,9 @@ def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
 
 
 def windows(task: Mapping[str, Any], prepared: Any) -> Windows:
-    """Windows of one second, labels in turn, or all 0."""
+    """Windows of one second, labels in turn, or all 0, or with one in val whose label no class has."""
     starts = np.arange(0, prepared.length - 199, 200)
+    if Path(task["path"]).read_text() == "labels":
+        return Windows(starts, np.array([0, 1, 0, 7]), splits=["train"] * 3 + ["val"])
     classes = 1 if Path(task["path"]).read_text() == "same" else 2
     return Windows(starts, np.arange(len(starts)) % classes, notes={"windows seen": len(starts)})

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import mne
 import numpy as np
 
 RATE = 200  # Hz
+ENDS = ("digital_min", "digital_max", "physical_min", "physical_max")
+MICROVOLTS = {"uV": 1.0, "µV": 1.0, "mV": 1e3, "V": 1e6}
 RECORDINGS = ("a.edf", "b c.edf", "sub/d.edf")  # beside a manifest
 
 
@@ -69,10 +72,31 @@ def edf(source: str, made: list[str], with_filters: bool) -> str | None:
     return None
 
 
-def usable(eeg: np.ndarray, valid: np.ndarray | None) -> tuple[bool, bool]:
-    """Return whether a window must be there and whether it may. eeg: (N, time); valid: of its seconds, if stated."""
-    if valid is not None:
-        return bool(valid.all()), bool(valid.all())
+def eeghdf(source: str, made: list[str], _: Any) -> str | None:
+    """Compare an eeghdf recording with its group in a pre-training file. made: file, group."""
+    with h5py.File(source) as file:
+        record = file["record-0"]
+        names, units = (as_text(record[key][:]) for key in ("signal_labels", "physical_dimensions"))
+        ends = {key: record[f"signal_{key}s"][:].astype(float)[:, None] for key in ENDS}
+        rate, counts = float(record.attrs["sample_frequency"]), record["signals"][:].astype(float)
+        if not defined(record["signals"]):
+            return None
+    slope = (ends["physical_max"] - ends["physical_min"]) / (ends["digital_max"] - ends["digital_min"])
+    with h5py.File(made[0]) as file:
+        data = file[made[1]]["eeg"]
+        eeg, electrodes, made_rate = data[:], list(data.attrs["chOrder"]), data.attrs["rsFreq"]
+    rows = [row for row, name in enumerate(names) if electrode(name) in electrodes and units[row].strip() in MICROVOLTS]
+    if [electrode(names[row]) for row in rows] != electrodes or abs(rate - made_rate) > 1e-5:
+        return f"electrodes {electrodes} of {names}, {made_rate} Hz instead of {rate}"
+    physical = (counts - ends["digital_min"]) * slope + ends["physical_min"]
+    expected = bridged(np.stack([physical[row] * MICROVOLTS[units[row].strip()] for row in rows]))
+    if eeg.shape != expected.shape or not np.allclose(eeg, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max()):
+        return f"other values, {eeg.shape} instead of {expected.shape}"
+    return None
+
+
+def usable(eeg: np.ndarray) -> tuple[bool, bool]:
+    """Return whether a window (N, time), of which nothing is stated, must be there and whether it may."""
     if not np.isfinite(eeg).all():
         return False, False
     moves = np.ptp(eeg.astype(np.float64).reshape(len(eeg), -1, RATE), axis=2)
@@ -84,6 +108,18 @@ def as_text(values: Any) -> list[str]:
     return [value.decode() if isinstance(value, bytes) else value for value in np.atleast_1d(values).ravel()]
 
 
+def defined(data: h5py.Dataset) -> bool:
+    """Return whether the chunks have their size; HDF5 (2.0 and before) fills up with whatever is in memory."""
+    if data.chunks is None or data.shuffle or data.fletcher32:
+        return True
+    size = math.prod(data.chunks) * data.dtype.itemsize
+    chunks = [data.id.get_chunk_info(i) for i in range(data.id.get_num_chunks())]
+    if data.compression is None:
+        return all(chunk.size >= size for chunk in chunks)
+    packed = [data.id.read_direct_chunk(chunk.chunk_offset)[1] for chunk in chunks]
+    return all(len(zlib.decompress(content)) >= size for content in packed)
+
+
 def pretraining(source: str, made: str, _: Any) -> str | None:
     """Compare windows of a second, one a second, with a file's bytes."""
     with h5py.File(source) as file, np.load(made) as found:
@@ -92,11 +128,18 @@ def pretraining(source: str, made: str, _: Any) -> str | None:
             data = file[name]["eeg"]
             if as_text(data.attrs.get("chOrder", file[name].attrs.get("chOrder"))) != list(found[f"montage {name}"]):
                 return f"{name}: another montage"
+            if not defined(data):
+                given = {key: index for key, index in given.items() if key[0] != name}
+                continue
             valid = file[name]["valid"][:].astype(bool) if "valid" in file[name] else None
             for second in range(data.shape[1] // RATE):
-                eeg = data[:, second * RATE : (second + 1) * RATE].astype(np.float32)
-                must, may = usable(eeg, None if valid is None else valid[second : second + 1])
                 index = given.pop((name, second * RATE), None)
+                if valid is not None and not valid[second]:
+                    if index is not None:
+                        return f"{name}, second {second}: invalid, but kept"
+                    continue  # nobody reads it, and it may be damaged
+                eeg = data[:, second * RATE : (second + 1) * RATE].astype(np.float32)
+                must, may = usable(eeg) if valid is None else (True, True)
                 if (index is None and must) or (index is not None and not may):
                     return f"{name}, second {second}: {'left out' if index is None else 'kept'}"
                 if index is not None and not np.array_equal(found["eeg"][index], eeg, equal_nan=True):
@@ -115,10 +158,13 @@ def labelled(source: str, made: str, _: Any) -> str | None:
                     return f"{split}: is not in the file"
                 continue
             group, kept = file[split], list(found.get(f"{split} samples", ()))
-            for place in range(len(group["label"])):
-                valid = group["valid"][place].astype(bool) if "valid" in group else None
+            for place in range(len(group["label"]) if defined(group["eeg"]) else 0):
+                if "valid" in group and not group["valid"][place].all():
+                    if place in kept:
+                        return f"{split}, sample {place}: invalid, but kept"
+                    continue  # nobody reads it, and it may be damaged
                 eeg = group["eeg"][place].astype(np.float32)
-                must, may = usable(eeg, valid)
+                must, may = (True, True) if "valid" in group else usable(eeg)
                 if (must and place not in kept) or (place in kept and not may):
                     return f"{split}, sample {place}: {'kept' if place in kept else 'left out'}"
                 if place in kept and not np.array_equal(found[f"{split} eeg"][kept.index(place)], eeg, equal_nan=True):
@@ -134,9 +180,11 @@ def labelled(source: str, made: str, _: Any) -> str | None:
     return None
 
 
-def signals(folder: Path) -> dict[str, np.ndarray]:
+def signals(folder: Path) -> dict[Path, np.ndarray]:
     """Return the EEG of the recordings beside a manifest, (2, time) in uV."""
-    raws = {name: mne.io.read_raw(folder / name, preload=True, verbose="error") for name in RECORDINGS}
+    raws = {
+        (folder / name).resolve(): mne.io.read_raw(folder / name, preload=True, verbose="error") for name in RECORDINGS
+    }
     channels = ["EEG Fp1", "C3", "EEG Cz-REF"]
     return {name: (raw.get_data(channels) * 1e6).astype(np.float32) for name, raw in raws.items()}
 
@@ -149,10 +197,12 @@ def manifest(source: str, made: str, _: Any) -> str | None:
         lines = [[field.strip() for field in row] for row in csv.reader(file)]
     columns, *rows = [line for line in lines if any(line)]
     targets = sorted((c for c in columns if c.startswith("target_")), key=lambda c: int(c[7:]))
-    expected: dict[tuple[str, str], list[Any]] = {}
+    expected: dict[tuple[Path, str], list[Any]] = {}
     for values in rows:
         row = dict(zip(columns, values, strict=True))
-        name = str((folder / row["path"]).resolve().relative_to(folder.resolve()))
+        name = (folder / row["path"]).resolve()
+        if name not in eeg:
+            continue  # unreadable: left out, and said so
         signal = eeg[name]
         length = signal.shape[1]
         first = math.ceil(round(float(row["start"] or 0) * RATE, 6))
@@ -181,7 +231,7 @@ def manifest(source: str, made: str, _: Any) -> str | None:
     return None
 
 
-FORMS = {"edf": edf, "pretraining": pretraining, "labelled": labelled, "manifest": manifest}
+FORMS = {"edf": edf, "eeghdf": eeghdf, "pretraining": pretraining, "labelled": labelled, "manifest": manifest}
 
 
 def main() -> None:

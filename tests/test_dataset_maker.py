@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+import mutants
 from dataset_maker import common, make_eeghdf, make_h5dataset_for_pretrain
 from dataset_maker.sources import find_files
 from errors import UsageError
@@ -184,7 +185,9 @@ def test_another_order_of_electrodes_is_another_montage_and_equal_names_of_files
         for recordings in opened(tmp_path / "out").values()
         for name, eeg in recordings.items()
     ]
-    assert sorted(found) == [("x_y_raw", ["CZ", "PZ"]), ("x_y_raw_2", ["CZ", "PZ"]), ("z_raw", ["PZ", "CZ"])]
+    (one, _), (two, _), _ = sorted(found)
+    assert [montage for _, montage in sorted(found)] == [["CZ", "PZ"], ["CZ", "PZ"], ["PZ", "CZ"]]
+    assert one != two and {one[:-6], two[:-6]} == {"x_y_raw-"} and ("z_raw", ["PZ", "CZ"]) in found
 
 
 def test_one_electrode_is_enough(tmp_path: Path) -> None:
@@ -292,6 +295,30 @@ def test_a_recording_cut_short_converts_as_far_as_it_goes_and_says_how_much_is_m
     bytes_a_second = sum(int(paths[0].read_bytes()[256 + 65 * 216 + 8 * n :][:8]) for n in range(65)) * 2
     seconds = (paths[0].stat().st_size - header) // bytes_a_second  # whole records of 1 s, counted by hand
     assert found["S001R01"].shape == (64, 200 * seconds) and seconds == 60
+
+
+def test_a_header_that_cannot_be_true_costs_only_its_recording(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    random = np.random.default_rng(0)
+    (tmp_path / "good.edf").write_bytes(mutants.edf(random, ["C3", "C4"]))
+    for number, duration in enumerate(("1e6", "-1", "inf")):  # seconds of a record: 12 days each, backwards, endless
+        (tmp_path / f"slow{number}.edf").write_bytes(mutants.edf(random, ["C3", "C4"], duration=duration))
+    fields = {"nbchan": 2, "pnts": 10**12, "trials": 1, "srate": 200.0, "xmin": 0.0, "data": "long.fdt"}
+    fields |= dict.fromkeys(("event", "epoch", "icawinv", "icaweights", "icasphere", "icachansind"), np.array([]))
+    fields["chanlocs"] = np.array([("C3",), ("C4",)], dtype=[("labels", "O")])
+    savemat(tmp_path / "long.set", {"EEG": fields})
+    (tmp_path / "long.fdt").write_bytes(bytes(8000))
+    assert run_maker(make_h5dataset_for_pretrain, "--input", tmp_path, "--output", tmp_path / "out") == 1
+    assert [list(recordings) for recordings in opened(tmp_path / "out").values()] == [["good"]]
+    errors = capsys.readouterr().err
+    assert "long.set: its header announces 1000000000000 samples a channel" in errors
+    assert "slow0.edf: sampled at 0.0002 Hz" in errors and "slow1.edf" in errors and "slow2.edf" in errors
+
+
+def test_annotations_in_any_encoding_are_no_obstacle(tmp_path: Path) -> None:
+    content = mutants.edf(np.random.default_rng(0), ["C3", "C4"], remark="Augen ?ffnen")
+    (tmp_path / "a.edf").write_bytes(content.replace(b"?", b"\xf6"))  # no UTF-8
+    raw = common.read_raw(tmp_path / "a.edf")
+    assert raw.n_times == 1000 and raw.annotations.description[0] == "Augen öffnen"
 
 
 def test_drop_and_rename_are_obeyed(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_an_hdf5_of_another_kind_is_left_out(tmp_path: Path, capsys: pytest.Capt
     with h5py.File(tmp_path / "c.eeg.h5", "w") as file:
         file["x"] = 1
     assert run_maker(make_eeghdf, "--input", tmp_path, "--output", tmp_path / "out") == 1
-    assert "c.eeg.h5: cannot be read" in capsys.readouterr().err and not list((tmp_path / "out").iterdir())
+    assert "c.eeg.h5: cannot be read" in capsys.readouterr().err and not list((tmp_path / "out").glob("*.hdf5"))
 
 
 def scp1_text(trials: int) -> str:

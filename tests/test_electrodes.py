@@ -92,6 +92,13 @@ def test_a_recording_without_eeg_is_an_error(names: list[str], drop: list[str]) 
         resolve(names, drop=drop)
 
 
+def test_names_in_messages_are_short_and_hold_nothing_that_a_terminal_obeys() -> None:
+    with pytest.raises(InputError) as error:
+        resolve(["CZ", "\x1b[2J", "x" * 5000])
+    assert str(error.value).isprintable() and len(str(error.value)) < 600
+    assert r"'\x1b[2J' (nothing like it is known); 'xxxxx" in str(error.value)
+
+
 def test_embedding_rows_start_with_cls_and_follow_the_order_of_the_names() -> None:
     assert embedding_rows(["FPZ", "fp1", "C4-P4"[:2]]) == [0, 2, 1, ELECTRODES.index("C4") + 1]
     assert embedding_rows(ELECTRODES[:128]) == list(range(129))

@@ -369,6 +369,8 @@ def test_bad_data_stop_a_tokenizers_training_and_leave_everything_as_it_was(tmp_
     eeg = signal(2, 1600)
     eeg[0] = np.nan
     bad = write_pretraining(tmp_path / "bad" / "a.hdf5", PAIR, [eeg]).parent
+    with h5py.File(bad / "a.hdf5", "r+") as file:
+        file["recording0/valid"] = np.ones(8, bool)  # else the loaders leave these seconds out
     with vqnsp_training(tmp_path / "run", data) as t:
         initialize_codebook(t.model, t.loaders.train, t.run, epoch=0, accumulation=1)
         engine_for_vqnsp.train_one_epoch(t.state, t.loaders.train, 0)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from errors import InputError, UsageError, run_script
+from errors import ArgumentParser, InputError, UsageError, run_script
 
 
 def raising(error: BaseException) -> Any:
@@ -36,11 +36,23 @@ def test_under_torchrun_processes_other_than_the_first_say_which_they_are(
     assert capsys.readouterr().err == f"{start}bad\n"
 
 
-@pytest.mark.parametrize("error", [ValueError("ours"), AssertionError("ours"), KeyboardInterrupt()])
+def test_ctrl_c_ends_in_one_line_and_130(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_script(raising(KeyboardInterrupt()), None)
+    assert ended.value.code == 130 and capsys.readouterr().err == "stopped; the same command goes on from here\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), AssertionError("ours")])
 def test_other_errors_keep_their_traceback(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(type(error)) as raised:
         run_script(raising(error), None)
     assert raised.value is error and capsys.readouterr().err == ""
+
+
+def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_script(raising(InputError("the class \x1b[2J\x9bé is \udcff unknown")), None)
+    assert capsys.readouterr().err == "error: the class \\x1b[2J\\x9bé is \\udcff unknown\n"
 
 
 def test_main_gets_the_arguments_and_success_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,3 +63,14 @@ def test_main_gets_the_arguments_and_success_is_silent(capsys: pytest.CaptureFix
 
 def test_a_usage_error_is_an_input_error_is_a_value_error() -> None:
     assert issubclass(UsageError, InputError) and issubclass(InputError, ValueError)
+
+
+def test_a_description_is_wrapped_to_the_terminal_but_its_paragraphs_and_lists_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    first = "a well-known path/of/many-parts " * 6
+    shown = ArgumentParser(description=f"{first}\n\nColumns\n  one   as it   is\n  two\nand so on").format_help()
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 60 and not any(line.endswith("-") for line in lines)
+    assert "\n\nColumns\n  one   as it   is\n  two\nand so on\n" in shown

@@ -1,11 +1,15 @@
 """The makers' filters beside MNE's own methods on whole recordings."""
 
+from pathlib import Path
+
+import edfio
 import mne
 import numpy as np
 import pytest
 
 from dataset_maker import common
 from dataset_maker.common import FilterSettings, Pipeline
+from errors import InputError
 from maker_helpers import raw_of
 
 RATES = [
@@ -86,3 +90,33 @@ def test_a_long_recording_in_blocks_equals_the_whole_in_values_quality_and_repor
     assert np.flatnonzero(~whole.quality.valid).tolist() == [100, 101]
     assert (blocks.quality.not_finite, blocks.quality.flat) == (whole.quality.not_finite, whole.quality.flat)
     assert abs(blocks.quality.histogram - whole.quality.histogram).sum() < 100  # of 80000: at the edges of bins
+
+
+@pytest.mark.parametrize("block_bytes", [1 << 30, 2 * 8 * 256 * 150])
+def test_a_faster_channel_that_is_no_eeg_changes_nothing(tmp_path: Path, block_bytes: int) -> None:
+    eeg = wandering(256.0, 400 * 256)
+
+    def write(name: str, further: list[edfio.EdfSignal]) -> mne.io.BaseRaw:
+        signals = [
+            edfio.EdfSignal(row, 256, label=f"EEG {electrode}", physical_dimension="uV")
+            for row, electrode in zip(eeg, ("C3", "C4"), strict=True)
+        ]
+        edfio.Edf(signals + further).write(tmp_path / name)
+        return common.read_raw(tmp_path / name)
+
+    heart = edfio.EdfSignal(wandering(512.0, 400 * 512, 1)[0], 512, label="ECG", physical_dimension="uV")
+    alone = common.prepare(write("alone.edf", []), Pipeline())
+    beside = common.prepare(write("beside.edf", [heart]), Pipeline(block_bytes=block_bytes))
+    assert beside.report["source_rate"] == 256 and beside.electrodes == ["C3", "C4"]
+    np.testing.assert_allclose(beside.eeg[:, 1000:-1000], alone.eeg[:, 1000:-1000], atol=0.005)
+
+
+def test_electrodes_of_different_rates_are_refused_in_recordings_too_long_to_hold(tmp_path: Path) -> None:
+    signals = [
+        edfio.EdfSignal(wandering(rate, 300 * int(rate), 1)[0], rate, label=f"EEG {name}", physical_dimension="uV")
+        for name, rate in (("C3", 256.0), ("C4", 128.0))
+    ]
+    edfio.Edf(signals).write(tmp_path / "mixed.edf")
+    assert common.prepare(common.read_raw(tmp_path / "mixed.edf"), Pipeline()).eeg.shape == (2, 60_000)
+    with pytest.raises(InputError, match="different sampling rates"):
+        common.prepare(common.read_raw(tmp_path / "mixed.edf"), Pipeline(block_bytes=1 << 20))

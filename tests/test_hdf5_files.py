@@ -71,6 +71,19 @@ def virtual_without_end(file: h5py.File, trap: Path) -> None:
     file.create_virtual_dataset("someone/eeg", layout)
 
 
+def virtual_in_a_circle(file: h5py.File, trap: Path) -> None:
+    for name, other in (("someone", "other"), ("other", "someone")):
+        layout = h5py.VirtualLayout((2, 400), "f4")
+        layout[:] = h5py.VirtualSource(".", other, (2, 400))
+        file.create_virtual_dataset(name, layout)
+
+
+def virtual_of_nothing(file: h5py.File, trap: Path) -> None:
+    layout = h5py.VirtualLayout((2, 400), "f4")
+    layout[:] = h5py.VirtualSource(".", "nobody", (2, 400))
+    file.create_virtual_dataset("someone", layout)
+
+
 def soft_link_to_nothing(file: h5py.File, trap: Path) -> None:
     file["someone"] = h5py.SoftLink("/nobody")
 
@@ -90,6 +103,8 @@ def soft_links_in_a_circle(file: h5py.File, trap: Path) -> None:
         (virtual, "`someone/eeg` is a virtual data set of other files"),
         (virtual_in_part, "`someone/eeg` is a virtual data set of other files"),
         (virtual_without_end, "`someone/eeg` is a virtual data set of other files"),
+        (virtual_in_a_circle, "is a virtual data set of virtual or missing ones"),
+        (virtual_of_nothing, "`someone` is a virtual data set of virtual or missing ones"),
         (soft_link_to_nothing, "`someone` is a link to nothing"),
         (soft_links_in_a_circle, "is a link to nothing"),
     ],
@@ -252,6 +267,16 @@ def test_an_enormous_chunk_in_a_small_file_is_refused(tmp_path: Path, monkeypatc
         check_size(open_file(path)["eeg"], "here")
 
 
+def test_a_data_set_of_fewer_bytes_than_its_shape_needs_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.hdf5", lambda file: file.create_dataset("eeg", data=signal(2, 400)))
+    content = path.read_bytes()
+    size = (2 * 400 * 4).to_bytes(8, "little")  # of its storage: after it nobody knows what is read
+    assert content.count(size) == 1
+    (tmp_path / "b.hdf5").write_bytes(content.replace(size, (2 * 400 * 4 - 100).to_bytes(8, "little")))
+    with pytest.raises(InputError, match="claims 3,200 bytes"):
+        check_size(open_file(tmp_path / "b.hdf5")["eeg"], "here")
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), None])
 def test_empty_data_sets_claim_nothing(tmp_path: Path, shape: Any) -> None:
     empty = h5py.Empty("f4") if shape is None else np.zeros(shape)
@@ -263,12 +288,13 @@ def texts(file: h5py.File) -> None:
     file.attrs["classes"] = ["rest", "task"]
 
 
-def test_texts_on_which_hdf5_would_never_end_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "length"), [(0, 0), (0, 8), (0, 2**63), (1, 2**64 - 1), (1, 2**64 - 16)])
+def test_texts_on_which_hdf5_would_never_end_are_refused(tmp_path: Path, number: int, length: int) -> None:
     path = write(tmp_path / "a.hdf5", texts)
     assert names(open_file(path).attrs["classes"]) == ("rest", "task")
     content = bytearray(path.read_bytes())
     first = content.index(b"GCOL") + 16  # number, references, reserved, length of the first text
-    content[first : first + 16] = bytes(16)
+    content[first : first + 16] = number.to_bytes(8, "little") + length.to_bytes(8, "little")
     bad = tmp_path / "b.hdf5"
     bad.write_bytes(content)
     with pytest.raises(InputError) as error:

@@ -264,4 +264,4 @@ def test_it_starts_by_its_path_and_as_a_module_without_torch(tmp_path: Path) -> 
         environment = {"PYTHONPATH": str(tmp_path), "LABRAM_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=environment)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith(f"{path}: pre-training, 2 electrodes") and "False LOADED" in done.stdout
+        assert done.stdout.startswith(f"{path}: pre-training, 2 electrode(s)") and "False LOADED" in done.stdout

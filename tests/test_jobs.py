@@ -276,6 +276,16 @@ def test_a_labelled_file_holds_the_recordings_in_order_their_rows_in_one_order_a
         make_labelled(paths, tmp_path / "x.hdf5")
 
 
+def test_a_recording_that_fails_halfway_leaves_no_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "JOBS", 1)
+    paths = write(tmp_path / "in", a="fine", b="labels", c="fine", v="fine")
+    with pytest.raises(InputError, match="1 of 4 recordings were left out"):
+        make_labelled(paths, tmp_path / "x.hdf5")
+    with h5py.File(tmp_path / "x.hdf5") as file:
+        assert file["train/recording"].asstr()[:].tolist() == ["a"] * 4 + ["c"] * 4
+        assert {len(column) for column in file["train"].values()} == {8}
+
+
 def test_a_finished_labelled_file_is_recognised_and_another_is_not_replaced(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -289,10 +299,13 @@ def test_a_finished_labelled_file_is_recognised_and_another_is_not_replaced(
     assert (tmp_path / "x.hdf5").stat().st_mtime_ns == stamp
 
 
-@pytest.mark.parametrize("starts", [[0, 200, 600], [1, 199, 400], [-150, -200, 900, 1100]])
-def test_a_second_of_a_window_is_valid_if_none_of_its_samples_lies_in_an_invalid_one(starts: list[int]) -> None:
+@pytest.mark.parametrize("starts", [[0, 200, 600], [1, 199, 400], [-150, -200, 900, 1100, 960, 780]])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_second_of_a_window_is_valid_if_none_of_its_samples_lies_in_an_invalid_one(
+    starts: list[int], first: bool
+) -> None:
     length = 1130  # the last second is a part of one
-    valid = np.array([True, True, False, True, True, False])
+    valid = np.array([first, True, False, True, True, False])
     by_sample = np.repeat(valid, 200)[:length]
     prepared = common.Prepared(["CZ"], 200.0, length, None, Quality(valid, {}, {}, {}, np.zeros(BINS, int)), {})
     windows = np.array(starts)[:, None] + np.arange(400)  # wrapping round the ends

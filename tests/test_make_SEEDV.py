@@ -154,6 +154,9 @@ def test_a_folder_without_sessions_and_two_files_of_one_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert run_maker(make_SEEDV, "--root", tmp_path / "none", "--output", tmp_path / "out.hdf5") == 1
+    assert "none: does not exist; correct --root" in capsys.readouterr().err
+    (tmp_path / "x.cnt").touch()
+    assert run_maker(make_SEEDV, "--root", tmp_path, "--output", tmp_path / "out.hdf5") == 1
     assert "holds no files <subject>_<session>_<date>.cnt" in capsys.readouterr().err
     for name in ("1_1_20180804.cnt", "1_1_20180805.cnt"):
         (tmp_path / name).touch()

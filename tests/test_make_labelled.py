@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,9 @@ PLAIN = ("--l_freq", 0, "--h_freq", 0, "--notch", 0, "--jobs", 1)
 HEADER = "path,start,stop,label,split,subject\n"
 RATE = 200  # Hz
 
-# README, "Your own data": motor imagery.
-SNIPPET = """
-import csv
-import mne
-
-SPLITS = {"04": "train", "08": "val", "12": "test"}  # by run
-rows = []
-for run, split in SPLITS.items():
-    path = f"eegmmidb/S001R{run}.edf"
-    for event in mne.read_annotations(path):
-        if event["description"] in ("T1", "T2"):  # T0 is rest
-            label = {"T1": "left fist", "T2": "right fist"}[event["description"]]
-            rows.append([path, event["onset"], event["onset"] + event["duration"], label, split, "S001"])
-with open("imagery.csv", "w", newline="") as file:
-    csv.writer(file).writerows([["path", "start", "stop", "label", "split", "subject"], *rows])
-"""
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+(SNIPPET,) = [code for code in README.split("```")[1::2] if code.startswith("python\nimport csv\nimport mne\n")]
+SNIPPET = SNIPPET.removeprefix("python\n")
 
 
 def write_manifest(path: Path, *rows: str, header: str = HEADER) -> Path:
@@ -230,7 +218,8 @@ def test_recordings_of_equal_names_stay_apart_and_failed_ones_are_named(
     write_manifest(tmp_path / "m.csv", *rows)
     assert make(tmp_path) == 1
     with h5py.File(tmp_path / "out.hdf5") as file:
-        assert list(file["train"]["recording"].asstr()) == ["x_raw", "x_raw", "x_raw_2", "x_raw_2"]
+        one, again, two, too = file["train"]["recording"].asstr()
+        assert one == again != two == too and {one[:-6], two[:-6]} == {"x_raw-"}
         assert list(file.attrs["chOrder"]) == ["CZ", "PZ"]
     errors = capsys.readouterr().err
     assert all(path in errors for path in paths[2:]) and "3 of 5 recordings were left out" in errors
@@ -272,6 +261,7 @@ BAD = [
     ("a.edf,1_0,11,x,train,1", HEADER, "line 2, column start: is '1_0'"),
     ('a.edf,"0,5",1,x,train,1', HEADER, "line 2, column start: is '0,5'"),
     ("a.edf,0,1e999,x,train,1", HEADER, "line 2, column stop: is '1e999'"),
+    ("a.edf,1e307,,x,train,1", HEADER, "line 2, column start: is '1e307'"),  # 200 times that is infinite
     ("a.edf,1,1,x,train,1", HEADER, "line 2, column stop: is '1'; expected more than the start, 1"),
     ("a.edf,,0,x,train,1", HEADER, "line 2, column stop: is '0'; expected more than the start, 0"),
     ("a.edf,0,1,,train,1", HEADER, "line 2, column label: is empty; expected a class"),
@@ -299,6 +289,15 @@ def test_a_bad_row_is_named_by_line_and_column(tmp_path: Path, rows: str, header
     with pytest.raises(InputError) as error:
         manifest.read_manifest(tmp_path / "m.csv")
     assert message in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_header_of_very_many_columns_is_refused_at_once(tmp_path: Path) -> None:
+    columns = ",".join(f"target_{number}" for number in range(200_000))
+    (tmp_path / "m.csv").write_text(f"path,start,stop,label,{columns},subject\n")
+    began = time.process_time()
+    with pytest.raises(InputError, match="both label and target_0"):
+        manifest.read_manifest(tmp_path / "m.csv")
+    assert time.process_time() - began < 5  # every name compared with every other takes minutes
 
 
 def test_what_spreadsheets_write_is_read(tmp_path: Path) -> None:
@@ -378,3 +377,21 @@ def test_mutated_manifests_end_in_rows_that_csv_reads_too_or_in_one_line(tmp_pat
             rows = [row for row in csv.reader(file) if any(field.strip() for field in row)]
         assert [s.subject for s in segments] == [row[5].strip() for row in rows[1:]] and not targets
     assert read > 20
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("a_raw.fif,0,1,x,train,1", "line 3: the same seconds of a_raw.fif as in line 2, with its label; delete one"),
+        ("a_raw.fif,0,1,y,test,1", "line 3: the same seconds of a_raw.fif as in line 2, in another split; delete one"),
+        ("a_raw.fif,0,1,x,val,2", "line 3: the same seconds of a_raw.fif as in line 2, in another split; delete one"),
+    ],
+)
+def test_the_same_seconds_twice_are_refused_where_they_would_count_twice_or_leak(
+    row: str, says: str, tmp_path: Path
+) -> None:
+    recordings(tmp_path, a=2)
+    with pytest.raises(InputError, match=says):
+        manifest.read_manifest(write_manifest(tmp_path / "m.csv", "a_raw.fif,0,1,x,train,1", row))
+    two = write_manifest(tmp_path / "m.csv", "a_raw.fif,0,1,x,train,1", "a_raw.fif,0,1,none,train,1")
+    assert len(manifest.read_manifest(two)[0]) == 2  # one event, two labels

@@ -271,7 +271,7 @@ def pickles(source: Path, out: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(pickle.dumps(sample))
     cut(source / "train" / "aaaaaaa3_s001_t000_0.pkl", 0.5)
-    (source / "train" / "aaaaaaa2_s001_t000_0.pkl").write_bytes(f"c{SURNAME}\n{NAME}\n.".encode())
+    (source / "train" / "aaaaaaa2_s001_t000_0.pkl").write_bytes(f"cposix\nsystem\n(S'{SURNAME} {NAME}'\ntR.".encode())
     return ran(out, convert_pickles, "--root", source, "--output", out / "TUAB.hdf5", "--jobs", 1)
 
 
@@ -337,13 +337,15 @@ def inside_hdf5(path: Path) -> Iterator[bytes]:
 
 def contents(path: Path) -> Iterator[bytes]:
     """Yield a file's bytes, and what is packed in them."""
+    if zipfile.is_zipfile(path):  # checkpoints, predictions
+        with zipfile.ZipFile(path) as archive:
+            yield "\n".join(archive.namelist()).encode()
+            yield from (archive.read(name) for name in archive.namelist())
+        return
     content = path.read_bytes()
     yield content
     if path.suffix in (".hdf5", ".h5") and h5py.is_hdf5(path):
         yield from inside_hdf5(path)
-    elif zipfile.is_zipfile(path):  # checkpoints, predictions
-        with zipfile.ZipFile(path) as archive:
-            yield from (archive.read(name) for name in archive.namelist())
     elif path.suffix == ".gz":
         yield gzip.decompress(content)
     elif path.suffix == ".png":

@@ -174,7 +174,7 @@ def test_shards_join_to_the_file_that_one_writer_would_have_made(tmp_path: Path,
     def append(writer: LabelledShard, first: int, last: int, split: str) -> None:
         labels = np.arange(first, last) % 2
         writer.append(split, eeg[first:last], labels, recording=f"r{first}", subject="s")
-        writer.add_quality(split, scan.result())
+        writer.describe(split, scan.result(), ["no notch at 50 Hz: the source has 100 Hz"])
 
     with labelled(tmp_path / "whole.hdf5", "binary", ["a", "b"], dtype) as writer:
         for first, last, split in ((0, 3, "train"), (3, 4, "val"), (4, 7, "train")):
@@ -189,6 +189,7 @@ def test_shards_join_to_the_file_that_one_writer_would_have_made(tmp_path: Path,
     join_shards(parts, tmp_path / "x.hdf5", description=description, made={"seed": 3}, totals={"train": 6, "val": 1})
     with h5py.File(tmp_path / "whole.hdf5") as whole, h5py.File(tmp_path / "x.hdf5") as joined:
         assert dict(whole["train"].attrs) == dict(joined["train"].attrs)
+        assert json.loads(joined["train"].attrs["notes"]) == {"no notch at 50 Hz: the source has 100 Hz": 2}
         assert {k: str(v) for k, v in whole.attrs.items()} == {k: str(v) for k, v in joined.attrs.items()}
         for split in ("train", "val"):
             assert set(whole[split]) == set(joined[split])

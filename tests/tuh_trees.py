@@ -3,6 +3,7 @@
 `TUAB` and `TUEV` say by hand which split, subject and label each recording must get, and why it must be left out.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +31,14 @@ class Recording:
     reason: str = ""
     rows: str | None = None  # of its .rec file; None: it has none
     windows: tuple[tuple[int, int], ...] = ()  # TUEV: first sample at 200 Hz and label of each
-    twin: str = ""  # what makes its name another than that of an equally named file before it
+    twin: bool = False  # another file has its name: then a digest of the path's end and the subject tells them apart
 
     @property
     def name(self) -> str:
         """Return the name of its samples in the file that is made."""
-        return Path(self.path).name.rstrip("_") + self.twin
+        end = "/".join([*Path(f"{self.path}.edf").parts[-3:], self.subject])
+        digest = f"-{hashlib.sha256(end.encode()).hexdigest()[:6]}" if self.twin else ""
+        return Path(self.path).name.rstrip("_") + digest
 
 
 CUT = {"fault": "cut", "reason": "cannot be read"}
@@ -65,9 +68,11 @@ TUAB_V2 = [  # as version 2 nests; under edf/, and with one name twice
     Recording(f"edf/train/abnormal/{OLD}/00007673/s001_2011_03_04/00007673_s001_t000", "00007673", "train", 1, 21),
     Recording(f"edf/train/abnormal/{OLD}/00007674/s001_2011_03_05/00007674_s001_t000", "00007674", "val", 1, 21),
     Recording(f"edf/eval/normal/{OLD}/00007675/s001_2011_03_06/00007675_s001_t000", "00007675", "test", 0, 21),
-    Recording(f"edf/eval/abnormal/{OLD}/00007676/s001_2011_03_07/00007676_s001_t000", "00007676", "test", 1, 21),
     Recording(
-        f"edf/eval/abnormal/{OLD}/00007676/s002_2011_03_08/00007676_s001_t000", "00007676", "test", 1, 21, twin="_2"
+        f"edf/eval/abnormal/{OLD}/00007676/s001_2011_03_07/00007676_s001_t000", "00007676", "test", 1, 21, twin=True
+    ),
+    Recording(
+        f"edf/eval/abnormal/{OLD}/00007676/s002_2011_03_08/00007676_s001_t000", "00007676", "test", 1, 21, twin=True
     ),
 ]
 
