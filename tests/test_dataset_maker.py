@@ -1,6 +1,8 @@
 """The pipeline and the pre-training maker: golden values, closed forms, failures, nothing personal passed on."""
 
+import errno
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from scipy.io import savemat
 import mutants
 from dataset_maker import common, make_eeghdf, make_h5dataset_for_pretrain
 from dataset_maker.sources import find_files
-from errors import UsageError
+from errors import InputError, UsageError
 from maker_helpers import eeghdf_file, noise, opened, raw_of, run_maker, save
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -163,6 +165,29 @@ def test_the_further_parts_of_a_split_recording_are_not_converted_twice(tmp_path
         assert run_maker(make_h5dataset_for_pretrain, "--input", tmp_path, "--output", output, *words) == 0
         ((eeg,),) = [recordings.values() for recordings in opened(output).values()]
         assert eeg.shape == (1, 720_000)
+
+
+def test_linked_folders_are_searched_once_even_in_a_circle(tmp_path: Path) -> None:
+    save(tmp_path / "elsewhere" / "a_raw.fif", ["CZ"], seconds=2)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    assert [path.name for path in find_files([tmp_path / "in"])] == ["a_raw.fif"]
+
+
+def test_a_folder_that_cannot_be_searched_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "a_raw.fif", ["CZ"], seconds=2)
+    (tmp_path / "closed").mkdir()
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:  # root may open all folders
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match="closed: cannot be searched"):
+        find_files([tmp_path])
 
 
 def test_eeglab_recordings_are_read(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Makers on many recordings: limits, crashes, kills, resumption, several processes, a Dask cluster."""
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dataset_maker import common, jobs, labelled, pretraining, worker
+from dataset_maker import common, jobs, labelled, pretraining, sandbox, worker
 from dataset_maker.common import FilterSettings, Pipeline
 from dataset_maker.jobs import Spread, plan_jobs
 from dataset_maker.sandbox import Limits
@@ -146,6 +147,51 @@ def test_a_shard_that_was_removed_or_cut_is_made_again(tmp_path: Path) -> None:
     assert_whole(tmp_path / "out", paths)
 
 
+def test_a_stop_between_a_shards_name_and_its_note_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "JOBS", 1)
+    paths = write(tmp_path / "in", b="fine", d="fine")
+    real = jobs.write_json
+
+    def stopped(path: Path, values: Any) -> None:
+        if path.parent.name == ".making" and path.suffix == ".json":
+            raise KeyboardInterrupt
+        real(path, values)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(jobs, "write_json", stopped)
+        convert(paths, tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.hdf5"))) == 1
+    more = sorted(paths + write(tmp_path / "in", a="fine"))  # so that the job is another one
+    convert(more, tmp_path / "out")
+    assert_whole(tmp_path / "out", more)
+
+
+def test_of_a_job_whose_note_does_not_fit_nothing_is_left_when_it_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "JOBS", 1)
+    paths = write(tmp_path / "in", a="fine", b="swapped", c="fine")  # two montages, two files
+    convert(paths, tmp_path / "out")
+    first, second = sorted((tmp_path / "out").glob("*.hdf5"))
+    second.unlink()
+    (tmp_path / "in" / "0.odd").write_text("others")
+    convert(sorted((tmp_path / "in").glob("*.odd")), tmp_path / "out")
+    names = [name for path in (tmp_path / "out").glob("*.hdf5") for name in h5py.File(path)]
+    assert sorted(names) == ["0", "a", "b", "c"] and not first.exists()
+
+
+def test_recordings_of_equal_names_keep_them_when_one_goes(tmp_path: Path) -> None:
+    one, two = (write(tmp_path / folder, rec="fine")[0] for folder in ("one", "two"))
+    convert([one, two], tmp_path / "out")
+    before = recordings(tmp_path / "out").keys()
+    three = write(tmp_path / "three", rec="fine")[0]
+    convert([two, three], tmp_path / "out")
+    after = recordings(tmp_path / "out").keys()
+    assert len(before) == 2 and before < after and len(after) == 3
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -239,7 +285,7 @@ def test_jobs_follow_from_the_recordings_and_are_at_most_64_for_small_sets() -> 
 def make_labelled(paths: list[Path], output: Path, **more: Any) -> None:
     """Convert recordings into a labelled set of one-second samples; those named v... are for validation."""
     args = argparse.Namespace(
-        output=output, dtype="float32", jobs=1, dask=None, time_limit=30.0, memory_limit=3.0, rsfreq=200.0
+        output=output, dtype="float32", jobs=1, dask=None, time_limit=30.0, memory_limit=3.0, **more.pop("flags", {})
     )
     tasks = [
         {"path": str(p), "recording": p.stem, "subject": p.stem[0], "split": "val" if p.stem[0] == "v" else "train"}
@@ -314,6 +360,72 @@ def test_a_second_of_a_window_is_valid_if_none_of_its_samples_lies_in_an_invalid
     prepared.eeg = np.arange(length, dtype=float)[None]
     for start, window in zip(starts, windows, strict=True):
         np.testing.assert_array_equal(worker.cut(prepared, start, 400)[0], window % length)
+
+
+def test_a_recording_that_is_gone_when_a_single_file_is_continued_is_not_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "JOBS", 1)
+    paths = write(tmp_path / "in", a="fine", b="fine", v="fine")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(labelled, "join_shards", interrupt)
+        make_labelled(paths, tmp_path / "x.hdf5")
+    make_labelled([paths[0], paths[2]], tmp_path / "x.hdf5")
+    with h5py.File(tmp_path / "x.hdf5") as file:
+        assert set(file["train/recording"].asstr()[:]) == {"a"} and len(file["train/label"]) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "x.hdf5", "x.report.json"]
+
+
+def interrupt(*args: Any, **kwargs: Any) -> None:
+    """Stand for Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def test_a_labelled_folder_with_recordings_that_are_gone_or_with_other_files_is_refused(tmp_path: Path) -> None:
+    paths = write(tmp_path / "in", a="fine", b="fine", v="fine")
+    make_labelled(paths, tmp_path / "set")
+    with pytest.raises(InputError, match="holds 1 recordings that are not among these"):
+        make_labelled([paths[0], paths[2]], tmp_path / "set")
+    with pytest.raises(InputError, match="holds other files already"):
+        make_labelled(paths, tmp_path / "in")
+
+
+def test_what_could_not_be_done_to_a_recording_stands_in_the_labelled_file(tmp_path: Path) -> None:
+    paths = write(tmp_path / "in", a="fine", v="fine")
+    make_labelled(paths, tmp_path / "x.hdf5", flags={"h_freq": 150.0})  # of 200 Hz
+    with h5py.File(tmp_path / "x.hdf5") as file:
+        assert json.loads(file["train"].attrs["notes"]) == {"no low-pass at 150 Hz: the source has 200 Hz": 1}
+
+
+def test_no_space_left_stops_the_maker_and_blames_no_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = worker.Worker()
+    full.folder = tmp_path
+
+    def no_space(task: dict) -> None:
+        raise OSError(errno.ENOSPC, "Jane Roe")
+
+    monkeypatch.setattr(full, "convert", no_space)
+    answer = worker.answer_to(full, {"method": "convert", "arguments": {"task": {"path": "a"}}})
+    assert answer == {"stop": f"{tmp_path}: no space left; free some and start the same command again"}
+
+    def stops(box: Any, method: str, **arguments: Any) -> Any:
+        if method == "convert":
+            raise UsageError("no space left")
+        return real(box, method, **arguments)
+
+    real = sandbox.Sandbox.call
+    monkeypatch.setattr(sandbox.Sandbox, "call", stops)
+    with pytest.raises(UsageError, match="no space left"):
+        convert(write(tmp_path / "in", a="fine"), tmp_path / "out")
+
+
+def test_a_process_that_does_not_start_stops_the_maker_and_blames_no_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "worker.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(sandbox, "WORKER", tmp_path / "worker.py")
+    with pytest.raises(UsageError, match=r"does not start \(exit code 3\): raise --memory_limit"):
+        convert(write(tmp_path / "in", a="fine"), tmp_path / "out", limits=Limits(30.0, 2.5))  # no idle one has these
 
 
 def test_a_labelled_folder_keeps_its_shards(tmp_path: Path) -> None:
