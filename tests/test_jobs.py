@@ -351,7 +351,7 @@ def test_a_second_of_a_window_is_valid_if_none_of_its_samples_lies_in_an_invalid
     starts: list[int], first: bool
 ) -> None:
     length = 1130  # the last second is a part of one
-    valid = np.array([first, True, False, True, True, False])
+    valid = np.array([first, True, False, True, True, not first])
     by_sample = np.repeat(valid, 200)[:length]
     prepared = common.Prepared(["CZ"], 200.0, length, None, Quality(valid, {}, {}, {}, np.zeros(BINS, int)), {})
     windows = np.array(starts)[:, None] + np.arange(400)  # wrapping round the ends
