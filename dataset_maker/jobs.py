@@ -151,14 +151,17 @@ def plan_jobs(tasks: Sequence[Task]) -> list[list[Task]]:
     return jobs
 
 
-def run_job(plan: Plan, limits: Limits, notify: Callable[[dict], Any] | None, tasks: Sequence[Task]) -> dict[str, Any]:
+def run_job(
+    plan: Plan, limits: Limits, notify: Callable[[dict], Any] | None, numbered: tuple[int, Sequence[Task]]
+) -> dict[str, Any]:
     """Convert a job's recordings into its shards and keep what was done; runs in a thread or on a cluster's worker.
 
-    A recording at which the process dies is left out, and the job begins again without it. notify: is told of each
-    recording when it is finished.
+    numbered: the job's place in the plan, so that its files' names sort in the recordings' order. notify: is told of
+    each recording when it is finished. A recording at which the process dies is left out, and the job begins again.
     """
+    number, tasks = numbered
     keys = [plan.key(task) for task in tasks]
-    job = hashlib.sha256("".join(keys).encode()).hexdigest()[:8]
+    job = f"{number:05d}-{hashlib.sha256(''.join(keys).encode()).hexdigest()[:8]}"
     entries: dict[str, dict[str, Any]] = {}  # key -> what became of a recording
     sizes = None
     while sizes is None:
@@ -290,10 +293,10 @@ def converted_before(plan: Plan, tasks: Sequence[Task], *, exactly: bool, alone:
     return kept
 
 
-def remaining(plan: Plan, tasks: Sequence[Task], without: Collection[str]) -> list[list[Task]]:
-    """Return the jobs that are left when the recordings with these keys need nothing more."""
+def remaining(plan: Plan, tasks: Sequence[Task], without: Collection[str]) -> list[tuple[int, list[Task]]]:
+    """Return the jobs that are left, numbered, when the recordings with these keys need nothing more."""
     work = [[task for task in job if plan.key(task) not in without] for job in plan_jobs(tasks)]
-    return [job for job in work if job]
+    return [(number, job) for number, job in enumerate(work) if job]
 
 
 @contextmanager
@@ -363,10 +366,10 @@ def size(count: float) -> str:
     return f"{count / 1000**power:.3g} {units[power]}"
 
 
-def run_jobs(plan: Plan, jobs: Sequence[Sequence[Task]], spread: Spread) -> list[dict[str, Any]]:
-    """Do the jobs with a progress bar; says at once what is left out. Returns their recordings in order."""
+def run_jobs(plan: Plan, jobs: Sequence[tuple[int, list[Task]]], spread: Spread) -> list[dict[str, Any]]:
+    """Do numbered jobs with a progress bar; says at once what is left out. Returns their recordings in order."""
     done: list[Any] = [None] * len(jobs)
-    with tqdm(total=sum(map(len, jobs)), desc="converting", unit="recording", disable=None) as bar:
+    with tqdm(total=sum(len(tasks) for _, tasks in jobs), desc="converting", unit="recording", disable=None) as bar:
 
         def notify(entry: Mapping[str, Any]) -> None:
             bar.update()

@@ -28,13 +28,13 @@ import numpy as np
 
 from dataset_maker import common, edf_header
 from dataset_maker.common import Pipeline, Prepared
+from dataset_maker.jobs import NO_SPACE
 from dataset_maker.labelled import Windows
 from dataset_maker.writers import LabelledShard, PretrainingShards
 from errors import InputError, UsageError, one_line
 from quality import Quality
 
 BATCH = 64  # windows cut and written at a time
-NO_SPACE = 16 << 20  # bytes: with less, what fails fails for want of space
 
 
 def _read(maker: ModuleType, task: Mapping[str, Any]) -> Any:
