@@ -21,7 +21,7 @@ from files import check_writable, written_aside
 
 def get_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(prog="python -m dataset_maker.inspect", description=__doc__)
     parser.add_argument("paths", type=Path, nargs="+", metavar="FILE", help="HDF5 files, or folders of them")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a few windows and the spectrum of each set")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what is printed as JSON, too")
