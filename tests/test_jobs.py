@@ -193,8 +193,10 @@ def test_recordings_of_equal_names_keep_them_when_one_goes(tmp_path: Path) -> No
 
 
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes ignore
 sys.path[:0] = [{root!r}, {tests!r}]
 from test_jobs import convert
 convert(sorted(Path({inputs!r}).glob("*.odd")), Path({output!r}), processes={processes})
