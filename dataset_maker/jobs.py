@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import joblib
 import numpy as np
@@ -33,7 +33,6 @@ JOB_BYTES = 512 << 20  # of source: large data sets get more jobs
 SURVEY = 32  # recordings looked at in one request
 DASK_SECONDS = 30  # to wait for a scheduler's answer
 RESERVE = 1.05  # of the estimated disk space: HDF5's own bookkeeping
-
 NO_SPACE = 16 << 20  # bytes: with less, what fails fails for want of space
 
 Task = dict[str, Any]
@@ -115,7 +114,7 @@ class Plan:
 
     def key(self, task: Task) -> str:
         """Return a digest of a stamped recording and of all that decides what becomes of it."""
-        named = {name: value for name, value in task.items() if name != "recording"}  # its number may change
+        named = {name: value for name, value in task.items() if name != "recording"}  # others of its name may come
         values = (self.maker, self.pipeline.to_json(), dict(self.made), self.description, named)
         return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()[:16]
 
@@ -185,7 +184,7 @@ def run_job(
                 notify(lost.entry)
         except Died as error:
             if shutil.disk_usage(plan.folder).free < NO_SPACE:
-                raise UsageError(f"{plan.folder}: no space left; free some and start the same command again") from error
+                raise UsageError(no_space(plan.folder)) from error
             raise InputError(f"the job of {tasks[0]['path']} and {len(tasks) - 1} more {error}") from error
     done = {"job": job, "files": sizes, "recordings": [entries[key] for key in keys]}
     write_json(plan.notes / f"{job}.json", done)
@@ -259,21 +258,23 @@ def _forget(plan: Plan, note: Path) -> None:
     note.unlink(missing_ok=True)
 
 
-def converted_before(plan: Plan, tasks: Sequence[Task], *, exactly: bool, alone: bool) -> dict[str, dict[str, Any]]:
+def converted_before(
+    plan: Plan, tasks: Sequence[Task], *, others: Literal["keep", "refuse", "remove"]
+) -> dict[str, dict[str, Any]]:
     """Return what earlier runs converted of these recordings, by key, with the shard they are in.
 
-    exactly: the folder may hold no others, which are refused, or with `alone`, where nobody sees the folder, removed.
+    others: what becomes of other recordings that the folder holds.
     Raises InputError for a recording that the folder holds as it was, or converted in another way.
     """
     keys: dict[str, set[str]] = {}
     for task in tasks:
         keys.setdefault(task["path"], set()).add(plan.key(task))
-    kept, others = {}, []
-    jobs = finished_jobs(plan, keys.keys() if alone else None)
+    kept, further = {}, []
+    jobs = finished_jobs(plan, keys.keys() if others == "remove" else None)
     for entry in [entry for job in jobs for entry in job["recordings"] if "error" not in entry]:
         wanted = keys.get(entry["path"])
         if wanted is None:
-            others.append(entry["path"])
+            further.append(entry["path"])
         elif entry["key"] in wanted:
             kept[entry["key"]] = entry
         else:
@@ -281,15 +282,15 @@ def converted_before(plan: Plan, tasks: Sequence[Task], *, exactly: bool, alone:
                 f"{plan.folder} holds {entry['path']} as it was before it changed, or made with other flags: delete "
                 f"{plan.folder}, or name another --output"
             )
-    if others and exactly:
+    if further and others == "refuse":
         raise InputError(
-            f"{plan.folder} holds {len(others)} recordings that are not among these, such as {others[0]}: delete "
+            f"{plan.folder} holds {len(further)} recordings that are not among these, such as {further[0]}: delete "
             f"{plan.folder}, or name another --output"
         )
     if kept:
         print(f"{len(kept)} of {len(tasks)} recordings were converted before")
-    if others:
-        print(f"{len(others)} recordings of earlier runs are there besides")
+    if further:
+        print(f"{len(further)} recordings of earlier runs are there besides")
     return kept
 
 
@@ -348,6 +349,11 @@ def survey_batch(maker: str, pipeline: Pipeline, limits: Limits, tasks: Sequence
         return [survey_batch(maker, pipeline, limits, [task])[0] for task in tasks]
 
 
+def no_space(folder: Path) -> str:
+    """Return what to say when the disk is full."""
+    return f"{folder}: no space left; free some and start the same command again"
+
+
 def check_disk(folder: Path, needed: float) -> None:
     """Print the space needed in bytes and refuse to begin without it. Raises InputError."""
     free = shutil.disk_usage(folder).free
@@ -387,7 +393,15 @@ def run_jobs(plan: Plan, jobs: Sequence[tuple[int, list[Task]]], spread: Spread)
     return [entry for entries in done for entry in entries]
 
 
-def say_left_out(entries: Iterable[Mapping[str, Any]]) -> None:
-    """Name recordings that failed, with their reasons, on standard error."""
-    for entry in entries:
+def failed_at_survey(
+    plan: Plan, tasks: Sequence[Task], found: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return the recordings that a survey found unusable, by key; names them with their reasons on standard error."""
+    failed = {
+        plan.key(task): described(task) | {"error": seen["error"]}
+        for task, seen in zip(tasks, found, strict=True)
+        if "error" in seen
+    }
+    for entry in failed.values():
         print(f"left out: {entry['error']}", file=sys.stderr)
+    return failed

@@ -20,12 +20,11 @@ import numpy as np
 
 from dataset_maker import common, jobs, report
 from dataset_maker.jobs import Plan, Spread, Task
-from dataset_maker.report import SUFFIXES
-from dataset_maker.writers import SPLITS, join_shards, refuse_existing
+from dataset_maker.writers import join_shards, refuse_existing
 from errors import InputError
 from files import check_writable
-
-PUBLISHED = Path(__file__).with_name("published_splits.json")
+from hdf5_files import SUFFIXES
+from labelled_files import SPLITS, published_sizes
 
 
 class Windows(NamedTuple):
@@ -144,13 +143,8 @@ def _convert(
     assert plan.description
     electrodes = plan.description["electrodes"] or common_montage([result["electrodes"] for _, result in seen])
     plan = replace(plan, description={**plan.description, "electrodes": electrodes})
-    failed = {
-        plan.key(task): jobs.described(task) | {"error": result["error"]}
-        for task, result in zip(tasks, found, strict=True)
-        if "error" in result
-    }
-    jobs.say_left_out(failed.values())
-    kept = jobs.converted_before(plan, tasks, exactly=not single, alone=single)
+    failed = jobs.failed_at_survey(plan, tasks, found)
+    kept = jobs.converted_before(plan, tasks, others="remove" if single else "refuse")
     _check_disk(plan, {plan.key(task): result["windows"] for task, result in seen}, kept.keys(), single)
     entries = jobs.run_jobs(plan, jobs.remaining(plan, tasks, kept.keys() | failed.keys()), spread)
     results = failed | kept | {entry["key"]: entry for entry in entries}
@@ -199,8 +193,7 @@ def _report(
     whole["splits"] = report.splits(entries, description["classes"])
     whole["subjects_on_two_sides"] = report.two_sides(entries)
     if isinstance(expected, str):
-        sizes = json.loads(PUBLISHED.read_text())["sizes"][expected]
-        expected = dict(zip(SPLITS, sizes, strict=True))
+        expected = dict(zip(SPLITS, published_sizes()[expected], strict=True))
     whole["expected_samples"] = expected
     return whole
 

@@ -29,6 +29,7 @@ from dataset_maker import common, labelled, sources
 from dataset_maker.common import Prepared
 from dataset_maker.labelled import Windows
 from errors import ArgumentParser, InputError, run_script
+from labelled_files import SPLITS
 
 _NAMES = """
 FP1 FPZ FP2 AF3 AF4 F7 F5 F3 F1 FZ F2 F4 F6 F8 FT7 FC5 FC3 FC1 FCZ FC2 FC4 FC6 FT8 T7 C5 C3 C1 CZ C2 C4 C6 T8
@@ -36,7 +37,6 @@ TP7 CP5 CP3 CP1 CPZ CP2 CP4 CP6 TP8 P7 P5 P3 P1 PZ P2 P4 P6 P8 PO7 PO5 PO3 POZ P
 """
 ELECTRODES = tuple(_NAMES.split())
 CLASSES = ("disgust", "fear", "sad", "neutral", "happy")
-SPLITS = ("train", "val", "test")
 CLIPS_PER_SPLIT = 5
 SUBJECTS = 16
 WINDOW = 1  # s

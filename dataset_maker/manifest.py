@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from errors import InputError
+from labelled_files import SPLITS
 
 COLUMNS = ("path", "start", "stop", "label", "split", "subject")
-SPLITS = ("train", "val", "test")
 MAX_BYTES = 256 << 20  # some three million rows
 MAX_SECONDS = 1e9  # 30 years: beyond that is no place in a recording
 MAX_TARGET = float(np.finfo(np.float32).max)

@@ -30,7 +30,7 @@ def convert_recordings(
     plan = Plan(maker, pipeline, output, made)
     check_writable(report.report_path(output).parent)
     with jobs.only_maker(plan):
-        kept = jobs.converted_before(plan, tasks, exactly=False, alone=False)
+        kept = jobs.converted_before(plan, tasks, others="keep")
         failed = look(plan, [task for task in tasks if plan.key(task) not in kept], spread)
         entries = jobs.run_jobs(plan, jobs.remaining(plan, tasks, kept.keys() | failed.keys()), spread)
     found = failed | kept | {entry["key"]: entry for entry in entries}
@@ -41,12 +41,7 @@ def convert_recordings(
 def look(plan: Plan, tasks: Sequence[Task], spread: Spread) -> dict[str, dict[str, Any]]:
     """Survey the recordings and check the disk; return the failed ones by key, which are named at once."""
     found = jobs.survey(plan.maker, plan.pipeline, tasks, spread)
-    failed = {
-        plan.key(task): jobs.described(task) | {"error": seen["error"]}
-        for task, seen in zip(tasks, found, strict=True)
-        if "error" in seen
-    }
-    jobs.say_left_out(failed.values())
+    failed = jobs.failed_at_survey(plan, tasks, found)
     samples = sum(len(s["electrodes"]) * s["seconds"] * s["rate"] for s in found if "error" not in s)
     if samples:
         jobs.check_disk(plan.folder, samples * np.dtype(plan.pipeline.dtype).itemsize)

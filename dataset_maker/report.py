@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dataset_maker.jobs import write_json
+from hdf5_files import SUFFIXES
+from labelled_files import SPLITS
 
-SUFFIXES = (".hdf5", ".h5")
 Entry = Mapping[str, Any]  # what became of a recording
 
 
@@ -55,7 +56,7 @@ def montages(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 def splits(entries: Sequence[Entry], classes: Sequence[str]) -> dict[str, Any]:
     """Return recordings, subjects, samples and label counts of each split."""
     found: dict[str, Any] = {}
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         inside = [entry for entry in entries if "error" not in entry and split in entry["samples"]]
         labels: Counter[str] = Counter()
         for entry in inside:

@@ -1,7 +1,8 @@
 """What runs in the limited process of `sandbox.py`: recordings to shards, one request after another.
 
 A request is a line of JSON on standard input, `{"method": ..., "arguments": {...}}`, the answer a line on standard
-output: `{"result": ...}`, `{"error": one line}` or `{"died": true}` when memory ran out.
+output: `{"result": ...}`, `{"error": one line}`, `{"stop": one line}` for what no other recording would escape, or
+`{"died": true}` when memory ran out.
 """
 
 import sys
@@ -28,7 +29,7 @@ import numpy as np
 
 from dataset_maker import common, edf_header
 from dataset_maker.common import Pipeline, Prepared
-from dataset_maker.jobs import NO_SPACE
+from dataset_maker.jobs import NO_SPACE, no_space
 from dataset_maker.labelled import Windows
 from dataset_maker.writers import LabelledShard, PretrainingShards
 from errors import InputError, UsageError, one_line
@@ -197,9 +198,10 @@ class Worker:
                 eeg = np.stack([cut(prepared, int(start), window)[order] for start in starts[batch]])
                 names = {"recording": task["recording"], "subject": task["subject"]}
                 self.shard.append(split, eeg, labels[batch], valid=valid[batch], **names)
-            self.shard.describe(split, prepared.quality, prepared.report.get("notes", []))
             kinds = labels[which].tolist() if self.description["task"] != "regression" else ["all"] * len(which)
             found[split] = {str(label): count for label, count in sorted(Counter(kinds).items())}
+        for split in found:  # only now, because what fails above is taken back
+            self.shard.describe(split, prepared.quality, prepared.report.get("notes", []))
         return found
 
     def files(self) -> list[str]:
@@ -261,7 +263,7 @@ def answer_to(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
         return {"died": True}
     except Exception as error:
         if request["method"] != "survey" and lacks_space(error, worker.folder):
-            return {"stop": f"{worker.folder}: no space left; free some and start the same command again"}
+            return {"stop": no_space(worker.folder)}
         if isinstance(error, UsageError):
             return {"stop": one_line(error)}
         return {"error": reason(error, request["arguments"].get("task", {}).get("path", request["method"]))}

@@ -20,12 +20,11 @@ import numpy as np
 from dataset_maker.common import Prepared, Store
 from errors import InputError
 from files import check_writable, written_aside
+from labelled_files import SPLITS, TASKS
 from quality import Quality
 from version import code_version
 
 PATCH = 200  # samples, 1 s at 200 Hz
-SPLITS = ("train", "val", "test")
-TASKS = ("binary", "multiclass", "regression")
 
 
 def made_attribute(made: Mapping[str, Any]) -> str:

@@ -333,6 +333,7 @@ def test_a_recording_that_fails_halfway_leaves_no_samples(tmp_path: Path, monkey
     with h5py.File(tmp_path / "x.hdf5") as file:
         assert file["train/recording"].asstr()[:].tolist() == ["a"] * 4 + ["c"] * 4
         assert {len(column) for column in file["train"].values()} == {8}
+        assert json.loads(file["train"].attrs["quality"])["seconds"] == 8  # of these two alone
 
 
 def test_a_finished_labelled_file_is_recognised_and_another_is_not_replaced(
