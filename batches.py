@@ -10,19 +10,38 @@ from torch.utils.data import Sampler
 
 Key = tuple[int, int, int]  # epoch, montage, window
 
+SPAN = 100  # steps over which montages have their share to within one batch
+LATER = 1e12  # added to the deadline of a montage whose share has not come yet: after all that are due
+ROUNDING = 1e-9
+
 
 def montage_order(batches: Sequence[int], *, interleaved: bool) -> list[int]:
     """Which montage each step takes, from the number of batches of each.
 
-    Interleaved: always the montage furthest behind its share. Otherwise one after the other, as in the released code.
+    Interleaved: in any SPAN consecutive steps every montage has its share of them to within one batch. Each step takes
+    the montage whose next batch is due first (earliest deadline first, among those whose share has come), left out
+    those that would break this. Otherwise one after the other, as in the released code.
     """
     if not interleaved:
         return [montage for montage, n in enumerate(batches) for _ in range(n)]
     counts, total = np.array(batches, dtype=np.float64), sum(batches)
-    taken, order = np.zeros(len(batches)), []
-    for step in range(1, total + 1):
-        montage = int(np.argmax(np.where(taken < counts, counts * step / total - taken, -np.inf)))
+    rate, share = counts / total, SPAN * counts / total
+    taken, recent = np.zeros(len(batches)), np.zeros(len(batches))  # recent: in the last SPAN steps
+    order: list[int] = []
+    for step in range(total):
+        due = rate * (step + 1) > taken
+        deadline = np.where(taken < counts, (taken + 1) / rate + np.where(due, 0, LATER), np.inf)
+        if step >= SPAN:
+            leaving = order[step - SPAN]
+            recent[leaving] -= 1
+            fits = recent + 1 <= share + 1 + ROUNDING
+            if recent[leaving] < share[leaving] - 1 - ROUNDING:
+                fits &= np.arange(len(batches)) == leaving
+            if np.isfinite(deadline[fits]).any():
+                deadline[~fits] = np.inf
+        montage = int(np.argmin(deadline))
         taken[montage] += 1
+        recent[montage] += 1
         order.append(montage)
     return order
 
@@ -53,7 +72,8 @@ class TrainingBatches(Sampler[list[Key]]):
         self.total_batch = batch_size * processes * accumulation
         self.batches = [-(-size // self.total_batch) for size in sizes]
         self.order = montage_order(self.batches, interleaved=interleaved)
-        self.epoch = 0
+        self.epoch, self.first_step = 0, 0
+        self._orders: tuple[int, dict[int, np.ndarray]] = (-1, {})  # of the epoch that was asked for last
 
     @property
     def steps(self) -> int:
@@ -69,26 +89,44 @@ class TrainingBatches(Sampler[list[Key]]):
         """Micro-batches an epoch."""
         return self.steps * self.accumulation
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Choose the epoch whose order comes next, and the step to start at."""
+        self.epoch, self.first_step = epoch, first_step
+
+    def montage(self, step: int) -> int:
+        """Which montage a step takes."""
+        return self.order[0 if self.overfit_batch else step]
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Keys of each micro-batch."""
-        epoch = 0 if self.overfit_batch else self.epoch
-        orders = [self._permutation(epoch, montage) for montage in range(len(self.sizes))]
-        position = [0] * len(self.sizes)
-        for montage in self.order:
-            if self.overfit_batch:
-                montage, position = self.order[0], [0] * len(self.sizes)
-            first = position[montage] * self.total_batch + self.rank * self.batch_size * self.accumulation
-            position[montage] += 1
-            for micro in range(self.accumulation):
-                places = first + micro * self.batch_size + np.arange(self.batch_size)
-                yield [(epoch, montage, int(w)) for w in orders[montage][places % self.sizes[montage]]]
+        batch = [0] * len(self.sizes)  # of each montage that comes next
+        for step, montage in enumerate(self.order):
+            if step >= self.first_step:
+                yield from self._micro_batches(step, 0 if self.overfit_batch else batch[montage])
+            batch[montage] += 1
+
+    def step_keys(self, epoch: int, step: int) -> list[list[Key]]:
+        """Keys of each micro-batch of one step, of this process."""
+        before = 0 if self.overfit_batch else self.order[:step].count(self.order[step])
+        return list(self._micro_batches(step, before, epoch))
+
+    def _micro_batches(self, step: int, batch: int, epoch: int | None = None) -> Iterator[list[Key]]:
+        """batch: which of the montage's batches the step takes."""
+        epoch = 0 if self.overfit_batch else self.epoch if epoch is None else epoch
+        montage = self.montage(step)
+        order = self._permutation(epoch, montage)
+        first = batch * self.total_batch + self.rank * self.batch_size * self.accumulation
+        for micro in range(self.accumulation):
+            places = first + micro * self.batch_size + np.arange(self.batch_size)
+            yield [(epoch, montage, int(w)) for w in order[places % self.sizes[montage]]]
 
     def _permutation(self, epoch: int, montage: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch, montage)).permutation(self.sizes[montage])
+        if self._orders[0] != epoch:
+            self._orders = (epoch, {})
+        if montage not in self._orders[1]:
+            order = np.random.default_rng((self.seed, epoch, montage)).permutation(self.sizes[montage])
+            self._orders[1][montage] = order
+        return self._orders[1][montage]
 
 
 class EvaluationBatches(Sampler[list[Key]]):
@@ -96,11 +134,13 @@ class EvaluationBatches(Sampler[list[Key]]):
 
     def __init__(self, sizes: Sequence[int], batch_size: int, *, rank: int = 0, processes: int = 1) -> None:
         """sizes: windows of each montage; processes=1 on every process makes each see everything."""
-        self.pieces = [
+        pieces = [
             (montage, start, min(start + batch_size, size))
             for montage, size in enumerate(sizes)
             for start in range(0, size, batch_size)
-        ][rank::processes]
+        ]
+        self.pieces = pieces[rank::processes]
+        self.rounds = -(-len(pieces) // processes)  # batches of the process that has most
 
     def __len__(self) -> int:
         """Batches of this process."""

@@ -1,12 +1,19 @@
-"""Checkpoint files: written aside and renamed, read without executing anything, recognised by their keys.
+"""Checkpoint files: written aside and renamed, verified, read without executing anything, recognised by their keys.
 
-A file is a dict with `model`, `optimizer`, `epoch`, `scaler`, `args` and what exact resumption needs. Files of the
-released code (an argparse Namespace under `args`, numpy scalars in the optimizer) load too.
+Beside each stands its SHA-256 in `<name>.sha256`, as `sha256sum` writes it. A file without one (copied, or of the
+released code) is checked by the CRC-32 of its parts. A file is a dict with `model`, `optimizer`, `epoch`, `scaler`,
+`args` and what exact resumption needs. Files of the released code (an argparse Namespace under `args`, numpy scalars
+in the optimizer) load too.
 """
 
 import argparse
 import difflib
+import errno
+import hashlib
 import logging
+import os
+import shutil
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +33,8 @@ STAGES = {
     "classifier": "a classifier of stage 3 (run_class_finetuning.py)",
 }
 
+LATEST, BEFORE = "checkpoint.pth", "checkpoint.previous.pth"  # names of a run's newest checkpoint and the one before
+
 _SCALAR = np.float64(0).__reduce__()[0]
 
 # Harmless types found in files of the released code; nothing else that is not plain data or a tensor is unpickled.
@@ -38,20 +47,101 @@ SAFE_TYPES: list[Any] = [
 ]
 
 
-def save(state: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint aside, flush it to the disk, then rename: `path` is whole or as it was before."""
+def save(state: dict[str, Any], path: str | Path, *, keep: str | Path | None = None) -> None:
+    """Write a checkpoint aside, flush it to the disk, then rename: `path` is whole or as it was before.
+
+    keep: new name of the file that is there already.
+    """
     path = Path(path)
-    with written_aside(path) as part:
+
+    def announce(part: Path) -> None:
+        if keep is not None and path.is_file():
+            rename(path, Path(keep))
+        _write_digests(path, [sha256(part), *_digests(path)])
+
+    with written_aside(path, before=announce) as part:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         try:
             torch.save(state, part)
         except RuntimeError as error:  # how torch's writer reports a full disk or a folder that is none
             if any(sign in str(error) for sign in ("PytorchStreamWriter", "inline_container", "does not exist")):
                 raise OSError(f"torch: {str(error).splitlines()[0]}") from error
             raise
+    _write_digests(path, _digests(path)[:1])
+
+
+def rename(path: Path, target: Path) -> None:
+    """Give a checkpoint another name. Its digest goes ahead: whenever this is cut off, each file has its own beside."""
+    digests = _digests(path)
+    if digests:
+        _write_digests(target, [*digests, *_digests(target)])
+    os.replace(path, target)
+    if digests:
+        _write_digests(target, digests)
+    else:
+        digest_path(target).unlink(missing_ok=True)
+
+
+def _copy(path: Path, target: Path) -> None:
+    with written_aside(target, before=lambda part: _write_digests(target, [sha256(part), *_digests(target)])) as part:
+        shutil.copyfile(path, part)
+    _write_digests(target, _digests(target)[:1])
+
+
+def digest_path(path: Path) -> Path:
+    """Where the SHA-256 of a checkpoint stands."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _write_digests(path: Path, digests: list[str]) -> None:
+    with written_aside(digest_path(path)) as part:
+        part.write_text("".join(f"{digest}  {path.name}\n" for digest in digests))
+
+
+def _digests(path: Path) -> list[str]:
+    """Digests that stand beside a file: none without such a file."""
+    return _listed(digest_path(path)) if digest_path(path).is_file() else []
+
+
+def _listed(path: Path) -> list[str]:
+    """Digests in a .sha256 file; an empty text, which no file has, where there is none in it."""
+    return [line.split(" ")[0] for line in path.read_text(errors="replace").splitlines()] or [""]
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _verify(path: Path) -> None:
+    """Raise InputError for a file that is not what was written: torch itself would load flipped bits."""
+    digests = _digests(path)
+    if digests:
+        found = sha256(path)
+        # A file that was copied or renamed over another is whole as well.
+        beside = [digest for other in path.parent.glob("*.pth.sha256") for digest in _listed(other)]
+        if found not in digests and found not in beside:
+            raise InputError(
+                f"{path} is damaged: its SHA-256 is not the one in {digest_path(path).name} (which may be deleted if "
+                "it belongs to another file)"
+            )
+    if not digests and zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+        except Exception as error:  # zipfile raises many types for damaged archives
+            raise InputError(f"{path} is damaged: {str(error).strip()[:200]}") from error
+        if broken is not None:
+            raise InputError(f"{path} is damaged: the CRC-32 of its part {broken} is wrong")
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU without executing pickled code. Raises InputError if it is none."""
+    """Read a checkpoint onto the CPU without executing pickled code. Raises InputError if it is none, or damaged."""
     path = Path(path)
     if path.is_dir():
         found = sorted(path.glob("checkpoint*.pth"))
@@ -59,14 +149,53 @@ def read(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist{_nearest(path)}")
     try:
+        _verify(path)
         with torch.serialization.safe_globals(SAFE_TYPES):
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # torch raises many types for files that are no checkpoints
         reason = str(error).strip().split("\n")[0][:200]
         raise InputError(f"{path} is no readable checkpoint (damaged, cut short, or holding code): {reason}") from error
     if not isinstance(state, dict):
         raise InputError(f"{path} is no checkpoint: it holds a {type(state).__name__}, expected a dict with `model`")
     return state
+
+
+def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a run that is not damaged, None if there is none at all.
+
+    Damaged ones are named; a whole one takes the latest's place. Raises InputError if all are damaged.
+    """
+    latest = [path for path in (folder / LATEST,) if path.is_file()]
+    others = [path for path in (folder / BEFORE, *_numbered(folder)) if path.is_file()]
+    candidates = latest + sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in candidates:
+        try:
+            state = read(path)
+            if path != folder / LATEST:
+                _copy(path, folder / LATEST)
+            return path, state
+        except InputError as error:
+            logger.warning("%s; falling back to the checkpoint before.", error)
+    if candidates:
+        raise InputError(
+            f"all {len(candidates)} checkpoints in {folder} are damaged: put a whole one there, or begin anew with "
+            "--no_auto_resume"
+        )
+    return None
+
+
+def remove_older(folder: Path, keep: int) -> None:
+    """Delete the oldest checkpoint-<epoch>.pth but for the last `keep` (0: none)."""
+    for path in _numbered(folder)[:-keep] if keep else []:
+        path.unlink(missing_ok=True)
+        digest_path(path).unlink(missing_ok=True)
+
+
+def _numbered(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("checkpoint-*.pth") if path.stem.split("-")[1].isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem.split("-")[1]))
 
 
 def _nearest(path: Path) -> str:

@@ -26,7 +26,9 @@ import quality
 from batches import EvaluationBatches, Key, TrainingBatches
 from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError, UsageError
+from fingerprint import digest_of
 from hdf5_files import find_files
+from interruption import ignore_signals
 from layers import MAX_PATCHES, PATCH_SAMPLES
 from pretraining_files import MAX_TOKENS, SAMPLING_RATE, Recording, by_montage, default_window, read_recordings
 from scans import complete_recordings, recordings_quality
@@ -95,6 +97,13 @@ class MontageWindows(Dataset):
         recording, start = self.locate(index)
         return recording.read(start, self.window)
 
+    def summary(self) -> dict[str, Any]:
+        """What decides which windows there are."""
+        runs = (self._owners, self._firsts, self._ends)
+        recordings = [(recording.name, recording.length) for recording in self.recordings]
+        digest = digest_of([self.montage, self.window, self.stride, recordings, *runs])
+        return {"electrodes": len(self.montage), "windows": len(self), "digest": digest}
+
 
 class PretrainingDataset(Dataset):
     """Windows of all montages by key (epoch, montage, window), with a mask where one is wanted."""
@@ -115,6 +124,32 @@ class PretrainingDataset(Dataset):
         state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
         return eeg, windows.channels, self.make_mask(eeg.size // PATCH_SAMPLES, generator=generator)[0]
+
+    def summary(self) -> dict[str, Any]:
+        """What decides which windows there are."""
+        parts = [windows.summary() for windows in self.montages]
+        return {"windows": sum(part["windows"] for part in parts), "digest": digest_of(parts)}
+
+    @property
+    def groups(self) -> list[str]:
+        """A short name for each montage, under which its loss is logged: electrodes, numbered if need be."""
+        sizes = [len(windows.montage) for windows in self.montages]
+        names = [f"{n}ch" for n in sizes]
+        return [
+            name if names.count(name) == 1 else f"{name}-{names[: i + 1].count(name)}" for i, name in enumerate(names)
+        ]
+
+    def describe(self, key: Key) -> dict[str, Any]:
+        """Where a window is from and its largest value."""
+        recording, start = self.montages[key[1]].locate(key[2])
+        place = {"file": str(recording.path), "recording": recording.name, "start_seconds": start / SAMPLING_RATE}
+        return {**place, **extent(self.montages[key[1]][key[2]])}
+
+
+def extent(eeg: np.ndarray) -> dict[str, Any]:
+    """How large a window's values are, in uV, and whether all are finite."""
+    finite = np.isfinite(eeg)
+    return {"largest_uv": float(np.abs(eeg[finite]).max(initial=0)), "finite": bool(finite.all())}
 
 
 def to_units(windows: Sequence[np.ndarray]) -> Tensor:
@@ -140,6 +175,11 @@ class Loaders:
     def steps_per_epoch(self) -> int:
         """Optimizer steps an epoch."""
         return self.train.batch_sampler.steps  # type: ignore[union-attr]
+
+    def summary(self) -> dict[str, Any]:
+        """What decides which windows each set has."""
+        sets = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: loader.dataset.summary() for name, loader in sets.items() if loader is not None}  # type: ignore[attr-defined]
 
 
 def add_loader_arguments(group: Any) -> None:
@@ -276,6 +316,11 @@ def _warn(windows: MontageWindows, seen: quality.Quality | None, flag: str) -> N
         logger.warning("%s, %d electrodes: %s", flag, electrodes, text)
 
 
+def _begin_worker(_: int) -> None:
+    """A signal to the whole job leaves the loading processes alone: the run still needs them for its last step."""
+    ignore_signals()
+
+
 def make_loader(
     dataset: Dataset, batches: Sampler[list[Key]], args: argparse.Namespace, run: Run, merge: Any
 ) -> DataLoader:
@@ -287,6 +332,7 @@ def make_loader(
         collate_fn=merge,
         pin_memory=args.pin_mem and run.device.type == "cuda",
         persistent_workers=args.num_workers > 0,
+        worker_init_fn=_begin_worker,
         # Of its own, because a loader draws from the global one, more or less often depending on its workers.
         generator=torch.Generator(),
     )

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 import metrics
 from errors import InputError
 from files import written_aside
-from progress import watched
 from training_state import TrainingState
 from utils import Run
 
@@ -65,7 +64,7 @@ def evaluate(model: nn.Module, loader: DataLoader, run: Run, task: str) -> tuple
     """Loss and metrics over the whole set, and its logits (samples, outputs) in the file's order, on every process."""
     model.eval()
     logits, samples = [], []
-    for batch in watched(loader, "evaluating", run.is_main):
+    for batch in run.watched(loader):
         eeg, channels, _, index = batch.to(run)
         with run.autocast():
             logits.append(model(eeg, channels))

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from modeling_vqnsp import VQNSP
 from norm_ema_quantizer import all_reduce_sum
-from progress import MetricLog, watched
+from progress import MetricLog
 from training_state import TrainingState
 from utils import Run
 
@@ -40,16 +40,17 @@ def entropy_of_codes(counts: Tensor) -> dict[str, float]:
 def train_one_epoch(state: TrainingState, loader: DataLoader, tokenizer: VQNSP, epoch: int) -> dict[str, float]:
     """Train for an epoch; returns the entropy of the codes that were to be predicted."""
     model, update = state.model.train(), state.update
-    counts = torch.zeros(tokenizer.quantize.codebook_size, dtype=torch.long, device=state.run.device)
+    codebook_size = tokenizer.quantize.codebook_size
     for eeg, channels, mask in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV; mask (B, N*A)
         with update.forward():
             codes = tokenizer.get_codebook_indices(eeg, channels)  # (B, N*A) int64, no gradient
             loss, stats = masked_code_loss(model(eeg, channels, mask), codes, mask)
         stepped = update(loss)
         state.log.add(stats, n=len(eeg))
-        counts += torch.bincount(codes.flatten(), minlength=len(counts))
+        state.log.count("codes", torch.bincount(codes.flatten(), minlength=codebook_size))
         if stepped:
             state.log.add(update.stats)
+    counts = state.log.total("codes", codebook_size).to(state.run.device)
     return {f"train_{name}": value for name, value in entropy_of_codes(counts).items()}
 
 
@@ -59,7 +60,7 @@ def evaluate(model: nn.Module, loader: DataLoader, tokenizer: VQNSP, run: Run) -
     model.eval()
     log = MetricLog()
     counts = torch.zeros(tokenizer.quantize.codebook_size, dtype=torch.long, device=run.device)
-    for batch in watched(loader, "evaluating", run.is_main):
+    for batch in run.watched(loader):
         eeg, channels, mask = batch.to(run)
         with run.autocast():
             codes = tokenizer.get_codebook_indices(eeg, channels)

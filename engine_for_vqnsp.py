@@ -1,6 +1,8 @@
 """Stage 1: one epoch of tokenizer training, the codebook's start, and evaluation. Paper, section 2.2."""
 
 import itertools
+import logging
+import math
 from typing import Any
 
 import torch
@@ -8,10 +10,16 @@ from einops import rearrange
 from torch.utils.data import DataLoader
 
 from modeling_vqnsp import VQNSP
-from norm_ema_quantizer import CodebookRevival, all_reduce_sum, usage
-from progress import MetricLog, watched
+from norm_ema_quantizer import CodebookRevival, all_reduce_sum, broadcast, usage
+from progress import MetricLog
 from training_state import TrainingState
 from utils import Run
+
+logger = logging.getLogger(__name__)
+
+LIVE_SHARE = 0.1  # of the codes: below, an epoch ends with a warning
+PATCHES_PER_CODE = 100  # of an epoch, at least, where a codebook fits its data
+SMALLEST_CODEBOOK = 16
 
 
 def by_name(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -40,7 +48,8 @@ def train_one_epoch(
     """Train for an epoch; returns the codebook's use over it."""
     model, update = state.model.train(), state.update
     quantizer = model.module.quantize
-    quantizer.reset_usage()
+    if not state.inside(epoch):
+        quantizer.reset_usage()
     quantizer.deferred = True  # the rows move once a step, and only if the step is taken
     for eeg, channels, _ in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV
         with update.forward():
@@ -54,7 +63,30 @@ def train_one_epoch(
             if revival is not None:
                 revival(update.step - 1, counts, vectors)
             state.log.add(update.stats)
-    return {f"train_{name}": value for name, value in usage(quantizer.epoch_counts).items()}
+            state.log.count("codes", counts)  # over all processes
+    counts = state.log.total("codes", quantizer.codebook_size)
+    if state.run.is_main:
+        warn_of_dead_codes(counts)
+    return {f"train_{name}": value for name, value in usage(counts).items()}
+
+
+def warn_of_dead_codes(counts: torch.Tensor) -> None:
+    """Say what to do about a codebook most of which an epoch did not use. counts: (codes,), of the epoch's patches."""
+    size, patches, used = len(counts), int(counts.sum()), int((counts > 0).sum())
+    if used >= LIVE_SHARE * size:
+        return
+    fitting = max(SMALLEST_CODEBOOK, 2 ** int(math.log2(max(patches / PATCHES_PER_CODE, 1))))
+    logger.warning(
+        "Only %d of %d codes (%.1f %%) were used in this epoch: for its %d patches (%.3g hours of one electrode) take "
+        "a smaller codebook%s, train on more data, or let it start by k-means and revive idle codes (the defaults "
+        "--quantize_kmeans_init and --revive_codes).",
+        used,
+        size,
+        100 * used / size,
+        patches,
+        patches / 3600,
+        f" (--codebook_n_emd {fitting})" if fitting < size else "",
+    )
 
 
 @torch.no_grad()
@@ -63,10 +95,11 @@ def evaluate(model: VQNSP, loader: DataLoader, run: Run) -> dict[str, Any]:
     model.eval()
     model.quantize.reset_usage()
     log = MetricLog()
-    for batch in watched(loader, "evaluating", run.is_main):
+    for batch in run.watched(loader):
         eeg, channels, _ = batch.to(run)
         with run.autocast():
             _, parts = model(rearrange(eeg, "B N A T -> B N (A T)"), channels)
         log.add(by_name(parts), n=len(eeg))
     counts = all_reduce_sum(model.quantize.epoch_counts.clone())
+    broadcast(model.quantize.cluster_size)  # process 0's, so that all processes hold the same
     return {f"test_{name}": value for name, value in {**log.means(), **usage(counts)}.items()}

@@ -6,13 +6,21 @@ or an ordinary exception with its traceback; what a user can cause is one line a
 
 import argparse
 import itertools
+import json
 import os
+import signal
 import sys
 import textwrap
+import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 INTERRUPTED = 130  # exit code of a process that Ctrl-C ended, as shells count
+TERMINATED = 143  # of one that SIGTERM ended
+OTHERS_WAIT = 2  # seconds before further processes of a machine say their error: mostly it is the first one's too
 
 
 class InputError(ValueError):
@@ -25,6 +33,19 @@ class UsageError(InputError):
     """A wrong command line: a flag's value that cannot be right on this machine or for this model."""
 
     exit_code = 2
+
+
+class PeerLost(InputError):
+    """Another process of the run ended, so this one cannot go on. That one's message says why."""
+
+
+class Interrupted(BaseException):  # no error: nothing that handles errors may catch it
+    """A signal ended the run, after everything was saved."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        """text: what to say; exit_code: of the process."""
+        super().__init__(text)
+        self.exit_code = exit_code
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -76,15 +97,43 @@ def one_line(error: BaseException) -> str:
 def run_script(main: Callable[[Any], None], args: Any) -> None:
     """Call `main(args)`; an InputError becomes one line on stderr and its exit code, Ctrl-C a line and 130.
 
-    Everything else stays as it is.
+    Everything else stays as it is. In a run of several processes the first error is the one that is shown, by the
+    process itself and in torchrun's summary, and nothing that is still under way keeps a process from ending.
     """
-    rank = os.environ.get("RANK", "0")
-    where = "" if rank == "0" else f"[process {rank}] "
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
     try:
         main(args)
     except InputError as error:
-        print(f"{where}error: {one_line(error)}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        _end(f"error: {one_line(error)}", error.exit_code, together, quiet=isinstance(error, PeerLost))
+    except Interrupted as stop:
+        _end(str(stop) if os.environ.get("RANK", "0") == "0" else "", stop.exit_code, together=False)
     except KeyboardInterrupt:
-        print(f"{where}stopped; the same command goes on from here", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
+        _end("stopped; the same command goes on from here", INTERRUPTED, together)
+    except Exception as error:
+        if not together:
+            raise
+        _end("".join(traceback.format_exception(error)).rstrip(), 1, together)
+
+
+def _end(text: str, code: int, together: bool, *, quiet: bool = False) -> NoReturn:
+    """Say how this process ends, and end it. quiet: the reason is another process's, which says it."""
+    rank = os.environ.get("RANK", "0")
+    if together and not quiet:
+        _tell_torchrun(text)
+    if together and (quiet or os.environ.get("LOCAL_RANK", "0") != "0"):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which torchrun ends the others
+        time.sleep(OTHERS_WAIT)
+    if text:
+        print(text if rank == "0" else f"[process {rank}] {text}", file=sys.stderr, flush=True)
+    if together:
+        os._exit(code)  # an exchange with the other processes may still be under way, and would be waited for
+    sys.exit(code)
+
+
+def _tell_torchrun(text: str) -> None:
+    """Leave the message where torchrun's summary looks for the first error."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        details = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": details}}))

@@ -1,10 +1,12 @@
 """Files that are whole or not there: written aside, flushed to the disk, then renamed."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 from errors import UsageError
 
@@ -21,10 +23,11 @@ def check_writable(folder: Path, flag: str = "--output") -> None:
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, *, before: Callable[[Path], None] = lambda part: None) -> Iterator[Path]:
     """Yield a hidden path in the same folder that becomes `path` on success and is removed on any error.
 
     Its name ends with `.part`, so that no search for finished files takes it for one, even after a kill.
+    before: called with it when it is whole and on the disk, before it gets its name.
     Raises UsageError if it cannot be written.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -32,10 +35,28 @@ def written_aside(path: Path) -> Iterator[Path]:
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+        before(part)
         os.replace(part, path)
+        sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"{path} cannot be written ({reason}): free space or choose another folder") from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to the disk, where the file system can: else a power cut may undo a rename."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file aside, then rename it."""
+    with written_aside(path) as part:
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

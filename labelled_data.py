@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 
 import quality
 from batches import EvaluationBatches, Key, TrainingBatches
-from eeg_data import Loaders, add_loader_arguments, first_alone, make_loader, to_units
+from eeg_data import Loaders, add_loader_arguments, extent, first_alone, make_loader, to_units
 from electrodes import embedding_rows
 from errors import InputError
+from fingerprint import digest_of
 from labelled_files import DATASETS, LabelledFile, Samples, published_sizes, read_eeg, read_samples
 from scans import complete_samples, samples_quality
 from utils import Run, add_switch
@@ -81,11 +82,30 @@ class LabelledWindows(Dataset):
 
     def __getitem__(self, key: Key) -> tuple[np.ndarray, Tensor, Any, int]:
         """EEG (N, A*T) float32 in uV, channels (N + 1,), label, index among the kept samples."""
-        index = key[2]
-        place = int(self.samples[index])
+        path, row = self._place(key)
+        return read_eeg(path, self.split, row), self.channels, self.labels[key[2]], key[2]
+
+    def _place(self, key: Key) -> tuple[Path, int]:
+        """File and row of a sample."""
+        place = int(self.samples[key[2]])
         shard = int(np.searchsorted(self._ends, place, side="right"))
-        row = place - (int(self._ends[shard - 1]) if shard else 0)
-        return read_eeg(self._files[shard], self.split, row), self.channels, self.labels[index], index
+        return self._files[shard], place - (int(self._ends[shard - 1]) if shard else 0)
+
+    @property
+    def groups(self) -> list[str | None]:
+        """Its one montage, whose loss needs no name of its own."""
+        return [None]
+
+    def summary(self) -> dict[str, Any]:
+        """What decides which samples there are."""
+        digest = digest_of([self.samples, self.labels, self.recordings, self.subjects, self.channels.tolist()])
+        return {"samples": len(self), "digest": digest}
+
+    def describe(self, key: Key) -> dict[str, Any]:
+        """Where a sample is from and its largest value."""
+        path, row = self._place(key)
+        place = {"file": str(path), "recording": self.recordings[key[2]], "split": self.split, "sample": row}
+        return {**place, **extent(self[key][0])}
 
 
 def collate_labelled(samples: Sequence[tuple[np.ndarray, Tensor, Any, int]]) -> LabelledBatch:

@@ -17,6 +17,7 @@ from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from electrodes import PUBLISHED_ELECTRODES
 from errors import InputError
@@ -97,6 +98,18 @@ class CodeEmbed(nn.Module):
         return F.linear(rows, self.proj.weight.flatten(1), self.proj.bias)
 
 
+class QKV(nn.Linear):
+    """The matrix of queries, keys and values, whose bias comes with the call. (B, L, D) -> (B, L, 3 D)."""
+
+    def __init__(self, width: int) -> None:
+        """width: D."""
+        super().__init__(width, 3 * width, bias=False)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x: (B, L, D); bias: (3 D,) -> (B, L, 3 D)."""
+        return F.linear(x, self.weight, bias)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with separate q and v biases, or with LayerNorm over each head's q and k."""
 
@@ -107,7 +120,7 @@ class Attention(nn.Module):
         self.attn_drop = attn_drop
         self.q_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = QKV(width)
         self.q_norm = nn.LayerNorm(width // heads, eps=LAYER_NORM_EPS) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads, eps=LAYER_NORM_EPS) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
@@ -118,7 +131,7 @@ class Attention(nn.Module):
         bias = None
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        qkv = F.linear(x, self.qkv.weight, bias)  # (B, L, 3 D)
+        qkv = self.qkv(x, bias)  # (B, L, 3 D); a call of the module, so that LoRA can wrap it
         q, k, v = rearrange(qkv, "B L (three H d) -> three B H L d", three=3, H=self.heads)
         # Under autocast LayerNorm gives float32 while v stays half: one type for all three.
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
@@ -199,17 +212,20 @@ class Trunk(nn.Module):
         num_electrodes: int = PUBLISHED_ELECTRODES,
         cls_position_row: str = "own",
         masked: bool = False,
+        grad_checkpoint: bool = False,
     ) -> None:
         """Build the trunk; a subclass adds its norm and head, then calls `initialize`.
 
         patch_embed: module from the model's input to (B, N*A, D). num_electrodes: electrodes with a row in the
         position embedding. cls_position_row: "own" gives CLS row 0, "first_electrode" the row of the input's first
         electrode. masked: add the mask token. drop_path_rate: of the last block; rates rise linearly from 0.
+        grad_checkpoint: keep only what goes into each block and compute the rest again for the gradient: less memory.
         """
         super().__init__()
         if cls_position_row not in ("own", "first_electrode"):
             raise ValueError(f"cls_position_row is {cls_position_row!r}; allowed: 'own', 'first_electrode'")
         self.cls_position_row = cls_position_row
+        self.grad_checkpoint = grad_checkpoint
         self.width = width
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if masked else None
@@ -287,7 +303,11 @@ class Trunk(nn.Module):
     def run_blocks(self, tokens: Tensor) -> Tensor:
         """tokens: (B, N*A + 1, D) -> (B, N*A + 1, D)."""
         for block in self.blocks:
-            tokens = block(tokens)
+            if self.grad_checkpoint and block.training:  # frozen blocks, which keep nothing, are in evaluation mode
+                # Drop path draws the same numbers again: torch sets the generators back for the second pass.
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
         return tokens
 
     def initialize(self, *, cut: float = 2.0, convolutions: bool = False) -> None:

@@ -67,13 +67,17 @@ def compute(task: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, floa
 
 
 class BestEpoch:
-    """Remembers the epoch that the validation set selects; where there is none, the last one."""
+    """Remembers the epoch that the validation set selects (where there is none, the last one), and when to stop."""
 
-    def __init__(self, name: str, task: str) -> None:
-        """name: a metric of the task. Raises UsageError for another."""
+    def __init__(self, name: str, task: str, *, patience: int | None = None) -> None:
+        """name: a metric of the task; patience: epochs in a row without a better value after which to stop.
+
+        Raises UsageError for a metric that the task does not have.
+        """
         if name not in METRICS[task]:
             raise UsageError(f"--select_by {name}: for {task} tasks allowed are {', '.join(METRICS[task])}")
-        self.name = name
+        self.name, self.patience = name, patience
+        self.waited = 0  # epochs in a row without a better value
         self.epoch: int | None = None
         self.stats: dict[str, float] = {}
 
@@ -83,6 +87,11 @@ class BestEpoch:
         return (
             f"validation {self.name}" if f"val_{self.name}" in self.stats else "being the last, without validation data"
         )
+
+    @property
+    def stopped(self) -> bool:
+        """Whether patience is at its end."""
+        return self.patience is not None and self.waited >= self.patience
 
     def update(self, epoch: int, stats: dict[str, float]) -> bool:
         """Whether this epoch is now the selected one. Ties keep the earlier epoch; NaN never replaces a number."""
@@ -94,17 +103,18 @@ class BestEpoch:
             better = False
         else:
             better = math.isnan(best) or (value < best if self.name in LOWER_IS_BETTER else value > best)
+        self.waited = 0 if better else self.waited + 1
         if better:
             self.epoch, self.stats = epoch, dict(stats)
         return better
 
     def state_dict(self) -> dict[str, Any]:
         """What exact resumption needs."""
-        return {"epoch": self.epoch, "stats": self.stats}
+        return {"epoch": self.epoch, "stats": self.stats, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
-        self.epoch, self.stats = state["epoch"], dict(state["stats"])
+        self.epoch, self.stats, self.waited = state["epoch"], dict(state["stats"]), state["waited"]
 
 
 def _r2(outputs: np.ndarray, targets: np.ndarray) -> float:

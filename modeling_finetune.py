@@ -34,6 +34,7 @@ class NeuralTransformer(Trunk):
         init_values: float = 0.1,
         qkv_bias: bool = False,
         num_electrodes: int = PUBLISHED_ELECTRODES,
+        grad_checkpoint: bool = False,
     ) -> None:
         """num_classes: outputs of the head (0 for none: features); use_mean_pooling=False: CLS after a final norm."""
         super().__init__(
@@ -49,7 +50,10 @@ class NeuralTransformer(Trunk):
             drop_path_rate=drop_path_rate,
             use_abs_pos_emb=use_abs_pos_emb,
             num_electrodes=num_electrodes,
+            grad_checkpoint=grad_checkpoint,
         )
+        self.frozen: tuple[nn.Module, ...] = ()  # parts that do not learn, kept in evaluation mode
+        self.takes_features = False  # True: what `forward` gets is what `forward_features` gave (linear probe)
         self.norm = nn.Identity() if use_mean_pooling else nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.fc_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS) if use_mean_pooling else None
         self.head = nn.Linear(width, num_classes) if num_classes > 0 else nn.Identity()
@@ -58,6 +62,13 @@ class NeuralTransformer(Trunk):
             with torch.no_grad():
                 self.head.weight.mul_(init_scale)
                 self.head.bias.mul_(init_scale)
+
+    def train(self, mode: bool = True) -> "NeuralTransformer":
+        """As nn.Module's, except that frozen parts stay in evaluation mode: no dropout or drop path in them."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def forward_features(
         self,
@@ -87,7 +98,12 @@ class NeuralTransformer(Trunk):
         return_patch_tokens: bool = False,
         return_all_tokens: bool = False,
     ) -> Tensor:
-        """eeg: (B, N, A, T), units of 100 uV -> logits (B, num_classes), or of every token where asked."""
+        """eeg: (B, N, A, T), units of 100 uV -> logits (B, num_classes), or of every token where asked.
+
+        With `takes_features` (a linear probe in training) eeg stands for features (B, D).
+        """
+        if self.takes_features:
+            return self.head(eeg)
         return self.head(
             self.forward_features(
                 eeg, input_chans, return_patch_tokens=return_patch_tokens, return_all_tokens=return_all_tokens
@@ -117,8 +133,11 @@ def load_pretrained(model: NeuralTransformer, state: dict[str, Tensor], *, where
     """Load a stage 2 state dict (keys under `student.`) or a stage 3 one into the classifier.
 
     A head of another shape is dropped; a smaller electrode table fills the first rows of a larger one. Every missing,
-    unexpected and dropped key is reported. Raises InputError, naming the first keys, where other shapes differ.
+    unexpected and dropped key is reported. Raises InputError, naming the first keys, where other shapes differ, and
+    for a run's checkpoint with LoRA adapters, whose matrices are not yet merged.
     """
+    if any(".lora_A." in key for key in state):
+        raise InputError(f"{where} holds LoRA adapters beside its matrices: use model-merged.pth of the same folder")
     student = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
     report = LoadReport(dropped=[key for key in state if student and not key.startswith("student.")])
     own = model.state_dict()

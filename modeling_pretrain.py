@@ -68,6 +68,7 @@ class MaskedModel(nn.Module):
         drop_path_rate: float = 0.0,
         use_abs_pos_emb: bool = True,
         num_electrodes: int = PUBLISHED_ELECTRODES,
+        grad_checkpoint: bool = False,
     ) -> None:
         """vocab_size: codes of the tokenizer; init_values: layer scale (0.1 base, 1e-5 large, 1e-6 huge)."""
         super().__init__()
@@ -81,6 +82,7 @@ class MaskedModel(nn.Module):
             drop_path_rate=drop_path_rate,
             use_abs_pos_emb=use_abs_pos_emb,
             num_electrodes=num_electrodes,
+            grad_checkpoint=grad_checkpoint,
         )
         self.lm_head = nn.Linear(width, vocab_size)
         initialize_weights(self.lm_head, cut=INIT_STD)

@@ -169,14 +169,15 @@ def load_tokenizer(
     codebook_size: int | None = None,
     codebook_dim: int | None = None,
     num_electrodes: int = PUBLISHED_ELECTRODES,
+    weights: dict[str, Tensor] | None = None,
 ) -> VQNSP:
     """Build tokenizer `name` with the weights of a stage 1 checkpoint, frozen and in evaluation mode.
 
     The codebook's size and the electrode table's come from the file. Raises InputError if the file is not a
     tokenizer, is one of another size, has another codebook than `codebook_size` x `codebook_dim`, where given, or
-    fewer electrodes than `num_electrodes`.
+    fewer electrodes than `num_electrodes`. weights: what the file holds, where it has been read already.
     """
-    state = checkpoints.read_model(path, stage="tokenizer")
+    state = checkpoints.read_model(path, stage="tokenizer") if weights is None else weights
     n_code, code_dim = state["quantize.embedding.weight"].shape
     for flag, asked, found in (("size", codebook_size, n_code), ("dim", codebook_dim, code_dim)):
         if asked is not None and asked != found:

@@ -20,7 +20,8 @@ from utils import Run
 
 logger = logging.getLogger(__name__)
 
-MAX_SKIPPED = 20  # steps in a row with a gradient overflow in fp16: the scale halves each time
+MAX_OVERFLOWS = 20  # steps in a row with a gradient overflow in fp16: the scale halves each time
+MAX_NONFINITE = 10  # steps in a row whose loss or gradient is not finite
 NO_DECAY = ("cls_token", "pos_embed", "time_embed")  # beside biases and one-dimensional tensors; the mask token decays
 FIRST_LAYER = ("cls_token", "mask_token", "pos_embed")  # with the patch encoder; the time embedding has scale 1
 
@@ -35,6 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser, *, accumulation: str = "gradi
     group.add_argument("--weight_decay", type=float)
     group.add_argument("--weight_decay_end", type=float, default=None, help="cosine to this value (default: constant)")
     group.add_argument(f"--{accumulation}", type=int, default=1, metavar="N", help="micro-batches a step")
+    group.add_argument(
+        "--total_batch_size",
+        type=int,
+        default=None,
+        metavar="N",
+        help="windows a step over all processes; sets the micro-batches (default: what the other flags give)",
+    )
+    group.add_argument(
+        "--nonfinite",
+        choices=("skip", "stop"),
+        default="skip",
+        help=f"what to do with a step whose loss or gradient is not finite; {MAX_NONFINITE} in a row stop in any case",
+    )
     group.add_argument("--lr", type=float, help="highest learning rate")
     group.add_argument("--min_lr", type=float, help="learning rate at the end; never scaled by the batch")
     group.add_argument("--warmup_epochs", type=int)
@@ -82,7 +96,8 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: floa
 class Update:
     """One optimizer step: accumulation, gradient exchange, scaling, finite check, clipping, schedules, step count.
 
-    An engine runs its forward pass `with update.forward():` and then calls `update(loss)`, once per micro-batch.
+    An engine runs its forward pass `with update.forward():` and then calls `update(loss)`, once per micro-batch. A step
+    whose loss or gradient is not finite is skipped on all processes before anything changed.
     """
 
     def __init__(
@@ -106,10 +121,12 @@ class Update:
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp_dtype == torch.float16)
         self.step = 0
         self.stats: dict[str, Tensor | float] = {}  # of the last step taken
-        self._micro_batch = 0
-        self._finite = torch.tensor(True)
-        self.skipped = False  # whether the last step was, for an overflow in fp16
-        self._skipped_in_a_row = 0
+        self.micro_batch = 0  # of the step, that comes next
+        self.skipped = False  # whether the last step was
+        self.overflowed = False  # whether it was only because the gradient does not fit into fp16
+        self.nonfinite_in_a_row = self.overflows_in_a_row = 0
+        self.finite: list[Tensor] = []  # whether each micro-batch's loss was, on this process
+        self._rehearsing = False
 
     @property
     def lr(self) -> float:
@@ -119,7 +136,7 @@ class Update:
     @contextmanager
     def _exchange(self) -> Iterator[None]:
         """Gradients travel between processes with the step's last micro-batch only."""
-        if self._micro_batch == self.accumulation - 1:
+        if self.micro_batch == self.accumulation - 1 or self._rehearsing:
             yield
         else:
             with self.model.no_sync():
@@ -131,33 +148,53 @@ class Update:
         with self._exchange(), self.run.autocast():
             yield
 
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """A micro-batch that changes nothing, random numbers included; it counts as skipped.
+
+        After a process's first backward pass DDP lays the gradients out anew, and with more than two processes the
+        layout decides in which order they are added up: without a rehearsal a resumed run would add differently.
+        """
+        devices = [self.run.device] if self.run.device.type == "cuda" else []
+        self._rehearsing = True
+        try:
+            with torch.random.fork_rng(devices):
+                yield
+        finally:
+            self._rehearsing = False
+
     def __call__(self, loss: Tensor) -> bool:
         """Backward; at the last micro-batch also the step. Returns whether a step was taken.
 
-        Raises InputError, on all processes together and before anything changed, for a loss or gradient that is not
-        finite. With fp16 a gradient overflow lowers the scale and the step is skipped (`skipped` says so), up to
-        MAX_SKIPPED in a row.
+        `skipped` says whether it was not because the loss or gradient of any process is not finite: then nothing
+        changed but the step count and, with fp16, the scale, which such gradients lower.
         """
         finite = torch.isfinite(loss.detach())
         # A loss that is not finite makes its gradient NaN, and with it the one that all processes receive.
         poisoned = loss * torch.where(finite, 1.0, torch.nan)
         with self._exchange():
             self.scaler.scale(poisoned / self.accumulation).backward()
-        self._finite = self._finite & finite if self._micro_batch else finite
-        self._micro_batch += 1
-        self.skipped = False
-        if self._micro_batch < self.accumulation:
+        if self._rehearsing:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.skipped = True
             return False
-        self._micro_batch = 0
+        self.finite = [*self.finite, finite] if self.micro_batch else [finite]
+        self.micro_batch = (self.micro_batch + 1) % self.accumulation
+        self.skipped = self.overflowed = False
+        if self.micro_batch:
+            return False
         self._set_schedules()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
         # The exchanged gradient is the same on all processes, so they agree without asking.
         self.skipped = not bool(torch.isfinite(norm))
         if self.skipped:
-            self._stop_unless_overflow()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            self._count_skipped()
+        elif not self.scaler.is_enabled():
+            self.optimizer.step()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)  # which leaves out what overflowed
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._note(norm)
         return not self.skipped
@@ -167,7 +204,7 @@ class Update:
         rates = [group["lr"] for group in self.optimizer.param_groups]
         decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         if not self.skipped:
-            self._skipped_in_a_row = 0
+            self.nonfinite_in_a_row = self.overflows_in_a_row = 0
             self.stats = {"lr": max(rates), "min_lr": min(rates), "weight_decay": max(decays), "grad_norm": norm}
         self.step += 1
 
@@ -177,23 +214,24 @@ class Update:
             if group["decays"]:
                 group["weight_decay"] = float(self.weight_decay_values[min(self.step, len(self.lr_values) - 1)])
 
-    def _stop_unless_overflow(self) -> None:
-        """Raise InputError unless the loss is finite everywhere and only fp16's gradient is not, not too often."""
-        overflow = False
+    def _count_skipped(self) -> None:
+        """With fp16 and a finite loss everywhere it is an overflow, which the scaler expects, else a bad step."""
+        ok = torch.stack(self.finite).all().float() if self.scaler.is_enabled() else torch.zeros(())
         if self.scaler.is_enabled():
-            ok = self._finite.float()
             torch.distributed.all_reduce(ok, op=torch.distributed.ReduceOp.MIN)
-            self._skipped_in_a_row += 1
-            overflow = bool(ok > 0) and self._skipped_in_a_row <= MAX_SKIPPED
-        if not overflow:
-            raise InputError(
-                f"loss or gradient is not finite at step {self.step} (epoch {self.step // self.steps_per_epoch}), "
-                "nothing was changed by it: look for NaN or huge values in the data, or lower --lr or set --clip_grad"
-            )
+        self.overflows_in_a_row += int(ok > 0)
+        self.overflowed = bool(ok > 0) and self.overflows_in_a_row <= MAX_OVERFLOWS
+        self.nonfinite_in_a_row += not self.overflowed
 
     def state_dict(self) -> dict[str, Any]:
         """What exact resumption needs."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "step": self.step}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "nonfinite_in_a_row": self.nonfinite_in_a_row,
+            "overflows_in_a_row": self.overflows_in_a_row,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`. Raises InputError where the parameter groups differ."""
@@ -207,6 +245,32 @@ class Update:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
+        self.nonfinite_in_a_row = int(state["nonfinite_in_a_row"])
+        self.overflows_in_a_row = int(state["overflows_in_a_row"])
+
+
+def micro_batches(args: argparse.Namespace, run: Run, *, flag: str = "gradient_accumulation_steps") -> int:
+    """Micro-batches a step: what --total_batch_size needs, or the flag of that name says. Raises UsageError."""
+    chosen, total, one = int(getattr(args, flag)), args.total_batch_size, args.batch_size * run.processes
+    if total is None:
+        return chosen
+    if total < 1 or total % one:
+        raise UsageError(
+            f"--total_batch_size {total} is no multiple of --batch_size {args.batch_size} x {run.processes} "
+            f"process(es) = {one}: change one of them"
+        )
+    if chosen not in (1, total // one):
+        raise UsageError(f"--total_batch_size {total} needs {total // one} micro-batches, --{flag} says {chosen}")
+    return total // one
+
+
+def _compare_with_paper(total: int, one: int, paper: int) -> str:
+    """How a total batch relates to the paper's. one: windows of all processes in one micro-batch."""
+    if total == paper:
+        return "as in the paper"
+    if paper % one:
+        return f"the paper's is {paper}, which is no multiple of {one}"
+    return f"the paper's is {paper}: --total_batch_size {paper} ({paper // one} micro-batches) would match"
 
 
 def build_update(
@@ -218,19 +282,23 @@ def build_update(
     accumulation: int = 1,
     layer_decay: float = 1.0,
     lr_batch: int | None = None,
+    paper_batch: int = 512,
 ) -> Update:
     """Optimizer, schedules and Update from the flags.
 
     lr_batch: batch that --lr is meant for; the base rate (not --min_lr) is scaled by the total batch over it.
+    paper_batch: the paper's total batch, which is said beside this run's.
     """
-    total_batch = args.batch_size * run.processes * accumulation
+    one = args.batch_size * run.processes
+    total_batch = one * accumulation
     base = args.lr * total_batch / lr_batch if lr_batch else args.lr
     logger.info(
-        "Total batch %d = %d x %d process(es) x %d micro-batch(es); lr %.3g to %.3g; %d steps an epoch",
+        "Total batch %d = %d x %d process(es) x %d micro-batch(es); %s; lr %.3g to %.3g; %d steps an epoch",
         total_batch,
         args.batch_size,
         run.processes,
         accumulation,
+        _compare_with_paper(total_batch, one, paper_batch),
         base,
         args.min_lr,
         steps_per_epoch,

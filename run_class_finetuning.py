@@ -9,6 +9,7 @@ from timm.models import create_model
 from timm.utils import ModelEmaV3
 from torch import nn
 
+import adaptation
 import checkpoints
 import labelled_data
 import labelled_files
@@ -18,7 +19,8 @@ import training_state
 import utils
 from eeg_data import Loaders
 from engine_for_finetuning import Selected, evaluate, save_predictions, train_one_epoch
-from errors import ArgumentParser, InputError, run_script
+from errors import ArgumentParser, InputError, UsageError, run_script
+from fingerprint import fingerprint
 from metrics import SELECT_BY, BestEpoch
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ def get_args() -> argparse.Namespace:
     task.add_argument(
         "--disable_eval_during_finetuning", action="store_true", help="evaluate after the last epoch only"
     )
+    adaptation.add_arguments(parser)
     utils.add_arguments(parser)
     parser.set_defaults(
         input_size=200,
@@ -78,6 +81,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     utils.add_trunk_arguments(model)
     model.add_argument("--init_scale", type=float, default=0.001, help="of the head's weights")
     model.add_argument("--use_cls", action="store_true", help="CLS token in place of the mean of the patch tokens")
+    model.add_argument(
+        "--grad_checkpoint", action="store_true", help="less memory, a third slower: compute the blocks twice"
+    )
     model.add_argument("--qkv_bias", dest="qkv_bias", action="store_true", default=False, help="biases of q and v")
     model.add_argument("--disable_qkv_bias", dest="qkv_bias", action="store_false", help="the default")
     model.add_argument(
@@ -85,23 +91,25 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def build_model(args: argparse.Namespace, outputs: int) -> modeling_finetune.NeuralTransformer:
-    """The classifier, with the weights of stage 2 where --finetune names a file."""
+def build_model(args: argparse.Namespace, run: utils.Run, outputs: int) -> modeling_finetune.NeuralTransformer:
+    """The classifier as the flags adapt it, with the weights of stage 2 where --finetune names a file."""
     model: Any = create_model(
         args.model,
         num_classes=outputs,
         use_mean_pooling=not args.use_cls,
         init_scale=args.init_scale,
         qkv_bias=args.qkv_bias,
+        grad_checkpoint=args.grad_checkpoint,
         **utils.trunk_options(args),
     )
     if args.finetune is None:
         logger.info("No --finetune: the classifier starts from random weights.")
-        return model
-    weights = checkpoints.model_state(checkpoints.read(args.finetune), args.finetune)
-    checkpoints.check_stage(weights, ["pretraining", "classifier"], args.finetune)
-    report = modeling_finetune.load_pretrained(model, weights, where=f"{args.finetune} into {args.model}")
-    logger.info("%s: %s", args.finetune, report)
+    else:
+        weights = checkpoints.model_state(run.on_first(lambda: checkpoints.read(args.finetune)), args.finetune)
+        checkpoints.check_stage(weights, ["pretraining", "classifier"], args.finetune)
+        report = modeling_finetune.load_pretrained(model, weights, where=f"{args.finetune} into {args.model}")
+        logger.info("%s: %s", args.finetune, report)
+    adaptation.setup_adaptation(model, args)
     return model
 
 
@@ -110,11 +118,15 @@ class Evaluation:
 
     def __init__(self, loaders: Loaders, run: utils.Run, task: str, best: BestEpoch) -> None:
         """best: remembers the selected epoch."""
+        self.use(loaders)
+        self.run, self.task, self.best = run, task, best
+        self.selected = Selected()
+
+    def use(self, loaders: Loaders) -> None:
+        """Take the sets of these loaders from now on."""
         self.sets = {
             name: loader for name, loader in (("val", loaders.val), ("test", loaders.test)) if loader is not None
         }
-        self.run, self.task, self.best = run, task, best
-        self.selected = Selected()
 
     def __call__(self, model: nn.Module, epoch: int, *, training: bool = True) -> tuple[dict[str, float], bool]:
         """Evaluate and write the predictions; returns the log entries and whether this epoch is now the selected.
@@ -142,15 +154,19 @@ class Evaluation:
 def main(args: argparse.Namespace) -> None:
     """Fine-tune, or with --eval evaluate, a classifier."""
     with utils.setup_run(args) as run:
+        adaptation.check_flags(args)
         file = labelled_files.read_labelled(labelled_files.labelled_path(args.dataset, args.data_dir))
         outputs = file.outputs
         if args.nb_classes not in (None, 0, outputs):
             raise InputError(
                 f"--nb_classes {args.nb_classes}, but {file.path} needs {outputs} output(s): leave the flag out"
             )
-        best = BestEpoch(args.select_by or SELECT_BY[file.task], file.task)
-        loaders = labelled_data.build_labelled_loaders(args, run, file, accumulation=args.update_freq)
-        model = run.distribute(build_model(args, outputs))
+        best = BestEpoch(args.select_by or SELECT_BY[file.task], file.task, patience=args.patience)
+        accumulation = optim_factory.micro_batches(args, run, flag="update_freq")
+        loaders = labelled_data.build_labelled_loaders(args, run, file, accumulation=accumulation)
+        if args.patience is not None and loaders.val is None:
+            raise UsageError(f"--patience {args.patience}: {file.path} has no validation samples to judge an epoch by")
+        model = run.distribute(build_model(args, run, outputs))
         ema = ModelEmaV3(model.module, decay=args.model_ema_decay) if args.model_ema else None
         evaluation = Evaluation(loaders, run, file.task, best)
         if args.eval:
@@ -164,28 +180,61 @@ def main(args: argparse.Namespace) -> None:
             args,
             run,
             steps_per_epoch=loaders.steps_per_epoch,
-            accumulation=args.update_freq,
+            accumulation=accumulation,
             layer_decay=args.layer_decay,
         )
         extras = {"best": best, "selected": evaluation.selected, **({"model_ema": ema} if ema else {})}
-        state = training_state.TrainingState(model, update, run, args, stage="classifier", extras=extras)
-        stats: dict[str, float] = {}
-        for epoch in range(state.resume(args), args.epochs):
-            train_one_epoch(
-                state,
-                loaders.train,
-                epoch,
-                file.task,
-                smoothing=args.smoothing,
-                after_step=(lambda: ema.update(model.module)) if ema else lambda: None,
+        same = fingerprint(args, run, data=loaders.summary())
+        state = training_state.TrainingState(
+            model, update, run, args, stage="classifier", extras=extras, fingerprint=same
+        )
+        with run.interruption.listening():
+            fine_tune(state, loaders, evaluation, args, ema)
+
+
+def fine_tune(
+    state: training_state.TrainingState,
+    loaders: Loaders,
+    evaluation: Evaluation,
+    args: argparse.Namespace,
+    ema: ModelEmaV3 | None,
+) -> None:
+    """Train from where the run stands to the last epoch, or until patience ends; then show what came of it."""
+    module, best, run = state.model.module, evaluation.best, evaluation.run
+    judged = ema.module if ema else module
+    epoch = state.resume(args)
+    stats: dict[str, float] = {}
+    if args.linear_probe and epoch < args.epochs and not best.stopped:
+        # After resuming, which may bring another trunk than --finetune.
+        loaders = adaptation.build_feature_loaders(module, loaders, args, run)
+        evaluation.use(loaders)
+    while epoch < args.epochs and not best.stopped:
+        train_one_epoch(
+            state,
+            loaders.train,
+            epoch,
+            evaluation.task,
+            smoothing=args.smoothing,
+            after_step=(lambda: ema.update(module)) if ema else lambda: None,
+        )
+        stats, selected = {}, False
+        if not args.disable_eval_during_finetuning or epoch == args.epochs - 1:
+            stats, selected = evaluation(judged, epoch)
+        if selected and args.lora is not None and args.save_ckpt:
+            adaptation.save_merged(judged, args, run, epoch)
+        state.finish_epoch(epoch, stats, best=selected)
+        epoch += 1
+    if run.is_main and best.epoch is not None:
+        if best.stopped:
+            logger.info(
+                "Stopped after epoch %d: --patience %d epochs in a row without a better %s than epoch %d's.",
+                epoch - 1,
+                best.patience,
+                best.rule,
+                best.epoch,
             )
-            stats, selected = {}, False
-            if not args.disable_eval_during_finetuning or epoch == args.epochs - 1:
-                stats, selected = evaluation(ema.module if ema else model.module, epoch)
-            state.finish_epoch(epoch, stats, best=selected)
-        if run.is_main and best.epoch is not None:
-            show(best.stats, f"selected epoch {best.epoch} (by {best.rule})")
-            show(stats, f"last epoch {args.epochs - 1}")
+        show(best.stats, f"selected epoch {best.epoch} (by {best.rule})")
+        show(stats, f"last epoch {epoch - 1}")
 
 
 def show(stats: dict[str, float], title: str) -> None:

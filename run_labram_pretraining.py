@@ -6,6 +6,7 @@ from pathlib import Path
 
 from timm.models import create_model
 
+import checkpoints
 import eeg_data
 import modeling_pretrain
 import modeling_vqnsp
@@ -14,6 +15,7 @@ import training_state
 import utils
 from engine_for_pretraining import evaluate, train_one_epoch
 from errors import ArgumentParser, UsageError, run_script
+from fingerprint import digest_of_weights, fingerprint
 
 
 def get_args() -> argparse.Namespace:
@@ -64,15 +66,17 @@ def main(args: argparse.Namespace) -> None:
     if not 0 < args.mask_ratio < 1:
         raise UsageError(f"--mask_ratio {args.mask_ratio}: allowed are shares between 0 and 1, without the ends")
     with utils.setup_run(args) as run:
+        weights = run.on_first(lambda: checkpoints.read_model(args.tokenizer_weight, stage="tokenizer"))
         tokenizer = modeling_vqnsp.load_tokenizer(
             args.tokenizer_model,
             args.tokenizer_weight,
             codebook_size=args.codebook_size,
             codebook_dim=args.codebook_dim,
             num_electrodes=args.num_electrodes,
+            weights=weights,
         ).to(run.device, run.dtype)
         make_mask = functools.partial(modeling_pretrain.random_mask, 1, ratio=args.mask_ratio)
-        accumulation = args.gradient_accumulation_steps
+        accumulation = optim_factory.micro_batches(args, run)
         loaders = eeg_data.build_pretraining_loaders(args, run, accumulation=accumulation, make_mask=make_mask)
         model = create_model(
             args.model,
@@ -83,12 +87,15 @@ def main(args: argparse.Namespace) -> None:
         update = optim_factory.build_update(
             model, args, run, steps_per_epoch=loaders.steps_per_epoch, accumulation=accumulation
         )
-        state = training_state.TrainingState(model, update, run, args, stage="pretraining")
-        for epoch in range(state.resume(args), args.epochs):
-            stats = train_one_epoch(state, loaders.train, tokenizer, epoch)
-            if loaders.val is not None:
-                stats |= evaluate(model.module, loaders.val, tokenizer, run)
-            state.finish_epoch(epoch, stats)
+        same = fingerprint(args, run, data=loaders.summary(), weights={"tokenizer": digest_of_weights(weights)})
+        state = training_state.TrainingState(model, update, run, args, stage="pretraining", fingerprint=same)
+        first = state.resume(args)
+        with run.interruption.listening():
+            for epoch in range(first, args.epochs):
+                stats = train_one_epoch(state, loaders.train, tokenizer, epoch)
+                if loaders.val is not None:
+                    stats |= evaluate(model.module, loaders.val, tokenizer, run)
+                state.finish_epoch(epoch, stats)
 
 
 if __name__ == "__main__":

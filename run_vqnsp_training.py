@@ -13,10 +13,12 @@ import training_state
 import utils
 from engine_for_vqnsp import evaluate, initialize_codebook, train_one_epoch
 from errors import ArgumentParser, InputError, run_script
+from fingerprint import fingerprint
 from norm_ema_quantizer import CodebookRevival
 
 logger = logging.getLogger(__name__)
 
+PAPER_BATCH = 1024
 LR_BATCH = 128  # batch that --lr is meant for: the released code scales it by the total batch over this
 
 
@@ -73,22 +75,37 @@ def main(args: argparse.Namespace) -> None:
         if args.eval:
             report_evaluation(args, run, model.module)
             return
-        accumulation = args.gradient_accumulation_steps
+        accumulation = optim_factory.micro_batches(args, run)
         loaders = eeg_data.build_pretraining_loaders(args, run, accumulation=accumulation)
         steps = loaders.steps_per_epoch
         update = optim_factory.build_update(
-            model, args, run, steps_per_epoch=steps, accumulation=accumulation, lr_batch=LR_BATCH
+            model,
+            args,
+            run,
+            steps_per_epoch=steps,
+            accumulation=accumulation,
+            lr_batch=LR_BATCH,
+            paper_batch=PAPER_BATCH,
         )
         total_steps = args.epochs * steps
         revival = CodebookRevival(model.module.quantize, total_steps=total_steps, seed=args.seed)
-        state = training_state.TrainingState(model, update, run, args, stage="tokenizer", extras={"revival": revival})
+        state = training_state.TrainingState(
+            model,
+            update,
+            run,
+            args,
+            stage="tokenizer",
+            extras={"revival": revival},
+            fingerprint=fingerprint(args, run, data=loaders.summary()),
+        )
         first = state.resume(args)
         initialize_codebook(model.module, loaders.train, run, epoch=first, accumulation=accumulation)
-        for epoch in range(first, args.epochs):
-            stats = train_one_epoch(state, loaders.train, epoch, revival=revival if args.revive_codes else None)
-            if loaders.val is not None and not args.disable_eval:
-                stats |= evaluate(model.module, loaders.val, run)
-            state.finish_epoch(epoch, {**stats, "train_revived": revival.revived})
+        with run.interruption.listening():
+            for epoch in range(first, args.epochs):
+                stats = train_one_epoch(state, loaders.train, epoch, revival=revival if args.revive_codes else None)
+                if loaders.val is not None and not args.disable_eval:
+                    stats |= evaluate(model.module, loaders.val, run)
+                state.finish_epoch(epoch, {**stats, "train_revived": revival.revived})
 
 
 def report_evaluation(args: argparse.Namespace, run: utils.Run, model: modeling_vqnsp.VQNSP) -> None:

@@ -1,34 +1,33 @@
-"""The state of one training: position, meters, log files, checkpoints, resumption; and loading for evaluation.
+"""The state of one training: position, meters, checkpoints, resumption; and loading for evaluation.
 
-A run continues after its last finished epoch.
+A run that ended, in whatever way, continues after the last step that a checkpoint holds, to the last bit.
 """
 
 import argparse
-import json
 import logging
-import math
-import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from tensorboardX import SummaryWriter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoints
-from errors import InputError
-from files import written_aside
-from optim_factory import Update
-from progress import MetricLog, Progress, duration, plain, write_json
+from errors import InputError, Interrupted
+from files import write_json
+from fingerprint import Fingerprint, check_same_run, same_batches
+from interruption import EXIT_CODES
+from optim_factory import MAX_NONFINITE, Update
+from progress import MetricLog, Progress, duration, plain
+from run_log import RunLog, named
 from utils import Run, environment
 
 logger = logging.getLogger(__name__)
-
-LOG_ONLY = ("_lr", "_decay", "_total_loss", "_seconds", "_per_second")  # in log.txt, not on the terminal
 
 
 def load_for_evaluation(
@@ -38,9 +37,9 @@ def load_for_evaluation(
 
     averaged: take the averaged weights (--model_ema). Raises InputError for another stage or architecture.
     """
-    kept = [run.output_dir / name for name in ("checkpoint-best.pth", "checkpoint.pth")]
-    path = args.resume or next((path for path in kept if path.is_file()), kept[-1])
-    state = checkpoints.read(path)
+    kept = [run.output_dir / name for name in ("checkpoint-best.pth", checkpoints.LATEST)]
+    path = run.on_first(lambda: args.resume or next((path for path in kept if path.is_file()), kept[-1]))
+    state = run.on_first(lambda: checkpoints.read(path))
     weights = checkpoints.model_state(state, path)
     checkpoints.check_stage(weights, [stage], path)
     if averaged:
@@ -51,14 +50,6 @@ def load_for_evaluation(
     logger.info("Evaluating %s.", path)
     epoch = state.get("epoch", 0)
     return epoch if isinstance(epoch, int) else 0
-
-
-def _epoch_of(line: str) -> float:
-    """Epoch of a line of log.txt; infinity for one that a killed run left unfinished."""
-    try:
-        return float(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 class TrainingState:
@@ -73,17 +64,30 @@ class TrainingState:
         *,
         stage: str,
         extras: dict[str, Any] | None = None,
+        fingerprint: Fingerprint | None = None,
     ) -> None:
-        """stage: a key of checkpoints.STAGES; extras: further things with state_dict and load_state_dict, by name."""
+        """stage: a key of checkpoints.STAGES; extras: further things with state_dict and load_state_dict, by name.
+
+        fingerprint: what decides the run's numbers; without one nothing is compared on resumption.
+        """
         self.model, self.update, self.run, self.stage = model, update, run, stage
         self.extras = extras or {}
+        self.fingerprint = fingerprint
         self.epochs = args.epochs
         self.flags = plain(vars(args))
         self.save_every = args.save_ckpt_freq if args.save_ckpt else None
-        self.log = MetricLog()
-        self.seconds = 0.0
-        self.samples = 0
-        self._writer = SummaryWriter(str(args.log_dir)) if run.is_main and args.log_dir else None
+        self.save_seconds = args.save_every_minutes * 60 if args.save_ckpt else 0.0
+        self.keep_last = args.keep_last
+        self.stop_at_bad_step = args.nonfinite == "stop"
+        self.log = MetricLog(held=True)
+        self.epoch, self.step = 0, 0  # that come next
+        self.skipped_steps = 0  # of the epoch
+        self.seconds, self.samples = 0.0, 0
+        self._saved = time.monotonic()
+        self._continued: dict[str, Any] | None = None  # this process's part of a checkpoint inside an epoch
+        # With one or two processes the order of a sum does not matter.
+        self._to_rehearse = run.processes > 2
+        self.run_log = RunLog(run.output_dir, args.log_dir, visible=run.is_main)
         self.n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info(
             "%s: %.2f million learnable parameters, %d process(es) on %s",
@@ -93,139 +97,248 @@ class TrainingState:
             run.device,
         )
 
+    # Resumption
+
     def resume(self, args: argparse.Namespace) -> int:
-        """Load `--resume` or, unless `--no_auto_resume`, output_dir/checkpoint.pth. Returns the first epoch."""
-        latest = self.run.output_dir / "checkpoint.pth"
-        path = args.resume or (latest if args.auto_resume and latest.is_file() else None)
-        decision = [path]  # process 0's: the others may not see its folder, and must not start anew on their own
-        dist.broadcast_object_list(decision, src=0)
-        path = decision[0]
-        epoch = self._start(args) if path is None else self._continue(path)
+        """Load `--resume` or, unless `--no_auto_resume`, the output folder's newest whole checkpoint.
+
+        Returns the epoch to go on with; `steps()` begins at the right step of it.
+        """
+        if self.run.is_main:
+            for part in self.run.output_dir.glob(".*.part"):  # of a process that was killed while it wrote
+                part.unlink(missing_ok=True)
+        found = self.run.on_first(lambda: self._find(args))
+        if found is None:
+            self.epoch = int(args.start_epoch)
+            self.run_log.begin()
+        else:
+            self._continue(*found, anyway=args.resume_anyway)
+        self.update.step = self.epoch * self.update.steps_per_epoch + self.step
         if self.run.is_main:
             write_json(self.run.output_dir / "environment.json", environment(args, self.run))
-        return epoch
+        self.run.interruption.on_stop = self._stop
+        return self.epoch
 
-    def _start(self, args: argparse.Namespace) -> int:
-        self.update.step = args.start_epoch * self.update.steps_per_epoch
-        self._set_log_aside()
-        return int(args.start_epoch)
+    def _find(self, args: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
+        if args.resume:
+            return args.resume, checkpoints.read(args.resume)
+        return checkpoints.read_newest(self.run.output_dir) if args.auto_resume else None
 
-    def _continue(self, path: Path) -> int:
-        state = checkpoints.read(path)
+    def _continue(self, path: Path, state: dict[str, Any], *, anyway: bool) -> None:
         weights = checkpoints.model_state(state, path)
         checkpoints.check_stage(weights, [self.stage], path)
-        if "update" not in state:
+        if "update" not in state or "processes" not in state:
             raise InputError(
                 f"{path} holds weights but not the state of a run of this code (the released code's files "
                 "and exports do not): it can start a run or be evaluated, not be resumed; "
                 "use --no_auto_resume or another --output_dir"
             )
+        self.epoch, self.step = int(state["epoch"]) + 1, int(state["step"])
+        saved = state.get("fingerprint")
+        if self.fingerprint is not None and saved is not None:
+            check_same_run(saved, self.fingerprint, path, inside_epoch=self.step > 0, anyway=anyway)
+            if self.step and not same_batches(saved, self.fingerprint):
+                logger.warning("Steps hold other windows than in %s: epoch %d is begun again.", path, self.epoch)
+                self.step = 0
         checkpoints.load_strictly(self.model.module, weights, where=str(path))
         self.update.load_state_dict(state["update"] | {"optimizer": state["optimizer"], "scaler": state["scaler"]})
         for name, extra in self.extras.items():
             if name not in state["extras"]:
                 raise InputError(f"{path} holds no {name}: resume with the flags that it was made with")
             extra.load_state_dict(state["extras"][name])
-        epoch = int(state["epoch"]) + 1
-        self._cut_log(epoch)
-        self._set_later_best_aside(epoch)
-        left = f"epoch {epoch} of {self.epochs}" if epoch < self.epochs else f"all {self.epochs} epochs are done"
-        logger.info("Continuing from %s: %s.", path, left)
-        return epoch
+        if self.step:
+            self._continued = state["processes"][self.run.rank]
+        self.run_log.cut(self.epoch, self.step)
+        self.run.on_first(self._set_later_best_aside)
+        place = f"step {self.step} of epoch {self.epoch}" if self.step else f"epoch {self.epoch} of {self.epochs}"
+        done = self.epoch >= self.epochs
+        logger.info("Continuing from %s: %s.", path, f"all {self.epochs} epochs are done" if done else place)
+
+    def _set_later_best_aside(self) -> None:
+        """Rename a best checkpoint of an epoch that will be trained again: `--eval` must not take it for this run's."""
+        best = self.run.output_dir / "checkpoint-best.pth"
+        if not best.is_file():
+            return
+        try:
+            later = int(checkpoints.read(best)["epoch"]) >= self.epoch
+        except (InputError, KeyError):
+            later = True
+        if later:
+            checkpoints.rename(best, best.with_name("checkpoint-best.previous.pth"))
+            logger.warning("%s is of a later epoch: it is now checkpoint-best.previous.pth.", best)
+
+    # The loop
+
+    def inside(self, epoch: int) -> bool:
+        """Whether an epoch was begun before, and is to be continued."""
+        return epoch == self.epoch and self.step > 0
 
     def steps(self, loader: Any, epoch: int) -> Iterator[Any]:
-        """Yield the epoch's batches on the device; between two of them numbers are shown and nothing else happens."""
-        self.log, self.samples = MetricLog(), 0
-        loader.batch_sampler.set_epoch(epoch)
-        # Dropout and drop path differ between processes and are the same again when an epoch is repeated.
-        torch.manual_seed(int(np.random.SeedSequence((self.run.seed, epoch, self.run.rank)).generate_state(1)[0]))
-        progress = Progress(self.run.is_main, f"epoch {epoch}", len(loader))
+        """Yield the epoch's batches on the device; between two of them numbers are shown, and the run may be saved.
+
+        loader: with `TrainingBatches`. Every process must go through all of it.
+        """
+        sampler, accumulation = loader.batch_sampler, self.update.accumulation
+        if epoch != self.epoch:
+            self.epoch, self.step = epoch, 0
+        sampler.set_epoch(epoch, self.step)
+        self._begin_epoch(epoch)
+        begun = time.monotonic() - self.seconds
+        progress = Progress(self.run.is_main, f"epoch {epoch}", len(loader), done=self.step * accumulation)
         for batch in loader:
-            yield batch.to(self.run)
+            batch = batch.to(self.run)
+            if self._to_rehearse:
+                self._to_rehearse = False
+                with self.update.rehearsal():
+                    yield batch
+                self.log.discard()
+            self.log.group = loader.dataset.groups[sampler.montage(self.step)]
+            yield batch
             self.samples += len(batch.eeg) * self.run.processes
-            progress.step(self._numbers(progress, epoch) if progress.due() else None)
-        self.seconds = progress.close()
+            self.seconds = time.monotonic() - begun
+            if self.update.micro_batch == 0:
+                self._end_step(loader)
+            show = self.update.micro_batch == 0 and progress.due()
+            progress.step(self._numbers(progress, epoch) if show else None)
+        progress.close()
+        self.seconds = time.monotonic() - begun
+
+    def _begin_epoch(self, epoch: int) -> None:
+        self.log = MetricLog(held=True)
+        if self._continued is None:
+            self.samples, self.seconds, self.skipped_steps = 0, 0.0, 0
+            # Dropout and drop path differ between processes and are the same again when an epoch is repeated.
+            seed = np.random.SeedSequence((self.run.seed, epoch, self.run.rank)).generate_state(1)[0]
+            torch.manual_seed(int(seed))
+            return
+        own, self._continued = self._continued, None
+        self.log.load_state_dict(own["log"], self.run.device)
+        self.samples, self.seconds, self.skipped_steps = own["samples"], own["seconds"], own["skipped_steps"]
+        torch.set_rng_state(own["generator"])
+        if own["device_generator"] is not None and self.run.device.type == "cuda":
+            torch.cuda.set_rng_state(own["device_generator"], self.run.device)
+
+    def _end_step(self, loader: Any) -> None:
+        """Take the step's numbers up or, if it was skipped, forget them; stop or save where that is due."""
+        if self.update.skipped:
+            self.log.discard()
+            self.skipped_steps += 1
+            if not self.update.overflowed:
+                self._report_bad_step(loader)
+        self.log.commit()
+        self.step += 1
+        due = self.run.is_main and 0 < self.save_seconds <= time.monotonic() - self._saved
+        if self.run.interruption.agree(due):
+            self.save()
+
+    def _report_bad_step(self, loader: Any) -> None:
+        """Name the windows of a step whose loss or gradient is not finite; stop where asked to, or after too many."""
+        finite = [bool(one) for one in self.update.finite]
+        keys = loader.batch_sampler.step_keys(self.epoch, self.step)
+        own = [
+            {**loader.dataset.describe(key), "loss_finite": ok}
+            for ok, batch in zip(finite, keys, strict=True)
+            for key in batch
+        ]
+        gathered: list[Any] = [None] * self.run.processes
+        dist.all_gather_object(gathered, own)
+        windows = [window for part in gathered for window in part]
+        # First those that must be it, then those of the micro-batches with a bad loss, then the largest values.
+        windows.sort(key=lambda window: (window["finite"], window["loss_finite"], -window["largest_uv"]))
+        stop = self.stop_at_bad_step or self.update.nonfinite_in_a_row >= MAX_NONFINITE
+        line = {"epoch": self.epoch, "step": self.step, "taken": False, "windows": windows}
+        self.run.on_first(lambda: self.run_log.bad_step(line))
+        text = (
+            f"loss or gradient is not finite at step {self.step} of epoch {self.epoch}, "
+            f"{self.update.nonfinite_in_a_row} in a row; nothing was changed by it. Windows: "
+            f"{named(windows)} (all {len(windows)} in {self.run_log.bad_steps})"
+        )
+        if stop:
+            raise InputError(f"{text}: look for NaN or huge values there, lower --lr or set --clip_grad")
+        logger.warning("%s.", text)
 
     def _numbers(self, progress: Progress, epoch: int) -> str:
         done = progress.done + 1
-        left = progress.seconds / done * (progress.total * (self.epochs - epoch) - done)
-        rate = self.samples / max(progress.seconds, 1e-9)
+        left = progress.seconds / (done - progress.first) * (progress.total * (self.epochs - epoch) - done)
+        rate = self.samples / max(self.seconds, 1e-9)
         return f"loss {self.log.mean('loss'):.4f}, lr {self.update.lr:.2g}, {rate:.1f} samples/s, left {duration(left)}"
+
+    # What is written
 
     def finish_epoch(self, epoch: int, stats: dict[str, Any] | None = None, *, best: bool = False) -> dict[str, Any]:
         """Write the epoch's line to log.txt and TensorBoard and the checkpoints. stats: further entries of the line.
 
-        best: also write checkpoint-best.pth. Every process must call it. Returns the line.
+        best: also write checkpoint-best.pth. Every process must call it. Returns the line. Raises InputError where the
+        processes' weights are not the same.
         """
+        self.run.check_equal(self.model.module.state_dict(), f"after epoch {epoch}")
         means = {f"train_{name}": value for name, value in self.log.means().items()}
         speed = self.samples / self.seconds if self.seconds else 0.0
         line = {
             **means,
             **(stats or {}),
+            "train_skipped_steps": self.skipped_steps,
             "epoch": epoch,
             "n_parameters": self.n_parameters,
             "epoch_seconds": round(self.seconds, 3),
             "samples_per_second": round(speed, 3),
         }
-        if self.run.is_main:
-            with (self.run.output_dir / "log.txt").open("a") as file:
-                file.write(json.dumps(plain(line)) + "\n")
-            numbers = {n: v for n, v in line.items() if n not in ("epoch", "n_parameters") and math.isfinite(v)}
-            shown = [f"{name} {value:.4g}" for name, value in numbers.items() if not name.endswith(LOG_ONLY)]
-            logger.info("epoch %d: %s", epoch, ", ".join(shown))
-            if self._writer:
-                for name, value in numbers.items():
-                    self._writer.add_scalar(name, value, epoch)
-                self._writer.flush()
-            # After the log: where a run is killed in between, the epoch is trained and logged again.
-            self._save(epoch, best)
-        dist.barrier()
+        # The log first: where a run is killed in between, the epoch is trained and logged again.
+        self.run.on_first(lambda: self.run_log.epoch(epoch, line))
+        self.epoch, self.step = epoch + 1, 0
+        self.log = MetricLog(held=True)
+        names = ["checkpoint-best.pth"] if best else []
+        if self.save_every is not None and (epoch + 1) % self.save_every == 0:
+            names.append(f"checkpoint-{epoch}.pth")
+        self.save(names)
         return line
 
-    def _save(self, epoch: int, best: bool) -> None:
+    def save(self, names: list[str] | None = None) -> None:
+        """Write checkpoint.pth, and before it files of further names. Every process must call it."""
         if self.save_every is None:
             return
+        cuda = self.run.device.type == "cuda"
+        own = {
+            "generator": torch.get_rng_state(),
+            "device_generator": torch.cuda.get_rng_state(self.run.device) if cuda else None,
+            "log": self.log.state_dict(),
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "skipped_steps": self.skipped_steps,
+        }
+        gathered: list[Any] = [None] * self.run.processes
+        dist.all_gather_object(gathered, own)
+        self.run.on_first(lambda: self._write(names or [], gathered))
+        self._saved = time.monotonic()
+
+    def _write(self, names: list[str], processes: list[dict[str, Any]]) -> None:
         update = self.update.state_dict()
         state = {
             "model": self.model.module.state_dict(),
             "optimizer": update.pop("optimizer"),
             "scaler": update.pop("scaler"),
-            "epoch": epoch,
+            "epoch": self.epoch - 1,  # the last one that is finished
+            "step": self.step,  # those done of the one after it
             "args": self.flags,
             "stage": self.stage,
             "update": update,
             "extras": {name: extra.state_dict() for name, extra in self.extras.items()},
+            "processes": processes,
+            "fingerprint": self.fingerprint,
         }
-        names = ["checkpoint-best.pth"] if best else []
-        if (epoch + 1) % self.save_every == 0:
-            names.append(f"checkpoint-{epoch}.pth")
-        for name in [*names, "checkpoint.pth"]:  # the latest comes last: it says that the others are there
-            checkpoints.save(state, self.run.output_dir / name)
+        folder = self.run.output_dir
+        for name in names:
+            checkpoints.save(state, folder / name)
+        # The latest comes last: it says that the others are there.
+        checkpoints.save(state, folder / checkpoints.LATEST, keep=folder / checkpoints.BEFORE)
+        checkpoints.remove_older(folder, self.keep_last)
 
-    def _set_log_aside(self) -> None:
-        log = self.run.output_dir / "log.txt"
-        if self.run.is_main and log.is_file():
-            os.replace(log, log.with_name("log.previous.txt"))
-            logger.info("A new run starts in %s: the old log.txt is now log.previous.txt.", self.run.output_dir)
-
-    def _cut_log(self, epoch: int) -> None:
-        """Leave out lines of epochs that the checkpoint does not cover: they will be trained and logged again."""
-        log = self.run.output_dir / "log.txt"
-        if not self.run.is_main or not log.is_file():
-            return
-        kept = [line for line in log.read_text().splitlines() if _epoch_of(line) < epoch]
-        with written_aside(log) as part:
-            part.write_text("".join(f"{line}\n" for line in kept))
-
-    def _set_later_best_aside(self, epoch: int) -> None:
-        """Rename a best checkpoint of an epoch that will be trained again: `--eval` must not take it for this run's."""
-        best = self.run.output_dir / "checkpoint-best.pth"
-        if not self.run.is_main or not best.is_file():
-            return
-        try:
-            later = int(checkpoints.read(best)["epoch"]) >= epoch
-        except (InputError, KeyError):
-            later = True
-        if later:
-            os.replace(best, best.with_name("checkpoint-best.previous.pth"))
-            logger.warning("%s is of a later epoch: it is now checkpoint-best.previous.pth.", best)
+    def _stop(self, number: signal.Signals) -> NoReturn:
+        """End the run, by agreement of all processes, after saving it."""
+        self.save()
+        saved = "" if self.save_every is not None else " (nothing saved: --no_save_ckpt)"
+        raise Interrupted(
+            f"stopped by {number.name} after step {self.step} of epoch {self.epoch}{saved}; the same command goes on "
+            "from here",
+            EXIT_CODES[number],
+        )

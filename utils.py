@@ -5,41 +5,47 @@
 
 import argparse
 import dataclasses
+import hashlib
 import logging
 import math
 import os
 import platform
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
-from errors import InputError, UsageError
+from errors import InputError, PeerLost, UsageError
 from files import check_writable
+from interruption import Interruption
 from layers import check_window
 from progress import log_to_terminal, plain
 from version import code_version
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "h5py", "mne", "einops", "tensorboardX")
 ALMOST_ONE = 0.999  # dropping everything leaves nothing to learn from
 FLAG_LIMITS = {
     **dict.fromkeys(("epochs", "save_ckpt_freq", "batch_size", "update_freq"), (1, math.inf)),
     **dict.fromkeys(("gradient_accumulation_steps", "codebook_n_emd", "codebook_emd_dim"), (1, math.inf)),
-    **dict.fromkeys(("seed", "start_epoch", "num_workers", "warmup_epochs"), (0, math.inf)),
+    **dict.fromkeys(("seed", "start_epoch", "num_workers", "warmup_epochs", "keep_last"), (0, math.inf)),
     **dict.fromkeys(("lr", "min_lr", "weight_decay", "weight_decay_end", "clip_grad", "opt_eps"), (0, math.inf)),
     **dict.fromkeys(("drop", "drop_path", "attn_drop_rate", "smoothing"), (0, ALMOST_ONE)),
     **dict.fromkeys(("ema_decay", "model_ema_decay", "layer_decay"), (0, 1)),
 }
 _last_group: list[Any] = []
+LOST_PEER = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "remote process exited")
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -66,7 +72,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--start_epoch", type=int, default=0, help="first epoch where nothing is resumed")
     group.add_argument("--resume", type=Path, default=None, help="checkpoint to continue from")
     add_switch(group, "auto_resume", default=True, help="continue from output_dir/checkpoint.pth where it exists")
+    group.add_argument("--resume_anyway", action="store_true", help="also with other data, flags or code than before")
     group.add_argument("--save_ckpt_freq", type=int, help="also keep checkpoint-<epoch>.pth every so many epochs")
+    group.add_argument(
+        "--save_every_minutes",
+        type=float,
+        default=30.0,
+        metavar="M",
+        help="also write checkpoint.pth inside an epoch (default: %(default)s; 0: never)",
+    )
+    group.add_argument(
+        "--keep_last", type=int, default=0, metavar="N", help="of checkpoint-<epoch>.pth only the last N (0: all)"
+    )
     add_switch(group, "save_ckpt", default=True, help="write checkpoints")
 
 
@@ -109,6 +126,7 @@ class Run:
     output_dir: Path
     amp_dtype: torch.dtype | None  # of autocast; None: no autocast
     dtype: torch.dtype  # of weights and data: float32, or float64 for comparisons
+    interruption: Interruption = dataclasses.field(default_factory=Interruption)
 
     @property
     def is_main(self) -> bool:
@@ -124,6 +142,54 @@ class Run:
         """Autocast in the run's half precision, if it has one."""
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
 
+    def on_first(self, work: Callable[[], T]) -> T:
+        """Do work on process 0 only and give its result, or its InputError, to all: files are read and written once."""
+        outcome: Any = None
+        if self.is_main:
+            try:
+                outcome = work(), None
+            except InputError as error:
+                outcome = None, error
+        if self.processes > 1:
+            outcome = self._send(outcome)
+        result, failed = outcome
+        if failed is not None:
+            raise failed
+        return result
+
+    def _send(self, value: Any) -> Any:
+        """Process 0's value on all processes: its structure as an object, then each tensor as bytes, on the CPU."""
+        tensors: list[Tensor] = []
+        structure = [_without_tensors(value, tensors)]
+        dist.broadcast_object_list(structure, src=0)
+        return _with_tensors(structure[0], iter(tensors), self)
+
+    def check_equal(self, tensors: Mapping[str, Tensor], when: str) -> None:
+        """Raise InputError, naming the first one, if a tensor is not the same on all processes, to the last bit."""
+        own = {name: _digest(value) for name, value in tensors.items()} if self.processes > 1 else {}
+        gathered: list[Any] = [None] * self.processes
+        dist.all_gather_object(gathered, own)
+        for rank, other in enumerate(gathered):
+            wrong = [name for name in own if other[name] != gathered[0][name]]
+            if wrong:
+                raise InputError(
+                    f"{when} process {rank} holds another {wrong[0]} than process 0 ({len(wrong)} of {len(own)} "
+                    "tensors differ); nothing was saved, the last checkpoint is whole: look for a machine with faulty "
+                    "memory, or a change that lets processes take different steps"
+                )
+
+    def watched(self, loader: Any, title: str = "evaluating") -> Iterator[Any]:
+        """The batches of an evaluation, with a bar on a terminal; between two of them the run may be stopped."""
+        batches = iter(loader)
+        bar = tqdm(total=len(loader), desc=title, disable=not (self.is_main and sys.stderr.isatty()), leave=False)
+        with bar:
+            for _ in range(loader.batch_sampler.rounds):  # the same on all processes, which agree in each
+                batch = next(batches, None)
+                if batch is not None:
+                    yield batch
+                    bar.update()
+                self.interruption.agree()
+
     def distribute(self, model: nn.Module) -> DistributedDataParallel:
         """Move a model to the device and wrap it so that gradients are averaged over processes (also over one)."""
         model.to(self.device, self.dtype)
@@ -134,23 +200,80 @@ class Run:
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
 
+def _digest(tensor: Tensor) -> str:
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.sha256(data.numpy().data).hexdigest()
+
+
+def _without_tensors(value: Any, tensors: list[Tensor]) -> Any:
+    """Nested dicts, lists and tuples with a description in each tensor's place; the tensors are added to the list."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return _Described(value.shape, value.dtype)
+    if isinstance(value, dict):
+        return {key: _without_tensors(entry, tensors) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_without_tensors(entry, tensors) for entry in value)
+    return value
+
+
+def _with_tensors(value: Any, tensors: Iterator[Tensor], run: Run) -> Any:
+    """The opposite, on all processes together: process 0 has the tensors, the others receive them."""
+    if isinstance(value, _Described):
+        own = next(tensors).contiguous() if run.is_main else torch.empty(value.shape, dtype=value.dtype)
+        # As bytes, because backends do not know every type.
+        moved = own.flatten().view(torch.uint8).to(run.device)
+        dist.broadcast(moved, src=0)
+        return moved.cpu().view(value.dtype).view(value.shape)
+    if isinstance(value, dict):
+        return {key: _with_tensors(entry, tensors, run) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_with_tensors(entry, tensors, run) for entry in value)
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class _Described:
+    """A tensor on its way to other processes."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
 @contextmanager
 def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     """Set up device, seed, logging, process group and output folder, and tear the group down again, also on errors.
 
     Under torchrun the group has its processes (NCCL on GPUs, Gloo on CPUs), otherwise one. Raises UsageError for a
-    GPU that is not there or an output folder that cannot be written.
+    GPU that is not there or an output folder that cannot be written, PeerLost where another process ended.
     """
     rank = int(os.environ.get("RANK", 0))
     log_to_terminal(logging.INFO if rank == 0 else logging.WARNING)
     device = _device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
     _check_flags(args)
-    for flag, folder in (("output_dir", args.output_dir), ("log_dir", args.log_dir)):
-        if folder is not None:
-            check_writable(folder, f"--{flag}")
+    if rank == 0:  # the others write nothing, and on other machines may not be able to
+        for flag, folder in (("output_dir", args.output_dir), ("log_dir", args.log_dir)):
+            if folder is not None:
+                check_writable(folder, f"--{flag}")
     amp_dtype, dtype = _precision(args.precision, device)
     torch.manual_seed(args.seed)
     np.random.seed(args.seed % 2**32)
+    _init_group(device)
+    processes = dist.get_world_size()
+    try:
+        yield Run(device, dist.get_rank(), processes, args.seed, args.output_dir, amp_dtype, dtype)
+    except RuntimeError as error:
+        if processes > 1 and _is_lost_peer(error):
+            raise PeerLost("ended because another process of the run did") from error
+        raise
+    finally:
+        # After an error of one process the others still wait for it in an exchange, and a group with one under way
+        # may not be destroyed: `errors.run_script` ends such a process without.
+        if processes == 1 or not isinstance(sys.exc_info()[1], Exception):
+            dist.destroy_process_group()
+
+
+def _init_group(device: torch.device) -> None:
     nccl = device.type == "cuda" and dist.is_nccl_available()
     backend, device_id = ("nccl", device) if nccl else ("gloo", None)
     if "RANK" in os.environ:
@@ -160,11 +283,11 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     # Kept until the next run: a model that frees its group right after an exchange can wait for Gloo's thread, which
     # waits for Python, for ever.
     _last_group[:] = [dist.group.WORLD]
-    try:
-        run = Run(device, dist.get_rank(), dist.get_world_size(), args.seed, args.output_dir, amp_dtype, dtype)
-        yield run
-    finally:
-        dist.destroy_process_group()
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    """Whether an exchange failed because another process is gone, which has no error type of its own."""
+    return any(sign in str(error) for sign in LOST_PEER)
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -1,5 +1,6 @@
 """The project's version, as written into every file and output folder it makes."""
 
+import hashlib
 import subprocess
 from functools import lru_cache
 from pathlib import Path
@@ -16,3 +17,12 @@ def code_version() -> str:
     except (OSError, subprocess.SubprocessError):
         return __version__
     return f"{__version__}+{commit}" if commit else __version__
+
+
+@lru_cache(maxsize=1)
+def source_digest() -> str:
+    """Return a digest of the modules that training consists of: it changes with an edited line, commit or not."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).resolve().parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]

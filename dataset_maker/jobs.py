@@ -26,7 +26,7 @@ from dataset_maker.common import Pipeline
 from dataset_maker.sandbox import PROJECT, Died, Limits, Sandbox, sandbox
 from dataset_maker.sources import unique_names
 from errors import InputError, UsageError
-from files import check_writable, written_aside
+from files import check_writable, write_json
 
 JOBS = 64  # jobs of a small data set: enough to keep processes busy to the end
 JOB_BYTES = 512 << 20  # of source: large data sets get more jobs
@@ -217,12 +217,6 @@ def _convert(box: Sandbox, task: Task, key: str) -> dict[str, Any]:
         return entry | {"error": str(error)}
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON aside and rename it."""
-    with written_aside(path) as part:
-        part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def finished_jobs(plan: Plan, forget: Collection[str] | None = None) -> list[dict[str, Any]]:
     """Return what earlier runs finished and is still there whole; what is left of other jobs is removed.
 
@@ -393,9 +387,7 @@ def run_jobs(plan: Plan, jobs: Sequence[tuple[int, list[Task]]], spread: Spread)
     return [entry for entries in done for entry in entries]
 
 
-def failed_at_survey(
-    plan: Plan, tasks: Sequence[Task], found: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def failed_at_survey(plan: Plan, tasks: Sequence[Task], found: Sequence[Task]) -> dict[str, Task]:
     """Return the recordings that a survey found unusable, by key; names them with their reasons on standard error."""
     failed = {
         plan.key(task): described(task) | {"error": seen["error"]}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataset_maker.jobs import write_json
+from files import write_json
 from hdf5_files import SUFFIXES
 from labelled_files import SPLITS
 

@@ -247,11 +247,12 @@ def test_recordings_that_hold_nothing_but_nan(fails: Any, tmp_path: Path) -> Non
     fails(TRAIN, "--train_data", file, code=DATA, says=[str(file), "all 4 windows", "cannot be used", "inspect"])
 
 
-def test_nan_that_a_file_calls_valid_stops_the_run_before_anything_changes(fails: Any, tmp_path: Path) -> None:
+def test_nan_that_a_file_calls_valid_stops_the_run_where_it_is_asked_to(fails: Any, tmp_path: Path) -> None:
     file = nan_file(tmp_path / "nan.hdf5")
     with h5py.File(file, "r+") as opened:
         opened["recording0/valid"] = np.ones(8, bool)
-    fails(TRAIN, "--train_data", file, code=DATA, says=["not finite", "step", "--lr"])
+    words = ["--train_data", file, "--nonfinite", "stop", "--output_dir", tmp_path / "new"]
+    fails(TRAIN, *words, code=DATA, says=["not finite", "step", "--lr", str(file)])
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass"])
@@ -383,8 +384,13 @@ def test_a_masked_model_of_another_size_with_the_first_keys_that_differ(fails: A
 
 
 def test_a_run_that_continues_with_another_codebook(fails: Any) -> None:
-    says = ["another architecture", "quantize", "(16,", "(32,"]
+    says = ["of another run", "--codebook_n_emd 32, the checkpoint has 16", "--resume_anyway"]
     fails(TRAIN, "--codebook_n_emd", "32", code=DATA, says=says)
+
+
+def test_another_codebook_does_not_fit_anyway(fails: Any) -> None:
+    says = ["another architecture", "quantize", "(16,", "(32,"]
+    fails(TRAIN, "--codebook_n_emd", "32", "--resume_anyway", code=DATA, says=says)
 
 
 def test_a_codebook_size_that_is_not_the_tokenizers(fails: Any) -> None:

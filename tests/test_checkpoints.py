@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import hashlib
 import io
 import os
 import zipfile
@@ -38,6 +39,8 @@ def weights_of(stage: str) -> dict[str, Tensor]:
         return create_model(SIZE_OF_STAGE[stage]).state_dict()
 
 
+FILES = ["checkpoint.pth", "checkpoint.pth.sha256"]
+
 # Writing
 
 
@@ -51,7 +54,9 @@ def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
     assert torch.equal(read["model"]["weight"], STATE["model"]["weight"])
     assert (read["epoch"], read["scaler"], read["args"]) == (3, None, {"lr": 5e-4})
     assert torch.equal(read["optimizer"]["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
-    assert os.listdir(tmp_path) == ["checkpoint.pth"]  # noqa: PTH208 (hidden files count too)
+    assert sorted(os.listdir(tmp_path)) == FILES  # noqa: PTH208 (hidden files count too)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (tmp_path / FILES[1]).read_text() == f"{digest}  checkpoint.pth\n"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +82,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_whole_and_nothing_else(
         checkpoints.save({"model": {}}, path)
     assert one_line(error)
     assert path.read_bytes() == old
-    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pth"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == FILES
 
 
 def test_a_process_that_dies_while_writing_leaves_the_old_file_whole(
@@ -100,7 +105,9 @@ def test_the_new_file_reaches_the_disk_before_it_takes_the_old_ones_place(
     monkeypatch.setattr(os, "fsync", lambda file: (order.append("sync"), sync(file))[1])
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append("rename"), replace(a, b))[1])
     checkpoints.save(STATE, tmp_path / "checkpoint.pth")
-    assert order == ["sync", "rename"]
+    assert order[0] == "sync" and "rename" in order and order[-1] == "sync"  # the folder's names, too
+    renames = [i for i, what in enumerate(order) if what == "rename"]
+    assert all(order[i - 1] == "sync" for i in renames)
 
 
 @pytest.mark.parametrize("place", ["absent/checkpoint.pth", "file/checkpoint.pth", "folder"])

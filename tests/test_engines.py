@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -279,7 +280,10 @@ def test_evaluating_a_tokenizer_is_the_mean_over_all_windows_one_by_one(tmp_path
 
 def test_codes_of_a_training_epoch_are_counted_over_the_epoch(tmp_path: Path, data: Path) -> None:
     with vqnsp_training(tmp_path, data, "--lr", 0, "--min_lr", 0, quantize_kmeans_init=False, decay=1.0) as t:
-        stats = [engine_for_vqnsp.train_one_epoch(t.state, t.loaders.train, epoch) for epoch in (0, 0)]
+        stats = []
+        for _ in range(2):
+            t.state.step = 0  # the epoch anew
+            stats.append(engine_for_vqnsp.train_one_epoch(t.state, t.loaders.train, 0))
         assert stats[0] == stats[1]  # counted anew, and nothing learns at a rate of 0 with rows that stay
         t.loaders.train.batch_sampler.set_epoch(0)
         with torch.no_grad():
@@ -358,29 +362,48 @@ def test_a_row_that_receives_nothing_for_ten_steps_is_revived_and_used_again(tmp
         used, same = [], []
         for epoch in range(6):  # three steps each
             engine_for_vqnsp.train_one_epoch(t.state, t.loaders.train, epoch, revival=revival)
-            used.append(int(t.model.quantize.epoch_counts[4]))
+            used.append(int(t.state.log.total("codes", 5)[4]))
             same.append(torch.equal(t.model.quantize.embedding.weight[4], start[4]))
         assert t.model.quantize.embedding.weight[4].norm().item() == pytest.approx(1)
     assert used[:3] == [0, 0, 0] and sum(used[3:]) > 0
     assert same == [True, True, True, False, False, False] and revival.revived >= 1
 
 
-def test_bad_data_stop_a_tokenizers_training_and_leave_everything_as_it_was(tmp_path: Path, data: Path) -> None:
+@pytest.mark.parametrize("mode", ["skip", "stop"])
+def test_bad_data_leave_a_tokenizer_as_it_was(
+    tmp_path: Path, data: Path, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
     eeg = signal(2, 1600)
     eeg[0] = np.nan
     bad = write_pretraining(tmp_path / "bad" / "a.hdf5", PAIR, [eeg]).parent
     with h5py.File(bad / "a.hdf5", "r+") as file:
         file["recording0/valid"] = np.ones(8, bool)  # else the loaders leave these seconds out
-    with vqnsp_training(tmp_path / "run", data) as t:
+    with vqnsp_training(tmp_path / "run", data, "--nonfinite", mode) as t:
         initialize_codebook(t.model, t.loaders.train, t.run, epoch=0, accumulation=1)
         engine_for_vqnsp.train_one_epoch(t.state, t.loaders.train, 0)
         args = argparse.Namespace(**{**vars(t.args), "train_data": [bad], "val_data": [bad]})
         broken = eeg_data.build_pretraining_loaders(args, t.run)
         before = [part.clone() for part in everything(t)]
-        with pytest.raises(InputError) as error:
+        if mode == "stop":
+            with pytest.raises(InputError) as error:
+                engine_for_vqnsp.train_one_epoch(t.state, broken.train, 1)
+            text, skipped = only_line(error, "--clip_grad"), 1
+        else:
             engine_for_vqnsp.train_one_epoch(t.state, broken.train, 1)
+            text, skipped = caplog.text, 2
+            assert t.state.log.means() == {}
         after = everything(t)
-    only_line(error, "not finite", "step 3")
+    named = [
+        "not finite at step 0 of epoch 1",
+        f"{bad / 'a.hdf5'}, recording0, at ",
+        "holds values that are not finite",
+    ]
+    assert all(part in text for part in named)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "bad_steps.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["step"], len(line["windows"])) for line in lines] == [
+        (1, i, 4) for i in range(skipped)
+    ]
+    assert t.state.skipped_steps == skipped
     assert len(before) == len(after) > 100
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 

@@ -135,6 +135,20 @@ def test_attention_equals_two_products_and_a_softmax(qkv_bias: bool, qk_norm: bo
     np.testing.assert_allclose(attention(x).detach().numpy(), expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("qkv_bias", [False, True])
+def test_attention_calls_its_matrices_as_modules_so_that_adapters_can_wrap_them(qkv_bias: bool) -> None:
+    attention = fill(Attention(12, 3, qkv_bias=qkv_bias, qk_norm=True, attn_drop=0.0, drop=0.0)).double()
+    x, seen = random(2, 5, 12), []
+    for matrix in (attention.qkv, attention.proj):
+        matrix.register_forward_hook(lambda module, inputs, output: seen.append((module, inputs[0], output)))
+    attended = attention(x)
+    assert [module for module, _, _ in seen] == [attention.qkv, attention.proj]
+    assert seen[0][1] is x and torch.equal(seen[1][2], attended)
+    w = attention.state_dict()
+    bias = torch.cat((w["q_bias"], torch.zeros(12).double(), w["v_bias"])) if qkv_bias else 0.0
+    torch.testing.assert_close(seen[0][2], x @ w["qkv.weight"].t() + bias, rtol=1e-12, atol=1e-12)
+
+
 def test_mlp_is_four_times_as_wide_and_uses_the_exact_gelu() -> None:
     mlp = fill(Mlp(6, drop=0.0)).double()
     x = random(2, 3, 6)
@@ -409,6 +423,64 @@ def test_half_precision_autocast_stays_close_to_float32(name: str) -> None:
     exact, half = (exact[0], half[0]) if name == MASKED else (exact, half)
     assert half.dtype == torch.bfloat16
     assert (half.float() - exact).abs().max() < 0.05 * exact.abs().max() + 0.05
+
+
+def training_pass(name: str, *, grad_checkpoint: bool) -> tuple[dict[str, Tensor], int]:
+    """Gradients of a model with everything dropped now and then, and how much was kept for them from outside."""
+    options = {"drop_path_rate": 0.5, "drop_rate": 0.2, "attn_drop_rate": 0.2, "grad_checkpoint": grad_checkpoint}
+    model = fill(create_model(name, **options)).double().train()
+    x, mask = random(8, 3, 4, 200), torch.tensor([[True, False] * 6] * 8)
+    own = {p.data_ptr() for p in model.parameters()}
+    kept: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in own:
+            kept.append(tensor.nbytes)
+        return tensor
+
+    torch.manual_seed(3)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = model(x, [0, 1, 2, 3], mask) if name == MASKED else (model(x, [0, 1, 2, 3]),)
+    sum(part.square().sum() for part in out).backward()
+    return {key: p.grad for key, p in model.named_parameters()}, sum(kept)
+
+
+@pytest.mark.parametrize("name", [MASKED, CLASSIFIER])
+def test_checkpointed_blocks_have_the_same_gradients_and_keep_far_less(name: str) -> None:
+    plain, kept = training_pass(name, grad_checkpoint=False)
+    again, kept_again = training_pass(name, grad_checkpoint=True)
+    for key, gradient in plain.items():
+        assert (again[key] - gradient).abs().max() <= 1e-12 * max(1.0, gradient.abs().max()), key
+    assert kept_again < 0.5 * kept
+    # What remains is outside the blocks: a model without any keeps almost as much.
+    width, tokens = 200, 1 + 12
+    passes = 2 if name == MASKED else 1
+    assert kept - kept_again > passes * 4 * 10 * 8 * tokens * width * 8, "at least ten widths for each of 4 blocks"
+
+
+@pytest.mark.parametrize("name", [MASKED, CLASSIFIER])
+def test_checkpointed_blocks_have_the_same_gradients_in_half_precision(name: str) -> None:
+    found = []
+    for grad_checkpoint in (False, True):
+        model = fill(create_model(name, drop_path_rate=0.5, grad_checkpoint=grad_checkpoint)).train()
+        x, mask = random(4, 3, 2, 200).float(), torch.tensor([[True, False] * 3] * 4)
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(x, [0, 1, 2, 3], mask) if name == MASKED else (model(x, [0, 1, 2, 3]),)
+            loss = sum(part.float().square().sum() for part in out)
+        loss.backward()
+        found.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_checkpointing_computes_blocks_once_in_evaluation_and_twice_in_training() -> None:
+    model, calls = create_model(CLASSIFIER, grad_checkpoint=True), []
+    model.blocks[1].attn.register_forward_hook(lambda *_: calls.append(1))
+    x = random(2, 3, 2, 200).float()
+    model.eval()(x, [0, 1, 2, 3]).sum().backward()
+    assert len(calls) == 1
+    model.train()(x, [0, 1, 2, 3]).sum().backward()
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("name", REGISTERED)

@@ -15,12 +15,12 @@ MAX_FILE, MAX_FUNCTION = 400, 60  # lines
 LEVELS = [
     {"errors", "version"},
     {"electrodes", "files", "batches", "hdf5_files", "quality"},
-    {"checkpoints", "metrics", "layers", "norm_ema_quantizer", "progress", "pretraining_files"},
+    {"checkpoints", "metrics", "layers", "norm_ema_quantizer", "progress", "pretraining_files", "interruption"},
     {"utils", "modeling_vqnsp", "modeling_pretrain", "modeling_finetune", "labelled_files"},
-    {"scans"},
+    {"scans", "fingerprint", "run_log"},
     {"optim_factory", "eeg_data"},
     {"labelled_data", "training_state"},
-    {"engine_for_vqnsp", "engine_for_pretraining", "engine_for_finetuning"},
+    {"engine_for_vqnsp", "engine_for_pretraining", "engine_for_finetuning", "adaptation"},
     {"run_vqnsp_training", "run_labram_pretraining", "run_class_finetuning"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
@@ -121,7 +121,7 @@ def test_a_function_has_at_most_60_lines(path: Path) -> None:
 @pytest.mark.parametrize("module", sorted(LEVEL))
 def test_a_module_prints_nothing_but_errors(module: str) -> None:
     root = tree(ROOT / f"{module}.py")
-    spared = [node for node in root.body if isinstance(node, ast.FunctionDef) and node.name == "run_script"]
+    spared = [node for node in root.body if isinstance(node, ast.FunctionDef) and node.name == "_end"]  # of errors.py
     printing = [
         node.lineno
         for part in root.body

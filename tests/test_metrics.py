@@ -194,6 +194,47 @@ def test_the_selected_epochs_numbers_are_remembered_and_the_rule_is_said() -> No
     assert "last" in last.rule
 
 
+@pytest.mark.parametrize(
+    ("values", "stopped_after"),
+    [
+        ([0.5, 0.4, 0.3, 0.9], 2),
+        ([0.5, 0.4, 0.6, 0.5, 0.6], 4),  # a tie is no better
+        ([0.5, math.nan, math.nan], 2),
+        ([math.nan, math.nan, math.nan], 2),
+        ([0.1, 0.2, 0.3, 0.4], None),
+        ([None, None, None, None], None),  # nothing to judge by
+    ],
+)
+def test_patience_ends_after_that_many_epochs_in_a_row_without_a_better_value(
+    values: list[float | None], stopped_after: int | None
+) -> None:
+    best = BestEpoch("roc_auc", "binary", patience=2)
+    for epoch, value in enumerate(values):
+        assert not best.stopped
+        best.update(epoch, {} if value is None else {"val_roc_auc": value})
+        if best.stopped:
+            break
+    assert (epoch if best.stopped else None) == stopped_after
+
+
+def test_without_patience_nothing_stops() -> None:
+    best = BestEpoch("roc_auc", "binary")
+    for epoch in range(50):
+        best.update(epoch, {"val_roc_auc": -epoch})
+    assert not best.stopped
+
+
+def test_patience_goes_on_counting_from_its_saved_state() -> None:
+    straight = BestEpoch("roc_auc", "binary", patience=3)
+    for epoch, value in enumerate([0.5, 0.4, 0.3]):
+        straight.update(epoch, {"val_roc_auc": value})
+    resumed = BestEpoch("roc_auc", "binary", patience=3)
+    resumed.load_state_dict(straight.state_dict())
+    assert not resumed.stopped
+    resumed.update(3, {"val_roc_auc": 0.4})
+    assert resumed.stopped
+
+
 def test_a_selection_through_a_file_continues() -> None:
     straight, resumed = BestEpoch("r2", "regression"), BestEpoch("r2", "regression")
     for epoch, value in enumerate([0.1, 0.4]):
@@ -204,7 +245,7 @@ def test_a_selection_through_a_file_continues() -> None:
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for best in (straight, resumed):
         assert [best.update(epoch, {"val_r2": value}) for epoch, value in ((2, 0.4), (3, 0.5))] == [False, True]
-    assert straight.state_dict() == resumed.state_dict() == {"epoch": 3, "stats": {"val_r2": 0.5}}
+    assert straight.state_dict() == resumed.state_dict() == {"epoch": 3, "stats": {"val_r2": 0.5}, "waited": 0}
 
 
 @pytest.mark.parametrize(("name", "task"), [("auc", "binary"), ("roc_auc", "multiclass"), ("accuracy", "regression")])

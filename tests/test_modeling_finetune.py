@@ -183,6 +183,25 @@ def test_the_order_of_electrodes_does_not_matter_as_long_as_their_rows_go_along(
         assert (model(x[:, order], [0, *rows.tolist()]) - straight).abs().max() > 1e-4
 
 
+def test_a_model_that_takes_features_runs_its_head_on_them() -> None:
+    model, x = tiny(num_classes=3), eeg(1, (2, 3, 2, 200))
+    with torch.no_grad():
+        features, logits = model.forward_features(x, CHANNELS), model(x, CHANNELS)
+        model.takes_features = True
+        assert torch.equal(model(features), logits)
+        assert torch.equal(model.forward_features(x, CHANNELS), features)
+
+
+def test_frozen_parts_stay_in_evaluation_mode_and_out_of_the_state_dict() -> None:
+    model = tiny()
+    model.frozen = (model.patch_embed, model.blocks[1])
+    assert model.train() is model and model.training
+    assert [block.training for block in model.blocks] == [True, False, True, True]
+    assert not model.blocks[1].drop_path.training and not model.patch_embed.norm1.training
+    assert list(model.state_dict()) == list(tiny().state_dict())
+    assert not any(part.training for part in model.eval().modules())
+
+
 # Loading stage 2
 
 
@@ -273,6 +292,14 @@ def test_a_tokenizers_weights_are_refused_and_name_what_is_missing() -> None:
     weights = create_model(TINY_TOKENIZER, n_code=8).state_dict()
     with pytest.raises(InputError, match=r"another architecture: .*blocks") as error:
         load_pretrained(create_model(TINY), weights)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_with_lora_adapters_is_refused_and_names_the_merged_one() -> None:
+    weights = {key.replace("qkv.weight", "qkv.base_layer.weight"): v for key, v in tiny().state_dict().items()}
+    weights["blocks.0.attn.qkv.lora_A.default.weight"] = torch.zeros(4, 200)
+    with pytest.raises(InputError, match=r"best\.pth holds LoRA.*model-merged\.pth") as error:
+        load_pretrained(create_model(TINY), weights, where="best.pth")
     assert "\n" not in str(error.value)
 
 

@@ -22,7 +22,7 @@ import modeling_vqnsp  # noqa: F401
 import optim_factory
 from data_helpers import only_line, parse, plain_run, process_group
 from errors import InputError, UsageError
-from optim_factory import Update, build_update, cosine_schedule, layer_scale, parameter_groups
+from optim_factory import Update, build_update, cosine_schedule, layer_scale, micro_batches, parameter_groups
 
 GOLDEN = Path(__file__).parent / "golden"
 SCHEDULES = json.loads((GOLDEN / "cosine_schedules.json").read_text())
@@ -239,28 +239,45 @@ def test_the_gradient_is_clipped_to_the_norm_and_grad_norm_is_that_before(
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_before_anything_changes(tmp_path: Path, accumulation: int, bad: float) -> None:
+def test_a_step_whose_loss_is_not_finite_changes_nothing(tmp_path: Path, accumulation: int, bad: float) -> None:
     update = make(tmp_path, accumulation=accumulation)
     for step in range(6 * accumulation):
         update(mse(update, *samples(4, step)))
     before = weights(update), copy.deepcopy(update.optimizer.state_dict()["state"])
-    with pytest.raises(InputError) as error:
+    for again in (1, 2):
         for micro in range(accumulation):
             x, y = samples(4, 99 + micro)
-            update(mse(update, x * bad if micro == 0 else x, y))
-    only_line(error, "not finite", "step 6", "epoch 1", "--lr", "--clip_grad")
-    assert update.step == 6
+            assert update(mse(update, x * bad if micro == 0 else x, y)) is False
+        assert update.skipped and not update.overflowed and update.nonfinite_in_a_row == again
+        assert [bool(one) for one in update.finite] == [False, *[True] * (accumulation - 1)]
+    assert update.step == 8
     assert_equal(before, (weights(update), update.optimizer.state_dict()["state"]))
+    taken = [update(mse(update, *samples(4, micro))) for micro in range(accumulation)]
+    assert taken[-1] and not update.skipped and update.nonfinite_in_a_row == 0
+    assert all(bool(value.isfinite().all()) for value in weights(update).values())
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_an_infinite_loss_stops_the_step_even_where_its_gradient_is_finite(tmp_path: Path, accumulation: int) -> None:
+def test_an_infinite_loss_skips_the_step_even_where_its_gradient_is_finite(tmp_path: Path, accumulation: int) -> None:
     update = make(tmp_path, accumulation=accumulation)
     before = weights(update)
-    with pytest.raises(InputError):
-        for micro in range(accumulation):
-            update(mse(update, *samples(4, micro)) + (math.inf if micro == 0 else 0))
+    for micro in range(accumulation):
+        update(mse(update, *samples(4, micro)) + (math.inf if micro == 0 else 0))
+    assert update.skipped
     assert_equal(before, weights(update))
+
+
+def test_a_rehearsal_changes_nothing_random_numbers_included(tmp_path: Path) -> None:
+    update = make(tmp_path, accumulation=2)
+    update(mse(update, *samples(4)))
+    before = weights(update), update.state_dict()
+    torch.manual_seed(3)
+    with update.rehearsal():
+        torch.rand(9)
+        assert update(mse(update, *samples(4, 7))) is False
+    assert update.skipped and update.micro_batch == 1
+    assert float(torch.rand(())) == float(torch.rand((), generator=torch.Generator().manual_seed(3)))
+    assert_equal(before, (weights(update), update.state_dict()))
 
 
 def test_the_schedules_are_applied_at_each_step_and_scaled_by_each_groups_lr_scale(tmp_path: Path) -> None:
@@ -410,16 +427,61 @@ def test_a_gradient_overflow_in_half_precision_skips_the_step_and_lowers_the_sca
     assert math.isfinite(float(update.stats["grad_norm"]))
 
 
-def test_overflows_without_end_stop_the_run(tmp_path: Path) -> None:
+def test_overflows_without_end_are_bad_steps(tmp_path: Path) -> None:
     update = half_precision(make(tmp_path, steps=99), scale=2.0**60)  # overflows after twenty halvings too
-    for _ in range(optim_factory.MAX_SKIPPED):
+    for _ in range(optim_factory.MAX_OVERFLOWS):
         update(mse(update, *samples(4)) * 1e304)
-        assert update.skipped
-    with pytest.raises(InputError, match="not finite"):
-        update(mse(update, *samples(4)) * 1e304)
+        assert update.overflowed and update.nonfinite_in_a_row == 0
+    update(mse(update, *samples(4)) * 1e304)
+    assert update.skipped and not update.overflowed and update.nonfinite_in_a_row == 1
 
 
-def test_a_loss_that_is_not_finite_stops_in_half_precision_too(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_no_overflow_in_half_precision_either(tmp_path: Path) -> None:
     update = half_precision(make(tmp_path))
-    with pytest.raises(InputError, match="not finite"):
-        update(mse(update, *samples(4)) * math.nan)
+    before = weights(update)
+    update(mse(update, *samples(4)) * math.nan)
+    assert update.skipped and not update.overflowed and update.nonfinite_in_a_row == 1
+    assert_equal(before, weights(update))
+
+
+# Batch arithmetic
+
+
+@pytest.mark.parametrize(
+    ("words", "processes", "expected"),
+    [((), 1, 1), (("--update_freq", 3), 2, 3), (("--total_batch_size", 512), 2, 4), (("--total_batch_size", 64), 1, 1)],
+)
+def test_the_total_batch_sets_the_micro_batches(tmp_path: Path, words: tuple, processes: int, expected: int) -> None:
+    args = parse(words, lambda parser: optim_factory.add_arguments(parser, accumulation="update_freq"), batch_size=64)
+    assert micro_batches(args, plain_run(tmp_path, processes=processes), flag="update_freq") == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--total_batch_size", 500), ("500", "64 x 2", "128")),
+        (("--total_batch_size", 0), ("0", "128")),
+        (("--total_batch_size", 512, "--gradient_accumulation_steps", 3), ("512", "4 micro-batches", "says 3")),
+    ],
+)
+def test_a_total_batch_that_cannot_be_is_wrong_usage(tmp_path: Path, words: tuple, says: tuple) -> None:
+    args = parse(words, optim_factory.add_arguments, batch_size=64)
+    with pytest.raises(UsageError) as error:
+        micro_batches(args, plain_run(tmp_path, processes=2))
+    only_line(error, "--total_batch_size", *says)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "the paper's is 512: --total_batch_size 512 (8 micro-batches) would match"),
+        ({"accumulation": 8}, "as in the paper"),
+        ({"paper_batch": 100}, "the paper's is 100, which is no multiple of 64"),
+    ],
+)
+def test_the_papers_batch_is_said_beside_the_runs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict, said: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    built(tmp_path, **options)
+    assert said in caplog.text

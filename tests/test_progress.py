@@ -16,7 +16,8 @@ import torch
 import files
 import progress
 from data_helpers import process_group
-from progress import MetricLog, Progress, duration, plain, write_json
+from files import write_json
+from progress import MetricLog, Progress, duration, plain
 
 
 class Terminal(io.StringIO):

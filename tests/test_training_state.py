@@ -60,7 +60,7 @@ def test_a_run_resumed_with_a_loading_process_ends_as_one_that_never_stopped(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
-    shutil.copy(folder / "checkpoint-0.pth", folder / "checkpoint.pth")
+    shutil.copy(folder / "checkpoint-0.pth", folder / "checkpoint.pth")  # a whole file, known by another's digest
     assert train(folder, task, workers=1) == 0
     assert_same_run(straight, folder)
 
@@ -83,7 +83,8 @@ def test_a_best_checkpoint_of_a_later_epoch_is_set_aside_when_its_epoch_is_train
     shutil.copytree(straight, folder)
     later = checkpoint(folder / "checkpoint-best.pth") | {"epoch": 2}
     torch.save(later, folder / "checkpoint-best.pth")
-    assert train(folder, task, "--resume", folder / "checkpoint-0.pth", epochs=1) == 0  # nothing is left to train
+    (folder / "checkpoint-best.pth.sha256").unlink()
+    assert train(folder, task, "--resume", folder / "checkpoint-0.pth", "--resume_anyway", epochs=1) == 0
     assert not (folder / "checkpoint-best.pth").exists()
     assert checkpoint(folder / "checkpoint-best.previous.pth")["epoch"] == 2
 
@@ -93,6 +94,8 @@ def test_averaged_weights_are_not_made_up_for_a_run_that_had_none(
 ) -> None:
     shutil.copytree(straight, tmp_path / "run")
     assert train(tmp_path / "run", task, "--model_ema") == 1
+    assert "--model_ema True, the checkpoint has False" in capsys.readouterr().err
+    assert train(tmp_path / "run", task, "--model_ema", "--resume_anyway") == 1
     assert "holds no model_ema" in capsys.readouterr().err
 
 

@@ -24,6 +24,7 @@ import run_class_finetuning
 import run_vqnsp_training
 import utils
 import version
+from batches import TrainingBatches
 from data_helpers import PAIR, TINY, TRIO, only_line, script_args, signal, write_pretraining
 from errors import InputError, UsageError
 from optim_factory import build_update
@@ -201,13 +202,20 @@ class FakeBatch(SimpleNamespace):
         return self
 
 
-class FakeLoader(list):
-    """Two batches."""
+class FakeLoader:
+    """Two batches of one montage."""
 
     def __init__(self) -> None:
-        super().__init__([FakeBatch(), FakeBatch()])
+        self.batch_sampler = TrainingBatches([8], 4, seed=0)
+        self.dataset = SimpleNamespace(groups=["2ch"])
         self.epochs: list[int] = []
-        self.batch_sampler = SimpleNamespace(set_epoch=self.epochs.append)
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[FakeBatch]:
+        self.epochs.append(self.batch_sampler.epoch)
+        return (FakeBatch() for _ in self.batch_sampler)
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -244,6 +252,7 @@ def test_steps_choose_the_epochs_order_and_count_samples_and_start_the_means_ane
             for _ in state.steps(loader, epoch):
                 state.log.add({"loss": float(epoch)}, n=4)
             assert state.samples == 8 and state.log.mean("loss") == epoch
+            assert state.finish_epoch(epoch)["train_loss_2ch"] == epoch
     assert loader.epochs == [0, 3]
     shown = [text for text in caplog.messages if "step 2/2" in text]
     assert len(shown) == 2 and "epoch 3, step 2/2: loss 3.0000, lr " in shown[1]
@@ -256,6 +265,7 @@ def test_random_numbers_of_an_epoch_depend_on_seed_epoch_and_process_only(tmp_pa
         def draws(epoch: int, **changed: int) -> list[float]:
             torch.rand(7)
             state.run = type(state.run)(**{**vars(state.run), **changed})
+            state.step = 0
             return [float(torch.rand(())) for _ in state.steps(FakeLoader(), epoch)]
 
         first = draws(1)
@@ -275,7 +285,7 @@ def test_checkpoints_are_kept_every_so_many_epochs_and_where_selected(tmp_path: 
         for epoch, expected in enumerate([{"checkpoint-best.pth"}, {"checkpoint-1.pth"}, set(), {"checkpoint-3.pth"}]):
             before = files(tmp_path)
             state.finish_epoch(epoch, best=epoch == 0)
-            assert files(tmp_path) - before - {"checkpoint.pth"} == expected
+            assert files(tmp_path) - before - {"checkpoint.pth", "checkpoint.previous.pth"} == expected
             assert torch.load(tmp_path / "checkpoint.pth", weights_only=True)["epoch"] == epoch
     best = torch.load(tmp_path / "checkpoint-best.pth", weights_only=True)
     assert best["epoch"] == 0 and best["stage"] == "tokenizer"
@@ -370,7 +380,7 @@ def test_tensorboard_scalars_are_written_where_a_log_folder_is_given(tmp_path: P
     with training(tmp_path / "out", "--log_dir", tmp_path / "board") as (state, args):
         state.resume(args)
         state.finish_epoch(0, {"test_loss": 1.5, "test_bad": math.nan})
-        state._writer.close()  # tensorboardX writes from a thread; it closes by itself when a process ends
+        state.run_log._writer.close()  # tensorboardX writes from a thread; it closes by itself when a process ends
     events = list((tmp_path / "board").iterdir())
     assert len(events) == 1
     content = events[0].read_bytes()

@@ -1,0 +1,643 @@
+"""What learns in stage 3: the last blocks, the head on features computed once, LoRA; when a run stops early."""
+
+import copy
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import r2_score
+from timm.models import create_model
+from torch import Tensor, nn
+
+import adaptation
+import layers
+import modeling_pretrain
+import run_class_finetuning
+from errors import InputError, UsageError
+from golden_recipe import eeg, fill
+from modeling_finetune import NeuralTransformer
+from optim_factory import Update, parameter_groups
+from run_helpers import CLASSIFIER, ROOT, call, checkpoint, free_port, labelled_file, log, predictions, start
+
+TINY = "labram_tiny_patch200_200"
+TINY_MASKED = next(name for name in modeling_pretrain.SIZES if "tiny" in name)
+DEPTH = 4
+CHANNELS = [0, 5, 9, 2]
+COUNTS = {"train": 12, "val": 7, "test": 6}
+SCRIPT = "run_class_finetuning"
+MODES = {
+    "everything": [],
+    "freeze": ["--freeze_blocks", "3"],
+    "probe": ["--linear_probe"],
+    "lora": ["--lora", "4", "--lora_dropout", "0.2"],
+}
+HEAD = {"head.weight", "head.bias"}
+NORM = {"fc_norm.weight", "fc_norm.bias"}
+ADAPTERS = {
+    f"blocks.{i}.attn.{m}.lora_{ab}.default.weight" for i in range(DEPTH) for m in ("qkv", "proj") for ab in "AB"
+}
+
+
+def tiny(**options: Any) -> NeuralTransformer:
+    return fill(create_model(TINY, **options))
+
+
+def learning(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def with_random_adapters(model: NeuralTransformer, **options: Any) -> NeuralTransformer:
+    """Add adapters, as if they had learnt something: at first they add nothing."""
+    adaptation.add_lora(model, 3, **options)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return model
+
+
+# What learns
+
+
+@pytest.mark.parametrize("use_mean_pooling", [True, False])
+@pytest.mark.parametrize("blocks", range(1, DEPTH + 1))
+def test_with_frozen_blocks_the_later_ones_the_norm_and_the_head_learn(blocks: int, use_mean_pooling: bool) -> None:
+    model = create_model(TINY, use_mean_pooling=use_mean_pooling)
+    adaptation.freeze_blocks(model, blocks)
+    norm = NORM if use_mean_pooling else {"norm.weight", "norm.bias"}
+    later = {name for name, _ in model.named_parameters() if re.match(rf"blocks\.[{blocks}-{DEPTH}]\.", name)}
+    assert learning(model) == later | norm | HEAD and len(later) == 17 * (DEPTH - blocks)
+
+
+def test_a_linear_probe_learns_its_head_alone() -> None:
+    model = create_model(TINY)
+    adaptation.freeze_all_but_head(model)
+    assert learning(model) == HEAD
+
+
+def test_with_lora_adapters_norm_and_head_learn_and_names_only_gain_suffixes() -> None:
+    model, before = create_model(TINY), {name for name, _ in create_model(TINY).named_parameters()}
+    adaptation.add_lora(model, 4)
+    assert learning(model) == ADAPTERS | NORM | HEAD
+    assert {name.replace(".base_layer", "") for name, _ in model.named_parameters() if "lora_" not in name} == before
+    assert {p.shape for n, p in model.named_parameters() if "qkv.lora_" in n} == {(4, 200), (600, 4)}
+
+
+def test_adapters_of_a_block_have_the_learning_rate_scale_of_that_block() -> None:
+    model = create_model(TINY)
+    adaptation.add_lora(model, 2)
+    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5)
+    scales = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    assert scales == {**{name: 0.5 ** (DEPTH - int(name[7])) for name in ADAPTERS}, **dict.fromkeys(NORM | HEAD, 1.0)}
+    assert all(group["weight_decay"] == 0.05 for group in groups if ADAPTERS & set(group["names"]))
+
+
+# Frozen parts
+
+
+def test_frozen_blocks_have_neither_dropout_nor_drop_path_in_training() -> None:
+    model, x = tiny(drop_rate=0.5, attn_drop_rate=0.5, drop_path_rate=0.9), eeg(1, (4, 3, 2, 200))
+    adaptation.freeze_blocks(model, DEPTH - 1)
+    seen: list[Tensor] = []
+    model.blocks[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    torch.manual_seed(0)
+    outputs = [model.train()(x, CHANNELS).detach() for _ in range(2)]
+    model.eval()(x, CHANNELS)
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
+    assert not torch.equal(*outputs), "the last block drops"
+
+
+def test_below_the_first_learning_block_no_gradient_is_computed_and_nothing_is_kept_for_one() -> None:
+    model, seen = tiny(), []
+    adaptation.freeze_blocks(model, DEPTH - 1)
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].grad_fn, output.grad_fn)))
+    loss = model.train()(eeg(1, (2, 3, 2, 200)), CHANNELS).square().sum()
+    loss.backward()
+    assert [(a is None, b is None) for a, b in seen] == [(True, True)] * (DEPTH - 1) + [(True, False)]
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == learning(model)
+
+
+def test_a_copy_of_a_model_with_frozen_parts_keeps_its_own_parts_frozen() -> None:
+    model = tiny(drop_rate=0.5)
+    adaptation.freeze_blocks(model, DEPTH)
+    twin = copy.deepcopy(model)
+    assert not {id(part) for part in twin.frozen} & {id(part) for part in model.modules()}
+    assert not twin.train().blocks[0].training and twin.head.training
+    assert list(twin.state_dict()) == list(tiny().state_dict())
+
+
+# LoRA
+
+
+def test_new_adapters_change_nothing() -> None:
+    model, x = tiny(num_classes=3).eval(), eeg(1, (2, 3, 2, 200))
+    with torch.no_grad():
+        before = model(x, CHANNELS)
+        adaptation.add_lora(model, 4, dropout=0.5)
+        assert torch.equal(model.eval()(x, CHANNELS), before)
+
+
+@pytest.mark.parametrize(("dropout", "same"), [(0.5, False), (0.0, True)])
+def test_what_enters_the_adapters_is_dropped_in_training_only(dropout: float, same: bool) -> None:
+    model, x = with_random_adapters(tiny(), dropout=dropout), eeg(1, (4, 3, 2, 200))
+    with torch.no_grad():
+        assert torch.equal(model.train()(x, CHANNELS), model(x, CHANNELS)) == same
+        assert torch.equal(model.eval()(x, CHANNELS), model(x, CHANNELS))
+
+
+@pytest.mark.parametrize(("alpha", "scale"), [(None, 2.0), (6.0, 2.0), (1.5, 0.5)])
+def test_merged_matrices_are_the_base_plus_the_scaled_product(alpha: float | None, scale: float) -> None:
+    model = with_random_adapters(tiny().double(), alpha=alpha)
+    weights, whole = model.state_dict(), adaptation.merged(model).state_dict()
+    assert list(whole) == list(tiny().state_dict())
+    for matrix in ("blocks.0.attn.qkv", "blocks.3.attn.proj"):
+        A, B = (weights[f"{matrix}.lora_{ab}.default.weight"] for ab in "AB")
+        expected = weights[f"{matrix}.base_layer.weight"] + scale * B @ A
+        torch.testing.assert_close(whole[f"{matrix}.weight"], expected, rtol=0, atol=1e-14)
+    assert torch.equal(whole["blocks.1.mlp.fc1.weight"], weights["blocks.1.mlp.fc1.weight"])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("qkv_bias", [False, True])
+def test_the_merged_classifier_computes_what_the_adapted_one_does(
+    dtype: torch.dtype, tolerance: float, qkv_bias: bool
+) -> None:
+    model = with_random_adapters(tiny(num_classes=3, qkv_bias=qkv_bias).to(dtype)).eval()
+    x = eeg(1, (2, 3, 2, 200)).to(dtype)
+    with torch.no_grad():
+        adapted = model(x, CHANNELS)
+        assert (adapted - tiny(num_classes=3, qkv_bias=qkv_bias).to(dtype).eval()(x, CHANNELS)).abs().max() > 1e-2
+        assert (adaptation.merged(model)(x, CHANNELS) - adapted).abs().max() <= tolerance * adapted.abs().max()
+        assert torch.equal(model(x, CHANNELS), adapted), "merging works on a copy"
+
+
+def test_adapters_are_not_loaded_with_another_scale_than_they_learnt() -> None:
+    weights = with_random_adapters(tiny(), alpha=0.1).state_dict()
+    same, other = tiny(), tiny()
+    adaptation.add_lora(same, 3, alpha=0.1)
+    adaptation.add_lora(other, 3)
+    same.load_state_dict(weights)
+    with pytest.raises(InputError, match=r"trained with --lora_alpha 0\.1, not 6"):
+        other.load_state_dict(weights)
+
+
+def test_adapters_work_under_half_precision_autocast() -> None:
+    model, x = with_random_adapters(tiny()).eval(), eeg(1, (2, 3, 2, 200))
+    with torch.no_grad():
+        exact = model(x, CHANNELS)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(x, CHANNELS)
+    assert half.dtype == torch.bfloat16 and (half.float() - exact).abs().max() < 0.05 * exact.abs().max() + 0.05
+
+
+def test_without_peft_lora_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UsageError, match=r"--lora needs the package peft.*bootstrap.py env.*requirements.txt") as error:
+        adaptation.add_lora(create_model(TINY), 4)
+    assert "\n" not in str(error.value)
+
+
+def test_the_script_does_not_import_peft_before_it_is_asked_for(tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {SCRIPT}; sys.exit('peft' in sys.modules)"
+    start(["-c", code], cwd=tmp_path)
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny labelled files and a file of stage 2 to start from."""
+    folder = tmp_path_factory.mktemp("tasks")
+    labelled_file(folder / "binary.hdf5", counts=COUNTS)
+    labelled_file(folder / "regression.hdf5", counts=COUNTS, task="regression", classes=("age", "speed"))
+    masked = fill(create_model(TINY_MASKED, vocab_size=8))
+    torch.save({"model": masked.state_dict()}, folder / "masked.pth")
+    return folder
+
+
+def words(tasks: Path, *more: Any, task: str = "binary") -> list[Any]:
+    start_from = ["--finetune", tasks / "masked.pth"]
+    return [*CLASSIFIER, "--dataset", tasks / f"{task}.hdf5", *start_from, "--lr", "2e-3", *more]
+
+
+def pretrained(tasks: Path) -> dict[str, Tensor]:
+    return {key.removeprefix("student."): value for key, value in checkpoint(tasks / "masked.pth")["model"].items()}
+
+
+def expected_to_learn(mode: str, names: set[str]) -> set[str]:
+    last = {name for name in names if name.startswith("blocks.3.")} | NORM | HEAD
+    return {"everything": names, "freeze": last, "probe": HEAD, "lora": ADAPTERS | NORM | HEAD}[mode]
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_changes_what_learns_and_leaves_the_rest_bit_equal(
+    tasks: Path, tmp_path: Path, mode: str, task: str
+) -> None:
+    given = words(tasks, *MODES[mode], "--epochs", "2", "--init_scale", "0", "--layer_decay", "1", task=task)
+    assert call(SCRIPT, *given, "--output_dir", tmp_path) == 0
+    weights, before = checkpoint(tmp_path / "checkpoint.pth")["model"], pretrained(tasks)
+    names = {name for name, _ in create_model(TINY).named_parameters()}
+    added = ADAPTERS | {"lora_alpha"} if mode == "lora" else set()
+    assert {name.replace(".base_layer", "") for name in weights} == names | added
+    wanted = expected_to_learn(mode, names)
+    for name, value in weights.items():
+        plain = name.replace(".base_layer", "")
+        first = before[plain] if plain in before and plain not in NORM else fresh(plain, value)
+        changed = bool((value != first).any()) if plain not in ADAPTERS or "lora_B" in plain else True
+        assert changed == (plain in wanted), plain
+    assert log(tmp_path)[0]["n_parameters"] == sum(v.numel() for n, v in weights.items() if n in wanted)
+    found = predictions(tmp_path / "predictions-test.npz")
+    assert np.isfinite(found["last_logits"]).all() and np.ptp(found["last_logits"]) > 0
+    if task == "regression":
+        assert log(tmp_path)[1]["test_r2"] == pytest.approx(r2_score(found["labels"], found["last_logits"]), rel=1e-5)
+
+
+def fresh(name: str, value: Tensor) -> Tensor:
+    """Return how a new tensor begins with --init_scale 0: norms at 1 and 0, head and second adapter at 0."""
+    return torch.full_like(value, {"fc_norm.weight": 1.0, "lora_alpha": 8.0}.get(name, 0.0))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_resumed_run_ends_bit_equal_with_its_averaged_weights_too(tasks: Path, tmp_path: Path, mode: str) -> None:
+    given = words(tasks, *MODES[mode], "--epochs", "3", "--save_ckpt_freq", "1", "--drop_path", "0.3")
+    given += ["--model_ema", "--model_ema_decay", "0.7", "--output_dir"]
+    assert call(SCRIPT, *given, tmp_path / "whole") == 0
+    assert call(SCRIPT, *given, tmp_path / "resumed", "--resume", tmp_path / "whole" / "checkpoint-0.pth") == 0
+    whole, resumed = (checkpoint(tmp_path / name / "checkpoint.pth") for name in ("whole", "resumed"))
+    for a, b in (
+        (whole["model"], resumed["model"]),
+        (whole["extras"]["model_ema"], resumed["extras"]["model_ema"]),
+        (flat(whole["optimizer"]["state"]), flat(resumed["optimizer"]["state"])),
+    ):
+        assert a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+    assert whole["model"].get("lora_alpha", 8.0) == 8.0 == average(whole).get("lora_alpha", 8.0)
+    moved = {name for name, value in whole["model"].items() if not torch.equal(value, average(whole)[name])}
+    assert moved == expected_to_learn(mode, set(whole["model"])), "the average follows what learns and only that"
+    timeless = [[without_clock(line) for line in log(tmp_path / name)] for name in ("whole", "resumed")]
+    assert timeless[0][1:] == timeless[1]
+    ends = [predictions(tmp_path / name / "predictions-test.npz")["last_logits"] for name in ("whole", "resumed")]
+    np.testing.assert_array_equal(*ends)
+
+
+def flat(state: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{i}.{name}": value for i, entries in state.items() for name, value in entries.items()}
+
+
+def average(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name.removeprefix("module."): value for name, value in state["extras"]["model_ema"].items()}
+
+
+def without_clock(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in ("epoch_seconds", "samples_per_second")}
+
+
+def stopped_at(patch: pytest.MonkeyPatch, owner: Any, name: str, number: int) -> None:
+    """Send this process SIGTERM in the call of that number of a function."""
+    calls, original = [0], getattr(owner, name)
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **options)
+
+    patch.setattr(owner, name, watched)
+
+
+@pytest.mark.parametrize("mode", list(MODES)[1:])
+def test_a_run_stopped_inside_an_epoch_and_again_before_its_next_step_ends_bit_equal(
+    tasks: Path, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = words(tasks, *MODES[mode], "--epochs", "2", "--drop_path", "0.3", "--model_ema", "--output_dir")
+    assert call(SCRIPT, *given, tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        stopped_at(patch, Update, "__call__", 5)
+        assert call(SCRIPT, *given, tmp_path / "stopped") == 143
+    state = checkpoint(tmp_path / "stopped" / "checkpoint.pth")
+    assert (state["epoch"], state["step"]) == (0, 2)
+    with monkeypatch.context() as patch:
+        if mode == "probe":  # while the features are computed again
+            stopped_at(patch, adaptation, "compute_features", 2)
+            assert call(SCRIPT, *given, tmp_path / "stopped") == 143
+    assert call(SCRIPT, *given, tmp_path / "stopped") == 0
+    ends = [checkpoint(tmp_path / name / "checkpoint.pth") for name in ("whole", "stopped")]
+    for part in ("model", "model_ema"):
+        whole, stopped = (end["model"] if part == "model" else end["extras"][part] for end in ends)
+        assert all(torch.equal(stopped[name], value) for name, value in whole.items())
+    whole, stopped = ([without_clock(line) for line in log(tmp_path / name)] for name in ("whole", "stopped"))
+    assert whole == stopped
+
+
+@pytest.mark.parametrize("averaged", [[], ["--model_ema", "--model_ema_decay", "0.5"]], ids=["plain", "averaged"])
+@pytest.mark.parametrize("mode", MODES)
+def test_eval_gives_the_predictions_of_the_selected_epoch(
+    tasks: Path, tmp_path: Path, mode: str, averaged: list[str]
+) -> None:
+    given = words(tasks, *MODES[mode], *averaged, "--epochs", "2", "--output_dir", tmp_path)
+    assert call(SCRIPT, *given) == 0
+    trained = predictions(tmp_path / "predictions-val.npz")
+    (tmp_path / "predictions-val.npz").unlink()
+    assert call(SCRIPT, *given, "--eval") == 0
+    evaluated = predictions(tmp_path / "predictions-val.npz")
+    assert evaluated["epoch"] == trained["epoch"]
+    np.testing.assert_allclose(evaluated["logits"], trained["logits"], rtol=0, atol=2e-6)
+    assert np.ptp(trained["logits"]) > 1e-3
+
+
+# The linear probe
+
+
+def read_split(path: Path, split: str) -> tuple[Tensor, Tensor]:
+    """Read EEG in units of 100 uV as patches (n, N, A, 200), and labels, without the project's own reader."""
+    with h5py.File(path, locking=False) as file:
+        signals = (torch.tensor(file[split]["eeg"][:]) / 100).double()  # divided as it is stored, in float32
+        return signals.reshape(*signals.shape[:2], -1, 200), torch.tensor(file[split]["label"][:])
+
+
+def test_a_linear_probe_ends_where_a_plain_loop_on_features_ends(tasks: Path, tmp_path: Path) -> None:
+    steps, base, final, n = 6, 0.05, 0.01, COUNTS["train"]
+    # All samples in every step, so that their order does not matter; a head that begins at zero; dropout everywhere.
+    given = words(tasks, "--linear_probe", "--batch_size", n, "--epochs", steps, "--init_scale", "0", "--drop", "0.3")
+    given += ["--drop_path", "0.5", "--precision", "fp64", "--lr", base, "--min_lr", final]
+    assert call(SCRIPT, *given, "--output_dir", tmp_path) == 0
+
+    model = create_model(TINY).double().eval()
+    model.load_state_dict({k: v for k, v in pretrained(tasks).items() if k in model.state_dict()}, strict=False)
+    x, labels = read_split(tasks / "binary.hdf5", "train")
+    with torch.no_grad():
+        rows = [0, 40, 42, 44, 64]  # CLS; C3, CZ, C4, PZ as the table of electrodes counts them
+        features = nn.functional.layer_norm(model.run_blocks(model.embed(x, rows))[:, 1:].mean(1), (200,), eps=1e-6)
+    weight, bias = torch.zeros(1, 200).double().requires_grad_(), torch.zeros(1).double().requires_grad_()
+    optimizer = torch.optim.AdamW([{"params": [weight], "weight_decay": 0.05}, {"params": [bias], "weight_decay": 0}])
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = final + (base - final) * (1 + np.cos(np.pi * step / steps)) / 2
+        logits = (features @ weight.t() + bias)[:, 0]
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(logits, labels.double()).backward()
+        optimizer.step()
+    found = checkpoint(tmp_path / "checkpoint.pth")["model"]
+    torch.testing.assert_close(found["head.weight"], weight.detach(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(found["head.bias"], bias.detach(), rtol=0, atol=1e-9)
+    assert weight.abs().max() > 0.1
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[int]:
+    """Count the calls of a method."""
+    calls, original = [0], getattr(owner, name)
+
+    def method(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, method)
+    return calls
+
+
+def test_features_are_computed_once_per_sample_whatever_the_number_of_epochs(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = counted(monkeypatch, layers.Block, "forward")
+    given = words(tasks, "--linear_probe", "--epochs", "5", "--output_dir", tmp_path)
+    assert call(SCRIPT, *given) == 0
+    batches = 3 + 2 + 2  # of 4, of 12, 7 and 6 samples
+    assert calls == [DEPTH * batches] and len(log(tmp_path)) == 5
+    assert call(SCRIPT, *given) == 0
+    assert calls == [DEPTH * batches], "a finished run computes nothing"
+    assert call(SCRIPT, *given, "--eval") == 0
+    assert calls == [DEPTH * (batches + 2 + 2)], "without training there are no features"
+
+
+def test_a_probe_that_resumes_takes_its_trunk_from_the_checkpoint(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Tensor]] = []
+    original = adaptation.compute_features
+
+    def noting(model: NeuralTransformer, *arguments: Any) -> Tensor:
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return original(model, *arguments)
+
+    given = words(tasks, "--linear_probe", "--epochs", "2", "--save_ckpt_freq", "1", "--output_dir")
+    assert call(SCRIPT, *given, tmp_path / "a") == 0
+    state = checkpoint(tmp_path / "a" / "checkpoint-0.pth")
+    state["model"]["blocks.0.mlp.fc1.bias"] += 1
+    torch.save(state, tmp_path / "moved.pth")
+    monkeypatch.setattr(adaptation, "compute_features", noting)
+    assert call(SCRIPT, *given, tmp_path / "b", "--resume", tmp_path / "moved.pth") == 0
+    assert all(torch.equal(found["blocks.0.mlp.fc1.bias"], state["model"]["blocks.0.mlp.fc1.bias"]) for found in seen)
+    assert len(seen) == 3
+
+
+# LoRA's merged file
+
+
+@pytest.mark.parametrize("averaged", [[], ["--model_ema", "--model_ema_decay", "0.5"]], ids=["plain", "averaged"])
+def test_the_merged_file_is_the_selected_classifier_for_eval_and_finetune_without_lora(
+    tasks: Path, tmp_path: Path, averaged: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    given = words(tasks, "--epochs", "3", "--output_dir")
+    assert call(SCRIPT, *given, tmp_path / "lora", *MODES["lora"], *averaged) == 0
+    trained = predictions(tmp_path / "lora" / "predictions-test.npz")
+    merged = tmp_path / "lora" / "model-merged.pth"
+    assert list(checkpoint(merged)["model"]) == list(create_model(TINY).state_dict())
+    assert call(SCRIPT, *given, tmp_path / "eval", "--eval", "--resume", merged) == 0
+    evaluated = predictions(tmp_path / "eval" / "predictions-test.npz")
+    assert evaluated["epoch"] == trained["epoch"]
+    np.testing.assert_allclose(evaluated["logits"], trained["logits"], rtol=0, atol=1e-6)
+    caplog.set_level("INFO")
+    assert call(SCRIPT, *given, tmp_path / "again", "--finetune", merged, "--epochs", "1") == 0
+    assert "missing: none; unexpected: none; dropped: none" in caplog.text
+
+
+def test_a_checkpoint_with_adapters_is_no_start_for_finetuning(
+    tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = words(tasks, "--output_dir")
+    assert call(SCRIPT, *given, tmp_path / "lora", *MODES["lora"]) == 0
+    last = tmp_path / "lora" / "checkpoint.pth"
+    assert call(SCRIPT, *given, tmp_path / "b", "--finetune", last) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert str(last) in error and "model-merged.pth" in error
+
+
+def test_no_save_ckpt_writes_no_merged_file_either(tasks: Path, tmp_path: Path) -> None:
+    assert call(SCRIPT, *words(tasks, *MODES["lora"], "--no_save_ckpt", "--output_dir", tmp_path)) == 0
+    assert not list(tmp_path.glob("*.pth"))
+
+
+# Patience
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> Callable[[], None]:
+    """Make the validation score of epoch e scores[e]; returns what makes the next run begin at a given epoch."""
+    original = run_class_finetuning.evaluate
+
+    def evaluate(model: nn.Module, loader: Any, *rest: Any, **options: Any) -> tuple[dict[str, float], np.ndarray]:
+        stats, logits = original(model, loader, *rest, **options)
+        if loader.dataset.split == "val":
+            stats["roc_auc"] = scores.pop(0)
+        return stats, logits
+
+    monkeypatch.setattr(run_class_finetuning, "evaluate", evaluate)
+    return scores.clear
+
+
+def test_patience_stops_after_so_many_epochs_in_a_row_without_a_better_score(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    scripted(monkeypatch, [0.5, 0.4, 0.6, 0.6, 0.55, 0.9])
+    given = words(tasks, "--epochs", "9", "--patience", "2", "--output_dir", tmp_path)
+    assert call(SCRIPT, *given) == 0
+    assert [line["val_roc_auc"] for line in log(tmp_path)] == [0.5, 0.4, 0.6, 0.6, 0.55]
+    message = "Stopped after epoch 4: --patience 2 epochs in a row without a better validation roc_auc than epoch 2's."
+    assert message in caplog.text
+    for shown in ("selected epoch 2 (by validation roc_auc), test", "last epoch 4, test"):
+        assert shown in caplog.text
+    caplog.clear()
+    assert call(SCRIPT, *given) == 0
+    assert len(log(tmp_path)) == 5, "a run that stopped early does not go on"
+    assert message in caplog.text and "selected epoch 2" in caplog.text
+
+
+def test_patience_counts_on_in_a_resumed_run(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [0.5, 0.4, 0.3, 0.2, 0.3, 0.2, 0.1])
+    given = words(tasks, "--epochs", "9", "--patience", "3", "--save_ckpt_freq", "1", "--output_dir")
+    assert call(SCRIPT, *given, tmp_path / "a") == 0
+    assert len(log(tmp_path / "a")) == 4
+    assert call(SCRIPT, *given, tmp_path / "b", "--resume", tmp_path / "a" / "checkpoint-1.pth") == 0
+    assert [line["epoch"] for line in log(tmp_path / "b")] == [2, 3]
+
+
+def test_without_patience_a_run_goes_to_its_last_epoch(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    scripted(monkeypatch, [0.5, 0.4, 0.3, 0.2])
+    assert call(SCRIPT, *words(tasks, "--epochs", "4", "--no_save_ckpt", "--output_dir", tmp_path)) == 0
+    assert len(log(tmp_path)) == 4 and "Stopped after" not in caplog.text
+
+
+def test_patience_without_validation_samples_is_wrong_usage(
+    tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled_file(tmp_path / "task.hdf5", counts={"train": 8, "test": 4})
+    given = [*CLASSIFIER, "--dataset", tmp_path / "task.hdf5", "--patience", "3", "--output_dir", tmp_path]
+    assert call(SCRIPT, *given) == 2
+    assert "no validation samples" in capsys.readouterr().err
+
+
+# Flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--freeze_blocks", "5"], "--freeze_blocks 5: allowed are whole numbers from 0 to 4"),
+        (["--freeze_blocks", "-1"], "--freeze_blocks -1: allowed are whole numbers from 0 to 4"),
+        (["--lora", "0"], "--lora 0: allowed are whole numbers from 1 to 200"),
+        (["--lora", "201"], "--lora 201"),
+        (["--patience", "0"], "--patience 0: allowed are whole numbers from 1"),
+        (["--lora", "4", "--lora_alpha", "0"], "--lora_alpha 0"),
+        (["--lora", "4", "--lora_alpha", "nan"], "--lora_alpha nan"),
+        (["--lora", "4", "--lora_dropout", "1"], "--lora_dropout 1"),
+        (["--lora_alpha", "4"], "--lora R"),
+        (["--lora_dropout", "0"], "--lora R"),
+        (["--linear_probe", "--lora", "4"], "--linear_probe and --lora"),
+        (["--linear_probe", "--freeze_blocks", "2"], "--freeze_blocks and --linear_probe"),
+        (["--lora", "4", "--freeze_blocks", "2"], "--freeze_blocks and --lora"),
+        (["--linear_probe", "--grad_checkpoint"], "leave out --grad_checkpoint"),
+        (["--patience", "2", "--disable_eval_during_finetuning"], "leave out --disable_eval_during_finetuning"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused_in_one_line_before_data_are_read(
+    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(SCRIPT, *CLASSIFIER, "--dataset", tmp_path / "none.hdf5", "--output_dir", tmp_path, *flags) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_frozen_random_weights_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = labelled_file(tmp_path / "task.hdf5", counts={"train": 4})
+    given = [*CLASSIFIER, "--dataset", path, "--freeze_blocks", "4", "--no_save_ckpt", "--output_dir", tmp_path]
+    assert call(SCRIPT, *given) == 0
+    assert "--freeze_blocks without --finetune" in caplog.text
+
+
+# Activation checkpointing and several processes
+
+
+@pytest.mark.parametrize(("mode", "learning_blocks"), [("everything", 4), ("freeze", 1), ("lora", 4)])
+def test_grad_checkpoint_computes_learning_blocks_twice_and_gives_the_same_run(
+    tasks: Path, tmp_path: Path, mode: str, learning_blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = words(tasks, *MODES[mode], "--drop_path", "0.4", "--drop", "0.1", "--attn_drop_rate", "0.1")
+    given += ["--precision", "fp64", "--output_dir"]
+    calls = counted(monkeypatch, layers.Mlp, "forward")
+    assert call(SCRIPT, *given, tmp_path / "kept") == 0
+    once, calls[0] = calls[0], 0
+    assert call(SCRIPT, *given, tmp_path / "again", "--grad_checkpoint") == 0
+    assert calls[0] - once == 3 * learning_blocks, "three steps"
+    kept, again = (checkpoint(tmp_path / name / "checkpoint.pth")["model"] for name in ("kept", "again"))
+    assert all((again[name] - value).abs().max() <= 1e-12 for name, value in kept.items())
+
+
+TOGETHER = {
+    "checkpoint": ["--grad_checkpoint"],
+    "freeze": ["--freeze_blocks", "3"],
+    "probe": ["--linear_probe"],
+    "lora": ["--lora", "4"],
+}
+
+
+def exact(tasks: Path, mode: str) -> list[Any]:
+    """Return the flags of a run that does not depend on the number of processes, in float64."""
+    return words(tasks, *TOGETHER[mode], "--drop_path", "0", "--precision", "fp64", "--epochs", "2", "--output_dir")
+
+
+@pytest.fixture(scope="module")
+def in_two_processes(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run every mode in one launch of two processes with half the batch."""
+    folder = tmp_path_factory.mktemp("two")
+    plan = [
+        {
+            "script": SCRIPT,
+            "flags": [str(word) for word in (*exact(tasks, mode), folder / mode, "--batch_size", "2")],
+            "record": str(folder / f"{mode}-record"),
+            "port": free_port(),
+        }
+        for mode in TOGETHER
+    ]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    start([ROOT / "tests" / "process_driver.py", folder / "plan.json"], cwd=folder, processes=2)
+    return folder
+
+
+@pytest.mark.parametrize("mode", TOGETHER)
+def test_two_processes_end_where_one_does_and_no_parameter_is_unused(
+    tasks: Path, in_two_processes: Path, tmp_path: Path, mode: str
+) -> None:
+    records = [torch.load(in_two_processes / f"{mode}-record.{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert [record["code"] for record in records] == [0, 0]
+    assert call(SCRIPT, *exact(tasks, mode), tmp_path) == 0
+    one, two = (checkpoint(folder / "checkpoint.pth")["model"] for folder in (tmp_path, in_two_processes / mode))
+    assert one.keys() == two.keys()
+    assert all((two[name] - value).abs().max() <= 1e-9 for name, value in one.items())
+    ends = [
+        predictions(folder / "predictions-test.npz")["last_logits"] for folder in (tmp_path, in_two_processes / mode)
+    ]
+    np.testing.assert_allclose(*ends, rtol=0, atol=1e-9)

@@ -1,0 +1,149 @@
+"""Two nodes: two torchrun agents that meet at a c10d rendezvous train all three stages like two processes of one node.
+
+The agents share a machine here but no folder: each has its own working directory, to which the same command line leads.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from run_helpers import (
+    CLASSIFIER,
+    MASKED,
+    ROOT,
+    TOKENIZER,
+    checkpoint,
+    contents,
+    free_port,
+    kill_tree,
+    labelled_file,
+    log,
+    pretraining_file,
+    start,
+)
+
+DRIVER = ROOT / "tests" / "process_driver.py"
+NAMES = ("tokenizer", "masked", "classifier")
+STEPS = 4
+WALL_CLOCK = ("epoch_seconds", "samples_per_second")
+
+
+def write_plan(path: Path, data: Path) -> None:
+    """Write the plan of all stages, paths of results relative to the working directory.
+
+    The first stage's group meets where torchrun says, which only works once in a process.
+    """
+    batch = ["--batch_size", "2"]
+    train = ["--train_data", str(data / "train"), "--val_data", str(data / "val"), *batch]
+    weights = {name: str(Path("out") / name / "checkpoint.pth") for name in NAMES}
+    task = ["--dataset", str(data / "task.hdf5"), "--finetune", weights["masked"], *batch]
+    commands = {
+        "tokenizer": ("run_vqnsp_training", [*TOKENIZER, *train]),
+        "masked": ("run_labram_pretraining", [*MASKED, *train, "--tokenizer_weight", weights["tokenizer"]]),
+        "classifier": ("run_class_finetuning", [*CLASSIFIER, *task]),
+    }
+    plan: list[dict[str, Any]] = [
+        {"script": script, "flags": [*words, "--output_dir", str(Path("out") / name)], "record": name}
+        for name, (script, words) in commands.items()
+    ]
+    for step in plan[1:]:
+        step["port"] = free_port()
+    path.write_text(json.dumps(plan))
+
+
+class Nodes(NamedTuple):
+    """Working directories and how the agents ended."""
+
+    one: Path  # of one node with two processes
+    first: Path  # of two nodes: the one with process 0
+    second: Path
+    ended: list[subprocess.CompletedProcess[str]]
+
+
+def agents(words: list[Any], folders: list[Path], *, timeout: float = 120) -> list[subprocess.CompletedProcess[str]]:
+    """Run `words` in one process of each of several agents, each in its own folder; return how the agents ended."""
+    env = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LABRAM_CACHE") if name in os.environ}
+    env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(folders)}", "--nproc_per_node=1"]
+    command += ["--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free_port()}", "--rdzv_id=nodes"]
+    command += ["--local_addr=localhost", *map(str, words)]
+    nodes = [
+        subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for folder in folders
+    ]
+    end = time.monotonic() + timeout
+    try:
+        shown = [node.communicate(timeout=max(end - time.monotonic(), 1))[0] for node in nodes]
+    finally:
+        for node in nodes:
+            if node.poll() is None:
+                kill_tree(node.pid)
+    return [subprocess.CompletedProcess(command, node.returncode, out) for node, out in zip(nodes, shown, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Nodes:
+    """All stages on two nodes, and on one node with two processes."""
+    root = tmp_path_factory.mktemp("nodes")
+    data = root / "data"
+    pretraining_file(data / "train" / "a.hdf5", seconds=(16, 15))  # 15 windows of two seconds: 4 steps of 4
+    pretraining_file(data / "val" / "a.hdf5", seconds=(6,), seed=5)
+    labelled_file(data / "task.hdf5", counts={"train": 4 * STEPS, "val": 5, "test": 3})
+    one, *two = [root / name for name in ("one", "a", "b")]
+    for folder in (one, *two):
+        folder.mkdir()
+    plan = root / "plan.json"
+    write_plan(plan, data)
+    start([DRIVER, plan], cwd=one, processes=2)
+    ended = agents([DRIVER, plan], two)
+    first, second = sorted(two, key=lambda folder: not (folder / "tokenizer.0.pt").is_file())  # agents draw ranks
+    return Nodes(one, first, second, ended)
+
+
+def test_both_agents_end_with_0(nodes: Nodes) -> None:
+    assert [agent.returncode for agent in nodes.ended] == [0, 0], "\n\n".join(agent.stdout for agent in nodes.ended)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_nodes_take_the_same_steps_each_with_its_own_windows(nodes: Nodes, name: str) -> None:
+    paths = nodes.first / f"{name}.0.pt", nodes.second / f"{name}.1.pt"
+    mine, other = (torch.load(path, weights_only=True) for path in paths)
+    assert len(set(mine["digests"])) == STEPS
+    assert mine["digests"] == other["digests"]
+    assert not torch.equal(torch.stack(mine["losses"]), torch.stack(other["losses"]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_first_node_writes(nodes: Nodes, name: str) -> None:
+    written = contents(nodes.first / "out" / name)
+    assert {"checkpoint.pth", "log.txt"} <= written.keys() == contents(nodes.one / "out" / name).keys()
+    assert len(log(nodes.first / "out" / name)) == 1
+    left = {path.name for path in nodes.second.rglob("*") if path.is_file()}
+    assert left == {f"{each}.1.pt" for each in NAMES}, "more than this test's own records"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_nodes_give_the_checkpoint_of_one_node_bit_by_bit(nodes: Nodes, name: str) -> None:
+    one, two = (checkpoint(folder / "out" / name / "checkpoint.pth") for folder in (nodes.one, nodes.first))
+    assert one["model"].keys() == two["model"].keys()
+    for key, value in one["model"].items():
+        assert torch.equal(two["model"][key], value), key
+    moments, others = (state["optimizer"]["state"] for state in (one, two))
+    assert moments.keys() == others.keys() and len(moments) > 0
+    for parameter, state in moments.items():
+        assert all(torch.equal(others[parameter][key], value) for key, value in state.items()), parameter
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_nodes_log_the_numbers_of_one_node(nodes: Nodes, name: str) -> None:
+    one, two = (log(folder / "out" / name)[0] for folder in (nodes.one, nodes.first))
+    for key in WALL_CLOCK:
+        assert one.pop(key) > 0 and two.pop(key) > 0
+    assert one == two
