@@ -261,6 +261,10 @@ def load_strictly(module: nn.Module, weights: dict[str, Tensor], *, where: str) 
         for k in own
         if k in weights and weights[k].shape != own[k].shape
     ]
+    adapted, adaptable = (any(".lora_" in key for key in keys) for keys in (weights, own))
+    if adapted != adaptable:
+        way_out = "give --lora as in its training, or take model-merged.pth" if adapted else "leave out --lora"
+        raise InputError(f"{where}: {'only the file' if adapted else 'only the model'} has LoRA adapters: {way_out}")
     if wrong:
         more = f" (+{len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise InputError(

@@ -60,3 +60,11 @@ def write_json(path: Path, content: Any) -> None:
     """Write a JSON file aside, then rename it."""
     with written_aside(path) as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def cache_folder() -> Path:
+    """Where scans and fetched checkpoints are kept. Raises RuntimeError for somebody without a home."""
+    if chosen := os.environ.get("LABRAM_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "labram"

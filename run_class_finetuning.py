@@ -17,6 +17,7 @@ import modeling_finetune
 import optim_factory
 import training_state
 import utils
+from downloads import checkpoint_place, fetched
 from eeg_data import Loaders
 from engine_for_finetuning import Selected, evaluate, save_predictions, train_one_epoch
 from errors import ArgumentParser, InputError, UsageError, run_script
@@ -77,13 +78,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=", ".join(modeling_finetune.SIZES),
     )
-    model.add_argument("--finetune", type=Path, default=None, help="checkpoint of stage 2 (default: from scratch)")
+    model.add_argument(
+        "--finetune",
+        type=checkpoint_place,
+        metavar="FILE",
+        default=None,
+        help="checkpoint of stage 2; a path, or a URL that ends with #sha256=DIGEST (default: from scratch)",
+    )
     utils.add_trunk_arguments(model)
     model.add_argument("--init_scale", type=float, default=0.001, help="of the head's weights")
     model.add_argument("--use_cls", action="store_true", help="CLS token in place of the mean of the patch tokens")
-    model.add_argument(
-        "--grad_checkpoint", action="store_true", help="less memory, a third slower: compute the blocks twice"
-    )
     model.add_argument("--qkv_bias", dest="qkv_bias", action="store_true", default=False, help="biases of q and v")
     model.add_argument("--disable_qkv_bias", dest="qkv_bias", action="store_false", help="the default")
     model.add_argument(
@@ -99,13 +103,12 @@ def build_model(args: argparse.Namespace, run: utils.Run, outputs: int) -> model
         use_mean_pooling=not args.use_cls,
         init_scale=args.init_scale,
         qkv_bias=args.qkv_bias,
-        grad_checkpoint=args.grad_checkpoint,
         **utils.trunk_options(args),
     )
     if args.finetune is None:
         logger.info("No --finetune: the classifier starts from random weights.")
     else:
-        weights = checkpoints.model_state(run.on_first(lambda: checkpoints.read(args.finetune)), args.finetune)
+        weights = checkpoints.model_state(run.on_first(lambda: checkpoints.read(fetched(args.finetune))), args.finetune)
         checkpoints.check_stage(weights, ["pretraining", "classifier"], args.finetune)
         report = modeling_finetune.load_pretrained(model, weights, where=f"{args.finetune} into {args.model}")
         logger.info("%s: %s", args.finetune, report)

@@ -13,6 +13,7 @@ import modeling_vqnsp
 import optim_factory
 import training_state
 import utils
+from downloads import checkpoint_place, fetched
 from engine_for_pretraining import evaluate, train_one_epoch
 from errors import ArgumentParser, UsageError, run_script
 from fingerprint import digest_of_weights, fingerprint
@@ -36,7 +37,13 @@ def get_args() -> argparse.Namespace:
         metavar="NAME",
         help=", ".join(modeling_vqnsp.SIZES),
     )
-    model.add_argument("--tokenizer_weight", type=Path, default=Path("checkpoints/vqnsp.pth"), help="of stage 1")
+    model.add_argument(
+        "--tokenizer_weight",
+        type=checkpoint_place,
+        metavar="FILE",
+        default=Path("checkpoints/vqnsp.pth"),
+        help="of stage 1; a path, or a URL that ends with #sha256=DIGEST",
+    )
     model.add_argument("--codebook_size", type=int, default=None, help="codes (default: the tokenizer's)")
     model.add_argument("--codebook_dim", type=int, default=None, help="width of a code (default: the tokenizer's)")
     model.add_argument("--mask_ratio", type=float, default=0.5, help="share of a window's patches that is masked")
@@ -66,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
     if not 0 < args.mask_ratio < 1:
         raise UsageError(f"--mask_ratio {args.mask_ratio}: allowed are shares between 0 and 1, without the ends")
     with utils.setup_run(args) as run:
-        weights = run.on_first(lambda: checkpoints.read_model(args.tokenizer_weight, stage="tokenizer"))
+        weights = run.on_first(lambda: checkpoints.read_model(fetched(args.tokenizer_weight), stage="tokenizer"))
         tokenizer = modeling_vqnsp.load_tokenizer(
             args.tokenizer_model,
             args.tokenizer_weight,

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,10 @@ class RunLog:
 
     def _open(self, epoch: int | None) -> None:
         if self._tensorboard is not None:
-            # TensorBoard does not show what was written of this epoch and later ones before.
-            self._writer = SummaryWriter(str(self._tensorboard), purge_step=epoch)
+            # TensorBoard does not show what was written of this epoch and later ones before. The suffix keeps runs
+            # that begin in the same second apart, whose files would have one name.
+            suffix = f".{time.time_ns()}"
+            self._writer = SummaryWriter(str(self._tensorboard), purge_step=epoch, filename_suffix=suffix)
 
     def epoch(self, epoch: int, line: Mapping[str, Any]) -> None:
         """Write an epoch's line, show it, and add its numbers to TensorBoard."""

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from errors import InputError
-from files import written_aside
+from files import cache_folder, written_aside
 from labelled_files import Samples, read_eeg
 from pretraining_files import SAMPLING_RATE, Recording, Stretches, by_montage, covered, seconds_of, stretches
 from quality import Quality, SignalScan
@@ -52,14 +52,6 @@ class Source:
     def seconds(self) -> int:
         """Of all signals."""
         return sum(sum(signals.values()) for signals in self.groups.values())
-
-
-def cache_folder() -> Path:
-    """Where scans are kept. Raises RuntimeError for somebody without a home."""
-    if chosen := os.environ.get("LABRAM_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "labram"
 
 
 def cache_file(path: Path) -> Path:

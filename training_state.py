@@ -298,7 +298,8 @@ class TrainingState:
         if self.save_every is None:
             return
         cuda = self.run.device.type == "cuda"
-        own = {
+        # Before the first step of a continued epoch its part is still the checkpoint's.
+        own = self._continued or {
             "generator": torch.get_rng_state(),
             "device_generator": torch.cuda.get_rng_state(self.run.device) if cuda else None,
             "log": self.log.state_dict(),

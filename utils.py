@@ -101,6 +101,7 @@ def add_trunk_arguments(group: Any) -> None:
     group.add_argument("--attn_drop_rate", type=float, default=0.0)
     group.add_argument("--input_size", type=int, help="nominal samples, checked only: windows follow the data")
     add_switch(group, "abs_pos_emb", default=True, help="electrode embedding")
+    group.add_argument("--grad_checkpoint", action="store_true", help="less memory, slower: compute the blocks twice")
 
 
 def trunk_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -112,6 +113,7 @@ def trunk_options(args: argparse.Namespace) -> dict[str, Any]:
         "init_values": args.layer_scale_init_value,
         "use_abs_pos_emb": args.abs_pos_emb,
         "num_electrodes": args.num_electrodes,
+        "grad_checkpoint": args.grad_checkpoint,
     }
 
 

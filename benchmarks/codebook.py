@@ -35,11 +35,11 @@ from norm_ema_quantizer import usage
 from optim_factory import cosine_schedule, parameter_groups
 from pretraining_files import SAMPLING_RATE, by_montage, read_recordings
 
-BASELINE = "published"
+BASELINE = "published"  # whose seconds a step count as one
+PRODUCT = "revival"  # whose loss the others' is compared with, seed by seed
 WEIGHT_DECAY, BETAS, MIN_LR = 1e-4, (0.9, 0.99), 1e-5  # stage 1's
 WARM_UP = 0.2  # of the steps
 CURVE = 12  # points of the training's course that are kept
-REFERENCE = "one_code"
 
 
 def get_args(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -199,45 +199,62 @@ def finish_cells(args: argparse.Namespace, data: dict[str, list[MontageWindows]]
     return cells
 
 
-COLUMNS = ("loss", "amplitude", "phase", "used_code", "perplexity", "top10_share", "relative_seconds")
+FORMS = {
+    "loss": ".4f",
+    "difference": "+.4f",
+    "amplitude": ".4f",
+    "phase": ".4f",
+    "used_code": ".0f",
+    "perplexity": ".0f",
+    "top10_share": ".3f",
+    "relative_seconds": ".2f",
+}
+TITLES = ("loss", f"less {PRODUCT}'s", "amplitude", "phase", "codes used", "perplexity", "top ten", "time")
+
+
+def compared(cells: Sequence[dict[str, Any]], column: str, name: str) -> dict[int, float]:
+    """A column of one variant, by seed."""
+    return {cell["seed"]: cell[column] for cell in cells if cell["variant"] == name}
 
 
 def summarize(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation (one degree of freedom less) over seeds, a row a variant; times over the first's."""
-    variants = list(dict.fromkeys(cell["variant"] for cell in cells))
-    base = BASELINE if BASELINE in variants else variants[0]
-    base_seconds = {cell["seed"]: cell["step_seconds"] for cell in cells if cell["variant"] == base}
+    """Mean and standard deviation (one degree of freedom less) over seeds, a row a variant; None where unknown.
+
+    Losses are also compared with the product's and times with the baseline's, each with that of the same seed: seeds
+    differ more than variants do.
+    """
+    losses, seconds = compared(cells, "loss", PRODUCT), compared(cells, "step_seconds", BASELINE)
     rows = []
-    for name in variants:
-        mine = [
-            {**cell, "relative_seconds": cell["step_seconds"] / base_seconds[cell["seed"]]}
-            for cell in cells
-            if cell["variant"] == name
+    for name in dict.fromkeys(cell["variant"] for cell in cells):
+        mine = [cell for cell in cells if cell["variant"] == name]
+        values = {column: [cell[column] for cell in mine if column in cell] for column in FORMS}
+        values["difference"] = [cell["loss"] - losses[cell["seed"]] for cell in mine if cell["seed"] in losses]
+        values["relative_seconds"] = [
+            cell["step_seconds"] / seconds[cell["seed"]] for cell in mine if cell["seed"] in seconds
         ]
         row: dict[str, Any] = {"variant": name, "seeds": len(mine)}
-        for column in COLUMNS:
-            values = [cell[column] for cell in mine]
-            row[column] = statistics.mean(values)
-            row[f"{column}_sd"] = statistics.stdev(values) if len(values) > 1 else None
+        for column, found in values.items():
+            row[column] = statistics.mean(found) if found else None
+            row[f"{column}_sd"] = statistics.stdev(found) if len(found) > 1 else None
         rows.append(row)
     return rows
 
 
 def show(row: dict[str, Any], column: str, form: str) -> str:
     """Mean +- standard deviation of a column."""
-    spread = row.get(f"{column}_sd")
-    return format(row[column], form) + ("" if spread is None else f" +- {spread:{form}}")
+    mean, spread = row[column], row[f"{column}_sd"]
+    if mean is None:
+        return ""
+    return format(mean, form) + ("" if spread is None else f" +- {spread:{form.lstrip('+')}}")
 
 
 def table(rows: Sequence[dict[str, Any]], reference: dict[str, float]) -> str:
-    """A Markdown table."""
-    forms = dict(zip(COLUMNS, (".4f", ".4f", ".4f", ".0f", ".0f", ".3f", ".2f"), strict=True))
-    titles = ("loss", "amplitude", "phase", "codes used", "perplexity", "top ten", "time")
-    lines = [f"| variant | seeds | {' | '.join(titles)} |", "|---|---|" + "---|" * len(titles)]
-    known = " | ".join(format(reference[name], ".4f") for name in COLUMNS[:3])
-    lines.append(f"| best with one code |  | {known} | 1 | 1 | 1.000 |  |")
+    """A Markdown table, best first."""
+    lines = [f"| variant | seeds | {' | '.join(TITLES)} |", "|---|---|" + "---|" * len(TITLES)]
+    known = [format(reference[name], ".4f") for name in ("loss", "amplitude", "phase")]
+    lines.append(f"| best with one code | | {known[0]} | | {known[1]} | {known[2]} | 1 | 1 | 1.000 | |")
     for row in sorted(rows, key=lambda row: row["loss"]):
-        values = " | ".join(show(row, column, form) for column, form in forms.items())
+        values = " | ".join(show(row, column, form) for column, form in FORMS.items())
         lines.append(f"| {row['variant']} | {row['seeds']} | {values} |")
     return "\n".join(lines)
 
@@ -254,7 +271,7 @@ def main(args: argparse.Namespace) -> None:
     print(table(rows, reference))
     if args.json is not None:
         versions = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-        report = {"settings": settings(args, data), "versions": versions, REFERENCE: reference, "rows": rows}
+        report = {"settings": settings(args, data), "versions": versions, "one_code": reference, "rows": rows}
         write_json(args.json, report)
 
 

@@ -23,11 +23,23 @@ import numpy as np
 import torch
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from run_helpers import CLASSIFIER, MASKED, TOKENIZER, checkpoint, kill_tree, labelled_file, log, pretraining_file
+from run_helpers import (
+    CLASSIFIER,
+    MASKED,
+    TOKENIZER,
+    checkpoint,
+    kill_tree,
+    labelled_file,
+    log,
+    predictions,
+    pretraining_file,
+)
 
 TESTS = Path(__file__).parent
 TIMEOUT = 100  # seconds for a launch, and 20 for each of its faults
 CLOCK = ("epoch_seconds", "samples_per_second")  # of a line of log.txt: what differs between equal runs
+
+NOT_COMPARED = ("args", "seconds")  # of checkpoints: paths and clocks
 
 Fault = dict[str, Any]  # see fault_driver.py
 
@@ -305,16 +317,13 @@ def unequal(one: Path, other: Path) -> list[str]:
     kept = [{path.name for path in kept_files(folder / "run")} for folder in (one, other)]
     found += [f"{name}: in one run only" for name in sorted(kept[0] ^ kept[1])]
     for name in sorted(kept[0] & kept[1]):
-        paths = one / "run" / name, other / "run" / name
-        if name.endswith(".npz"):
-            arrays = [dict(np.load(path, allow_pickle=False)) for path in paths]
-        else:
-            arrays = [without(checkpoint(path), NOT_COMPARED) for path in paths]
-        found += differences(*arrays, name)
+        found += differences(kept_values(one / "run" / name), kept_values(other / "run" / name), name)
     return found
 
 
-NOT_COMPARED = ("args", "seconds", "saved")  # of checkpoints: paths and clocks
+def kept_values(path: Path) -> dict[str, Any]:
+    """Return what a file of predictions or a checkpoint holds."""
+    return predictions(path) if path.suffix == ".npz" else without(checkpoint(path), NOT_COMPARED)
 
 
 def kept_files(folder: Path) -> Iterator[Path]:

@@ -139,3 +139,34 @@ def test_evaluation_shares_batches_evenly_and_keeps_their_order() -> None:
     assert [len(part) for part in parts] == [3, 3]
     assert [batch[0][2] for batch in parts[0]] == [0, 8, 16] and [batch[0][2] for batch in parts[1]] == [4, 12, 20]
     assert [len(batch) for batch in parts[1]] == [4, 4, 2]
+
+
+@pytest.mark.parametrize("montages", [2, 3, 4, 6, 12, 30])
+def test_any_100_steps_hold_each_montages_share_to_within_one_batch(montages: int) -> None:
+    generator = np.random.default_rng(montages)
+    for _ in range(6):
+        counts = np.minimum(1 + (generator.pareto(1, montages) * 50).astype(int), 700)
+        order = np.array(montage_order(counts.tolist(), interleaved=True))
+        assert np.bincount(order, minlength=montages).tolist() == counts.tolist()
+        for montage, n in enumerate(counts):
+            before = np.concatenate(([0], np.cumsum(order == montage)))
+            found = before[100:] - before[:-100]
+            assert np.abs(found - 100 * n / len(order)).max(initial=0) <= 1 + 1e-6, counts
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), SHARES)
+def test_an_epoch_that_begins_at_a_step_is_the_rest_of_the_whole_one(processes: int, accumulation: int) -> None:
+    plan = TrainingBatches([9, 20, 3], 2, seed=4, rank=processes - 1, processes=processes, accumulation=accumulation)
+    whole = epoch_of(plan, 3)
+    for step in range(plan.steps + 1):
+        plan.set_epoch(3, step)
+        assert list(plan) == whole[step * accumulation :]
+        if step < plan.steps:
+            assert plan.step_keys(3, step) == whole[step * accumulation : (step + 1) * accumulation]
+            assert plan.montage(step) == whole[step * accumulation][0][1]
+
+
+def test_all_processes_of_an_evaluation_know_how_many_rounds_there_are() -> None:
+    for processes in (1, 2, 3, 8):
+        plans = [EvaluationBatches([7, 4], 2, rank=rank, processes=processes) for rank in range(processes)]
+        assert {plan.rounds for plan in plans} == {max(len(plan) for plan in plans)}

@@ -77,6 +77,25 @@ def test_the_command_trains_each_variant_once_and_prints_mean_and_spread(
     assert capsys.readouterr().out.splitlines() == done.stdout.splitlines()[4:]  # the table without the cells' lines
 
 
+def test_variants_are_compared_seed_by_seed() -> None:
+    known = dict.fromkeys(("amplitude", "phase", "used_code", "perplexity", "top10_share"), 1.0)
+    cells = [
+        {"variant": name, "seed": seed, "loss": loss, "step_seconds": seconds, **known}
+        for name, seed, loss, seconds in (
+            ("published", 0, 9.0, 2.0),
+            ("revival", 0, 5.0, 3.0),
+            ("revival", 1, 7.0, 3.0),
+            ("expire_2", 1, 6.0, 1.0),
+            ("expire_2", 0, 2.0, 5.0),
+            ("expire_2", 2, 1.0, 1.0),  # nothing to compare with
+        )
+    ]
+    row = codebook.summarize(cells)[2]
+    assert (row["loss"], row["difference"], row["relative_seconds"]) == (3.0, -2.0, 2.5)
+    assert row["difference_sd"] == pytest.approx(np.std([-1, -3], ddof=1)) and row["relative_seconds_sd"] is None
+    assert "| -2.0000 +- 1.4142 |" in codebook.table([row], {"loss": 1.0, "amplitude": 1.0, "phase": 1.0})
+
+
 def test_cells_of_other_settings_are_refused(folder: Path) -> None:
     codebook.main(codebook.get_args([*flags(folder)[:-2], "published"]))
     with pytest.raises(InputError, match="another --folder"):

@@ -415,6 +415,46 @@ def everything(t: SimpleNamespace) -> list[Tensor]:
     return weights + [value for entry in state.values() for value in entry.values()]
 
 
+@pytest.mark.parametrize(
+    ("used", "patches", "size", "said"),
+    [(9, 5000, 100, "--codebook_n_emd 32"), (1, 90000, 512, "--codebook_n_emd"), (3, 9, 64, "--codebook_n_emd 16")],
+)
+def test_a_codebook_that_is_mostly_unused_is_told_with_what_to_do(
+    used: int, patches: int, size: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts = torch.zeros(size, dtype=torch.long)
+    counts[:used] = patches // used
+    engine_for_vqnsp.warn_of_dead_codes(counts)
+    total = used * (patches // used)
+    text = only_line_of(caplog)
+    assert f"Only {used} of {size} codes" in text and f"its {total} patches" in text
+    assert ("smaller codebook (--codebook_n_emd" in text) == (total / 100 < size / 2)
+    assert all(part in text for part in ("more data", "--quantize_kmeans_init", "--revive_codes"))
+    assert said in text or total / 100 >= size / 2
+
+
+def only_line_of(caplog: pytest.LogCaptureFixture) -> str:
+    assert len(caplog.messages) == 1 and "\n" not in caplog.messages[0]
+    return caplog.messages[0]
+
+
+def test_a_codebook_a_tenth_of_which_is_used_is_not_complained_about(caplog: pytest.LogCaptureFixture) -> None:
+    counts = torch.zeros(100, dtype=torch.long)
+    counts[:10] = 1
+    engine_for_vqnsp.warn_of_dead_codes(counts)
+    assert not caplog.messages
+
+
+def test_losses_are_logged_for_each_montage(tmp_path: Path, data: Path) -> None:
+    with pretraining(tmp_path, data) as t:
+        engine_for_pretraining.train_one_epoch(t.state, t.loaders.train, t.tokenizer, 0)
+        line = t.state.finish_epoch(0)
+    assert {"train_loss_2ch", "train_loss_3ch"} <= line.keys()
+    # Two batches of four of the first montage, one of the second.
+    mean = (2 * line["train_loss_2ch"] + line["train_loss_3ch"]) / 3
+    assert line["train_loss"] == pytest.approx(mean, rel=1e-6)
+
+
 # Masked model
 
 

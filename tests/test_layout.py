@@ -16,7 +16,7 @@ LEVELS = [
     {"errors", "version"},
     {"electrodes", "files", "batches", "hdf5_files", "quality"},
     {"checkpoints", "metrics", "layers", "norm_ema_quantizer", "progress", "pretraining_files", "interruption"},
-    {"utils", "modeling_vqnsp", "modeling_pretrain", "modeling_finetune", "labelled_files"},
+    {"utils", "downloads", "modeling_vqnsp", "modeling_pretrain", "modeling_finetune", "labelled_files"},
     {"scans", "fingerprint", "run_log"},
     {"optim_factory", "eeg_data"},
     {"labelled_data", "training_state"},

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
+import files
 import scans
 from data_helpers import PAIR, TRIO, signal, write_labelled, write_pretraining
 from errors import InputError
@@ -132,11 +133,11 @@ def test_montages_of_one_file_are_kept_apart(tmp_path: Path) -> None:
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert scans.cache_folder() == tmp_path / "cache"
+    assert files.cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("LABRAM_CACHE")
-    assert scans.cache_folder() == tmp_path / "xdg" / "labram"
+    assert files.cache_folder() == tmp_path / "xdg" / "labram"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert scans.cache_folder() == tmp_path / "home" / ".cache" / "labram"
+    assert files.cache_folder() == tmp_path / "home" / ".cache" / "labram"
 
 
 def entry(content: dict[str, Any], **changes: Any) -> str:

@@ -1,14 +1,16 @@
 """Resumption, whatever loads the data, and what a run refuses to mix."""
 
+import importlib
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
-from run_helpers import CLASSIFIER, call, checkpoint, labelled_file, log, predictions
+from run_helpers import CLASSIFIER, ROOT, call, checkpoint, labelled_file, log, predictions, start
 
 EPOCHS = 3
 
@@ -115,3 +117,60 @@ def test_a_world_size_without_a_rank_is_one_process_that_sees_all_data(
     monkeypatch.setenv("WORLD_SIZE", "4")  # as some clusters export it
     assert train(tmp_path / "run", task) == 0
     assert_same_run(straight, tmp_path / "run")
+
+
+def numbered(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("checkpoint-[0-9]*")}
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, (0, 1, 2)), (1, (2,)), (2, (1, 2)), (9, (0, 1, 2))])
+def test_only_the_last_numbered_checkpoints_are_kept_where_asked(
+    tmp_path: Path, task: Path, keep: int, left: tuple[int, ...]
+) -> None:
+    assert train(tmp_path, task, "--keep_last", keep) == 0
+    assert numbered(tmp_path) == {f"checkpoint-{n}.pth{end}" for n in left for end in ("", ".sha256")}
+
+
+def test_another_number_of_processes_continues_between_two_epochs_with_a_warning(
+    tmp_path: Path, task: Path, straight: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    shutil.copy(folder / "checkpoint-0.pth", folder / "checkpoint.pth")
+    words = [*CLASSIFIER, "--output_dir", folder, "--dataset", task, "--epochs", EPOCHS, "--drop_path", 0.3]
+    script = [ROOT / "run_class_finetuning.py", *words, "--save_ckpt_freq", 1, "--batch_size", 2]
+    ended = start(script, cwd=tmp_path, processes=2)
+    assert "made by 1 process(es), now there are 2" in ended.stderr
+    assert [line["epoch"] for line in log(folder)] == [0, 1, 2]
+    one, two = (checkpoint(name / "checkpoint.pth")["model"] for name in (straight, folder))
+    # Drop path differs between processes, so the weights are near and not equal.
+    assert any(not torch.equal(value, two[name]) for name, value in one.items())
+    assert max(float((value - two[name]).abs().max()) for name, value in one.items()) < 0.05
+
+
+def test_a_checkpoint_inside_an_epoch_with_other_batches_begins_the_epoch_again(
+    tmp_path: Path, task: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    module = importlib.import_module("training_state")
+    steps = []
+
+    class Killed(Exception):
+        pass
+
+    original = module.TrainingState.save
+
+    def save_and_die(state: Any, *arguments: Any) -> None:
+        original(state, *arguments)
+        if state.step:
+            steps.append((state.epoch, state.step))
+            raise Killed
+
+    with patch.object(module.TrainingState, "save", save_and_die), pytest.raises(Killed):
+        train(folder, task, "--save_every_minutes", 1e-9)
+    assert steps == [(0, 1)] and checkpoint(folder / "checkpoint.pth")["step"] == 1
+    assert train(folder, task, "--batch_size", 2) == 1  # refused
+    assert train(folder, task, "--batch_size", 2, "--resume_anyway") == 0
+    assert "epoch 0 is begun again" in caplog.text
+    assert [line["epoch"] for line in log(folder)] == [0, 1, 2]
+    assert checkpoint(folder / "checkpoint.pth")["update"]["step"] == 4 * EPOCHS

@@ -28,6 +28,7 @@ from batches import TrainingBatches
 from data_helpers import PAIR, TINY, TRIO, only_line, script_args, signal, write_pretraining
 from errors import InputError, UsageError
 from optim_factory import build_update
+from run_helpers import ROOT, start
 from test_optim_factory import assert_equal
 from training_state import TrainingState, load_for_evaluation
 from utils import environment, setup_run
@@ -177,6 +178,47 @@ def test_the_code_version_begins_with_the_version_and_needs_no_git(monkeypatch: 
     monkeypatch.setattr(subprocess, "run", no_git)
     assert version.code_version() == version.__version__
     version.code_version.cache_clear()
+
+
+# Several processes
+
+TOGETHER = """
+import sys
+sys.path.insert(0, {root!r})
+import argparse, torch
+from errors import InputError
+from run_vqnsp_training import get_args
+from utils import setup_run
+sys.argv[1:] = ["--output_dir", "out", "--device", "cpu"]
+with setup_run(get_args()) as run:
+    def work():
+        seen.append(run.rank)
+        return {{"a": [torch.arange(3), (torch.tensor(1.5), True)], "b": torch.zeros(0), "c": torch.tensor([True])}}
+    def refuse():
+        raise InputError("refused on process 0")
+    seen = []
+    got = run.on_first(work)
+    texts = [str(got), str(seen)]
+    for bad in (refuse, lambda: run.check_equal({{"same": torch.ones(2), "other": torch.tensor([run.rank])}}, "now")):
+        try:
+            run.on_first(bad) if bad is refuse else bad()
+        except InputError as error:
+            texts.append(str(error))
+    run.check_equal({{"same": torch.ones(2)}}, "now")
+    print("RESULT", run.rank, "|".join(texts), flush=True)
+"""
+
+
+def test_process_0_reads_for_all_and_what_differs_between_processes_is_named(tmp_path: Path) -> None:
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER.format(root=str(ROOT)))
+    found = start([script], cwd=tmp_path, processes=2).stdout
+    lines = sorted(line.split("RESULT ")[1] for line in found.splitlines() if "RESULT" in line)
+    first, second = (line[2:].split("|") for line in lines)
+    assert first[0] == second[0] and "tensor([0, 1, 2])" in first[0] and "tensor(1.5000)" in first[0]
+    assert (first[1], second[1]) == ("[0]", "[]")
+    assert first[2:] == second[2:] and first[2] == "refused on process 0"
+    assert first[3].startswith("now process 1 holds another other than process 0 (1 of 2 tensors differ)")
 
 
 # Training state

@@ -1,0 +1,171 @@
+"""A run that is killed, and started again by the same command, ends as one that was never stopped, to the last bit.
+
+All runs go through torchrun with two or three processes. LABRAM_SOAK: how many random moments a stage.
+"""
+
+import functools
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+import checkpoints
+from recovery import (
+    EPOCHS,
+    STEPS,
+    Ended,
+    Fault,
+    differences,
+    job,
+    log_lines,
+    planned,
+    reference,
+    server,
+    unequal,
+    wait_for,
+    workplace,
+)
+from run_helpers import checkpoint, kill_tree
+
+MOMENTS = int(os.environ.get("LABRAM_SOAK", "4"))  # at which a stage's run is stopped
+STAGES = ("tokenizer", "masked", "classifier")
+OFTEN = ("--save_every_minutes", 1e-5)  # after every step
+WORKERS = [["--num_workers", number] for number in ("0", "1", "3")]  # of the attempts of stage 2
+
+
+@functools.cache
+def stopped(stage: str) -> tuple[Ended, Path]:
+    """Return how a stage's run went that was stopped at random moments, and its folder."""
+    folder = workplace() / f"{stage}-stopped"
+    faults = planned(stage, MOMENTS, seed=MOMENTS)
+    words = WORKERS if stage == "masked" else ()
+    return job(stage, workplace(), *OFTEN, faults=faults, words=words).run(folder), folder
+
+
+def test_the_runs_have_what_could_differ() -> None:
+    assert log_lines(reference("tokenizer") / "run")[-1]["train_revived"] > 0, "no code was revived"
+    best = checkpoint(reference("classifier") / "run" / "checkpoint.pth")["extras"]
+    assert "model_ema" in best and best["best"]["epoch"] is not None
+    for stage in STAGES:
+        lines = log_lines(reference(stage) / "run")
+        assert [line["epoch"] for line in lines] == list(range(EPOCHS[stage]))
+        assert len({line["train_loss"] for line in lines}) == EPOCHS[stage], "nothing was learnt"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_stopped_at_random_moments_ends_as_one_that_never_stopped(stage: str) -> None:
+    ended, folder = stopped(stage)
+    assert ended.struck() == MOMENTS, "not every fault happened: this test would prove less"
+    assert unequal(reference(stage), folder) == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_half_of_the_moments_resume_inside_an_epoch(stage: str) -> None:
+    starts = stopped(stage)[0].starts()
+    assert len(starts) == MOMENTS + 1 and starts[0] == (0, 0)
+    assert sum(step > 0 for _, step in starts) >= MOMENTS // 2, starts
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_never_goes_back_behind_its_last_checkpoint(stage: str) -> None:
+    places = [epoch * STEPS + step for epoch, step in stopped(stage)[0].starts()]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stopped_run_leaves_nothing_but_what_others_leave(stage: str) -> None:
+    names = {path.name for path in (stopped(stage)[1] / "run").iterdir()}
+    expected = {path.name for path in (reference(stage) / "run").iterdir()}
+    set_aside = {"checkpoint-best.previous.pth", "checkpoint-best.previous.pth.sha256"}
+    assert names - set_aside == expected
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_loading_processes_gives_the_same_run(workers: int, tmp_path: Path) -> None:
+    job("masked", workplace(), "--num_workers", workers).run(tmp_path)
+    assert unequal(reference("masked"), tmp_path) == []
+
+
+def test_a_run_whose_machine_died_ends_by_the_same_command_as_if_it_had_not(tmp_path: Path) -> None:
+    def die(pid: int) -> None:
+        wait_for(tmp_path / "notes" / "start-0")
+        wait_for(tmp_path / "run" / "checkpoint.pth")
+        kill_tree(pid)  # torchrun and all processes
+
+    same = job("classifier", workplace(), *OFTEN)
+    assert same.run(tmp_path, during=die, check=False).code == -signal.SIGKILL
+    again = same.run(tmp_path)
+    assert again.starts()[-1] > (0, 0)
+    assert unequal(reference("classifier"), tmp_path) == []
+
+
+def test_three_processes_resume_exactly_although_their_sums_depend_on_the_order_of_gradients(tmp_path: Path) -> None:
+    # torch gives gradients other places in their exchange after the first step, so that a sum's rounding may change.
+    words: list[Any] = ["--batch_size", 2]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    job("classifier", workplace(), *words, processes=3).run(whole)
+    faults: list[Fault] = [
+        {"at": "step", "after": 3, "behind": True, "rank": 2, "signal": "SIGKILL"},
+        {"at": "step", "after": 11, "rank": 1, "signal": "SIGTERM"},
+    ]
+    ended = job("classifier", workplace(), *words, *OFTEN, processes=3, faults=faults).run(cut)
+    assert all(step > 0 for _, step in ended.starts()[1:])
+    assert unequal(whole, cut) == []
+
+
+# Between the renamings of one checkpoint's files
+
+
+def save_and_die(folder: Path, state: dict[str, Any], renamings: int) -> bool:
+    """Save a checkpoint in a process that is killed before a renaming; returns whether it was."""
+    original, left = os.replace, [renamings]
+
+    def replace(source: Any, target: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(source, target)
+
+    pid = os.fork()
+    if pid == 0:
+        patch.object(os, "replace", replace).start()
+        try:
+            checkpoints.save(state, folder / "checkpoint.pth", keep=folder / "checkpoint.previous.pth")
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+def test_wherever_between_its_renamings_a_save_is_killed_the_old_or_the_new_checkpoint_is_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server()  # before the tests fork for other reasons
+    states = [{"model": {"w": 1.0 * number}, "epoch": number} for number in range(3)]
+    renamings, died = 0, True
+    while died:
+        folder = tmp_path / str(renamings)
+        folder.mkdir()
+        for state in states[:2]:
+            checkpoints.save(state, folder / "checkpoint.pth", keep=folder / "checkpoint.previous.pth")
+        died = save_and_die(folder, states[2], renamings)
+        found = checkpoints.read_newest(folder)
+        assert found is not None and found[1] in states[1:], renamings
+        assert (found[1] == states[2]) or died
+        shutil.rmtree(folder)
+        renamings += 1
+    assert renamings > 4, "a checkpoint, the one before, and their digests"
+    assert not caplog.records, "nothing was damaged"
+
+
+def test_the_comparison_sees_a_single_bit(tmp_path: Path) -> None:
+    whole = reference("classifier")
+    state = checkpoint(whole / "run" / "checkpoint.pth")
+    other = checkpoint(whole / "run" / "checkpoint.pth")
+    assert list(differences(state, other)) == []
+    weight = other["optimizer"]["state"][0]["exp_avg"]
+    weight.view(-1).numpy().view("uint8")[0] ^= 1
+    assert len(list(differences(state, other))) == 1
