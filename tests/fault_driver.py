@@ -49,11 +49,12 @@ class Fault:
         self.fault = fault
         self.armed, self.spent = False, False
         self.left = int(fault.get("number", 1))  # passages of the place until it strikes
+        self.step = 0
 
     def strike(self) -> None:
         """Let it happen, once."""
         self.spent = True
-        self.note.write_text(json.dumps({"time": time.time(), **self.fault}))
+        self.note.write_text(json.dumps({"time": time.time(), "step": self.step, **self.fault}))
         if "limit" in self.fault:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.fault["limit"],) * 2)
             return
@@ -70,6 +71,7 @@ class Fault:
 
     def update(self, original: Any, update: Update, *arguments: Any, **options: Any) -> Any:
         """In place of the update."""
+        self.step = update.step
         self.armed |= update.step >= self.fault["after"]
         if self.armed and self.fault["at"] == "soon" and not self.spent:
             self.spent = True
@@ -83,7 +85,8 @@ class Fault:
 
     def save(self, original: Any, state: Any, target: Any, *arguments: Any, **options: Any) -> Any:
         """In place of torch.save."""
-        if not self.passes("save"):
+        # A tensor that is sent to another process is saved, too.
+        if not isinstance(state, dict) or not self.passes("save"):
             return original(state, target, *arguments, **options)
         whole = io.BytesIO()
         original(state, whole, *arguments, **options)
@@ -167,6 +170,8 @@ def main() -> None:
     script = importlib.import_module(sys.argv[2])
     words = plan["words"][attempt % len(plan["words"])] if plan["words"] else []
     sys.argv = [f"{sys.argv[2]}.py", *sys.argv[3:], *words]
+    # Loading processes look this often whether theirs is there still, and until then keep its connections open.
+    patch("torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL", 0.2).start()
     note = notes / f"exit-{attempt}-{rank}"
     note_end(note)
     code: Any = 0
