@@ -90,20 +90,22 @@ def evaluate(model: nn.Module, loader: DataLoader, run: Run, task: str) -> tuple
 
 
 class Selected:
-    """Logits of the selected epoch by set, kept so that a resumed run still has them."""
+    """Logits of the selected epoch by set, and the last epoch's metrics, kept so that a resumed run still has them."""
 
     def __init__(self) -> None:
         """Nothing selected yet."""
         self.epoch = -1
         self.logits: dict[str, np.ndarray] = {}
+        self.last: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """What exact resumption needs."""
-        return {"epoch": self.epoch, "logits": {name: torch.from_numpy(v) for name, v in self.logits.items()}}
+        logits = {name: torch.from_numpy(values) for name, values in self.logits.items()}
+        return {"epoch": self.epoch, "logits": logits, "last": self.last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
-        self.epoch = state["epoch"]
+        self.epoch, self.last = state["epoch"], dict(state["last"])
         self.logits = {name: value.numpy() for name, value in state["logits"].items()}
 
 

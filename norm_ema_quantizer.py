@@ -162,9 +162,15 @@ class NormEMAVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor, *, generator: torch.Generator | None = None) -> None:
-        """Set the rows by k-means of all processes' vectors, (n, code_dim) on each: process 0 computes, all receive."""
+        """Set the rows by k-means of all processes' vectors, (n, code_dim) on each: process 0 computes, all receive.
+
+        Vectors that are not finite are left out. Raises InputError, on all processes, if none is left.
+        """
         with full_precision(vectors.device):
             pooled = pool(l2_normalize(vectors.to(self.embedding.weight.dtype)))
+            pooled = pooled[pooled.isfinite().all(dim=1)]
+            if not len(pooled):
+                raise InputError("the first batch holds no finite value to start the codebook from: look at the data")
             if not _is_distributed() or dist.get_rank() == 0:
                 self.embedding.weight.copy_(kmeans(pooled, self.codebook_size, generator=generator))
         broadcast(self.embedding.weight)

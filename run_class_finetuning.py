@@ -206,7 +206,6 @@ def fine_tune(
     module, best, run = state.model.module, evaluation.best, evaluation.run
     judged = ema.module if ema else module
     epoch = state.resume(args)
-    stats: dict[str, float] = {}
     if args.linear_probe and epoch < args.epochs and not best.stopped:
         # After resuming, which may bring another trunk than --finetune.
         loaders = adaptation.build_feature_loaders(module, loaders, args, run)
@@ -220,9 +219,11 @@ def fine_tune(
             smoothing=args.smoothing,
             after_step=(lambda: ema.update(module)) if ema else lambda: None,
         )
-        stats, selected = {}, False
+        stats: dict[str, float] = {}
+        selected = False
         if not args.disable_eval_during_finetuning or epoch == args.epochs - 1:
             stats, selected = evaluation(judged, epoch)
+            evaluation.selected.last = stats
         if selected and args.lora is not None and args.save_ckpt:
             adaptation.save_merged(judged, args, run, epoch)
         state.finish_epoch(epoch, stats, best=selected)
@@ -237,7 +238,7 @@ def fine_tune(
                 best.epoch,
             )
         show(best.stats, f"selected epoch {best.epoch} (by {best.rule})")
-        show(stats, f"last epoch {epoch - 1}")
+        show(evaluation.selected.last, f"last epoch {epoch - 1}")
 
 
 def show(stats: dict[str, float], title: str) -> None:

@@ -267,6 +267,11 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     except RuntimeError as error:
         if processes > 1 and _is_lost_peer(error):
             raise PeerLost("ended because another process of the run did") from error
+        if "DataLoader worker" in str(error):
+            raise InputError(
+                f"a loading process ended ({str(error).splitlines()[0]}): for want of memory try fewer --num_workers; "
+                "the same command goes on from the last checkpoint"
+            ) from error
         raise
     finally:
         # After an error of one process the others still wait for it in an exchange, and a group with one under way

@@ -68,7 +68,10 @@ class Nodes(NamedTuple):
 
 
 def agents(words: list[Any], folders: list[Path], *, timeout: float = 120) -> list[subprocess.CompletedProcess[str]]:
-    """Run `words` in one process of each of several agents, each in its own folder; return how the agents ended."""
+    """Run `words` in one process of each of several agents, each in its own folder; return how the agents ended.
+
+    timeout: in seconds, after which agents and their processes are killed.
+    """
     env = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LABRAM_CACHE") if name in os.environ}
     env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(folders)}", "--nproc_per_node=1"]
@@ -79,12 +82,13 @@ def agents(words: list[Any], folders: list[Path], *, timeout: float = 120) -> li
         for folder in folders
     ]
     end = time.monotonic() + timeout
-    try:
-        shown = [node.communicate(timeout=max(end - time.monotonic(), 1))[0] for node in nodes]
-    finally:
-        for node in nodes:
-            if node.poll() is None:
-                kill_tree(node.pid)
+    shown = []
+    for node in nodes:
+        try:
+            shown.append(node.communicate(timeout=max(end - time.monotonic(), 1))[0])
+        except subprocess.TimeoutExpired:
+            kill_tree(node.pid)
+            shown.append(f"killed after {timeout:g} s\n{node.communicate()[0]}")
     return [subprocess.CompletedProcess(command, node.returncode, out) for node, out in zip(nodes, shown, strict=True)]
 
 
@@ -147,3 +151,16 @@ def test_two_nodes_log_the_numbers_of_one_node(nodes: Nodes, name: str) -> None:
     for key in WALL_CLOCK:
         assert one.pop(key) > 0 and two.pop(key) > 0
     assert one == two
+
+
+def test_an_error_on_one_node_ends_the_other_one_too_and_is_shown_once(tmp_path: Path) -> None:
+    folders = [tmp_path / "with", tmp_path / "without"]
+    pretraining_file(folders[0] / "data" / "a.hdf5", seconds=(4,))
+    folders[1].mkdir()
+    words = [ROOT / "run_vqnsp_training.py", *TOKENIZER, "--train_data", "data", "--output_dir", "out"]
+    ended = agents(words, folders, timeout=60)
+    shown = "\n\n".join(agent.stdout for agent in ended)
+    assert [agent.returncode for agent in ended] == [1, 1], shown
+    lines = [line for line in shown.splitlines() if "error: no data found at data: --train_data takes" in line]
+    assert len([line for line in lines if "traceback :" not in line]) == 1, shown  # beside torchrun's own summary
+    assert 'File "' + str(ROOT / "eeg_data.py") not in shown, "a traceback of ours"

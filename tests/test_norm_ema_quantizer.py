@@ -510,3 +510,14 @@ def test_two_processes_hold_the_same_codebook_to_the_bit_and_that_of_one_process
     for key, value in alone.items():
         assert torch.equal(first[key], second[key]), f"{key} differs between the processes"
         torch.testing.assert_close(first[key], value, rtol=0, atol=1e-12, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_kmeans_leaves_out_vectors_that_are_not_finite_and_refuses_nothing_but_them() -> None:
+    vectors = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    clean, dirty = (NormEMAVectorQuantizer(3, 4) for _ in range(2))
+    clean.initialize(vectors, generator=torch.Generator().manual_seed(1))
+    nan = torch.full((2, 4), torch.nan)
+    dirty.initialize(torch.cat((nan, vectors, nan)), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(dirty.embedding.weight, clean.embedding.weight)
+    with pytest.raises(InputError, match="no finite value"):
+        NormEMAVectorQuantizer(3, 4).initialize(nan)
