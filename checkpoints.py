@@ -9,7 +9,6 @@ in the optimizer) load too.
 import argparse
 import difflib
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import InputError
-from files import written_aside
+from files import sha256, written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -107,15 +106,6 @@ def _digests(path: Path) -> list[str]:
 def _listed(path: Path) -> list[str]:
     """Digests in a .sha256 file; an empty text, which no file has, where there is none in it."""
     return [line.split(" ")[0] for line in path.read_text(errors="replace").splitlines()] or [""]
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _verify(path: Path) -> None:

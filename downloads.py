@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 
-from checkpoints import sha256
 from errors import InputError
-from files import cache_folder
+from files import cache_folder, sha256
 
 logger = logging.getLogger(__name__)
 

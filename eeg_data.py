@@ -6,7 +6,6 @@ Source: paper, section 3.2 (windows of at most 256 patches).
 """
 
 import argparse
-import datetime
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 UNIT = 100.0  # uV: files hold microvolts, models see EEG / 100
 DEFAULT_VAL_DATA = Path("data/pretrain_val")
-LONGEST_WAIT = datetime.timedelta(days=7)  # of the other processes for the first one's scan of terabytes
 
 MaskMaker = Callable[..., Tensor]  # (patches, generator=...) -> (1, patches) bool
 
@@ -246,16 +244,13 @@ def add_pretraining_arguments(parser: argparse.ArgumentParser, *, window_stride:
 @contextmanager
 def first_alone(run: Run) -> Iterator[None]:
     """Let the first process go ahead and the others follow: they find in the cache what it has scanned."""
-    together = dist.is_initialized() and run.processes > 1
-    # A group of its own, because nothing else may wait so long.
-    group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if together else None
-    if together and not run.is_main:
-        dist.barrier(group)
+    if run.patient is not None and not run.is_main:
+        dist.barrier(run.patient)
     try:
         yield
     finally:  # also on errors, which the others then find themselves
-        if together and run.is_main:
-            dist.barrier(group)
+        if run.patient is not None and run.is_main:
+            dist.barrier(run.patient)
 
 
 def _montages(paths: Sequence[Path], args: argparse.Namespace, flag: str, run: Run) -> list[MontageWindows]:

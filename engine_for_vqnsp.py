@@ -39,6 +39,14 @@ def initialize_codebook(model: VQNSP, loader: DataLoader, run: Run, *, epoch: in
         eeg, channels, _ = batch.to(run)
         with run.autocast():
             vectors.append(model.to_code_space(eeg, channels).flatten(0, 1))  # (B*N*A, code width)
+    pooled, size = run.processes * sum(map(len, vectors)), model.quantize.codebook_size
+    if run.is_main and pooled < size:
+        logger.warning(
+            "k-means starts %d codes from the %d patches of one batch: some begin equal. A larger --total_batch_size or "
+            "a smaller --codebook_n_emd lets all differ.",
+            size,
+            pooled,
+        )
     model.quantize.initialize(torch.cat(vectors), generator=torch.Generator().manual_seed(run.seed))
 
 

@@ -1,5 +1,6 @@
 """Files that are whole or not there: written aside, flushed to the disk, then renamed."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -68,3 +69,12 @@ def cache_folder() -> Path:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "labram"
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal text."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -4,7 +4,6 @@ SIGTERM and SIGUSR1 (what clusters send before they take a machine away) and Ctr
 every process calls after every step and every batch of an evaluation, tells all processes of it at the same time.
 """
 
-import datetime
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ import torch.distributed as dist
 
 from errors import INTERRUPTED, TERMINATED, Interrupted
 
-PATIENCE = datetime.timedelta(hours=2)  # for the others at an agreement: one may write a large checkpoint
 EXIT_CODES = {
     getattr(signal, name): code
     for name, code in (("SIGTERM", TERMINATED), ("SIGUSR1", TERMINATED), ("SIGINT", INTERRUPTED))
@@ -27,20 +25,17 @@ EXIT_CODES = {
 class Interruption:
     """What signals ask for, agreed on by all processes. Without `listening()` signals act as usual."""
 
-    def __init__(self) -> None:
-        """Not listening yet."""
+    def __init__(self, group: Any = None) -> None:
+        """Not listening yet. group: of all processes, on CPUs and of its own, so that no GPU is waited for."""
         self._asked = 0
         self._listening = False
-        self._group: Any = None
+        self._group = group
         self._under_way: tuple[torch.Tensor, Any] | None = None
         self.on_stop: Callable[[signal.Signals], NoReturn] = self._stop
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take signals down instead of dying from them."""
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            # On CPUs and of its own, so that asking never waits for a GPU nor meets the gradients' exchange.
-            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
         main = threading.current_thread() is threading.main_thread()
         before = {number: signal.signal(number, self._note) for number in EXIT_CODES} if main else {}
         self._listening = True

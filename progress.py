@@ -56,7 +56,10 @@ class MetricLog:
 
     def add(self, stats: Mapping[str, Tensor | float], n: int = 1) -> None:
         """Add values (scalars) that are means over n samples."""
-        values = {name: torch.as_tensor(value).detach() for name, value in stats.items()}
+        values = {
+            name: value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            for name, value in stats.items()
+        }
         if self.group is not None and "loss" in values:
             values[f"loss_{self.group}"] = values["loss"]
         self._note(values, n, {})

@@ -5,6 +5,7 @@
 
 import argparse
 import dataclasses
+import datetime
 import hashlib
 import logging
 import math
@@ -34,6 +35,7 @@ from version import code_version
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+LONGEST_WAIT = datetime.timedelta(days=7)  # of the other processes for the first one's scan of terabytes
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "h5py", "mne", "einops", "tensorboardX")
 ALMOST_ONE = 0.999  # dropping everything leaves nothing to learn from
 FLAG_LIMITS = {
@@ -129,6 +131,7 @@ class Run:
     amp_dtype: torch.dtype | None  # of autocast; None: no autocast
     dtype: torch.dtype  # of weights and data: float32, or float64 for comparisons
     interruption: Interruption = dataclasses.field(default_factory=Interruption)
+    patient: Any = None  # group of all processes on CPUs, for waits that may be long; None for one process
 
     @property
     def is_main(self) -> bool:
@@ -262,8 +265,11 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     np.random.seed(args.seed % 2**32)
     _init_group(device)
     processes = dist.get_world_size()
+    # Made at once: later a process that failed before would be waited for, without a connection that could break.
+    patient = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if processes > 1 else None
+    place = (device, dist.get_rank(), processes, args.seed, args.output_dir, amp_dtype, dtype)
     try:
-        yield Run(device, dist.get_rank(), processes, args.seed, args.output_dir, amp_dtype, dtype)
+        yield Run(*place, Interruption(patient), patient)
     except RuntimeError as error:
         if processes > 1 and _is_lost_peer(error):
             raise PeerLost("ended because another process of the run did") from error

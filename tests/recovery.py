@@ -7,6 +7,7 @@ import atexit
 import functools
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -41,6 +42,8 @@ CLOCK = ("epoch_seconds", "samples_per_second")  # of a line of log.txt: what di
 
 NOT_COMPARED = ("args", "seconds")  # of checkpoints: paths and clocks
 
+ERROR = re.compile(r"(\[process \d+\] )?error: ")
+
 Fault = dict[str, Any]  # see fault_driver.py
 
 
@@ -69,13 +72,13 @@ def pipe(stream: IO[str] | None) -> IO[str]:
 
 @dataclass
 class Ended:
-    """A launch that is over: torchrun's exit code, what all processes wrote, how long it took, its notes."""
+    """A launch that is over: torchrun's exit code and words, how long it took, and where its processes wrote."""
 
     code: int
-    out: str
-    err: str
+    text: str
     seconds: float
     notes: Path
+    logs: Path
 
     def codes(self, attempt: int = 0) -> dict[int, int | str]:
         """Return the exit codes of the rank processes of an attempt that lived to leave one."""
@@ -97,9 +100,14 @@ class Ended:
         """Return how many faults happened."""
         return len(list(self.notes.glob("fault-*")))
 
-    def errors(self) -> list[str]:
-        """Return the lines with which processes say why they end."""
-        return [line for line in self.err.splitlines() if "error: " in line and not line.startswith(("E1", "W1"))]
+    def said(self, attempt: int = -1) -> str:
+        """Return what the rank processes wrote to standard error, of one attempt or of all."""
+        found = sorted(self.logs.glob(f"*/attempt_{'*' if attempt < 0 else attempt}/*/stderr.log"))
+        return "\n".join(path.read_text() for path in found)
+
+    def errors(self, attempt: int = 0) -> list[str]:
+        """Return the lines with which rank processes of an attempt say why they end."""
+        return [line for line in self.said(attempt).splitlines() if ERROR.match(line)]
 
 
 @dataclass
@@ -120,18 +128,20 @@ class Job:
         notes.mkdir(parents=True, exist_ok=True)
         plan = {"notes": str(notes), "faults": list(self.faults), "words": list(self.words)}
         (folder / "plan.json").write_text(json.dumps(plan))
+        number = len(list(folder.glob("out-*")))
         restarts = len(self.faults) if self.restarts is None else self.restarts
         words: list[Any] = ["--standalone", f"--nproc_per_node={self.processes}", f"--max-restarts={restarts}"]
-        words += [*self.torchrun, TESTS / "fault_driver.py", folder / "plan.json", self.script, *self.flags]
+        words += ["--redirects=3", "--log-dir", folder / f"logs-{number}", *self.torchrun]
+        words += [TESTS / "fault_driver.py", folder / "plan.json", self.script, *self.flags]
         words += ["--output_dir", folder / "run", "--log_dir", folder / "board"]
-        number = len(list(folder.glob("out-*")))
         out, err = folder / f"out-{number}", folder / f"err-{number}"
         request = {"words": list(map(str, words)), "cwd": str(folder), "env": {}}
         began = time.monotonic()
         patience = TIMEOUT + 20 * len(self.faults)
         code = serve({**request, "out": str(out), "err": str(err)}, during, patience)
-        ended = Ended(code, out.read_text(), err.read_text(), time.monotonic() - began, notes)
-        assert code == 0 or not check, f"{request['words']}\n{ended.out}\n{ended.err}"
+        logs = folder / f"logs-{number}"
+        ended = Ended(code, out.read_text() + err.read_text(), time.monotonic() - began, notes, logs)
+        assert code == 0 or not check, f"{request['words']}\n{ended.text}\n{ended.said()}"
         return ended
 
 
@@ -147,18 +157,6 @@ def serve(request: dict[str, Any], during: Callable[[int], None], seconds: float
         return int(pipe(process.stdout).readline())
     finally:
         late.cancel()
-
-
-def ranks(pid: int, n: int) -> list[int]:
-    """Return the process ids of torchrun's n rank processes, once they are there."""
-    children = Path(f"/proc/{pid}/task")
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        found = [int(word) for path in children.glob("*/children") for word in path.read_text().split()]
-        if len(found) >= n:
-            return sorted(found)[:n]
-        time.sleep(0.01)
-    raise AssertionError(f"torchrun {pid} started no {n} processes")
 
 
 def wait_for(path: Path, seconds: float = 60) -> None:
@@ -308,6 +306,12 @@ def reference(stage: str) -> Path:
         shutil.copy(reference(before) / "run" / "checkpoint.pth", workplace() / f"{before}.pth")
     job(stage, workplace()).run(workplace() / stage)
     return workplace() / stage
+
+
+def usual(stage: str, *words: Any, **options: Any) -> Job:
+    """Return the job of the stage's reference, or one that differs from it in these words."""
+    reference(stage)  # and with it what the stage begins with
+    return job(stage, workplace(), *words, **options)
 
 
 def unequal(one: Path, other: Path) -> list[str]:

@@ -20,12 +20,12 @@ from recovery import (
     Ended,
     Fault,
     differences,
-    job,
     log_lines,
     planned,
     reference,
     server,
     unequal,
+    usual,
     wait_for,
     workplace,
 )
@@ -43,7 +43,7 @@ def stopped(stage: str) -> tuple[Ended, Path]:
     folder = workplace() / f"{stage}-stopped"
     faults = planned(stage, MOMENTS, seed=MOMENTS)
     words = WORKERS if stage == "masked" else ()
-    return job(stage, workplace(), *OFTEN, faults=faults, words=words).run(folder), folder
+    return usual(stage, *OFTEN, faults=faults, words=words).run(folder), folder
 
 
 def test_the_runs_have_what_could_differ() -> None:
@@ -86,7 +86,7 @@ def test_a_stopped_run_leaves_nothing_but_what_others_leave(stage: str) -> None:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_loading_processes_gives_the_same_run(workers: int, tmp_path: Path) -> None:
-    job("masked", workplace(), "--num_workers", workers).run(tmp_path)
+    usual("masked", "--num_workers", workers).run(tmp_path)
     assert unequal(reference("masked"), tmp_path) == []
 
 
@@ -96,7 +96,7 @@ def test_a_run_whose_machine_died_ends_by_the_same_command_as_if_it_had_not(tmp_
         wait_for(tmp_path / "run" / "checkpoint.pth")
         kill_tree(pid)  # torchrun and all processes
 
-    same = job("classifier", workplace(), *OFTEN)
+    same = usual("classifier", *OFTEN)
     assert same.run(tmp_path, during=die, check=False).code == -signal.SIGKILL
     again = same.run(tmp_path)
     assert again.starts()[-1] > (0, 0)
@@ -107,12 +107,12 @@ def test_three_processes_resume_exactly_although_their_sums_depend_on_the_order_
     # torch gives gradients other places in their exchange after the first step, so that a sum's rounding may change.
     words: list[Any] = ["--batch_size", 2]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    job("classifier", workplace(), *words, processes=3).run(whole)
+    usual("classifier", *words, processes=3).run(whole)
     faults: list[Fault] = [
         {"at": "step", "after": 3, "behind": True, "rank": 2, "signal": "SIGKILL"},
         {"at": "step", "after": 11, "rank": 1, "signal": "SIGTERM"},
     ]
-    ended = job("classifier", workplace(), *words, *OFTEN, processes=3, faults=faults).run(cut)
+    ended = usual("classifier", *words, *OFTEN, processes=3, faults=faults).run(cut)
     assert all(step > 0 for _, step in ended.starts()[1:])
     assert unequal(whole, cut) == []
 

@@ -34,12 +34,11 @@ def test_a_continued_run_logs_every_epoch_once_in_both_places(tmp_path: Path) ->
     again = opened(tmp_path)
     again.cut(2, 5)  # the checkpoint is inside epoch 2
     assert epochs(tmp_path / "log.txt") == [0, 1]
-    for epoch in (2, 3):
-        again.epoch(epoch, {"train_loss": 20.0 + epoch, "epoch": epoch})
+    again.epoch(2, {"train_loss": 22.0, "epoch": 2})
     close(again)
-    assert epochs(tmp_path / "log.txt") == [0, 1, 2, 3]
+    assert epochs(tmp_path / "log.txt") == [0, 1, 2]
     found = scalars(tmp_path / "board")
-    assert {step: value for (tag, step), value in found.items() if tag == "train_loss"} == {0: 10, 1: 11, 2: 22, 3: 23}
+    assert {step: value for (tag, step), value in found.items() if tag == "train_loss"} == {0: 10, 1: 11, 2: 22}
     assert not any(tag == "val_auc" for tag, _ in found)
 
 

@@ -1,0 +1,363 @@
+"""A plan of faults: values that are not finite, unreadable files, killed processes, a full disk, signals.
+
+Runs of one process stay in the tests' own; what concerns several goes through torchrun.
+"""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest.mock import patch
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from tensorboardX.record_writer import RecordWriter
+
+import checkpoints
+from batches import TrainingBatches
+from optim_factory import Update
+from recovery import (
+    STEPS,
+    Ended,
+    Fault,
+    data,
+    differences,
+    job,
+    log_lines,
+    reference,
+    unequal,
+    usual,
+    wait_for,
+)
+from run_helpers import CLASSIFIER, ELECTRODES, RATE, ROOT, call, checkpoint, free_port, kill_tree, labelled_file
+
+OFTEN = ("--save_every_minutes", 1e-5)  # after every step
+STAGES = ("tokenizer", "masked", "classifier")
+WINDOW = 2  # seconds
+WINDOWS = [20, 13]  # of the two montages in their order; the first 12 are of train/a.hdf5's first recording
+
+
+# Values that are not finite
+
+
+def poisoned(folder: Path, stage: str, *, window: int) -> dict[str, Any]:
+    """Write data of which one window is not finite though the file calls it valid; returns how it is to be named.
+
+    window: of the first recording, or a sample.
+    """
+    data(folder)
+    for before in ("tokenizer", "masked"):
+        if stage != "tokenizer" and (before == "tokenizer" or stage == "classifier"):
+            (folder / f"{before}.pth").symlink_to(reference(before) / "run" / "checkpoint.pth")
+    if stage == "classifier":
+        path = folder / "task.hdf5"
+        with h5py.File(path, "r+") as file:
+            group = file["train"]
+            group["eeg"][window, 1, 30] = np.nan
+            group["valid"] = np.ones((len(group["eeg"]), WINDOW), bool)
+            return {"file": str(path), "recording": group["recording"][window].decode(), "sample": window}
+    path = folder / "train" / "a.hdf5"
+    with h5py.File(path, "r+") as file:
+        for group in file.values():
+            group["valid"] = np.ones(-(-group["eeg"].shape[1] // RATE), bool)
+        file["recording0"]["eeg"][1, window * WINDOW * RATE + 30] = np.nan
+    return {"file": str(path), "recording": "recording0", "start_seconds": float(window * WINDOW)}
+
+
+def bad_steps(folder: Path) -> list[dict[str, Any]]:
+    """Read the lines of bad_steps.jsonl."""
+    return [json.loads(line) for line in (folder / "bad_steps.jsonl").read_text().splitlines()]
+
+
+def train(stage: str, folder: Path, *words: Any) -> int:
+    """Run a stage on a folder's data in this process, for two epochs."""
+    one = job(stage, folder, *words)
+    return call(one.script, *one.flags, "--epochs", 2, "--output_dir", folder / "run")
+
+
+def snapshot(update: Update) -> dict[str, Any]:
+    """Return a copy of weights, codebook, and the optimizer's moments."""
+    state = {"model": update.model.module.state_dict(), "optimizer": update.optimizer.state_dict()["state"]}
+    return copied(state)
+
+
+def copied(value: Any) -> Any:
+    """Return nested dicts with copies of their tensors."""
+    if isinstance(value, dict):
+        return {key: copied(entry) for key, entry in value.items()}
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_window_that_is_not_finite_is_named_and_its_step_changes_nothing(stage: str, tmp_path: Path) -> None:
+    named = poisoned(tmp_path, stage, window=5)
+    original, changed = Update.__call__, []
+
+    def watched(update: Update, *arguments: Any) -> bool:
+        before = snapshot(update)
+        taken = original(update, *arguments)
+        if update.skipped:
+            changed.append(list(differences(before, snapshot(update))))
+        return taken
+
+    with patch.object(Update, "__call__", watched):
+        assert train(stage, tmp_path) == 0
+    assert changed == [[], []]
+    lines = bad_steps(tmp_path / "run")
+    assert [line["epoch"] for line in lines] == [0, 1]
+    for line in lines:
+        culprits = [window for window in line["windows"] if not window["finite"]]
+        assert len(culprits) == 1 and line["windows"][0] == culprits[0]
+        assert named.items() <= culprits[0].items()
+    assert [line["train_skipped_steps"] for line in log_lines(tmp_path / "run")] == [1, 1]
+    weights = checkpoint(tmp_path / "run" / "checkpoint.pth")["model"]
+    assert all(bool(torch.isfinite(value).all()) for value in weights.values())
+
+
+def test_a_window_that_is_not_finite_cannot_spoil_the_codebooks_start(tmp_path: Path) -> None:
+    first = next(iter(TrainingBatches(WINDOWS, 4, seed=0)))
+    mine = [window for _, montage, window in first if montage == 0 and window < 12]
+    assert mine, "the first batch holds no window of the recording: choose another"
+    poisoned(tmp_path, "tokenizer", window=mine[0])
+    assert train("tokenizer", tmp_path) == 0
+    weights = checkpoint(tmp_path / "run" / "checkpoint.pth")["model"]
+    assert all(bool(torch.isfinite(value).all()) for value in weights.values())
+    assert bad_steps(tmp_path / "run")[0]["step"] == 0
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_with_nonfinite_stop_the_run_ends_before_the_step_changes_anything(
+    stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = poisoned(tmp_path, stage, window=5)
+    assert train(stage, tmp_path, "--nonfinite", "stop", *OFTEN) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and named["file"] in lines[0] and named["recording"] in lines[0]
+    (step,) = bad_steps(tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pth"
+    if step["step"] > 0:
+        assert (checkpoint(path)["epoch"], checkpoint(path)["step"]) == (step["epoch"] - 1, step["step"])
+    # The same command comes to the same step.
+    assert train(stage, tmp_path, "--nonfinite", "stop", *OFTEN) == 1
+    assert bad_steps(tmp_path / "run") == [step]
+
+
+def test_after_ten_bad_steps_in_a_row_a_run_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labelled_file(tmp_path / "task.hdf5", counts={"train": 48, "val": 4})
+    with h5py.File(tmp_path / "task.hdf5", "r+") as file:
+        file["train"]["eeg"][:, 0, 0] = np.nan
+        file["train"]["valid"] = np.ones((48, WINDOW), bool)
+    words = ["--dataset", tmp_path / "task.hdf5", "--output_dir", tmp_path / "run", "--device", "cpu"]
+    words += ["--model", "labram_tiny_patch200_200", "--num_workers", 0, "--batch_size", 4, "--epochs", 1]
+    assert call("run_class_finetuning", *words) == 1
+    assert len(bad_steps(tmp_path / "run")) == 10
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "10 in a row" in line and str(tmp_path / "task.hdf5") in line
+
+
+def window_of(rank: int, *, after: int) -> int:
+    """Return a window of train/a.hdf5's first recording that only this one of two processes reads, after some steps."""
+    batches = TrainingBatches(WINDOWS, 4, seed=0, rank=rank, processes=2)
+    for batch in list(batches)[after:]:
+        for _, montage, window in batch:
+            if montage == 0 and window < 12:
+                return window
+    raise AssertionError("no such window: choose another step")
+
+
+def test_a_bad_step_of_one_process_is_skipped_by_all_and_resumed_like_any(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    poisoned(tmp_path, "tokenizer", window=window_of(1, after=1))
+    job("tokenizer", tmp_path).run(whole)
+    (bad, *_) = bad_steps(whole / "run")
+    faults: list[Fault] = [{"at": "step", "after": bad["step"] + 2, "rank": 0, "signal": "SIGKILL"}]
+    job("tokenizer", tmp_path, *OFTEN, faults=faults).run(cut)
+    assert unequal(whole, cut) == []
+    assert bad_steps(cut / "run") == bad_steps(whole / "run")
+    assert [line["train_skipped_steps"] for line in log_lines(cut / "run")] == [1] * 4
+
+
+# What one process cannot read
+
+
+def test_a_window_that_one_process_cannot_read_ends_all_with_that_processs_line(tmp_path: Path) -> None:
+    data(tmp_path)
+    path = tmp_path / "train" / "a.hdf5"
+    window = window_of(1, after=2)
+    with h5py.File(path, "r+") as file:
+        eeg = file["recording0"]["eeg"][()]
+        attributes = dict(file["recording0"]["eeg"].attrs)
+        del file["recording0"]["eeg"]
+        packed = file["recording0"].create_dataset("eeg", data=eeg, chunks=(len(ELECTRODES), RATE), compression="gzip")
+        packed.attrs.update(attributes)
+        for group in file.values():
+            group["valid"] = np.ones(-(-group["eeg"].shape[1] // RATE), bool)
+        place = packed.id.get_chunk_info(window * WINDOW).byte_offset
+    with path.open("r+b") as raw:
+        raw.seek(place)
+        raw.write(b"\xff" * 64)
+    ended = job("tokenizer", tmp_path, *OFTEN, restarts=0).run(tmp_path, check=False)
+    assert ended.code == 1 and ended.seconds < 60
+    assert ended.codes() in ({0: 1, 1: 1}, {1: 1}), "the other one may be ended by torchrun"
+    (line,) = ended.errors()
+    assert line.startswith("[process 1] error: ") and str(path) in line and "recording0" in line
+    assert "Traceback" not in ended.said()
+    assert checkpoint(tmp_path / "run" / "checkpoint.pth")["step"] > 0, "what was trained before is kept"
+
+
+def test_a_killed_loading_process_ends_the_run_and_torchrun_starts_it_again(tmp_path: Path) -> None:
+    fault = {"at": "step", "after": 6, "rank": 1, "worker": True, "signal": "SIGKILL"}
+    ended = usual("classifier", *OFTEN, "--num_workers", 1, faults=[fault]).run(tmp_path)
+    assert ended.codes(0) in ({0: 1, 1: 1}, {1: 1}) and ended.seconds_to_end(0) < 60
+    (line,) = ended.errors(0)
+    assert line.startswith("[process 1] error: ") and "loading process" in line
+    assert "Traceback" not in ended.said(0)
+    assert unequal(reference("classifier"), tmp_path) == []
+
+
+# Processes that are killed
+
+
+def children(pid: int) -> list[int]:
+    """Return the process ids of a process's children, first come first."""
+    found = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return sorted(int(word) for words in found for word in words)
+
+
+def test_torchrun_goes_on_after_one_process_was_killed_from_outside(tmp_path: Path) -> None:
+    """The plain command line, with nothing of the tests inside."""
+    one = usual("classifier", *OFTEN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc_per_node=2", "--max-restarts=1"]
+    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}", str(ROOT / f"{one.script}.py")]
+    command += [*map(str, one.flags), "--output_dir", str(tmp_path / "run"), "--log_dir", str(tmp_path / "board")]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as torchrun:
+        try:
+            wait_for(tmp_path / "run" / "checkpoint.pth")
+            os.kill(children(torchrun.pid)[1], signal.SIGKILL)
+            err = torchrun.communicate(timeout=120)[1]
+        finally:
+            kill_tree(torchrun.pid)
+    assert torchrun.returncode == 0, err
+    assert err.count("Continuing from") == 1
+    assert unequal(reference("classifier"), tmp_path) == []
+
+
+# A full disk
+
+
+FULL = [(1_000_000, "checkpoint.pth", OFTEN), (1_500, "predictions-val.npz", ())]
+
+
+@pytest.mark.parametrize(("limit", "file", "words"), FULL)
+def test_a_full_disk_ends_all_with_a_line_and_the_same_command_goes_on_when_there_is_room(
+    limit: int, file: str, words: Sequence[Any], tmp_path: Path
+) -> None:
+    fault = {"at": "step", "after": STEPS + 3, "rank": 0, "limit": limit}
+    same = usual("classifier", *words, faults=[fault], restarts=0)
+    ended = same.run(tmp_path, check=False)
+    assert ended.code == 1, ended.text
+    assert ended.codes()[0] == 2 and ended.seconds_to_end() < 60, ended.said()
+    (line,) = ended.errors()
+    assert str(tmp_path / "run" / file) in line and "cannot be written" in line
+    assert "Traceback" not in ended.said()
+    assert checkpoints.read(tmp_path / "run" / "checkpoint.pth")["epoch"] == 0, "the checkpoint from before is whole"
+    assert not list((tmp_path / "run").glob(".*.part")), "half a file fills the disk that is full"
+    same.run(tmp_path)
+    assert unequal(reference("classifier"), tmp_path) == []
+
+
+def quick(folder: Path, *words: Any) -> int:
+    """Train a classifier for an epoch of two steps in this process."""
+    labelled_file(folder / "task.hdf5", counts={"train": 8, "val": 4})
+    flags = ["--dataset", folder / "task.hdf5", "--output_dir", folder / "run", "--log_dir", folder / "board", *words]
+    return call("run_class_finetuning", *CLASSIFIER, *flags)
+
+
+def test_a_log_that_cannot_be_written_ends_the_run_with_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.txt").symlink_to("/dev/full")
+    assert quick(tmp_path) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert f"{tmp_path / 'run' / 'log.txt'} cannot be written (No space left on device)" in line
+
+
+def test_scalars_that_cannot_be_written_do_not_make_the_run_wait_for_ever(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def late(*_: Any) -> NoReturn:
+        raise AssertionError("the run waits for ever")
+
+    def full(writer: RecordWriter, data: bytes) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(30)
+    try:
+        with patch.object(RecordWriter, "write", full):
+            assert quick(tmp_path) == 2
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert f"{tmp_path / 'board'} cannot be written (No space left on device)" in line
+
+
+# Signals
+
+
+def ends_by_signal(ended: Ended, attempt: int, name: str, code: int) -> None:
+    """Check that all processes of an attempt ended alike, soon, after a checkpoint, with one line of one of them."""
+    assert ended.codes(attempt) == {0: code, 1: code}, ended.said(attempt)
+    assert ended.seconds_to_end(attempt) < 20
+    lines = [line for line in ended.said(attempt).splitlines() if line.startswith("stopped by ")]
+    assert len(lines) == 1 and f"stopped by {name} after step " in lines[0]
+    assert lines[0].endswith("the same command goes on from here")
+    assert "Traceback" not in ended.said(attempt)
+
+
+def test_a_signal_to_one_process_stops_all_after_a_checkpoint_and_nothing_is_lost(tmp_path: Path) -> None:
+    faults: list[Fault] = [
+        {"at": "step", "after": 3, "rank": 1, "signal": "SIGTERM"},
+        {"at": "soon", "after": 6, "rank": 0, "signal": "SIGUSR1", "seconds": 0.02},
+        {"at": "evaluate", "after": 8, "rank": 1, "signal": "SIGTERM"},
+        {"at": "step", "after": 13, "rank": 0, "signal": "SIGINT"},
+    ]
+    ended = usual("classifier", faults=faults).run(tmp_path)
+    ends = [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGTERM", 143), ("SIGINT", 130)]
+    for attempt, (name, code) in enumerate(ends):
+        ends_by_signal(ended, attempt, name, code)
+    # Without --save_every_minutes: what is inside an epoch was saved on the way out, at most two steps later.
+    places = [epoch * STEPS + step for epoch, step in ended.starts()]
+    for fault, place in zip(faults, places[1:], strict=True):
+        assert fault["after"] < place, "the steps before the signal are lost"
+    assert places[1] <= 3 + 3 and places[4] <= 13 + 3
+    assert unequal(reference("classifier"), tmp_path) == []
+
+
+def test_a_signal_that_torchrun_hands_on_stops_all_after_a_checkpoint(tmp_path: Path) -> None:
+    def warn(pid: int) -> None:
+        wait_for(tmp_path / "notes" / "fault-0")  # process 0 has halted itself, so that the run cannot end before
+        time.sleep(0.2)
+        os.kill(pid, signal.SIGUSR1)  # as SLURM warns
+        os.kill(int((tmp_path / "notes" / "attempt-0-0").read_text()), signal.SIGCONT)
+
+    fault = {"at": "step", "after": 7, "rank": 0, "signal": "SIGSTOP"}
+    handled = ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+    same = usual("classifier", faults=[fault], restarts=0, torchrun=handled)
+    ended = same.run(tmp_path, during=warn, check=False)
+    assert ended.code != 0
+    ends_by_signal(ended, 0, "SIGUSR1", 143)
+    again = same.run(tmp_path)
+    assert again.starts()[1][1] > 0, "what was trained of the epoch is lost"
+    assert unequal(reference("classifier"), tmp_path) == []
