@@ -42,8 +42,8 @@ def initialize_codebook(model: VQNSP, loader: DataLoader, run: Run, *, epoch: in
     pooled, size = run.processes * sum(map(len, vectors)), model.quantize.codebook_size
     if run.is_main and pooled < size:
         logger.warning(
-            "k-means starts %d codes from the %d patches of one batch: some begin equal. A larger --total_batch_size or "
-            "a smaller --codebook_n_emd lets all differ.",
+            "k-means starts %d codes from the %d patches of one batch: some begin equal. A larger --total_batch_size "
+            "or a smaller --codebook_n_emd lets all differ.",
             size,
             pooled,
         )
