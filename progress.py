@@ -32,9 +32,21 @@ class WrappedFormatter(logging.Formatter):
         return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
+class BarAwareHandler(logging.StreamHandler):
+    """Writes lines above a progress bar, if there is one, instead of into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+            self.flush()
+        except Exception:
+            self.handleError(record)
+
+
 def log_to_terminal(level: int) -> None:
     """Send log messages from this level on to standard error, unless something already receives them."""
-    handler = logging.StreamHandler()
+    handler = BarAwareHandler()
     handler.setFormatter(WrappedFormatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
 

@@ -102,9 +102,10 @@ def _place_of(line: str) -> tuple[float, float]:
 
 
 def named(windows: Sequence[Mapping[str, Any]]) -> str:
-    """The first few windows of a bad step in words."""
+    """The first few windows of a bad step in words: those that hold values that are not finite, where there are any."""
+    guilty = [window for window in windows if not window["finite"]]
     texts = []
-    for window in windows[:NAMED_WINDOWS]:
+    for window in (guilty or windows)[:NAMED_WINDOWS]:
         place = f"at {window['start_seconds']:g} s" if "start_seconds" in window else f"sample {window['sample']}"
         value = f"largest {window['largest_uv']:.3g} uV" if window["finite"] else "holds values that are not finite"
         texts.append(f"{window['file']}, {window['recording']}, {place} ({value})")

@@ -8,6 +8,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -184,23 +185,23 @@ class TrainingState:
         sampler.set_epoch(epoch, self.step)
         self._begin_epoch(epoch)
         begun = time.monotonic() - self.seconds
-        progress = Progress(self.run.is_main, f"epoch {epoch}", len(loader), done=self.step * accumulation)
-        for batch in loader:
-            batch = batch.to(self.run)
-            if self._to_rehearse:
-                self._to_rehearse = False
-                with self.update.rehearsal():
-                    yield batch
-                self.log.discard()
-            self.log.group = loader.dataset.groups[sampler.montage(self.step)]
-            yield batch
-            self.samples += len(batch.eeg) * self.run.processes
-            self.seconds = time.monotonic() - begun
-            if self.update.micro_batch == 0:
-                self._end_step(loader)
-            show = self.update.micro_batch == 0 and progress.due()
-            progress.step(self._numbers(progress, epoch) if show else None)
-        progress.close()
+        done = self.step * accumulation
+        with closing(Progress(self.run.is_main, f"epoch {epoch}", len(loader), done=done)) as progress:
+            for batch in loader:
+                batch = batch.to(self.run)
+                if self._to_rehearse:
+                    self._to_rehearse = False
+                    with self.update.rehearsal():
+                        yield batch
+                    self.log.discard()
+                self.log.group = loader.dataset.groups[sampler.montage(self.step)]
+                yield batch
+                self.samples += len(batch.eeg) * self.run.processes
+                self.seconds = time.monotonic() - begun
+                if self.update.micro_batch == 0:
+                    self._end_step(loader)
+                show = self.update.micro_batch == 0 and progress.due()
+                progress.step(self._numbers(progress, epoch) if show else None)
         self.seconds = time.monotonic() - begun
 
     def _begin_epoch(self, epoch: int) -> None:

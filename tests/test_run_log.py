@@ -81,6 +81,7 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 def test_the_first_three_windows_of_a_bad_step_are_named() -> None:
     window = {"file": "a.hdf5", "recording": "r", "start_seconds": 12.5, "largest_uv": 312345.0, "finite": True}
     sample = {"file": "t.hdf5", "recording": "q", "sample": 7, "largest_uv": 0.0, "finite": False}
-    text = named([window, sample, window, {**window, "file": "fourth"}])
-    assert "a.hdf5, r, at 12.5 s (largest 3.12e+05 uV)" in text
-    assert "t.hdf5, q, sample 7 (holds values that are not finite)" in text and "fourth" not in text
+    text = named([window, {**window, "file": "second"}, {**window, "start_seconds": 3}, {**window, "file": "fourth"}])
+    assert "a.hdf5, r, at 12.5 s (largest 3.12e+05 uV)" in text and "at 3 s" in text
+    assert "second" in text and "fourth" not in text
+    assert named([window, sample, window]) == "t.hdf5, q, sample 7 (holds values that are not finite)"
