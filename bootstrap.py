@@ -1,6 +1,7 @@
 """Make the project's environment and run something in it, with nothing but Python's standard library.
 
-`python3 bootstrap.py env|demo|test [further arguments]`, the commands behind `make env`, `make demo`, `make test`.
+`python3 bootstrap.py env|demo|test|soak [further arguments]`, the commands behind `make env`, `make demo`, `make test`
+and `make soak`, which kills runs at more moments than `make test` does.
 The environment is .venv, or --venv FOLDER; it is made once and renewed when the requirements change.
 """
 
@@ -14,7 +15,8 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent
 REQUIREMENTS, CONSTRAINTS = PROJECT / "requirements.txt", PROJECT / "constraints.txt"
-COMMANDS = {"demo": ("-m", "demo"), "test": ("-m", "pytest")}
+COMMANDS = {"demo": ("-m", "demo"), "test": ("-m", "pytest"), "soak": ("-m", "pytest", "tests/test_recovery.py")}
+VARIABLES = {"soak": {"LABRAM_SOAK": "20"}}  # moments a stage, unless the variable is set already
 
 
 def make_environment(folder: Path, *, pinned: bool) -> Path:
@@ -48,7 +50,8 @@ def main() -> int:
         return 1
     if args.command == "env":
         return 0
-    return subprocess.run([str(python), *COMMANDS[args.command], *further], cwd=PROJECT).returncode
+    variables = {**VARIABLES.get(args.command, {}), **os.environ}
+    return subprocess.run([str(python), *COMMANDS[args.command], *further], cwd=PROJECT, env=variables).returncode
 
 
 if __name__ == "__main__":

@@ -121,8 +121,7 @@ def note_start(notes: Path, attempt: int) -> None:
     def resume(state: TrainingState, *arguments: Any) -> Any:
         result = original(state, *arguments)
         if state.run.is_main:
-            words = {"step": state.update.step, "steps_per_epoch": state.update.steps_per_epoch}
-            (notes / f"start-{attempt}").write_text(json.dumps(words))
+            (notes / f"start-{attempt}").write_text(json.dumps({"epoch": state.epoch, "step": state.step}))
         return result
 
     patch.object(TrainingState, "resume", resume).start()

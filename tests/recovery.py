@@ -94,7 +94,7 @@ class Ended:
         """Return the epoch, and the step in it, at which each attempt went on."""
         found = sorted(self.notes.glob("start-*"), key=lambda path: int(path.name.rpartition("-")[2]))
         words = [json.loads(path.read_text()) for path in found]
-        return [divmod(word["step"], word["steps_per_epoch"]) for word in words]
+        return [(word["epoch"], word["step"]) for word in words]
 
     def struck(self) -> int:
         """Return how many faults happened."""
@@ -218,7 +218,7 @@ def planned(stage: str, n: int, *, seed: int, processes: int = 2) -> list[Fault]
             place = "step"  # the last epoch might end before
         fault: Fault = {"at": place, "after": after, "rank": int(random.integers(processes)), "signal": "SIGKILL"}
         if place in ("save", "replace"):
-            fault |= {"rank": 0, "number": int(random.integers(1, 5))}  # only process 0 writes
+            fault |= {"rank": 0, "number": int(random.integers(1, 3 if after >= total - steps else 4))}  # rank 0 writes
         if place in ("step", "replace"):
             fault["behind"] = bool(random.integers(2))
         if place == "soon":

@@ -252,7 +252,16 @@ def test_nan_that_a_file_calls_valid_stops_the_run_where_it_is_asked_to(fails: A
     with h5py.File(file, "r+") as opened:
         opened["recording0/valid"] = np.ones(8, bool)
     words = ["--train_data", file, "--nonfinite", "stop", "--output_dir", tmp_path / "new"]
-    fails(TRAIN, *words, code=DATA, says=["not finite", "step", "--lr", str(file)])
+    says = ["not finite", "step", "--lr", str(file)]
+    fails(TRAIN, *words, "--no_quantize_kmeans_init", code=DATA, says=says)
+
+
+def test_nothing_but_nan_to_start_the_codebook_from(fails: Any, tmp_path: Path) -> None:
+    file = nan_file(tmp_path / "nan.hdf5")
+    with h5py.File(file, "r+") as opened:
+        opened["recording0/valid"] = np.ones(8, bool)
+    words = ["--train_data", file, "--output_dir", tmp_path / "new"]
+    fails(TRAIN, *words, code=DATA, says=["no finite value", "codebook"])
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass"])

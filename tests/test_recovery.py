@@ -4,6 +4,7 @@ All runs go through torchrun with two or three processes. LABRAM_SOAK: how many 
 """
 
 import functools
+import itertools
 import os
 import shutil
 import signal
@@ -31,17 +32,19 @@ from recovery import (
 )
 from run_helpers import checkpoint, kill_tree
 
-MOMENTS = int(os.environ.get("LABRAM_SOAK", "4"))  # at which a stage's run is stopped
+MOMENTS = 4  # at which a run is stopped
+RUNS = -(-int(os.environ.get("LABRAM_SOAK", "4")) // MOMENTS)  # of each stage
 STAGES = ("tokenizer", "masked", "classifier")
+stopped_runs = pytest.mark.parametrize(("stage", "number"), list(itertools.product(STAGES, range(RUNS))))
 OFTEN = ("--save_every_minutes", 1e-5)  # after every step
 WORKERS = [["--num_workers", number] for number in ("0", "1", "3")]  # of the attempts of stage 2
 
 
 @functools.cache
-def stopped(stage: str) -> tuple[Ended, Path]:
-    """Return how a stage's run went that was stopped at random moments, and its folder."""
-    folder = workplace() / f"{stage}-stopped"
-    faults = planned(stage, MOMENTS, seed=MOMENTS)
+def stopped(stage: str, number: int) -> tuple[Ended, Path]:
+    """Return how a stage's run went that was stopped at random moments, and its folder. number: of the plan."""
+    folder = workplace() / f"{stage}-stopped-{number}"
+    faults = planned(stage, MOMENTS, seed=number)
     words = WORKERS if stage == "masked" else ()
     return usual(stage, *OFTEN, faults=faults, words=words).run(folder), folder
 
@@ -56,29 +59,29 @@ def test_the_runs_have_what_could_differ() -> None:
         assert len({line["train_loss"] for line in lines}) == EPOCHS[stage], "nothing was learnt"
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_run_stopped_at_random_moments_ends_as_one_that_never_stopped(stage: str) -> None:
-    ended, folder = stopped(stage)
+@stopped_runs
+def test_a_run_stopped_at_random_moments_ends_as_one_that_never_stopped(stage: str, number: int) -> None:
+    ended, folder = stopped(stage, number)
     assert ended.struck() == MOMENTS, "not every fault happened: this test would prove less"
     assert unequal(reference(stage), folder) == []
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_half_of_the_moments_resume_inside_an_epoch(stage: str) -> None:
-    starts = stopped(stage)[0].starts()
+@stopped_runs
+def test_half_of_the_moments_resume_inside_an_epoch(stage: str, number: int) -> None:
+    starts = stopped(stage, number)[0].starts()
     assert len(starts) == MOMENTS + 1 and starts[0] == (0, 0)
     assert sum(step > 0 for _, step in starts) >= MOMENTS // 2, starts
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_run_never_goes_back_behind_its_last_checkpoint(stage: str) -> None:
-    places = [epoch * STEPS + step for epoch, step in stopped(stage)[0].starts()]
+@stopped_runs
+def test_a_run_never_goes_back_behind_its_last_checkpoint(stage: str, number: int) -> None:
+    places = [epoch * STEPS + step for epoch, step in stopped(stage, number)[0].starts()]
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stopped_run_leaves_nothing_but_what_others_leave(stage: str) -> None:
-    names = {path.name for path in (stopped(stage)[1] / "run").iterdir()}
+@stopped_runs
+def test_a_stopped_run_leaves_nothing_but_what_others_leave(stage: str, number: int) -> None:
+    names = {path.name for path in (stopped(stage, number)[1] / "run").iterdir()}
     expected = {path.name for path in (reference(stage) / "run").iterdir()}
     set_aside = {"checkpoint-best.previous.pth", "checkpoint-best.previous.pth.sha256"}
     assert names - set_aside == expected
