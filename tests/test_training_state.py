@@ -1,6 +1,7 @@
 """Resumption, whatever loads the data, and what a run refuses to mix."""
 
 import importlib
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,12 @@ def test_a_checkpoint_inside_an_epoch_with_other_batches_begins_the_epoch_again(
     assert "epoch 0 is begun again" in caplog.text
     assert [line["epoch"] for line in log(folder)] == [0, 1, 2]
     assert checkpoint(folder / "checkpoint.pth")["update"]["step"] == 4 * EPOCHS
+
+
+def test_the_learning_rate_schedule_ends_with_the_last_step(straight: Path) -> None:
+    state = checkpoint(straight / "checkpoint.pth")
+    steps = 2 * EPOCHS  # eight samples in batches of four
+    assert state["update"]["step"] == steps
+    last = 1e-6 + 0.5 * (5e-4 - 1e-6) * (1 + math.cos(math.pi * (steps - 1) / steps))  # stage 3's defaults, no warm-up
+    rates = {group["lr"] / group["lr_scale"] for group in state["optimizer"]["param_groups"]}
+    assert all(rate == pytest.approx(last, rel=1e-9) for rate in rates)
