@@ -11,6 +11,7 @@ import difflib
 import errno
 import logging
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterable
@@ -33,6 +34,8 @@ STAGES = {
 }
 
 LATEST, BEFORE = "checkpoint.pth", "checkpoint.previous.pth"  # names of a run's newest checkpoint and the one before
+
+WRITE_FAILED = ("PytorchStreamWriter", "inline_container", "iostream", "does not exist")  # in what torch's writer says
 
 _SCALAR = np.float64(0).__reduce__()[0]
 
@@ -64,7 +67,7 @@ def save(state: dict[str, Any], path: str | Path, *, keep: str | Path | None = N
         try:
             torch.save(state, part)
         except RuntimeError as error:  # how torch's writer reports a full disk or a folder that is none
-            if any(sign in str(error) for sign in ("PytorchStreamWriter", "inline_container", "does not exist")):
+            if any(sign in str(error) for sign in WRITE_FAILED):
                 raise OSError(f"torch: {str(error).splitlines()[0]}") from error
             raise
     _write_digests(path, _digests(path)[:1])
@@ -75,14 +78,15 @@ def rename(path: Path, target: Path) -> None:
     digests = _digests(path)
     if digests:
         _write_digests(target, [*digests, *_digests(target)])
+    else:
+        digest_path(target).unlink(missing_ok=True)
     os.replace(path, target)
     if digests:
         _write_digests(target, digests)
-    else:
-        digest_path(target).unlink(missing_ok=True)
 
 
-def _copy(path: Path, target: Path) -> None:
+def copy(path: Path, target: Path) -> None:
+    """Put a copy of a checkpoint in another's place; whenever this is cut off, the target is the one or the other."""
     with written_aside(target, before=lambda part: _write_digests(target, [sha256(part), *_digests(target)])) as part:
         shutil.copyfile(path, part)
     _write_digests(target, _digests(target)[:1])
@@ -163,11 +167,12 @@ def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for path in candidates:
         try:
             state = read(path)
-            if path != folder / LATEST:
-                _copy(path, folder / LATEST)
-            return path, state
         except InputError as error:
             logger.warning("%s; falling back to the checkpoint before.", error)
+            continue
+        if path != folder / LATEST:
+            copy(path, folder / LATEST)
+        return path, state
     if candidates:
         raise InputError(
             f"all {len(candidates)} checkpoints in {folder} are damaged: put a whole one there, or begin anew with "
@@ -177,15 +182,14 @@ def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def remove_older(folder: Path, keep: int) -> None:
-    """Delete the oldest checkpoint-<epoch>.pth but for the last `keep` (0: none)."""
-    for path in _numbered(folder)[:-keep] if keep else []:
+    """Delete the oldest checkpoint-<epoch>.pth but for the last `keep` that were written (0: none)."""
+    for path in sorted(_numbered(folder), key=lambda path: path.stat().st_mtime_ns)[:-keep] if keep else []:
         path.unlink(missing_ok=True)
         digest_path(path).unlink(missing_ok=True)
 
 
 def _numbered(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("checkpoint-*.pth") if path.stem.split("-")[1].isdecimal()]
-    return sorted(found, key=lambda path: int(path.stem.split("-")[1]))
+    return [path for path in folder.glob("checkpoint-*.pth") if re.fullmatch(r"checkpoint-\d+\.pth", path.name)]
 
 
 def _nearest(path: Path) -> str:

@@ -368,7 +368,7 @@ def build_validation_loader(
     args: argparse.Namespace, run: Run, *, make_mask: MaskMaker | None = None
 ) -> DataLoader | None:
     """Loader of --val_data, or of its default place where that exists, else None."""
-    if args.val_data is None and not DEFAULT_VAL_DATA.is_dir():
+    if args.val_data is None and not run.on_first(DEFAULT_VAL_DATA.is_dir):
         logger.info("No validation data (--val_data not given, no folder %s): nothing is evaluated.", DEFAULT_VAL_DATA)
         return None
     paths = args.val_data or [DEFAULT_VAL_DATA]

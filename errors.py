@@ -8,6 +8,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -88,7 +89,7 @@ def one_line(error: BaseException) -> str:
     """Message of an error in one printable line; of a loading process's error without that process's traceback."""
     lines = str(error).strip().splitlines()
     if lines and lines[0].startswith("Caught ") and "worker process" in lines[0]:
-        lines = [lines[-1].removeprefix("errors.InputError: ")]
+        lines = [re.sub(r"^errors\.\w+: ", "", lines[-1])]
     text = " ".join(" ".join(lines).split())
     # Names and labels from files may hold what a terminal obeys.
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

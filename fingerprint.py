@@ -25,6 +25,7 @@ Fingerprint = dict[str, Any]
 FREE_FLAGS = {"output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "auto_resume", "resume_anyway"}
 FREE_FLAGS |= {"save_ckpt", "save_ckpt_freq", "save_every_minutes", "keep_last", "start_epoch", "eval"}
 FREE_FLAGS |= {"train_data", "val_data", "dataset", "data_dir", "tokenizer_weight", "finetune", "grad_checkpoint"}
+FREE_FLAGS |= {"calculate_codebook_usage", "disable_rel_pos_bias", "input_size", "precision"}
 BATCH_FLAGS = {"batch_size", "gradient_accumulation_steps", "update_freq", "total_batch_size"}
 
 
@@ -42,6 +43,7 @@ def fingerprint(
         "weights": dict(weights),
         "processes": run.processes,
         "device": run.device.type,
+        "precision": str(run.amp_dtype or run.dtype).removeprefix("torch."),
         "code": {"version": code_version(), "sources": source_digest()},
     }
 
@@ -60,7 +62,7 @@ def differences(saved: Fingerprint, current: Fingerprint, *, inside_epoch: bool)
     for name in sorted(saved["weights"].keys() | current["weights"].keys()):
         old, new = (part["weights"].get(name) for part in (saved, current))
         found += [f"another {name}"] if old != new else []
-    for name in ("device", *(() if moved else ("processes",))):
+    for name in ("device", "precision", *(() if moved else ("processes",))):
         if saved[name] != current[name]:
             found.append(f"{name} {current[name]}, the checkpoint has {saved[name]}")
     if saved["code"]["sources"] != current["code"]["sources"]:

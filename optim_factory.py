@@ -190,10 +190,9 @@ class Update:
         self.skipped = not bool(torch.isfinite(norm))
         if self.skipped:
             self._count_skipped()
-        elif not self.scaler.is_enabled():
-            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
         if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)  # which leaves out what overflowed
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._note(norm)

@@ -141,6 +141,7 @@ class Evaluation:
         for name, loader in self.sets.items():
             values, logits[name] = evaluate(model, loader, self.run, self.task)
             stats |= {f"{name}_{metric}": value for metric, value in values.items()}
+        stats = self.run.on_first(lambda: stats)  # machines may differ in a last bit, and all must select alike
         selected = self.best.update(epoch, stats)
         if selected:
             self.selected.epoch, self.selected.logits = epoch, logits

@@ -8,11 +8,14 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from errors import UsageError
 from files import written_aside
@@ -34,7 +37,7 @@ class RunLog:
         self.log, self.bad_steps = folder / "log.txt", folder / "bad_steps.jsonl"
         self._tensorboard = tensorboard if visible else None
         self._visible = visible
-        self._writer: SummaryWriter | None = None
+        self._writer: EventsWriter | None = None
 
     def begin(self) -> None:
         """Start anew: what an earlier run in the same folder logged is set aside."""
@@ -59,11 +62,28 @@ class RunLog:
         self._open(epoch)
 
     def _open(self, epoch: int | None) -> None:
-        if self._tensorboard is not None:
-            # TensorBoard does not show what was written of this epoch and later ones before. The suffix keeps runs
-            # that begin in the same second apart, whose files would have one name.
-            suffix = f".{time.time_ns()}"
-            self._writer = SummaryWriter(str(self._tensorboard), purge_step=epoch, filename_suffix=suffix)
+        """Begin an event file. TensorBoard does not show what was written of this epoch and later ones before."""
+        if self._tensorboard is None:
+            return
+        with self._writing_scalars() as folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            # The suffix keeps runs that begin in the same second apart, whose files would have one name.
+            self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+            if epoch is not None:
+                start = SessionLog(status=SessionLog.START)
+                self._writer.write_event(Event(wall_time=time.time(), step=epoch, session_log=start))
+            self._writer.flush()
+
+    @contextmanager
+    def _writing_scalars(self) -> Iterator[Path]:
+        assert self._tensorboard is not None
+        try:
+            yield self._tensorboard
+        except OSError as error:
+            raise UsageError(
+                f"{self._tensorboard} cannot be written ({error.strerror or error}): free space, or choose another "
+                "--log_dir"
+            ) from error
 
     def epoch(self, epoch: int, line: Mapping[str, Any]) -> None:
         """Write an epoch's line, show it, and add its numbers to TensorBoard."""
@@ -73,9 +93,12 @@ class RunLog:
         numbers = {n: v for n, v in line.items() if n not in ("epoch", "n_parameters") and math.isfinite(v)}
         shown = [f"{name} {value:.4g}" for name, value in numbers.items() if not name.endswith(LOG_ONLY)]
         logger.info("epoch %d: %s", epoch, ", ".join(shown))
-        if self._writer:
+        if self._writer is None:
+            return
+        # Not through SummaryWriter, whose thread still holds numbers when a checkpoint says that they are written.
+        with self._writing_scalars():
             for name, value in numbers.items():
-                self._writer.add_scalar(name, value, epoch)
+                self._writer.write_event(Event(wall_time=time.time(), step=epoch, summary=scalar(name, value)))
             self._writer.flush()
 
     def bad_step(self, line: Mapping[str, Any]) -> None:
@@ -88,6 +111,8 @@ def _append(path: Path, line: Mapping[str, Any]) -> None:
     try:
         with path.open("a") as file:
             file.write(json.dumps(plain(line)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # as checkpoints are
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror or error}): free space") from error
 

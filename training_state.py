@@ -5,6 +5,7 @@ A run that ended, in whatever way, continues after the last step that a checkpoi
 
 import argparse
 import logging
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import checkpoints
 from errors import InputError, Interrupted
-from files import write_json
+from files import sha256, write_json
 from fingerprint import Fingerprint, check_same_run, same_batches
 from interruption import EXIT_CODES
 from optim_factory import MAX_NONFINITE, Update
@@ -82,6 +83,7 @@ class TrainingState:
         self.stop_at_bad_step = args.nonfinite == "stop"
         self.log = MetricLog(held=True)
         self.epoch, self.step = 0, 0  # that come next
+        self.resumed_from: str | None = None  # digest of the file that --resume named when the run began
         self.skipped_steps = 0  # of the epoch
         self.seconds, self.samples = 0.0, 0
         self._saved = time.monotonic()
@@ -108,10 +110,13 @@ class TrainingState:
         if self.run.is_main:
             for part in self.run.output_dir.glob(".*.part"):  # of a process that was killed while it wrote
                 part.unlink(missing_ok=True)
+        if self.fingerprint is not None:
+            self.run.check_same({**self.fingerprint["data"], **self.fingerprint["weights"]})
         found = self.run.on_first(lambda: self._find(args))
         if found is None:
             self.epoch = int(args.start_epoch)
-            self.run_log.begin()
+            self.run.on_first(self.run_log.begin)
+            self.run.on_first(self._set_later_best_aside)
         else:
             self._continue(*found, anyway=args.resume_anyway)
         self.update.step = self.epoch * self.update.steps_per_epoch + self.step
@@ -121,9 +126,17 @@ class TrainingState:
         return self.epoch
 
     def _find(self, args: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
-        if args.resume:
-            return args.resume, checkpoints.read(args.resume)
-        return checkpoints.read_newest(self.run.output_dir) if args.auto_resume else None
+        """What to continue from. A second start of a command with --resume goes on with what the first one saved."""
+        folder, newest = self.run.output_dir, None
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        if args.resume or args.auto_resume or restarted:
+            newest = checkpoints.read_newest(folder)
+        if not args.resume:
+            return newest
+        self.resumed_from = sha256(args.resume) if args.resume.is_file() else None
+        if newest is not None and newest[1].get("resumed_from") == self.resumed_from:
+            return newest
+        return args.resume, checkpoints.read(args.resume)
 
     def _continue(self, path: Path, state: dict[str, Any], *, anyway: bool) -> None:
         weights = checkpoints.model_state(state, path)
@@ -134,6 +147,7 @@ class TrainingState:
                 "and exports do not): it can start a run or be evaluated, not be resumed; "
                 "use --no_auto_resume or another --output_dir"
             )
+        self.resumed_from = self.resumed_from or state.get("resumed_from")
         self.epoch, self.step = int(state["epoch"]) + 1, int(state["step"])
         saved = state.get("fingerprint")
         if self.fingerprint is not None and saved is not None:
@@ -149,11 +163,23 @@ class TrainingState:
             extra.load_state_dict(state["extras"][name])
         if self.step:
             self._continued = state["processes"][self.run.rank]
-        self.run_log.cut(self.epoch, self.step)
+        if self.save_every is not None:
+            self.run.on_first(lambda: self._take_over(path))
+        self.run.on_first(lambda: self.run_log.cut(self.epoch, self.step))
         self.run.on_first(self._set_later_best_aside)
         place = f"step {self.step} of epoch {self.epoch}" if self.step else f"epoch {self.epoch} of {self.epochs}"
         done = self.epoch >= self.epochs
         logger.info("Continuing from %s: %s.", path, f"all {self.epochs} epochs are done" if done else place)
+
+    def _take_over(self, path: Path) -> None:
+        """Make a file of --resume the run's newest checkpoint, before the log is cut to it."""
+        latest = self.run.output_dir / checkpoints.LATEST
+        there, before = latest.is_file(), latest.with_name(checkpoints.BEFORE)
+        if path.resolve() == latest.resolve() or (there and sha256(path) == sha256(latest)):
+            return
+        if there and path.resolve() != before.resolve():
+            checkpoints.rename(latest, before)
+        checkpoints.copy(path, latest)
 
     def _set_later_best_aside(self) -> None:
         """Rename a best checkpoint of an epoch that will be trained again: `--eval` must not take it for this run's."""
@@ -165,8 +191,9 @@ class TrainingState:
         except (InputError, KeyError):
             later = True
         if later:
-            checkpoints.rename(best, best.with_name("checkpoint-best.previous.pth"))
-            logger.warning("%s is of a later epoch: it is now checkpoint-best.previous.pth.", best)
+            aside = best.with_name("checkpoint-best.previous.pth")
+            checkpoints.rename(best, aside)
+            logger.warning("%s is of a later epoch, another run or damaged: set aside as %s.", best, aside.name)
 
     # The loop
 
@@ -229,6 +256,8 @@ class TrainingState:
         self.log.commit()
         self.step += 1
         due = self.run.is_main and 0 < self.save_seconds <= time.monotonic() - self._saved
+        if due:
+            self._saved = time.monotonic()  # said once: the answer comes with the next step
         if self.run.interruption.agree(due):
             self.save()
 
@@ -326,6 +355,7 @@ class TrainingState:
             "update": update,
             "extras": {name: extra.state_dict() for name, extra in self.extras.items()},
             "processes": processes,
+            "resumed_from": self.resumed_from,
             "fingerprint": self.fingerprint,
         }
         folder = self.run.output_dir
@@ -338,9 +368,9 @@ class TrainingState:
     def _stop(self, number: signal.Signals) -> NoReturn:
         """End the run, by agreement of all processes, after saving it."""
         self.save()
-        saved = "" if self.save_every is not None else " (nothing saved: --no_save_ckpt)"
-        raise Interrupted(
-            f"stopped by {number.name} after step {self.step} of epoch {self.epoch}{saved}; the same command goes on "
-            "from here",
-            EXIT_CODES[number],
-        )
+        saved = self.save_every is not None
+        onward = "the same command goes on from here" if saved else "nothing is saved (--no_save_ckpt)"
+        if saved and not self.flags["auto_resume"] and not self.flags["resume"]:
+            onward = f"{onward}, without --no_auto_resume"
+        place = f"after step {self.step} of epoch {self.epoch}"
+        raise Interrupted(f"stopped by {number.name} {place}; {onward}", EXIT_CODES[number])

@@ -6,7 +6,6 @@
 import argparse
 import dataclasses
 import datetime
-import hashlib
 import logging
 import math
 import os
@@ -26,11 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from errors import InputError, PeerLost, UsageError
+from exchange import digest, send
 from files import check_writable
 from interruption import Interruption
 from layers import check_window
 from progress import log_to_terminal, plain
-from version import code_version
+from version import code_version, source_digest
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -46,7 +46,8 @@ FLAG_LIMITS = {
     **dict.fromkeys(("drop", "drop_path", "attn_drop_rate", "smoothing"), (0, ALMOST_ONE)),
     **dict.fromkeys(("ema_decay", "model_ema_decay", "layer_decay"), (0, 1)),
 }
-_last_group: list[Any] = []
+OWN_FLAGS = {"output_dir", "log_dir", "device", "num_workers"}  # that may differ between the processes of a run
+_last_groups: list[Any] = []
 LOST_PEER = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "remote process exited")
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -147,31 +148,42 @@ class Run:
         """Autocast in the run's half precision, if it has one."""
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
 
+    def check_same(self, values: Mapping[str, Any]) -> None:
+        """Raise InputError, on all processes, if a value is not the same on each: machines may be told differently."""
+        gathered: list[Any] = [None] * self.processes
+        dist.all_gather_object(gathered, dict(values))
+        for rank, other in enumerate(gathered):
+            for name in sorted(gathered[0].keys() | other.keys()):
+                mine, theirs = gathered[0].get(name), other.get(name)
+                if mine != theirs:
+                    raise InputError(
+                        f"process {rank} has another {name} ({theirs}) than process 0 ({mine}): start all machines "
+                        "with the same command, code and data"
+                    )
+
     def on_first(self, work: Callable[[], T]) -> T:
         """Do work on process 0 only and give its result, or its InputError, to all: files are read and written once."""
         outcome: Any = None
+        original: Exception | None = None
         if self.is_main:
             try:
                 outcome = work(), None
             except InputError as error:
                 outcome = None, error
+            except Exception as error:  # the others must not wait for ever
+                original, outcome = error, (None, PeerLost("ended because process 0 did"))
         if self.processes > 1:
-            outcome = self._send(outcome)
+            outcome = send(outcome, self.patient)  # process 0 may read or write for long
+        if original is not None:
+            raise original
         result, failed = outcome
         if failed is not None:
             raise failed
         return result
 
-    def _send(self, value: Any) -> Any:
-        """Process 0's value on all processes: its structure as an object, then each tensor as bytes, on the CPU."""
-        tensors: list[Tensor] = []
-        structure = [_without_tensors(value, tensors)]
-        dist.broadcast_object_list(structure, src=0)
-        return _with_tensors(structure[0], iter(tensors), self)
-
     def check_equal(self, tensors: Mapping[str, Tensor], when: str) -> None:
         """Raise InputError, naming the first one, if a tensor is not the same on all processes, to the last bit."""
-        own = {name: _digest(value) for name, value in tensors.items()} if self.processes > 1 else {}
+        own = {name: digest(value) for name, value in tensors.items()} if self.processes > 1 else {}
         gathered: list[Any] = [None] * self.processes
         dist.all_gather_object(gathered, own)
         for rank, other in enumerate(gathered):
@@ -205,46 +217,6 @@ class Run:
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
 
-def _digest(tensor: Tensor) -> str:
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(data.numpy().data).hexdigest()
-
-
-def _without_tensors(value: Any, tensors: list[Tensor]) -> Any:
-    """Nested dicts, lists and tuples with a description in each tensor's place; the tensors are added to the list."""
-    if isinstance(value, Tensor):
-        tensors.append(value)
-        return _Described(value.shape, value.dtype)
-    if isinstance(value, dict):
-        return {key: _without_tensors(entry, tensors) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_without_tensors(entry, tensors) for entry in value)
-    return value
-
-
-def _with_tensors(value: Any, tensors: Iterator[Tensor], run: Run) -> Any:
-    """The opposite, on all processes together: process 0 has the tensors, the others receive them."""
-    if isinstance(value, _Described):
-        own = next(tensors).contiguous() if run.is_main else torch.empty(value.shape, dtype=value.dtype)
-        # As bytes, because backends do not know every type.
-        moved = own.flatten().view(torch.uint8).to(run.device)
-        dist.broadcast(moved, src=0)
-        return moved.cpu().view(value.dtype).view(value.shape)
-    if isinstance(value, dict):
-        return {key: _with_tensors(entry, tensors, run) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_with_tensors(entry, tensors, run) for entry in value)
-    return value
-
-
-@dataclasses.dataclass(frozen=True)
-class _Described:
-    """A tensor on its way to other processes."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-
-
 @contextmanager
 def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     """Set up device, seed, logging, process group and output folder, and tear the group down again, also on errors.
@@ -263,13 +235,13 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     amp_dtype, dtype = _precision(args.precision, device)
     torch.manual_seed(args.seed)
     np.random.seed(args.seed % 2**32)
-    _init_group(device)
+    patient = _init_groups(device)
     processes = dist.get_world_size()
-    # Made at once: later a process that failed before would be waited for, without a connection that could break.
-    patient = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if processes > 1 else None
     place = (device, dist.get_rank(), processes, args.seed, args.output_dir, amp_dtype, dtype)
     try:
-        yield Run(*place, Interruption(patient), patient)
+        run = Run(*place, Interruption(patient), patient)
+        run.check_same(_told(args))
+        yield run
     except RuntimeError as error:
         if processes > 1 and _is_lost_peer(error):
             raise PeerLost("ended because another process of the run did") from error
@@ -286,16 +258,32 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
             dist.destroy_process_group()
 
 
-def _init_group(device: torch.device) -> None:
+def _told(args: argparse.Namespace) -> dict[str, Any]:
+    """What all processes must be told alike; of places, which may differ by machine, whether there is one."""
+    flags = {f"--{name}": value for name, value in vars(args).items() if name not in OWN_FLAGS}
+    places = {name for name, value in flags.items() if "Path" in repr(value)}
+    return {**{name: name in places or value for name, value in plain(flags).items()}, "code": source_digest()}
+
+
+def _init_groups(device: torch.device) -> Any:
+    """Make the process group; returns a further one on CPUs for waits that may be long, None for one process."""
     nccl = device.type == "cuda" and dist.is_nccl_available()
     backend, device_id = ("nccl", device) if nccl else ("gloo", None)
     if "RANK" in os.environ:
-        dist.init_process_group(backend, device_id=device_id)
+        store, rank, processes = next(iter(dist.rendezvous("env://")))
+        if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+            # torchrun keeps its store when it starts processes again, and in it the addresses of those that ended.
+            # (With several machines their counts may differ: README turns the keeping off there.)
+            store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=processes, device_id=device_id)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device_id)
+    # Made at once: later a process that failed before would be waited for, without a connection that could break.
+    patient = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if dist.get_world_size() > 1 else None
     # Kept until the next run: a model that frees its group right after an exchange can wait for Gloo's thread, which
     # waits for Python, for ever.
-    _last_group[:] = [dist.group.WORLD]
+    _last_groups[:] = [dist.group.WORLD, patient]
+    return patient
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:

@@ -251,6 +251,16 @@ def test_torchrun_goes_on_after_one_process_was_killed_from_outside(tmp_path: Pa
     assert unequal(reference("classifier"), tmp_path) == []
 
 
+@pytest.mark.parametrize("late", [0, 1])
+def test_processes_that_are_started_again_wait_for_each_other_and_not_for_those_that_died(
+    late: int, tmp_path: Path
+) -> None:
+    """torchrun keeps the addresses of the processes before (https://github.com/pytorch/pytorch/issues/135712)."""
+    fault = {"at": "step", "after": 12, "rank": 1 - late, "signal": "SIGKILL"}
+    ended = usual("classifier", *OFTEN, faults=[fault], late=late).run(tmp_path)
+    assert ended.struck() == 1 and unequal(reference("classifier"), tmp_path) == []
+
+
 # A full disk
 
 

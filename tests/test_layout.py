@@ -15,7 +15,16 @@ MAX_FILE, MAX_FUNCTION = 400, 60  # lines
 LEVELS = [
     {"errors", "version"},
     {"electrodes", "files", "batches", "hdf5_files", "quality"},
-    {"checkpoints", "metrics", "layers", "norm_ema_quantizer", "progress", "pretraining_files", "interruption"},
+    {
+        "checkpoints",
+        "metrics",
+        "layers",
+        "norm_ema_quantizer",
+        "progress",
+        "pretraining_files",
+        "interruption",
+        "exchange",
+    },
     {"utils", "downloads", "modeling_vqnsp", "modeling_pretrain", "modeling_finetune", "labelled_files"},
     {"scans", "fingerprint", "run_log"},
     {"optim_factory", "eeg_data"},

@@ -16,11 +16,6 @@ def opened(folder: Path, **options: bool) -> RunLog:
     return RunLog(folder, folder / "board", visible=options.get("visible", True))
 
 
-def close(log: RunLog) -> None:
-    assert log._writer is not None
-    log._writer.close()  # tensorboardX writes from a thread
-
-
 def epochs(path: Path) -> list[int]:
     return [json.loads(line)["epoch"] for line in path.read_text().splitlines()]
 
@@ -30,12 +25,10 @@ def test_a_continued_run_logs_every_epoch_once_in_both_places(tmp_path: Path) ->
     log.begin()
     for epoch in range(4):
         log.epoch(epoch, {"train_loss": 10.0 + epoch, "epoch": epoch, "val_auc": math.nan})
-    close(log)
     again = opened(tmp_path)
     again.cut(2, 5)  # the checkpoint is inside epoch 2
     assert epochs(tmp_path / "log.txt") == [0, 1]
     again.epoch(2, {"train_loss": 22.0, "epoch": 2})
-    close(again)
     assert epochs(tmp_path / "log.txt") == [0, 1, 2]
     found = scalars(tmp_path / "board")
     assert {step: value for (tag, step), value in found.items() if tag == "train_loss"} == {0: 10, 1: 11, 2: 22}
