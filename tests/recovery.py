@@ -268,15 +268,16 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in CLOCK} for line in log(folder)]
 
 
-def scalars(board: Path) -> dict[tuple[str, int], float]:
-    """Return what TensorBoard shows of a folder: the last value of each tag and step that no later start cut off."""
-    shown: dict[tuple[str, int], float] = {}
+def scalars(board: Path) -> dict[tuple[str, int], list[float]]:
+    """Return what TensorBoard shows of a folder: the values of each tag and step that no later start cut off."""
+    shown: dict[tuple[str, int], list[float]] = {}
     for path in sorted(board.rglob("*tfevents*")):
         for event in events(path):
             if event.HasField("session_log") and event.session_log.status == SessionLog.START:
-                shown = {(tag, step): value for (tag, step), value in shown.items() if step < event.step}
-            shown |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-    return {key: value for key, value in shown.items() if not key[0].endswith(CLOCK)}
+                shown = {(tag, step): values for (tag, step), values in shown.items() if step < event.step}
+            for value in event.summary.value:
+                shown.setdefault((value.tag, event.step), []).append(value.simple_value)
+    return {key: values for key, values in shown.items() if not key[0].endswith(CLOCK)}
 
 
 def events(path: Path) -> Iterator[Event]:

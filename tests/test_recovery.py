@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 
 import checkpoints
@@ -24,6 +25,7 @@ from recovery import (
     log_lines,
     planned,
     reference,
+    scalars,
     server,
     unequal,
     usual,
@@ -34,6 +36,7 @@ from run_helpers import checkpoint, kill_tree
 
 MOMENTS = 4  # at which a run is stopped
 RUNS = -(-int(os.environ.get("LABRAM_SOAK", "4")) // MOMENTS)  # of each stage
+NO_SCALARS = ("epoch", "n_parameters")  # of a line of log.txt
 STAGES = ("tokenizer", "masked", "classifier")
 stopped_runs = pytest.mark.parametrize(("stage", "number"), list(itertools.product(STAGES, range(RUNS))))
 OFTEN = ("--save_every_minutes", 1e-5)  # after every step
@@ -64,6 +67,16 @@ def test_a_run_stopped_at_random_moments_ends_as_one_that_never_stopped(stage: s
     ended, folder = stopped(stage, number)
     assert ended.struck() == MOMENTS, "not every fault happened: this test would prove less"
     assert unequal(reference(stage), folder) == []
+
+
+@stopped_runs
+def test_tensorboard_shows_the_numbers_of_a_stopped_runs_log_and_each_once(stage: str, number: int) -> None:
+    folder = stopped(stage, number)[1]
+    lines = log_lines(folder / "run")
+    logged = {(name, line["epoch"]): value for line in lines for name, value in line.items() if name not in NO_SCALARS}
+    shown = scalars(folder / "board")
+    assert {key: len(values) for key, values in shown.items()} == dict.fromkeys(logged, 1)
+    assert all(values == [np.float32(logged[key])] for key, values in shown.items())
 
 
 @stopped_runs

@@ -31,7 +31,11 @@ def test_a_continued_run_logs_every_epoch_once_in_both_places(tmp_path: Path) ->
     again.epoch(2, {"train_loss": 22.0, "epoch": 2})
     assert epochs(tmp_path / "log.txt") == [0, 1, 2]
     found = scalars(tmp_path / "board")
-    assert {step: value for (tag, step), value in found.items() if tag == "train_loss"} == {0: 10, 1: 11, 2: 22}
+    assert {step: value for (tag, step), value in found.items() if tag == "train_loss"} == {
+        0: [10],
+        1: [11],
+        2: [22],
+    }
     assert not any(tag == "val_auc" for tag, _ in found)
 
 
