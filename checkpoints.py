@@ -128,7 +128,9 @@ def _verify(path: Path) -> None:
         try:
             with zipfile.ZipFile(path) as archive:
                 # torch leaves a tensor uninitialised whose entry is marked as a folder.
-                folders = (entry.filename for entry in archive.infolist() if entry.external_attr or entry.is_dir())
+                folders = (
+                    entry.filename for entry in archive.infolist() if entry.external_attr & 0x10 or entry.is_dir()
+                )
                 broken = archive.testzip() or next(folders, None)
         except Exception as error:  # zipfile raises many types for damaged archives
             raise InputError(f"{path} is damaged: {str(error).strip()[:200]}") from error
