@@ -84,6 +84,10 @@ class Interruption:
 
 
 def ignore_signals() -> None:
-    """For a process that another one ends: a signal to the whole job must not take it away before that one is done."""
+    """For a loading process: a signal to the whole job must not take it away before the run is done with it.
+
+    SIGTERM stays as it is, because with it Python ends what is left of these processes at its own end.
+    """
     for number in EXIT_CODES:
-        signal.signal(number, signal.SIG_IGN)
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)

@@ -165,14 +165,14 @@ class Run:
         """Do work on process 0 only and give its result, or its InputError, to all: files are read and written once."""
         outcome: Any = None
         original: Exception | None = None
-        if self.is_main:
+        if self.is_main or self.patient is None:
             try:
                 outcome = work(), None
             except InputError as error:
                 outcome = None, error
             except Exception as error:  # the others must not wait for ever
                 original, outcome = error, (None, PeerLost("ended because process 0 did"))
-        if self.processes > 1:
+        if self.patient is not None:
             outcome = send(outcome, self.patient)  # process 0 may read or write for long
         if original is not None:
             raise original

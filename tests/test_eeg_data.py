@@ -211,7 +211,7 @@ def test_electrodes_are_checked_before_signals_are_scanned(tmp_path: Path, cache
 
 
 FOLLOWING = """
-import os, sys, time
+import dataclasses, os, sys, time
 import torch.distributed as dist
 from data_helpers import plain_run
 from eeg_data import first_alone
@@ -221,6 +221,7 @@ log = Path(sys.argv[1])
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 run = plain_run(Path(), rank=rank, processes=dist.get_world_size())
+run = dataclasses.replace(run, patient=dist.new_group(backend="gloo"))
 for fails in (False, True):
     try:
         with first_alone(run):
