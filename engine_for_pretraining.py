@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from modeling_pretrain import CodeLoss
 from modeling_vqnsp import VQNSP
 from norm_ema_quantizer import all_reduce_sum
 from progress import MetricLog
@@ -14,19 +14,9 @@ from training_state import TrainingState
 from utils import Run
 
 
-def masked_code_loss(logits: tuple[Tensor, Tensor], codes: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy at the masked places plus that of the inverted mask, each a mean over its own tokens.
-
-    logits: (masked places, codes) and (other places, codes); codes, mask: (B, N*A). Source: paper, equation 12.
-    """
-    targets = codes[mask], codes[~mask]
-    # Sums over at least one token: a single patch has no other side, which then counts nothing rather than NaN.
-    sizes = [max(len(target), 1) for target in targets]
-    pairs = list(zip(logits, targets, sizes, strict=True))
-    losses = [F.cross_entropy(one, target, reduction="sum") / n for one, target, n in pairs]
-    hits = [(one.argmax(1) == target).sum() / n for one, target, n in pairs]
-    loss = losses[0] + losses[1]
-    return loss, {"loss": loss, "mlm_acc": hits[0], "mlm_acc_sym": hits[1]}
+def by_name(found: CodeLoss) -> dict[str, Tensor]:
+    """Loss and accuracies under the names of log.txt."""
+    return {"loss": found.loss, "mlm_acc": found.accuracy, "mlm_acc_sym": found.accuracy_sym}
 
 
 def entropy_of_codes(counts: Tensor) -> dict[str, float]:
@@ -44,9 +34,9 @@ def train_one_epoch(state: TrainingState, loader: DataLoader, tokenizer: VQNSP, 
     for eeg, channels, mask in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV; mask (B, N*A)
         with update.forward():
             codes = tokenizer.get_codebook_indices(eeg, channels)  # (B, N*A) int64, no gradient
-            loss, stats = masked_code_loss(model(eeg, channels, mask), codes, mask)
-        stepped = update(loss)
-        state.log.add(stats, n=len(eeg))
+            found = model(eeg, channels, mask, codes)
+        stepped = update(found.loss)
+        state.log.add(by_name(found), n=len(eeg))
         state.log.count("codes", torch.bincount(codes.flatten(), minlength=codebook_size))
         if stepped:
             state.log.add(update.stats)
@@ -64,7 +54,7 @@ def evaluate(model: nn.Module, loader: DataLoader, tokenizer: VQNSP, run: Run) -
         eeg, channels, mask = batch.to(run)
         with run.autocast():
             codes = tokenizer.get_codebook_indices(eeg, channels)
-            _, stats = masked_code_loss(model(eeg, channels, mask), codes, mask)
-        log.add(stats, n=len(eeg))
+            found = model(eeg, channels, mask, codes)
+        log.add(by_name(found), n=len(eeg))
         counts += torch.bincount(codes.flatten(), minlength=len(counts))
     return {f"val_{name}": value for name, value in {**log.means(), **entropy_of_codes(counts)}.items()}

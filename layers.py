@@ -180,12 +180,22 @@ class Block(nn.Module):
         self.mlp = Mlp(width, drop=drop)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, L, D) -> (B, L, D)."""
+    def paths(self, x: Tensor) -> Tensor | None:
+        """Draw drop path for `forward`: by what to multiply a sample's attention and MLP, (2, B, 1, 1); None for 1."""
+        if not self.drop_path.drop_prob or not self.drop_path.training:
+            return None
+        return torch.stack([self.drop_path(x.new_ones(len(x), 1, 1)) for _ in range(2)])
+
+    def forward(self, x: Tensor, paths: Tensor | None = None) -> Tensor:
+        """x: (B, L, D) -> (B, L, D). paths: drawn outside, so that one compiled graph serves every drop path rate."""
         attended = self.attn(self.norm1(x))
-        x = x + self.drop_path(attended if self.gamma_1 is None else self.gamma_1 * attended)
+        if self.gamma_1 is not None:
+            attended = self.gamma_1 * attended
+        x = x + (attended if paths is None else attended * paths[0])
         hidden = self.mlp(self.norm2(x))
-        return x + self.drop_path(hidden if self.gamma_2 is None else self.gamma_2 * hidden)
+        if self.gamma_2 is not None:
+            hidden = self.gamma_2 * hidden
+        return x + (hidden if paths is None else hidden * paths[1])
 
 
 class Trunk(nn.Module):
@@ -284,14 +294,16 @@ class Trunk(nn.Module):
     def embed(self, x: Tensor, channels: Channels, mask: Tensor | None = None) -> Tensor:
         """CLS and patch tokens with their embeddings: input (B, N, A, T) or (B, code width, N, A) -> (B, N*A + 1, D).
 
-        mask: (B, N*A) bool, true where the mask token takes the patch's place (before positions are added).
+        mask: (B, N*A) bool, true where the mask token takes the patch's place (before positions are added); or
+        (M*B, N*A), M masks of each sample one after the other -> (M*B, N*A + 1, D), each patch encoded once.
         """
         N, A = (x.shape[2], x.shape[3]) if isinstance(self.patch_embed, CodeEmbed) else (x.shape[1], x.shape[2])
         check_window(A * PATCH_SAMPLES)
         tokens = self.patch_embed(x)  # (B, N*A, D)
         if mask is not None:
             assert self.mask_token is not None, "a trunk without mask token was given a mask"
-            tokens = torch.where(mask.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)
+            hidden = mask.view(-1, *tokens.shape[:2], 1)  # (M, B, N*A, 1)
+            tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens).flatten(0, 1)
         cls_token = self.cls_token.expand(len(tokens), -1, -1)
         if self.pos_embed is not None:
             position = self.position_embedding(self.pos_embed, channels, N)
@@ -303,11 +315,12 @@ class Trunk(nn.Module):
     def run_blocks(self, tokens: Tensor) -> Tensor:
         """tokens: (B, N*A + 1, D) -> (B, N*A + 1, D)."""
         for block in self.blocks:
+            paths = block.paths(tokens)  # type: ignore[operator]  # a Block's
             if self.grad_checkpoint and block.training:  # frozen blocks, which keep nothing, are in evaluation mode
-                # Drop path draws the same numbers again: torch sets the generators back for the second pass.
-                tokens = checkpoint(block, tokens, use_reentrant=False)
+                # Dropout draws the same numbers again: torch sets the generators back for the second pass.
+                tokens = checkpoint(block, tokens, paths, use_reentrant=False)
             else:
-                tokens = block(tokens)
+                tokens = block(tokens, paths)
         return tokens
 
     def initialize(self, *, cut: float = 2.0, convolutions: bool = False) -> None:
@@ -335,6 +348,18 @@ def initialize_weights(module: nn.Module, *, cut: float = 2.0, convolutions: boo
             nn.init.trunc_normal_(part.weight, std=INIT_STD, a=-cut, b=cut)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Let torch.compile make one graph of a transformer block that serves all blocks, batches and montages.
+
+    Shapes are symbols in it, so that another montage needs no other graph. Should something make graphs without end
+    all the same, the limit is an error: torch would go on without them and say so once.
+    """
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    for part in model.modules():
+        if isinstance(part, Block):
+            part.compile(dynamic=True)
 
 
 def register_sizes(sizes: dict[str, dict[str, Any]], build: Callable[..., nn.Module], module_name: str) -> None:

@@ -1,19 +1,22 @@
 """The masked model: a transformer that sees half of the patches and predicts the tokenizer's codes of the others.
 
-Paper, section 2.3. Masks, the trunk under `student.`, the model, its sizes. Not here: the tokenizer that makes the
-targets, which the run script builds and the engine receives.
+Paper, section 2.3. Masks, the trunk under `student.`, the loss, the model, its sizes. Not here: the tokenizer that
+makes the targets, which the run script builds and the engine receives.
 """
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from electrodes import PUBLISHED_ELECTRODES
 from layers import INIT_STD, LAYER_NORM_EPS, Channels, TemporalConv, Trunk, initialize_weights, register_sizes
 
 logger = logging.getLogger(__name__)
+
+LOGITS = {"cpu": 2**21, "cuda": 2**26}  # held at a time: 8 MB, which stay in a CPU's cache; 256 MB on a GPU
 
 
 def random_mask(samples: int, patches: int, *, ratio: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
@@ -21,6 +24,70 @@ def random_mask(samples: int, patches: int, *, ratio: float = 0.5, generator: to
     masked = patches - int(patches * (1 - ratio))
     order = torch.rand(samples, patches, generator=generator).argsort(dim=1)
     return order < masked  # argsort gives a random permutation; its `masked` smallest ranks fall uniformly
+
+
+class _CodeLoss(torch.autograd.Function):
+    """`code_loss` with its gradient, both made of a few tokens' logits at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor, codes: Tensor, shares: Tensor, learning: bool
+    ) -> tuple[Tensor, Tensor]:
+        """learning: also compute the gradient, while the logits are there."""
+        kind = _matmul_type(weight)
+        matrix, offset = weight.to(kind), bias.to(kind)
+        # Kept apart from the probabilities, which a share of 1/n would push below what fp16 can hold.
+        largest = shares.max() if len(shares) else shares.sum()
+        relative = (shares / largest).unsqueeze(1)
+        losses, hits, to_tokens = [], [], []
+        to_weight, to_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        chunk = max(1, LOGITS[tokens.device.type] // len(weight))
+        for part, code, share in zip(*(x.split(chunk) for x in (tokens, codes, relative)), strict=True):
+            logits = F.linear(part.to(kind), matrix, offset)  # (chunk, K)
+            logs = F.log_softmax(logits, 1, dtype=tokens.dtype)
+            losses.append(-logs.gather(1, code.unsqueeze(1)))
+            hits.append(logits.argmax(1) == code)
+            if learning:
+                wrong = logs.exp_()  # by how much each probability is too large
+                wrong.scatter_add_(1, code.unsqueeze(1), wrong.new_full((len(code), 1), -1.0))
+                to_tokens.append((wrong.to(kind) @ matrix).to(tokens.dtype) * share)
+                wrong *= share
+                to_weight += wrong.to(kind).t() @ part.to(kind)
+                to_bias += wrong.sum(0)
+        ctx.save_for_backward(*((torch.cat(to_tokens), to_weight, to_bias, largest) if learning else ()))
+        hit = torch.cat(hits)
+        ctx.mark_non_differentiable(hit)
+        return largest * (torch.cat(losses) * relative).sum(), hit
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        to_tokens, to_weight, to_bias, largest = ctx.saved_tensors
+        scale = grad * largest
+        return to_tokens * scale, to_weight * scale, to_bias * scale, None, None, None
+
+
+def _matmul_type(x: Tensor) -> torch.dtype:
+    """In which autocast would multiply it."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def code_loss(tokens: Tensor, head: nn.Linear, codes: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of a linear head: sum of `shares` x each token's loss, (), and which tokens are right, (n,) bool.
+
+    tokens: (n, D); codes: (n,); shares: (n,). The logits (n, K), far larger than anything else in the model, are never
+    held as a whole: the gradient is computed with the loss, so it may be asked for once.
+    """
+    wanted = torch.is_grad_enabled() and (tokens.requires_grad or head.weight.requires_grad)
+    return _CodeLoss.apply(tokens, head.weight, head.bias, codes, shares, wanted)
+
+
+class CodeLoss(NamedTuple):
+    """What comes of predicting codes."""
+
+    loss: Tensor  # (): mean over the masked places plus mean over the others
+    accuracy: Tensor  # (): share of the masked places whose code has the largest logit
+    accuracy_sym: Tensor  # (): likewise of the others, under the inverted mask
 
 
 class MaskedTrunk(Trunk):
@@ -47,6 +114,17 @@ class MaskedTrunk(Trunk):
     def forward(self, eeg: Tensor, channels: Channels, mask: Tensor | None = None) -> Tensor:
         """eeg: (B, N, A, T); mask: (B, N*A) bool -> patch tokens after the final norm (B, N*A, D)."""
         return self.norm(self.run_blocks(self.embed(eeg, channels, mask)))[:, 1:]
+
+    def both_masks(self, eeg: Tensor, channels: Channels, mask: Tensor) -> Tensor:
+        """What stands behind the blocks at the masked places under the mask, then at the others under its inverse.
+
+        eeg: (B, N, A, T); mask: (B, N*A) -> (B*N*A, D) after the final norm, each part in the order of its places.
+        """
+        masks = torch.cat((mask, ~mask))  # both in one batch, (2B, N*A)
+        tokens = self.run_blocks(self.embed(eeg, channels, masks))[:, 1:].flatten(0, 1)  # (2B*N*A, D)
+        # As nonzero() would find them, but their number is known, so that a GPU need not be waited for.
+        places = masks.flatten().to(torch.uint8).argsort(descending=True, stable=True)[: mask.numel()]
+        return self.norm(tokens[places])
 
 
 class MaskedModel(nn.Module):
@@ -97,16 +175,27 @@ class MaskedModel(nn.Module):
         if unused:
             logger.info("%d keys that nothing uses were left out: %s", len(unused), ", ".join(unused))
 
-    def forward(self, eeg: Tensor, input_chans: Channels, bool_masked_pos: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits at the masked places, and at the others under the inverted mask.
+    def forward(self, eeg: Tensor, input_chans: Channels, bool_masked_pos: Tensor, codes: Tensor | None = None) -> Any:
+        """Logits at the masked places, and at the others under the inverted mask; with codes the loss instead.
 
         eeg: (B, N, A, T), units of 100 uV; bool_masked_pos: (B, N*A), true = masked ->
-        (masked places, codes), (other places, codes), each in the order of the mask's true entries.
+        (masked places, vocabulary), (other places, vocabulary), each in the order of the mask's true entries.
+        codes: (B, N*A) -> CodeLoss. Source: paper, equation 12.
         """
         mask = bool_masked_pos.bool()
-        logits = self.lm_head(self.student(eeg, input_chans, mask)[mask])
-        logits_sym = self.lm_head(self.student(eeg, input_chans, ~mask)[~mask])
-        return logits, logits_sym
+        tokens = self.student.both_masks(eeg, input_chans, mask)  # (B*N*A, D)
+        masked = mask.sum()
+        if codes is None:
+            logits = self.lm_head(tokens)
+            return logits[: int(masked)], logits[int(masked) :]
+        # Targets in the tokens' order: first those under the mask.
+        order = mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)
+        sizes = torch.stack((masked, mask.numel() - masked)).clamp(min=1)  # a single patch has no other side
+        side = (torch.arange(mask.numel(), device=mask.device) >= masked).long()
+        shares = 1 / sizes[side].to(tokens.dtype if tokens.dtype == torch.float64 else torch.float32)
+        loss, hits = code_loss(tokens, self.lm_head, codes.flatten()[order], shares)
+        right = torch.stack(((hits & (side == 0)).sum(), (hits & (side == 1)).sum())) / sizes
+        return CodeLoss(loss, right[0], right[1])
 
 
 SIZES: dict[str, dict[str, Any]] = {

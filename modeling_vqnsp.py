@@ -158,8 +158,8 @@ class VQNSP(nn.Module):
 
     @torch.no_grad()
     def get_codebook_indices(self, x: Tensor, input_chans: Channels = None) -> Tensor:
-        """Codes of every patch. x: (B, N, A, T), units of 100 uV -> (B, N*A) int64."""
-        return self.get_tokens(x, input_chans)["token"]
+        """Codes of every patch, whose use is not counted. x: (B, N, A, T), units of 100 uV -> (B, N*A) int64."""
+        return self.quantize.nearest(self.to_code_space(x, input_chans)).view(len(x), -1)
 
 
 def load_tokenizer(

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 MAX_OVERFLOWS = 20  # steps in a row with a gradient overflow in fp16: the scale halves each time
 MAX_NONFINITE = 10  # steps in a row whose loss or gradient is not finite
 NO_DECAY = ("cls_token", "pos_embed", "time_embed")  # beside biases and one-dimensional tensors; the mask token decays
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # one pass over the weights, on CPUs and GPUs
 FIRST_LAYER = ("cls_token", "mask_token", "pos_embed")  # with the patch encoder; the time embedding has scale 1
 
 
@@ -308,6 +309,8 @@ def build_update(
     options: dict[str, Any] = {"eps": args.opt_eps} if info.has_eps else {}
     if info.has_betas:
         options["betas"] = tuple(args.opt_betas)
+    if info.opt_class in FUSED:
+        options["fused"] = True
     groups = parameter_groups(model.module, weight_decay=args.weight_decay, layer_decay=layer_decay)
     optimizer = create_optimizer_v2(groups, opt=args.opt.lower(), lr=base, weight_decay=0.0, **options)
     end = args.weight_decay if args.weight_decay_end is None else args.weight_decay_end

@@ -28,12 +28,13 @@ from errors import InputError, PeerLost, UsageError
 from exchange import digest, send
 from files import check_writable
 from interruption import Interruption
-from layers import check_window
+from layers import check_window, compile_blocks
 from progress import log_to_terminal, plain
 from version import code_version, source_digest
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 LONGEST_WAIT = datetime.timedelta(days=7)  # of the other processes for the first one's scan of terabytes
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "h5py", "mne", "einops", "tensorboardX")
@@ -48,11 +49,12 @@ FLAG_LIMITS = {
 }
 OWN_FLAGS = {"output_dir", "log_dir", "device", "num_workers"}  # that may differ between the processes of a run
 _last_groups: list[Any] = []
+COMPILER = ("torch._dynamo", "torch._inductor")
 LOST_PEER = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "remote process exited")
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def add_switch(parser: Any, name: str, *, default: bool, help: str) -> None:
+def add_switch(parser: Any, name: str, *, default: bool | None, help: str) -> None:
     """Add `--name` and `--no_name`, in the released scripts' spelling of a boolean flag."""
     parser.add_argument(f"--{name}", dest=name, action="store_true", default=default, help=help)
     parser.add_argument(f"--no_{name}", dest=name, action="store_false", help=f"not: {help}")
@@ -69,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["auto", *PRECISIONS],
         default="auto",
         help="auto: bf16 where the GPU has it, else fp16 with a gradient scaler, fp32 on a CPU",
+    )
+    add_switch(
+        group,
+        "compile",
+        default=None,
+        help="compile transformer blocks, which takes minutes at first (default: on GPUs, not on CPUs)",
     )
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--epochs", type=int)
@@ -131,6 +139,7 @@ class Run:
     output_dir: Path
     amp_dtype: torch.dtype | None  # of autocast; None: no autocast
     dtype: torch.dtype  # of weights and data: float32, or float64 for comparisons
+    compiled: bool = False  # whether transformer blocks go through torch.compile
     interruption: Interruption = dataclasses.field(default_factory=Interruption)
     patient: Any = None  # group of all processes on CPUs, for waits that may be long; None for one process
 
@@ -207,9 +216,16 @@ class Run:
                     bar.update()
                 self.interruption.agree()
 
-    def distribute(self, model: nn.Module) -> DistributedDataParallel:
-        """Move a model to the device and wrap it so that gradients are averaged over processes (also over one)."""
+    def prepare(self, model: M) -> M:
+        """Move a model to the device, in the run's type, and compile its blocks where the run does that."""
         model.to(self.device, self.dtype)
+        if self.compiled:
+            compile_blocks(model)
+        return model
+
+    def distribute(self, model: nn.Module) -> DistributedDataParallel:
+        """Prepare a model and wrap it so that gradients are averaged over processes (also over one)."""
+        self.prepare(model)
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -239,18 +255,17 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     processes = dist.get_world_size()
     place = (device, dist.get_rank(), processes, args.seed, args.output_dir, amp_dtype, dtype)
     try:
-        run = Run(*place, Interruption(patient), patient)
+        compiled = device.type == "cuda" if args.compile is None else args.compile
+        run = Run(*place, compiled, Interruption(patient), patient)
         run.check_same(_told(args))
         yield run
-    except RuntimeError as error:
-        if processes > 1 and _is_lost_peer(error):
-            raise PeerLost("ended because another process of the run did") from error
-        if "DataLoader worker" in str(error):
-            raise InputError(
-                f"a loading process ended ({str(error).splitlines()[0]}): for want of memory try fewer --num_workers; "
-                "the same command goes on from the last checkpoint"
-            ) from error
+    except InputError:
         raise
+    except Exception as error:
+        told = _in_words(error, processes)
+        if told is None:
+            raise
+        raise told from error
     finally:
         # After an error of one process the others still wait for it in an exchange, and a group with one under way
         # may not be destroyed: `errors.run_script` ends such a process without.
@@ -286,9 +301,20 @@ def _init_groups(device: torch.device) -> Any:
     return patient
 
 
-def _is_lost_peer(error: RuntimeError) -> bool:
-    """Whether an exchange failed because another process is gone, which has no error type of its own."""
-    return any(sign in str(error) for sign in LOST_PEER)
+def _in_words(error: Exception, processes: int) -> InputError | None:
+    """What a user should read in place of an error of torch's that has no type of its own; None: it stays as it is."""
+    text = str(error).strip()
+    if processes > 1 and any(sign in text for sign in LOST_PEER):
+        return PeerLost("ended because another process of the run did")
+    if "DataLoader worker" in text:
+        return InputError(
+            f"a loading process ended ({text.splitlines()[0]}): for want of memory try fewer --num_workers; the same "
+            "command goes on from the last checkpoint"
+        )
+    if type(error).__module__.startswith(COMPILER):
+        reason = next((line for line in text.splitlines() if line), type(error).__name__)
+        return InputError(f"--compile: torch.compile failed ({reason}): leave it out with --no_compile")
+    return None
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -44,7 +44,7 @@ from data_helpers import (
 )
 from electrodes import ELECTRODES
 from engine_for_finetuning import save_predictions, task_loss
-from engine_for_pretraining import entropy_of_codes, masked_code_loss
+from engine_for_pretraining import entropy_of_codes
 from engine_for_vqnsp import initialize_codebook
 from errors import InputError
 from metrics import METRICS
@@ -154,24 +154,6 @@ def labelled(folder: Path, task: str, n: int = 11) -> Path:
 
 
 # Losses
-
-
-def test_masked_code_loss_is_the_cross_entropy_of_both_masks_each_over_its_own_tokens() -> None:
-    generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(5, (2, 4), generator=generator)
-    mask = torch.tensor([[True, False, True, True], [False, False, True, True]])
-    logits = torch.randn(5, 5, generator=generator).double(), torch.randn(3, 5, generator=generator).double()
-    loss, stats = masked_code_loss(logits, codes, mask)
-    losses, hits = [], []
-    for part, places in zip(logits, (mask, ~mask), strict=True):
-        targets = [int(codes[b, i]) for b in range(2) for i in range(4) if places[b, i]]
-        rows = part.numpy()
-        own = [math.log(np.exp(row).sum()) - row[target] for row, target in zip(rows, targets, strict=True)]
-        losses.append(np.mean(own))
-        hits.append(np.mean([row.argmax() == target for row, target in zip(rows, targets, strict=True)]))
-    assert float(loss) == pytest.approx(sum(losses), rel=1e-12) and stats["loss"] is loss
-    assert [float(stats["mlm_acc"]), float(stats["mlm_acc_sym"])] == pytest.approx(hits)
-    assert hits[0] != hits[1]
 
 
 @pytest.mark.parametrize("codes", [1, 7, 8192])
@@ -639,14 +621,6 @@ def test_a_process_group_of_one_is_all_that_an_evaluation_needs(tmp_path: Path, 
     with process_group():
         found = engine_for_vqnsp.evaluate(tokenizer(quantize_kmeans_init=False), loaders.val, run)
     assert math.isfinite(found["test_loss"]) and isinstance(run, utils.Run)
-
-
-def test_a_window_of_a_single_patch_has_a_finite_loss() -> None:
-    logits, codes = torch.randn(3, 8), torch.tensor([[1], [2], [3]])
-    mask = torch.ones(3, 1, dtype=torch.bool)  # the single patch is masked, the inverted mask has nothing
-    loss, stats = engine_for_pretraining.masked_code_loss((logits, logits[:0]), codes, mask)
-    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, codes[:, 0]))
-    assert float(stats["mlm_acc_sym"]) == 0.0
 
 
 def test_regression_targets_are_not_rounded_to_the_precision_of_the_outputs() -> None:

@@ -103,6 +103,72 @@ def test_cls_gets_the_position_of_the_inputs_first_electrode_and_golden_numbers_
     assert np.abs(wrong - golden["logits_first"]).max() > 1e-3
 
 
+# The loss
+
+
+def by_hand(model: MaskedModel, x: Tensor, mask: Tensor, codes: Tensor) -> tuple[Tensor, list[float]]:
+    """Loss and accuracies from the logits of each side, which are held as a whole."""
+    loss, hits = torch.zeros((), dtype=x.dtype), []
+    for logits, places in zip(model(x, list(range(x.shape[1] + 1)), mask), (mask, ~mask), strict=True):
+        probability = logits.exp() / logits.exp().sum(1, keepdim=True)
+        own = codes[places]
+        if len(own):
+            loss = loss - probability[torch.arange(len(own)), own].log().mean()
+        hits.append(float((logits.argmax(1) == own).double().mean()) if len(own) else 0.0)
+    return loss, hits
+
+
+@pytest.mark.parametrize("held", [1, 130, 2**20])  # logits at a time
+@pytest.mark.parametrize(("shape", "ratio"), [((3, 4, 5), 0.5), ((2, 1, 3), 0.3), ((2, 3, 1), 0.9), ((2, 1, 1), 0.5)])
+def test_the_loss_and_its_gradient_are_those_of_the_logits_each_side_over_its_own_tokens(
+    shape: tuple[int, int, int], ratio: float, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(modeling_pretrain.LOGITS, "cpu", held)
+    model, x = tiny(), eeg(3, (*shape, 200)).double()
+    generator = torch.Generator().manual_seed(5)
+    mask = random_mask(shape[0], shape[1] * shape[2], ratio=ratio, generator=generator)
+    with torch.no_grad():
+        likely = torch.cat([logits.argmax(1) for logits in model(x, list(range(shape[1] + 1)), mask)])
+    codes = likely[torch.randint(len(likely), mask.shape, generator=generator)]  # so that some are right
+    expected, hits = by_hand(model, x, mask, codes)
+    (3 * expected).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    found = model(x, list(range(shape[1] + 1)), mask, codes)
+    (3 * found.loss).backward()
+    assert float(found.loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
+    assert [float(found.accuracy), float(found.accuracy_sym)] == pytest.approx(hits)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-9, atol=1e-12)
+
+
+def test_some_codes_are_right_on_each_side_so_that_the_accuracies_of_the_test_above_mean_something() -> None:
+    model, x, mask = tiny(), eeg(3, (3, 4, 5, 200)).double(), random_mask(3, 20)
+    logits = model(x, list(range(5)), mask)
+    codes = torch.zeros(3, 20, dtype=torch.long)
+    codes[mask] = logits[0].argmax(1)
+    found = model(x, list(range(5)), mask, codes)
+    assert found.accuracy == 1 and found.accuracy_sym < 0.5
+
+
+def test_the_loss_needs_no_gradient_where_none_is_wanted() -> None:
+    model, x, mask = tiny(), eeg(3, (2, 2, 2, 200)).double(), random_mask(2, 4)
+    with torch.no_grad():
+        found = model(x, [0, 1, 2], mask, torch.zeros(2, 4, dtype=torch.long))
+    assert not found.loss.requires_grad and torch.isfinite(found.loss)
+
+
+def test_both_masks_are_seen_in_one_batch_whose_patches_are_encoded_once() -> None:
+    model, x, mask = tiny(), eeg(3, (2, 3, 2, 200)).double(), random_mask(2, 6)
+    sizes: dict[str, list[int]] = {"patch_embed": [], "blocks.0": []}
+    for name, seen in sizes.items():
+        model.student.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, seen=seen: seen.append(len(inputs[0]))
+        )
+    model(x, [0, 1, 2, 3], mask)
+    assert sizes == {"patch_embed": [2], "blocks.0": [4]}
+
+
 # Masks
 
 
@@ -178,7 +244,8 @@ def test_the_second_logits_are_those_of_the_inverted_mask() -> None:
         logits, logits_sym = model(x, channels, mask)
         inverted, inverted_sym = model(x, channels, ~mask)
     assert logits.shape == (15, 50) and logits_sym.shape == (12, 50)
-    assert torch.equal(logits, inverted_sym) and torch.equal(logits_sym, inverted)
+    torch.testing.assert_close(logits, inverted_sym, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(logits_sym, inverted, rtol=1e-12, atol=1e-14)
 
 
 def test_logits_come_in_the_order_of_the_masks_true_entries() -> None:

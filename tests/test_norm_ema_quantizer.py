@@ -71,7 +71,7 @@ def test_a_code_is_the_row_at_the_smallest_distance_whatever_the_vectors_length(
 @pytest.mark.parametrize("chunk", [1, 7, 100])
 def test_nearest_rows_do_not_depend_on_the_chunk(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     z, rows = random(100, WIDTH).numpy(), unit(random(K, WIDTH, seed=1).numpy())
-    monkeypatch.setattr(norm_ema_quantizer, "NEAREST_CHUNK", chunk)
+    monkeypatch.setitem(norm_ema_quantizer.SIMILARITIES, "cpu", chunk * K + K // 2)
     codes = nearest_rows(torch.tensor(unit(z)), torch.tensor(rows))
     np.testing.assert_array_equal(codes.numpy(), brute_force(z, rows))
 

@@ -1,0 +1,175 @@
+"""How fast the stages are, beside the straightforward formulation and other libraries.
+
+`python benchmarks/speed.py [--device cpu|cuda] [--json FILE]` times, in turn in one process:
+  a  a step of tokenizer training         d  a step of fine-tuning (one output)
+  b  code extraction                      e  embedding
+  c  a step of pre-training, tokenisation included
+  q  a step of the quantiser alone, 32768 vectors x 8192 codes
+at 32 electrodes x 8 s and 23 x 10 s. Ratios are of the same rounds; what counts is their median. Peak memory is taken
+in a process of its own for each entrant, above what it held before the first step. Model FLOPs are those of `plain`'s
+step as torch counts them, the same for all entrants. The losses of both agree (`tests/test_plain.py`).
+"""
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules
+
+import measuring
+import torch
+from entrants import CASES, VECTORS, Setting, entrants
+
+from files import write_json
+
+GEOMETRIES = {"32x8": (32, 8), "23x10": (23, 10)}
+BATCHES = {"cpu": {"a": 16, "b": 16, "c": 8, "d": 16, "e": 16}, "cuda": {"a": 128, "b": 128, "c": 64, "d": 64, "e": 64}}
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def get_args() -> argparse.Namespace:
+    """Flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
+    parser.add_argument("--precision", choices=TYPES, default=None, help="default: bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--geometries", nargs="+", choices=GEOMETRIES, default=list(GEOMETRIES))
+    parser.add_argument("--models", nargs="+", choices=("base", "large", "huge"), default=None)
+    parser.add_argument("--batch", type=int, default=None, help="default: 8 or 16 windows on a CPU, 64 or 128 on a GPU")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--steps", type=int, default=None, help="of a training, timed together (default: 1; 10 on a GPU)"
+    )
+    parser.add_argument("--no_memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--json", type=Path, default=None, help="file for all numbers")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model: a check that everything runs")
+    parser.add_argument("--only_memory", default=None, help=argparse.SUPPRESS)  # name of an entrant, in a process apart
+    args = parser.parse_args()
+    gpu = args.device == "cuda"
+    args.precision = args.precision or ("bf16" if gpu else "fp32")
+    args.models = args.models or (["base", "large", "huge"] if gpu else ["base"])
+    args.steps = args.steps or (10 if gpu else 1)
+    return args
+
+
+def settings(args: argparse.Namespace) -> list[Setting]:
+    """What is asked for; the quantiser alone does not depend on windows and models."""
+    found = []
+    for model in args.models:
+        for case in args.cases:
+            for geometry in args.geometries[:1] if case == "q" else args.geometries:
+                if (case == "q" and model != args.models[0]) or (case in "ab" and model == "huge"):
+                    continue
+                batch = args.batch or BATCHES[args.device].get(case, 1)
+                place = (args.device, args.precision, args.tiny)
+                found.append(Setting(case, *GEOMETRIES[geometry], model, batch, *place))
+    return found
+
+
+def samples(setting: Setting, steps: int) -> int:
+    """What a call processes: windows, or the quantiser's vectors."""
+    if setting.case == "q":
+        return 64 * setting.codes if setting.tiny else VECTORS
+    return setting.batch * (steps if setting.case in "acd" else 1)
+
+
+def measure(setting: Setting, args: argparse.Namespace, best: float, copied: float) -> list[dict[str, Any]]:
+    """Time a setting's entrants; returns a row for each."""
+    with ExitStack() as stack:
+        steps = entrants(setting, args.steps, stack)
+        seconds = measuring.rounds(steps, args.repeats, args.device)
+        flops = measuring.flops_of(steps["plain"])
+        intensity = flops / measuring.traffic_of(steps["ours"])
+    rows = []
+    for name, values in seconds.items():
+        median = measuring.spread(values)
+        row: dict[str, Any] = {
+            **asdict(setting),
+            "geometry": f"{setting.electrodes}x{setting.seconds}",
+            "variant": name,
+            "seconds": median,
+            "samples_per_second": samples(setting, args.steps) / median["median"],
+            "gflops_per_sample": flops / samples(setting, args.steps) / 1e9,
+            "share_of_best_product": flops / median["median"] / best,
+        }
+        if name == "ours":
+            row["share_of_roofline"] = flops / median["median"] / min(best, copied * intensity)
+            row["times_faster_than"] = {
+                other: measuring.ratio(seconds, other, "ours") for other in seconds if other != "ours"
+            }
+        if not args.no_memory:
+            row["peak_bytes"] = peak(setting, name)
+        rows.append(row)
+    return rows
+
+
+def peak(setting: Setting, name: str) -> int:
+    """Peak memory of an entrant, measured in a process of its own."""
+    given = json.dumps({"setting": asdict(setting), "entrant": name})
+    command = [sys.executable, __file__, "--only_memory", given]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_peak(given: dict[str, Any]) -> None:
+    """Measure and print a peak: what `peak` starts."""
+    setting = Setting(**given["setting"])
+    with ExitStack() as stack:
+        step = entrants(setting, 1, stack, only=given["entrant"])[given["entrant"]]
+        print(measuring.peak_memory(step, setting.device))
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of at most 80 columns."""
+    lines = [
+        f"{'':5} {'':6} {'':11} {'samples/s':>9} {'ms':>8} {'(from':>8} {'to)':>8} {'MB':>6} {'best':>5} {'ours':>6}"
+    ]
+    for row in rows:
+        ours = next(r for r in rows if all(r[k] == row[k] for k in ("case", "geometry", "model")))
+        faster = ours["times_faster_than"].get(row["variant"])
+        seconds = row["seconds"]
+        times = " ".join(f"{1e3 * seconds[k]:8.1f}" for k in ("median", "low", "high"))
+        memory = f"{row['peak_bytes'] / 1e6:6.0f}" if "peak_bytes" in row else f"{'':6}"
+        place = f"{row['case']} {row['model'][:4]:4}"[:6]
+        last = f"{faster['median']:5.2f}x" if faster else ""
+        lines.append(
+            f"{place:6} {row['geometry']:5} {row['variant']:11} {row['samples_per_second']:9.1f} {times} {memory} "
+            f"{row['share_of_best_product']:5.2f} {last}"
+        )
+    return lines
+
+
+def main() -> None:
+    """Measure, print a table and write the JSON."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    args = get_args()
+    if args.only_memory:
+        return print_peak(json.loads(args.only_memory))
+    kind = TYPES[args.precision]
+    largest = 512 if args.tiny else 4096 if args.device == "cpu" else 16384
+    best = measuring.best_product(args.device, kind, largest=largest)
+    copied = measuring.bandwidth(args.device)
+    rows: list[dict[str, Any]] = []
+    for setting in settings(args):
+        found = measure(setting, args, best, copied)
+        print("\n".join(table(found)[bool(rows) :]), flush=True)
+        rows += found
+        best = max(best, measuring.best_product(args.device, kind, largest=largest))
+    for row in rows:  # against the best product of the whole run
+        row["share_of_best_product"] = row["gflops_per_sample"] * 1e9 * row["samples_per_second"] / best
+    print(f"best matrix product {best / 1e9:.0f} GFLOP/s, copies {copied / 1e9:.1f} GB/s, {args.precision}")
+    if args.json:
+        machine = {"best_product_flops": best, "copy_bytes_per_second": copied, **measuring.hardware(args.device)}
+        write_json(args.json, {"machine": machine, "precision": args.precision, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
