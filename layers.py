@@ -350,7 +350,7 @@ def initialize_weights(module: nn.Module, *, cut: float = 2.0, convolutions: boo
                 nn.init.zeros_(part.bias)
 
 
-def compile_blocks(model: nn.Module) -> None:
+def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> None:
     """Let torch.compile make one graph of a transformer block that serves all blocks, batches and montages.
 
     Shapes are symbols in it, so that another montage needs no other graph. Should something make graphs without end
@@ -359,7 +359,7 @@ def compile_blocks(model: nn.Module) -> None:
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for part in model.modules():
         if isinstance(part, Block):
-            part.compile(dynamic=True)
+            part.compile(dynamic=True, backend=backend)
 
 
 def register_sizes(sizes: dict[str, dict[str, Any]], build: Callable[..., nn.Module], module_name: str) -> None:

@@ -50,7 +50,7 @@ class Setting:
 
     case: str  # a tokenizer step, b codes, c pre-training step, d fine-tuning step, e embedding, q quantiser alone
     electrodes: int
-    seconds: int
+    window: int  # seconds
     model: str  # base, large or huge
     batch: int
     device: str
@@ -120,8 +120,8 @@ def inputs(setting: Setting, run: utils.Run) -> Inputs:
     """Draw them."""
     generator = torch.Generator().manual_seed(0)
     names = list(ELECTRODES[: setting.electrodes])
-    shape = (setting.batch, setting.electrodes, setting.seconds, 200)
-    mask = random_mask(setting.batch, setting.electrodes * setting.seconds, generator=generator)
+    shape = (setting.batch, setting.electrodes, setting.window, 200)
+    mask = random_mask(setting.batch, setting.electrodes * setting.window, generator=generator)
     eeg = 0.3 * torch.randn(shape, generator=generator)
     return Inputs(eeg, torch.tensor(embedding_rows(names)), mask, torch.arange(setting.batch) % 2, names, run)
 
@@ -302,7 +302,7 @@ def braindecode_model(setting: Setting, data: Inputs) -> Callable[..., Any]:
         from braindecode.models import Labram
     sizes = setting.sizes
     model = Labram(
-        n_times=setting.seconds * 200,
+        n_times=setting.window * 200,
         n_outputs=1,
         n_chans=setting.electrodes,
         sfreq=200,

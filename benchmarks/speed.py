@@ -93,7 +93,7 @@ def measure(setting: Setting, args: argparse.Namespace, best: float, copied: flo
         median = measuring.spread(values)
         row: dict[str, Any] = {
             **asdict(setting),
-            "geometry": f"{setting.electrodes}x{setting.seconds}",
+            "geometry": f"{setting.electrodes}x{setting.window}",
             "variant": name,
             "seconds": median,
             "samples_per_second": samples(setting, args.steps) / median["median"],
@@ -129,7 +129,7 @@ def print_peak(given: dict[str, Any]) -> None:
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Lines of at most 80 columns."""
     lines = [
-        f"{'':5} {'':6} {'':11} {'samples/s':>9} {'ms':>8} {'(from':>8} {'to)':>8} {'MB':>6} {'best':>5} {'ours':>6}"
+        f"{'':5} {'':6} {'':11} {'samples/s':>9} {'ms':>8} {'(from':>8} {'to)':>8} {'MB':>6} {'best':>4} {'ours':>6}"
     ]
     for row in rows:
         ours = next(r for r in rows if all(r[k] == row[k] for k in ("case", "geometry", "model")))
@@ -141,7 +141,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         last = f"{faster['median']:5.2f}x" if faster else ""
         lines.append(
             f"{place:6} {row['geometry']:5} {row['variant']:11} {row['samples_per_second']:9.1f} {times} {memory} "
-            f"{row['share_of_best_product']:5.2f} {last}"
+            f"{row['share_of_best_product']:4.2f} {last}"
         )
     return lines
 

@@ -1,0 +1,146 @@
+"""--compile: few graphs for many montages, no silent falling back, the same numbers.
+
+Which graphs are made is up to torch's front end, so most tests leave out the compiler behind it (backend `eager`).
+"""
+
+import functools
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from timm.models import create_model
+from torch._dynamo.utils import counters
+
+import layers
+import modeling_finetune  # noqa: F401  (registers the classifiers)
+import utils
+from errors import InputError
+from golden_recipe import eeg, fill
+from layers import compile_blocks
+from run_helpers import CLASSIFIER, MASKED, TOKENIZER, call, labelled_file, log, pretraining_file
+
+MONTAGES = [(1, 1), (3, 2), (19, 3), (5, 1), (1, 4), (7, 2), (8, 2), (9, 2), (10, 3), (11, 2), (12, 2), (13, 4)]
+CLOCK = ("epoch_seconds", "samples_per_second")
+eager = functools.partial(compile_blocks, backend="eager")
+
+
+@pytest.fixture(autouse=True)
+def anew() -> Any:
+    """Give a test no graphs of others, and leave none."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def classifier(**options: Any) -> Any:
+    return fill(create_model("labram_tiny_patch200_200", **{"depth": 3, "drop_path_rate": 0.3, **options}))
+
+
+def outputs(model: Any, electrodes: int, seconds: int, batch: int, *, training: bool) -> torch.Tensor:
+    model.train(training)
+    torch.manual_seed(0)  # of drop path
+    with torch.set_grad_enabled(training):
+        return model(eeg(electrodes, (batch, electrodes, seconds, 200)), list(range(electrodes + 1)))
+
+
+def test_a_dozen_montages_with_drop_path_need_four_graphs_and_give_the_same_numbers() -> None:
+    compiled, model = classifier(), classifier()
+    eager(compiled)
+    for batch, graphs in ((4, 4), (3, 4), (1, 8)):  # one window is a shape of its own to torch
+        for electrodes, seconds in MONTAGES:
+            for training in (True, False):
+                case = (electrodes, seconds, batch)
+                torch.testing.assert_close(
+                    outputs(compiled, *case, training=training), outputs(model, *case, training=training)
+                )
+        # With and without a gradient; blocks with drop path and, in evaluation or at rate 0, without.
+        assert 0 < counters["stats"]["unique_graphs"] <= graphs
+    assert not counters["graph_break"]
+
+
+def test_blocks_of_one_kind_share_their_graph() -> None:
+    model = classifier(depth=12, drop_path_rate=0.1)
+    eager(model)
+    outputs(model, 3, 2, 4, training=True)
+    assert counters["stats"]["unique_graphs"] == 2, "the first block, which has no drop path, and the others"
+
+
+def test_graphs_without_end_are_an_error_and_not_a_silent_return_to_uncompiled_code(tmp_path: Path) -> None:
+    model = classifier()
+    eager(model)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        outputs(model, 3, 2, 4, training=False)
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit) as caught:
+            outputs(model, 3, 2, 4, training=True)
+    told = utils._in_words(caught.value, 1)
+    assert isinstance(told, InputError) and "--no_compile" in str(told) and "\n" not in str(told)
+
+
+def test_checkpoint_names_do_not_change() -> None:
+    model = classifier()
+    names = list(model.state_dict())
+    eager(model)
+    assert list(model.state_dict()) == names
+
+
+def words(stage: str, folder: Path) -> tuple[str, list[Any]]:
+    """Give the command line of a stage on tiny data."""
+    data = folder / "data"
+    if stage == "classifier":
+        task = data / "task.hdf5"
+        task.is_file() or labelled_file(task, counts={"train": 8, "val": 4})
+        return "run_class_finetuning", [*CLASSIFIER, "--dataset", task, "--drop_path", 0.3]
+    if not data.is_dir():
+        pretraining_file(data / "train" / "a.hdf5", seconds=(12,))
+        pretraining_file(data / "train" / "b.hdf5", seconds=(9,), electrodes=("FP1", "O2", "T3"), seed=4)
+    if stage == "tokenizer":
+        return "run_vqnsp_training", [*TOKENIZER, "--train_data", data / "train"]
+    script, flags = words("tokenizer", folder)
+    if not (folder / "tokenizer").is_dir():
+        assert call(script, *flags, "--epochs", 1, "--output_dir", folder / "tokenizer") == 0
+    further = ["--train_data", data / "train", "--tokenizer_weight", folder / "tokenizer" / "checkpoint.pth"]
+    return "run_labram_pretraining", [*MASKED, *further]
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "masked", "classifier"])
+@pytest.mark.parametrize("further", [(), ("--grad_checkpoint",)], ids=["", "grad_checkpoint"])
+def test_a_compiled_run_logs_the_numbers_of_one_that_is_not(
+    stage: str, further: tuple[str, ...], tmp_path: Path
+) -> None:
+    if stage == "tokenizer" and further:
+        pytest.skip("stage 1 has no --grad_checkpoint")
+    script, flags = words(stage, tmp_path)
+    lines = []
+    for name in ("compile", "no_compile"):
+        with patch.object(utils, "compile_blocks", eager):
+            given = (*flags, *further, "--epochs", 2, f"--{name}", "--output_dir", tmp_path / name)
+            assert call(script, *given) == 0
+        lines.append([{k: v for k, v in line.items() if k not in CLOCK} for line in log(tmp_path / name)])
+        assert bool(counters["stats"]["unique_graphs"]) == (name == "compile")
+        torch._dynamo.reset()
+        counters.clear()
+    for one, other in zip(*lines, strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler")
+def test_the_compiler_itself_gives_the_same_outputs_and_gradients() -> None:
+    models = [classifier(depth=1, drop_path_rate=0.0), classifier(depth=1, drop_path_rate=0.0)]
+    compile_blocks(models[0])
+    found = [outputs(model, 3, 2, 4, training=True) for model in models]
+    torch.testing.assert_close(found[0], found[1])
+    for out in found:
+        out.sum().backward()
+    for (name, one), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_cpu_does_not_compile_unless_asked(tmp_path: Path) -> None:
+    script, flags = words("classifier", tmp_path)
+    with patch.object(layers.Block, "compile", side_effect=AssertionError):
+        assert call(script, *flags, "--epochs", 1, "--output_dir", tmp_path / "run") == 0

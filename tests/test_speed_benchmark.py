@@ -1,0 +1,180 @@
+"""The speed benchmark and the cost model: their numbers are what they say, and everything runs at tiny size."""
+
+import importlib
+import json
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import nn
+
+SCRIPTS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(SCRIPTS))
+
+cost = importlib.import_module("cost")
+entrants = importlib.import_module("entrants")
+measuring = importlib.import_module("measuring")
+speed = importlib.import_module("speed")
+
+MB = 2**20
+
+
+def run(module: Any, *words: Any) -> None:
+    with patch.object(sys, "argv", [module.__file__, *map(str, words)]):
+        module.main(*([module.get_args()] if module is cost else []))
+
+
+def setting(case: str, **options: Any) -> Any:
+    usual = {"model": "base", "batch": 2, "device": "cpu", "precision": "fp32", "tiny": True}
+    return entrants.Setting(case, 2, 1, **{**usual, **options})
+
+
+# Measuring
+
+
+def test_rounds_take_turns_and_leave_the_first_out() -> None:
+    calls: list[str] = []
+    steps = {name: lambda name=name: calls.append(name) for name in ("one", "other")}
+    seconds = measuring.rounds(steps, 3, "cpu", warm_up=2)
+    assert calls == ["one", "other"] * 5 and [len(values) for values in seconds.values()] == [3, 3]
+
+
+def test_a_step_that_sleeps_longer_is_that_much_slower_round_by_round() -> None:
+    steps = {"slow": lambda: time.sleep(0.06), "fast": lambda: time.sleep(0.02)}
+    found = measuring.ratio(measuring.rounds(steps, 3, "cpu"), "slow", "fast")
+    assert 1.5 < found["median"] < 4.5 and found["low"] <= found["median"] <= found["high"]
+
+
+def test_peak_memory_is_what_a_step_held_at_most() -> None:
+    def step() -> None:
+        torch.ones(40 * MB).sum()  # 160 MB of float32
+
+    assert 150 * MB < measuring.peak_memory(step, "cpu") < 200 * MB
+    assert measuring.peak_memory(lambda: None, "cpu") < 20 * MB
+
+
+def test_flops_and_traffic_of_a_matrix_product() -> None:
+    a, b = torch.ones(30, 40), torch.ones(40, 50)
+    assert measuring.flops_of(lambda: a @ b) == 2 * 30 * 40 * 50
+    assert measuring.traffic_of(lambda: a @ b) == 4 * (30 * 40 + 40 * 50 + 30 * 50)
+
+
+def test_fused_attention_counts_like_two_matrix_products() -> None:
+    q = torch.ones(2, 3, 7, 4)
+    attention = lambda: nn.functional.scaled_dot_product_attention(q, q, q)  # noqa: E731
+    assert measuring.flops_of(attention) == 2 * 2 * (2 * 3 * 7 * 7 * 4)
+
+
+# What is timed
+
+
+@pytest.mark.parametrize("case", entrants.CASES)
+def test_every_entrant_of_a_case_takes_its_steps(case: str) -> None:
+    missing = [n for n, p in (("braindecode", "braindecode"), ("library", "vector_quantize_pytorch")) if not there(p)]
+    wanted = [name for name in entrants.CASES[case] if name not in missing]
+    for name in wanted:
+        with ExitStack() as stack:
+            step = entrants.entrants(setting(case), 2, stack, only=name)[name]
+            step()
+            step()
+
+
+def there(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+@pytest.mark.parametrize("case", ["a", "c", "d"])
+def test_a_timed_step_of_the_product_is_a_whole_training_step(case: str) -> None:
+    with ExitStack() as stack:
+        taken = []
+        original = entrants.build_update
+
+        def build(*arguments: Any, **options: Any) -> Any:
+            taken.append(original(*arguments, **options))
+            return taken[-1]
+
+        with patch.object(entrants, "build_update", build):
+            step = entrants.entrants(setting(case), 3, stack, only="ours")["ours"]
+        update = taken[0]
+        before = {name: p.clone() for name, p in update.model.named_parameters() if p.requires_grad}
+        step()
+        assert update.step == 3
+        moved = [not torch.equal(p, before[name]) for name, p in update.model.named_parameters() if name in before]
+        assert sum(moved) > 0.9 * len(moved)
+
+
+def test_models_of_the_product_and_of_plain_have_the_same_parameters() -> None:
+    for size in ("base", "large"):
+        case = setting("c", tiny=False, model=size)
+        with torch.device("meta"):
+            own = entrants.create_model(entrants.masked_name(case))
+            other = entrants.plain.MaskedModel(**case.sizes)
+            assert {k: v.shape for k, v in own.state_dict().items()} == {
+                k: v.shape for k, v in other.state_dict().items()
+            }
+            tokenizers = entrants.tokenizer_of(case), entrants.plain.VQNSP(depths=case.depths, n_code=case.codes)
+        assert len({str({k: v.shape for k, v in sorted(t.state_dict().items())}) for t in tokenizers}) == 1
+
+
+def test_the_script_prints_80_columns_and_writes_its_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed.measuring, "bandwidth", lambda _: 1e10)
+    words = ["--tiny", "--batch", 2, "--repeats", 2, "--cases", "b", "q", "--geometries", "23x10", "--device", "cpu"]
+    if not there("vector_quantize_pytorch"):
+        words[6:8] = ["b"]
+    run(speed, *words, "--json", tmp_path / "speed.json")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert {"date", "device", "threads", "libraries", "best_product_flops"} <= found["machine"].keys()
+    for row in found["rows"]:
+        expected = (2 if row["case"] == "b" else 64 * 64) / row["seconds"]["median"]
+        assert row["samples_per_second"] == pytest.approx(expected) and row["peak_bytes"] >= 0
+        share = row["gflops_per_sample"] * 1e9 * row["samples_per_second"] / found["machine"]["best_product_flops"]
+        assert row["share_of_best_product"] == pytest.approx(share)
+    ours, plain = found["rows"][:2]
+    assert (ours["variant"], plain["variant"]) == ("ours", "plain")
+    assert set(ours["times_faster_than"]) == {"plain"} and ours["gflops_per_sample"] == plain["gflops_per_sample"]
+
+
+# The cost model
+
+SMALL = cost.Training("small", "", "c", "base", epochs=10, stride=4, batch=64)
+
+
+def test_hours_on_one_device_are_flops_over_rate() -> None:
+    counted = cost.Counted(parameters=10**6, flops=10**9, kept_bytes=10**6)
+    # 100 h of EEG are 90 000 windows, ten times: 9e5 x 1e9 FLOPs at 1e12 a second are 900 s.
+    assert cost.hours_of(SMALL, counted, 100, 1e12, 1, 1e9) == pytest.approx(900 / 3600)
+
+
+def test_more_devices_share_the_time_until_gradients_take_longer_than_the_backward_pass() -> None:
+    counted = cost.Counted(parameters=10**6, flops=10**9, kept_bytes=10**6)
+    fast = [cost.hours_of(SMALL, counted, 100, 1e12, n, 1e12) for n in (1, 8, 64)]
+    assert fast[0] / fast[1] == pytest.approx(8) and fast[0] / fast[2] == pytest.approx(64)
+    # 64 devices compute 1 ms a step, of which 2/3 hide the gradients; those need 2 x 63/64 x 4 MB / 1 GB/s = 7.875 ms.
+    step = sum(cost.step_seconds(SMALL, counted, 1e12, 64, 1e9))
+    assert step == pytest.approx(1e-3 + 7.875e-3 - 2e-3 / 3)
+
+
+def test_memory_is_the_state_and_what_windows_keep() -> None:
+    counted = cost.Counted(parameters=10**6, flops=1, kept_bytes=10**7)
+    assert cost.memory_bytes(counted, 8) == 16 * 10**6 + 8 * 10**7
+
+
+def test_what_is_counted_grows_with_depth_as_blocks_do() -> None:
+    flops = {}
+    for name in ("tiny", "base"):
+        training = cost.Training(name, f"labram_{name}_patch200_1600_8k_vocab", "c", "base", 1, 1, 1)
+        flops[name] = cost.count(training, None)
+    blocks = 8  # more in base
+    tokens, width = 257, 200
+    block = 12 * width**2 * 2 * tokens + 2 * 2 * tokens**2 * width
+    assert flops["base"].flops - flops["tiny"].flops == pytest.approx(2 * 3 * blocks * block, rel=1e-3)
+    assert flops["base"].parameters - flops["tiny"].parameters == blocks * (12 * width**2 + 12 * width + 4 * 20)
