@@ -1,10 +1,9 @@
-"""The tokenizer's codes of every window, computed once and kept in a folder (--cache_codes), so that training needs no
-tokenizer any more.
+"""The tokenizer's codes of every window, computed once and kept in a folder (--cache_codes): training needs none then.
 
 A folder has a part for each data set, `train` and `val`, with a manifest and pieces. The manifest says what the codes
 depend on and, once all are there, the SHA-256 of each piece. A piece is an `.npy` file of int16 with the codes of
-PIECE windows of one montage, (windows, N*A); it is whole or not there and is never written again, so several runs may
-read it through memory maps while one fills the rest. The batches are made in `eeg_data.py`.
+PIECE windows of one montage, (windows, N*A); it is whole or not there, and never written again. One run at a time fills
+a folder, any number read it through memory maps. Batches are made in `eeg_data.py`.
 """
 
 import io
@@ -269,7 +268,7 @@ class Part:
         for part in self.folder.glob(".*.part"):  # of a process that was killed while it wrote
             part.unlink(missing_ok=True)
         if not path.exists():
-            if others := [one.name for one in self.folder.iterdir() if one.name != self._lock.path.name]:
+            if others := [one.name for one in self.folder.iterdir() if not one.name.startswith(".")]:
                 raise UsageError(
                     f"--cache_codes: {self.folder} holds other files ({min(others)}) and no {MANIFEST}: choose another "
                     "folder, or delete this one"
@@ -332,7 +331,7 @@ def filled(part: Part, tokenizer: VQNSP, args: Namespace, run: Run) -> None:
     waiting = False
     try:
         while (left := run.on_first(part.missing)) is None:
-            if not waiting and run.is_main:
+            if not waiting:
                 logger.info("%s: another run computes these codes, this one waits for it.", part.folder)
             waiting = True
             time.sleep(POLL)
@@ -340,7 +339,7 @@ def filled(part: Part, tokenizer: VQNSP, args: Namespace, run: Run) -> None:
         if left:
             pieces = [part.pieces[number] for number in left]
             patches = sum((piece.stop - piece.first) * piece.patches for piece in pieces)
-            logger.info("Computing the codes of %d patches once: %.3g MB in %s.", patches, patches * 2e-6, part.folder)
+            logger.info("Computing the codes of %d patches once: %.1f MB in %s.", patches, patches * 2e-6, part.folder)
             batches = PieceBatches(pieces, args.batch_size, rank=run.rank, processes=run.processes)
             tokenizer.to(run.device, run.dtype)
             compute(part.folder, make_loader(part.dataset, batches, args, run, collate), tokenizer, run)
