@@ -304,6 +304,48 @@ def test_a_full_disk_ends_with_one_line_and_the_same_command_goes_on(
     assert unequal(plain, tmp_path / "run") == []
 
 
+STRIKES = """
+import errno, os, signal, sys
+sys.path[:0] = [{root!r}]
+import code_cache, run_labram_pretraining as script
+from pathlib import Path
+tokenize, write = code_cache.VQNSP.get_codebook_indices, Path.write_bytes
+
+def signalled(self, *arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return tokenize(self, *arguments)
+
+def full(path, content):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+if os.environ["RANK"] == "1" and {fault!r} == "signal":
+    code_cache.VQNSP.get_codebook_indices = signalled
+if os.environ["RANK"] == "1" and {fault!r} == "disk":
+    Path.write_bytes = full
+script.run_script(script.main, script.get_args())
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "said", "left"),
+    [
+        ("signal", "stopped by SIGTERM while codes were computed; the same command goes on from here", {"1-0.npy"}),
+        ("disk", "1-0.npy cannot be written (No space left on device)", set()),
+    ],
+)
+def test_what_strikes_one_process_during_the_pass_ends_all_with_a_line(
+    world: Path, tmp_path: Path, fault: str, said: str, left: set[str]
+) -> None:
+    (tmp_path / "strikes.py").write_text(STRIKES.format(root=str(ROOT), fault=fault))
+    words = [*MASKED, *data(world), "--tokenizer_weight", world / "tokenizer" / "checkpoint.pth", "--output_dir", "run"]
+    words += ["--cache_codes", "codes"]
+    ended = start([tmp_path / "strikes.py", *words], cwd=tmp_path, processes=2, check=False)
+    assert ended.returncode == 1 and said in ended.stderr
+    assert 'Traceback (most recent call last):\n  File "' + str(ROOT) not in ended.stderr
+    # The first process's piece is of three batches, the other's of one.
+    assert {path.name for path in (tmp_path / "codes" / "train").glob("*.npy")} == left
+
+
 HOLDS = """
 import fcntl, sys
 with open(sys.argv[1], "w") as lock:
