@@ -341,7 +341,7 @@ def filled(part: Part, tokenizer: VQNSP, args: Namespace, run: Run) -> None:
             patches = sum((piece.stop - piece.first) * piece.patches for piece in pieces)
             logger.info("Computing the codes of %d patches once: %.1f MB in %s.", patches, patches * 2e-6, part.folder)
             batches = PieceBatches(pieces, args.batch_size, rank=run.rank, processes=run.processes)
-            tokenizer.to(run.device, run.dtype)
+            run.prepare(tokenizer)
             compute(part.folder, make_loader(part.dataset, batches, args, run, collate), tokenizer, run)
             if run.patient is not None:
                 dist.barrier(run.patient)  # the others may still write

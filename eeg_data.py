@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     eeg: Tensor  # (B, N, A, T), units of 100 uV
     channels: Tensor  # (N + 1,): rows of the position embedding, CLS first
     mask: Tensor  # (B, N*A) bool, true = masked; empty where no masks are made
-    codes: Tensor  # (B, N*A) int16, on the device int64; empty where none are known
+    codes: Tensor = torch.empty(0, dtype=torch.int16)  # (B, N*A), on the device int64; empty where none are known
 
     def to(self, run: Run) -> "Batch":
         """The batch on the run's device, in the run's type."""

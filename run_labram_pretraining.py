@@ -102,7 +102,7 @@ def main(args: argparse.Namespace) -> None:
         first = state.resume(args)
         with run.interruption.listening():
             if args.cache_codes is None:
-                tokenizer.to(run.device, run.dtype)
+                run.prepare(tokenizer)
             elif first < args.epochs:
                 code_cache.use_cache(args, run, loaders, tokenizer, weights=digest)
             for epoch in range(first, args.epochs):

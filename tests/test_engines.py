@@ -294,7 +294,7 @@ def test_one_step_moves_the_rows_once_by_the_moving_average(tmp_path: Path, data
         batches = [(b.eeg.double(), b.channels) for b in t.loaders.train]
         with torch.no_grad():
             vectors = t.model.to_code_space(*batches[0]).flatten(0, 1).numpy()
-        t.state.steps = lambda loader, epoch: iter([eeg_data.Batch(*batches[0], torch.empty(0), torch.empty(0))])
+        t.state.steps = lambda loader, epoch: iter([eeg_data.Batch(*batches[0], torch.empty(0))])
         engine_for_vqnsp.train_one_epoch(t.state, t.loaders.train, 0)
         found = t.model.quantize.embedding.weight.numpy()
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
