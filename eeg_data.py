@@ -39,6 +39,8 @@ UNIT = 100.0  # uV: files hold microvolts, models see EEG / 100
 DEFAULT_VAL_DATA = Path("data/pretrain_val")
 
 MaskMaker = Callable[..., Tensor]  # (patches, generator=...) -> (1, patches) bool
+CodeSource = Callable[[int, int], Tensor]  # (montage, window) -> (N*A,) int16
+Sample = tuple[np.ndarray, Tensor, Tensor, Tensor]
 
 
 class Batch(NamedTuple):
@@ -47,10 +49,12 @@ class Batch(NamedTuple):
     eeg: Tensor  # (B, N, A, T), units of 100 uV
     channels: Tensor  # (N + 1,): rows of the position embedding, CLS first
     mask: Tensor  # (B, N*A) bool, true = masked; empty where no masks are made
+    codes: Tensor = torch.empty(0, dtype=torch.int16)  # (B, N*A), on the device int64; empty where none are known
 
     def to(self, run: Run) -> "Batch":
         """The batch on the run's device, in the run's type."""
-        return Batch(run.place(self.eeg), run.place(self.channels), run.place(self.mask))
+        eeg, channels, mask, codes = map(run.place, self)
+        return Batch(eeg, channels, mask, codes.long())
 
 
 class MontageWindows(Dataset):
@@ -104,24 +108,26 @@ class MontageWindows(Dataset):
 
 
 class PretrainingDataset(Dataset):
-    """Windows of all montages by key (epoch, montage, window), with a mask where one is wanted."""
+    """Windows of all montages by key (epoch, montage, window), with mask and codes where there are any."""
 
     def __init__(self, montages: Sequence[MontageWindows], *, seed: int, make_mask: MaskMaker | None = None) -> None:
         """make_mask: from a number of patches and a generator to one mask, (1, patches)."""
         self.montages = list(montages)
         self.seed = seed
         self.make_mask = make_mask
+        self.codes: CodeSource | None = None
 
-    def __getitem__(self, key: Key) -> tuple[np.ndarray, Tensor, Tensor]:
-        """EEG (N, A*T) in uV, channels (N + 1,), mask (N*A,)."""
+    def __getitem__(self, key: Key) -> Sample:
+        """EEG (N, A*T) in uV, channels (N + 1,), mask (N*A,), codes (N*A,)."""
         _, montage, window = key
         windows = self.montages[montage]
         eeg = windows[window]
+        codes = torch.empty(0, dtype=torch.int16) if self.codes is None else self.codes(montage, window)
         if self.make_mask is None:
-            return eeg, windows.channels, torch.empty(0, dtype=torch.bool)
+            return eeg, windows.channels, torch.empty(0, dtype=torch.bool), codes
         state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-        return eeg, windows.channels, self.make_mask(eeg.size // PATCH_SAMPLES, generator=generator)[0]
+        return eeg, windows.channels, self.make_mask(eeg.size // PATCH_SAMPLES, generator=generator)[0], codes
 
     def summary(self) -> dict[str, Any]:
         """What decides which windows there are."""
@@ -156,9 +162,10 @@ def to_units(windows: Sequence[np.ndarray]) -> Tensor:
     return rearrange(eeg, "B N (A T) -> B N A T", T=PATCH_SAMPLES)
 
 
-def collate(samples: Sequence[tuple[np.ndarray, Tensor, Tensor]]) -> Batch:
+def collate(samples: Sequence[Sample]) -> Batch:
     """Make a batch of the samples of one montage."""
-    return Batch(to_units([s[0] for s in samples]), samples[0][1], torch.stack([s[2] for s in samples]))
+    eeg, channels, masks, codes = zip(*samples, strict=True)
+    return Batch(to_units(eeg), channels[0], torch.stack(masks), torch.stack(codes))
 
 
 @dataclass(frozen=True)

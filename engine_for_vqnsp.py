@@ -36,7 +36,7 @@ def initialize_codebook(model: VQNSP, loader: DataLoader, run: Run, *, epoch: in
     loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]  # TrainingBatches
     vectors = []
     for batch in itertools.islice(loader, accumulation):
-        eeg, channels, _ = batch.to(run)
+        eeg, channels, *_ = batch.to(run)
         with run.autocast():
             vectors.append(model.to_code_space(eeg, channels).flatten(0, 1))  # (B*N*A, code width)
     pooled, size = run.processes * sum(map(len, vectors)), model.quantize.codebook_size
@@ -59,7 +59,7 @@ def train_one_epoch(
     if not state.inside(epoch):
         quantizer.reset_usage()
     quantizer.deferred = True  # the rows move once a step, and only if the step is taken
-    for eeg, channels, _ in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV
+    for eeg, channels, *_ in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV
         with update.forward():
             loss, parts = model(rearrange(eeg, "B N A T -> B N (A T)"), channels)
         stepped = update(loss)
@@ -104,7 +104,7 @@ def evaluate(model: VQNSP, loader: DataLoader, run: Run) -> dict[str, Any]:
     model.quantize.reset_usage()
     log = MetricLog()
     for batch in run.watched(loader):
-        eeg, channels, _ = batch.to(run)
+        eeg, channels, *_ = batch.to(run)
         with run.autocast():
             _, parts = model(rearrange(eeg, "B N A T -> B N (A T)"), channels)
         log.add(by_name(parts), n=len(eeg))

@@ -7,6 +7,7 @@ from pathlib import Path
 from timm.models import create_model
 
 import checkpoints
+import code_cache
 import eeg_data
 import modeling_pretrain
 import modeling_vqnsp
@@ -47,6 +48,7 @@ def get_args() -> argparse.Namespace:
     model.add_argument("--codebook_size", type=int, default=None, help="codes (default: the tokenizer's)")
     model.add_argument("--codebook_dim", type=int, default=None, help="width of a code (default: the tokenizer's)")
     model.add_argument("--mask_ratio", type=float, default=0.5, help="share of a window's patches that is masked")
+    code_cache.add_arguments(model)
     utils.add_trunk_arguments(model)
     eeg_data.add_pretraining_arguments(parser, window_stride=800)
     optim_factory.add_arguments(parser)
@@ -81,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
             codebook_dim=args.codebook_dim,
             num_electrodes=args.num_electrodes,
             weights=weights,
-        ).to(run.device, run.dtype)
+        )
         make_mask = functools.partial(modeling_pretrain.random_mask, 1, ratio=args.mask_ratio)
         accumulation = optim_factory.micro_batches(args, run)
         loaders = eeg_data.build_pretraining_loaders(args, run, accumulation=accumulation, make_mask=make_mask)
@@ -94,10 +96,15 @@ def main(args: argparse.Namespace) -> None:
         update = optim_factory.build_update(
             model, args, run, steps_per_epoch=loaders.steps_per_epoch, accumulation=accumulation
         )
-        same = fingerprint(args, run, data=loaders.summary(), weights={"tokenizer": digest_of_weights(weights)})
+        digest = digest_of_weights(weights)
+        same = fingerprint(args, run, data=loaders.summary(), weights={"tokenizer": digest})
         state = training_state.TrainingState(model, update, run, args, stage="pretraining", fingerprint=same)
         first = state.resume(args)
         with run.interruption.listening():
+            if args.cache_codes is None:
+                run.prepare(tokenizer)
+            elif first < args.epochs:
+                code_cache.use_cache(args, run, loaders, tokenizer, weights=digest)
             for epoch in range(first, args.epochs):
                 stats = train_one_epoch(state, loaders.train, tokenizer, epoch)
                 if loaders.val is not None:

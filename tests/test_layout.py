@@ -28,7 +28,7 @@ LEVELS = [
     {"utils", "downloads", "modeling_vqnsp", "modeling_pretrain", "modeling_finetune", "labelled_files"},
     {"scans", "fingerprint", "run_log"},
     {"optim_factory", "eeg_data"},
-    {"labelled_data", "training_state"},
+    {"labelled_data", "training_state", "code_cache"},
     {"engine_for_vqnsp", "engine_for_pretraining", "engine_for_finetuning", "adaptation"},
     {"run_vqnsp_training", "run_labram_pretraining", "run_class_finetuning"},
 ]
