@@ -186,10 +186,22 @@ def masked_name(setting: Setting) -> str:
 
 def our_pretraining_step(setting: Setting, data: Inputs, steps: int, args: Any) -> Step:
     """Case c, tokenisation included."""
+    return pretraining_step(setting, data, steps, args, Batch(data.eeg, data.channels, data.mask))
+
+
+def our_cached_pretraining_step(setting: Setting, data: Inputs, steps: int, args: Any) -> Step:
+    """Case c with codes from a cache (--cache_codes)."""
+    codes = torch.randint(setting.codes, data.mask.shape, generator=torch.Generator().manual_seed(0))
+    batch = Batch(data.eeg, data.channels, data.mask, codes.to(torch.int16))
+    return pretraining_step(setting, data, steps, args, batch)
+
+
+def pretraining_step(setting: Setting, data: Inputs, steps: int, args: Any, batch: Batch) -> Step:
+    """Case c on a batch with or without codes."""
     tokenizer = data.run.prepare(tokenizer_of(setting)).eval().requires_grad_(False)
     model = create_model(masked_name(setting), vocab_size=setting.codes)
     state = state_of(model, data, steps, args, "pretraining")
-    loader: Any = OneBatch(Batch(data.eeg, data.channels, data.mask), steps)
+    loader: Any = OneBatch(batch, steps)
     epoch = iter(range(EPOCHS))
     return lambda: engine_for_pretraining.train_one_epoch(state, loader, tokenizer, next(epoch))
 
@@ -373,7 +385,7 @@ def library_quantiser(setting: Setting, data: Inputs, _: int, args: Any) -> Step
 CASES: Mapping[str, Mapping[str, Callable[[Setting, Inputs, int, Any], Step]]] = {
     "a": {"ours": our_tokenizer_step, "plain": plain_tokenizer_step},
     "b": {"ours": our_codes, "plain": plain_codes},
-    "c": {"ours": our_pretraining_step, "plain": plain_pretraining_step},
+    "c": {"ours": our_pretraining_step, "cached": our_cached_pretraining_step, "plain": plain_pretraining_step},
     "d": {"ours": our_finetuning_step, "plain": plain_finetuning_step, "braindecode": braindecode_finetuning_step},
     "e": {"ours": our_embedding, "plain": plain_embedding, "braindecode": braindecode_embedding},
     "q": {"ours": our_quantiser, "plain": plain_quantiser, "library": library_quantiser},

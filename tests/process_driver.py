@@ -110,6 +110,7 @@ def notes_into(record: dict[str, Any], harm: dict[str, Any] | None) -> Iterator[
 
     yield Update, "__call__", note_step
     yield NormEMAVectorQuantizer, "forward", lambda _, __, result: latest.append(result[1])
+    yield NormEMAVectorQuantizer, "nearest", lambda _, __, codes: latest.append(codes)
     yield NormEMAVectorQuantizer, "initialize", note_rows
     yield NormEMAVectorQuantizer, "apply_update", note_rows
     yield CodebookRevival, "__call__", lambda revival, _, __: note_rows(revival.quantizer, None, None)
