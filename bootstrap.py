@@ -11,28 +11,31 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent
 REQUIREMENTS, CONSTRAINTS = PROJECT / "requirements.txt", PROJECT / "constraints.txt"
+COMPARED = PROJECT / "benchmarks" / "requirements.txt"  # further packages of the tests
 COMMANDS = {"demo": ("-m", "demo"), "test": ("-m", "pytest"), "soak": ("-m", "pytest", "tests/test_recovery.py")}
 VARIABLES = {"soak": {"LABRAM_SOAK": "20"}}  # moments a stage, unless the variable is set already
 
 
-def make_environment(folder: Path, *, pinned: bool) -> Path:
+def make_environment(folder: Path, *, pinned: bool, requirements: Sequence[Path] = (REQUIREMENTS,)) -> Path:
     """Environment with the requirements installed; returns its Python. pinned: in the tested versions."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    stamp = folder / "requirements.sha256"
-    content = REQUIREMENTS.read_bytes() + (CONSTRAINTS.read_bytes() if pinned else b"")
-    wanted = hashlib.sha256(content).hexdigest()
-    if python.is_file() and stamp.is_file() and stamp.read_text() == wanted:
-        return python
-    print(f"Making the environment {folder} (about 5.5 GB, 2 minutes).", flush=True)
-    venv.create(folder, with_pip=True)
-    constraints = ["--constraint", str(CONSTRAINTS)] if pinned else ["--upgrade", "--upgrade-strategy", "eager"]
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *constraints]
-    subprocess.run([*command, "--requirement", str(REQUIREMENTS)], check=True)
-    stamp.write_text(wanted)
+    if not python.is_file():
+        print(f"Making the environment {folder} (about 5.5 GB, 2 minutes).", flush=True)
+        venv.create(folder, with_pip=True)
+    for number, file in enumerate(requirements):
+        stamp = folder / ("requirements.sha256" if number == 0 else "further-requirements.sha256")
+        wanted = hashlib.sha256(file.read_bytes() + (CONSTRAINTS.read_bytes() if pinned else b"")).hexdigest()
+        if stamp.is_file() and stamp.read_text() == wanted:
+            continue
+        constraints = ["--constraint", str(CONSTRAINTS)] if pinned else ["--upgrade", "--upgrade-strategy", "eager"]
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *constraints]
+        subprocess.run([*command, "--requirement", str(file)], check=True)
+        stamp.write_text(wanted)
     return python
 
 
@@ -44,7 +47,9 @@ def main() -> int:
     parser.add_argument("--newest", action="store_true", help="newest allowed versions instead of constraints.txt")
     args, further = parser.parse_known_args()
     try:
-        python = make_environment(args.venv.absolute(), pinned=not args.newest)
+        # What the tests compare with holds back the newest torch, so only the tested versions have it.
+        files = (REQUIREMENTS, COMPARED) if args.command == "test" and not args.newest else (REQUIREMENTS,)
+        python = make_environment(args.venv.absolute(), pinned=not args.newest, requirements=files)
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"error: the environment {args.venv} could not be made: {error}", file=sys.stderr)
         return 1

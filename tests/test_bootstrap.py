@@ -1,6 +1,7 @@
 """The environment maker, which runs before anything is installed."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -34,17 +35,22 @@ def test_an_environment_is_installed_once_and_again_when_the_requirements_change
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands = fake_tools(monkeypatch)
-    requirements = tmp_path / "requirements.txt"
+    requirements, further = tmp_path / "requirements.txt", tmp_path / "further.txt"
     requirements.write_text("a\n")
-    monkeypatch.setattr(bootstrap, "REQUIREMENTS", requirements)
+    further.write_text("c\n")
+    make = functools.partial(bootstrap.make_environment, tmp_path / "venv", requirements=[requirements])
     for expected in (1, 1):
-        bootstrap.make_environment(tmp_path / "venv", pinned=True)
+        make(pinned=True)
         assert len(commands) == expected
     requirements.write_text("b\n")
-    bootstrap.make_environment(tmp_path / "venv", pinned=True)
+    make(pinned=True)
     assert len(commands) == 2 and "--constraint" in commands[0]
-    bootstrap.make_environment(tmp_path / "venv", pinned=False)
-    assert len(commands) == 3 and "--constraint" not in commands[2]
+    for _ in range(2):  # and another file beside it
+        bootstrap.make_environment(tmp_path / "venv", pinned=True, requirements=[requirements, further])
+    make(pinned=True)
+    assert len(commands) == 3 and commands[2][-1] == str(further)
+    make(pinned=False)
+    assert len(commands) == 4 and "--constraint" not in commands[3]
 
 
 def test_an_installation_that_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +79,8 @@ def test_every_make_target_is_the_bootstrap_command_that_the_readme_names() -> N
 
 
 def test_every_requirement_has_a_lower_bound_an_upper_major_and_a_tested_version() -> None:
-    lines = [line for line in (PROJECT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    texts = [file.read_text() for file in (bootstrap.REQUIREMENTS, bootstrap.COMPARED)]
+    lines = [line for text in texts for line in text.splitlines() if line and line[0] != "#"]
     pinned = {line.split("==")[0] for line in (PROJECT / "constraints.txt").read_text().splitlines() if "==" in line}
     for line in lines:
         name = line.split(">=")[0]
