@@ -37,6 +37,16 @@ _checked: set[tuple[Path, int, int]] = set()  # files of this process that keep 
 class _Datasets(dict[str, h5py.Dataset]):
     """Open data sets of one file by name; a class of its own, because a plain dict takes no weak references."""
 
+    def __init__(self, file: h5py.File) -> None:
+        """None yet of this open file."""
+        super().__init__()
+        self.handle = file.id.get_vfd_handle()
+        self.size = os.fstat(self.handle).st_size
+
+    def was_cut(self) -> bool:
+        """Whether the file is shorter than it was: HDF5 reads as zeros what is missing."""
+        return os.fstat(self.handle).st_size < self.size
+
 
 _opened: deque[tuple["weakref.ref[_Datasets]", str]] = deque()  # data sets of this process, in the order of opening
 
@@ -75,7 +85,7 @@ def _open(path: Path, pid: int) -> tuple[h5py.File, _Datasets]:
         if seen not in _checked:
             check(file, path)
             _checked.add(seen)
-    return file, _Datasets()
+        return file, _Datasets(file)
 
 
 def check(file: h5py.File, path: Path) -> None:
@@ -97,9 +107,12 @@ def open_file(path: Path) -> h5py.File:
 def open_dataset(path: Path, name: str) -> h5py.Dataset:
     """A data set of such a file, which stays open: to find it again costs more than to read a window of it.
 
-    Beyond OPEN_DATASETS the one that has been open for longest is closed, and all of a file's with the file.
+    Beyond OPEN_DATASETS the one that has been open for longest is closed, and all of a file's with the file. Raises
+    InputError as `open_file` does, and for a file that was cut short since it was opened.
     """
     file, datasets = _open(path, os.getpid())
+    if datasets.was_cut():
+        raise InputError(f"{path} was cut short since it was opened: make it again")
     if name not in datasets:
         if len(_opened) >= OPEN_DATASETS:
             of_file, first = _opened.popleft()
