@@ -8,9 +8,11 @@ Source: paper, section 3.2 (windows of at most 256 patches).
 import argparse
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +41,7 @@ UNIT = 100.0  # uV: files hold microvolts, models see EEG / 100
 DEFAULT_VAL_DATA = Path("data/pretrain_val")
 
 MaskMaker = Callable[..., Tensor]  # (patches, generator=...) -> (1, patches) bool
+Read = Callable[[], np.ndarray]  # reads a window, (N, A*T) in uV
 
 
 class Batch(NamedTuple):
@@ -112,16 +115,17 @@ class PretrainingDataset(Dataset):
         self.seed = seed
         self.make_mask = make_mask
 
-    def __getitem__(self, key: Key) -> tuple[np.ndarray, Tensor, Tensor]:
-        """EEG (N, A*T) in uV, channels (N + 1,), mask (N*A,)."""
+    def __getitem__(self, key: Key) -> tuple[Read, Tensor, Tensor]:
+        """What reads the EEG, (N, A*T) in uV; channels (N + 1,), mask (N*A,)."""
         _, montage, window = key
         windows = self.montages[montage]
-        eeg = windows[window]
+        eeg = partial(windows.__getitem__, window)
         if self.make_mask is None:
             return eeg, windows.channels, torch.empty(0, dtype=torch.bool)
         state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-        return eeg, windows.channels, self.make_mask(eeg.size // PATCH_SAMPLES, generator=generator)[0]
+        patches = len(windows.montage) * windows.window // PATCH_SAMPLES
+        return eeg, windows.channels, self.make_mask(patches, generator=generator)[0]
 
     def summary(self) -> dict[str, Any]:
         """What decides which windows there are."""
@@ -150,17 +154,20 @@ def extent(eeg: np.ndarray) -> dict[str, Any]:
     return {"largest_uv": float(np.abs(eeg[finite]).max(initial=0)), "finite": bool(finite.all())}
 
 
-def to_units(windows: Sequence[np.ndarray]) -> Tensor:
-    """Windows in uV -> (B, N, A, T) in units of 100 uV."""
-    eeg = np.empty((len(windows), *windows[0].shape), windows[0].dtype)
-    for window, place in zip(windows, eeg, strict=True):  # stacked and divided at once: memory is what takes time
+def to_units(windows: Iterable[np.ndarray], count: int) -> Tensor:
+    """So many windows (N, A*T) in uV -> (B, N, A, T) in units of 100 uV."""
+    each = iter(windows)
+    first = next(each)
+    eeg = np.empty((count, *first.shape), first.dtype)
+    for place, window in zip(eeg, chain([first], each), strict=True):  # read and divided while it is in the cache
         np.divide(window, UNIT, out=place)
     return rearrange(torch.from_numpy(eeg), "B N (A T) -> B N A T", T=PATCH_SAMPLES)
 
 
-def collate(samples: Sequence[tuple[np.ndarray, Tensor, Tensor]]) -> Batch:
-    """Make a batch of the samples of one montage."""
-    return Batch(to_units([s[0] for s in samples]), samples[0][1], torch.stack([s[2] for s in samples]))
+def collate(samples: Sequence[tuple[Read, Tensor, Tensor]]) -> Batch:
+    """Read the samples of one montage into a batch."""
+    eeg = to_units((read() for read, _, _ in samples), len(samples))
+    return Batch(eeg, samples[0][1], torch.stack([s[2] for s in samples]))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def load_windows(folder: Path, stride: int) -> tuple[Tensor, Tensor, tuple[str, 
     """All windows of the demo's one montage: EEG (n, N, A, T) in units of 100 uV, channels (N + 1,), N names."""
     recordings = [recording for path in find_files([folder], "--train_data") for recording in read_recordings(path)]
     windows = MontageWindows(recordings, stride=stride)
-    return to_units([windows[i] for i in range(len(windows))]), windows.channels, windows.montage
+    return to_units(map(windows.__getitem__, range(len(windows))), len(windows)), windows.channels, windows.montage
 
 
 def selected(folder: Path) -> dict[str, Any]:

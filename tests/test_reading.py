@@ -90,7 +90,7 @@ def test_a_batch_is_bit_for_bit_the_windows_stacked_and_divided(rows: int, secon
     eeg = [np.roll(odd(rows, seconds * 200, "float32"), i, axis=1) for i in range(batch)]
     kept = [window.copy() for window in eeg]
     expected = torch.from_numpy(np.stack(eeg)) / UNIT
-    units = to_units(eeg)
+    units = to_units(iter(eeg), batch)
     assert units.shape == (batch, rows, seconds, 200) and bits(units.numpy()) == bits(
         expected.numpy().reshape(units.shape)
     )
@@ -101,7 +101,7 @@ def test_a_batch_is_bit_for_bit_the_windows_stacked_and_divided(rows: int, secon
 
 def test_windows_of_unlike_shape_are_no_batch() -> None:
     with pytest.raises(ValueError):
-        to_units([signal(2, 400), signal(2, 200)])
+        to_units([signal(2, 400), signal(2, 200)], 2)
 
 
 def test_a_loader_gives_what_h5py_gives_in_the_plan_s_order(tmp_path: Path) -> None:
