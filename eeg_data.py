@@ -8,9 +8,11 @@ Source: paper, section 3.2 (windows of at most 256 patches).
 import argparse
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +42,8 @@ DEFAULT_VAL_DATA = Path("data/pretrain_val")
 
 MaskMaker = Callable[..., Tensor]  # (patches, generator=...) -> (1, patches) bool
 CodeSource = Callable[[int, int], Tensor]  # (montage, window) -> (N*A,) int16
-Sample = tuple[np.ndarray, Tensor, Tensor, Tensor]
+Read = Callable[[], np.ndarray]  # reads a window, (N, A*T) in uV
+Sample = tuple[Read, Tensor, Tensor, Tensor]
 
 
 class Batch(NamedTuple):
@@ -118,16 +121,17 @@ class PretrainingDataset(Dataset):
         self.codes: CodeSource | None = None
 
     def __getitem__(self, key: Key) -> Sample:
-        """EEG (N, A*T) in uV, channels (N + 1,), mask (N*A,), codes (N*A,)."""
+        """What reads the EEG, (N, A*T) in uV; channels (N + 1,), mask (N*A,), codes (N*A,)."""
         _, montage, window = key
         windows = self.montages[montage]
-        eeg = windows[window]
+        eeg = partial(windows.__getitem__, window)
         codes = torch.empty(0, dtype=torch.int16) if self.codes is None else self.codes(montage, window)
         if self.make_mask is None:
             return eeg, windows.channels, torch.empty(0, dtype=torch.bool), codes
         state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-        return eeg, windows.channels, self.make_mask(eeg.size // PATCH_SAMPLES, generator=generator)[0], codes
+        patches = len(windows.montage) * windows.window // PATCH_SAMPLES
+        return eeg, windows.channels, self.make_mask(patches, generator=generator)[0], codes
 
     def summary(self) -> dict[str, Any]:
         """What decides which windows there are."""
@@ -156,16 +160,21 @@ def extent(eeg: np.ndarray) -> dict[str, Any]:
     return {"largest_uv": float(np.abs(eeg[finite]).max(initial=0)), "finite": bool(finite.all())}
 
 
-def to_units(windows: Sequence[np.ndarray]) -> Tensor:
-    """Windows in uV -> (B, N, A, T) in units of 100 uV."""
-    eeg = torch.from_numpy(np.stack(windows)) / UNIT
-    return rearrange(eeg, "B N (A T) -> B N A T", T=PATCH_SAMPLES)
+def to_units(windows: Iterable[np.ndarray], count: int) -> Tensor:
+    """So many windows (N, A*T) in uV -> (B, N, A, T) in units of 100 uV."""
+    each = iter(windows)
+    first = next(each)
+    eeg = np.empty((count, *first.shape), first.dtype)
+    for place, window in zip(eeg, chain([first], each), strict=True):  # read and divided while it is in the cache
+        np.divide(window, UNIT, out=place)
+    return rearrange(torch.from_numpy(eeg), "B N (A T) -> B N A T", T=PATCH_SAMPLES)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Make a batch of the samples of one montage."""
-    eeg, channels, masks, codes = zip(*samples, strict=True)
-    return Batch(to_units(eeg), channels[0], torch.stack(masks), torch.stack(codes))
+    """Read the samples of one montage into a batch."""
+    reads, channels, masks, codes = zip(*samples, strict=True)
+    eeg = to_units((read() for read in reads), len(reads))
+    return Batch(eeg, channels[0], torch.stack(masks), torch.stack(codes))
 
 
 @dataclass(frozen=True)

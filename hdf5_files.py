@@ -8,6 +8,8 @@ import functools
 import math
 import os
 import re
+import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,9 @@ from errors import InputError
 
 SUFFIXES = (".hdf5", ".h5")
 OPEN_FILES = 64  # handles a process keeps
+OPEN_DATASETS = 1024  # likewise, of all its files; each takes some 40 KB and at most CHUNK_CACHE
+CHUNK_CACHE = 2**17  # bytes: a usual chunk is read in one piece; more gains nothing where windows are shuffled
+CHUNK_SLOTS = 11
 MAX_CHUNK = 2**28  # bytes: a chunk that is larger than this and than its file is a forged one
 SEARCHED = 2**22  # bytes: larger files are not searched for damaged heaps
 HEAP = b"GCOL\x01\0\0\0"  # begins a heap of texts
@@ -29,14 +34,35 @@ WAY_OUT = "data files must hold all their data themselves: copy it in, or make t
 _checked: set[tuple[Path, int, int]] = set()  # files of this process that keep to themselves: path, bytes, changed
 
 
+class _Datasets(dict[str, h5py.Dataset]):
+    """Open data sets of one file by name; a class of its own, because a plain dict takes no weak references."""
+
+    def __init__(self, file: h5py.File) -> None:
+        """None yet of this open file."""
+        super().__init__()
+        self.handle = file.id.get_vfd_handle()
+        self.size = os.fstat(self.handle).st_size
+
+    def was_cut(self) -> bool:
+        """Whether the file is shorter than it was: HDF5 reads as zeros what is missing."""
+        return os.fstat(self.handle).st_size < self.size
+
+
+_opened: deque[tuple["weakref.ref[_Datasets]", str]] = deque()  # data sets of this process, in the order of opening
+
+
 @contextmanager
 def readable(where: Any, way_out: str = "make the file again") -> Iterator[None]:
-    """Turn whatever h5py raises on damaged bytes into an InputError that says where and quotes nothing of the file."""
+    """Turn whatever h5py raises on damaged bytes into an InputError that says where and quotes nothing of the file.
+
+    where: opens the message, or gives what does, where that takes longer to say than there is to read.
+    """
     try:
         yield
     except InputError:
         raise
     except Exception as error:  # KeyError, RuntimeError, OverflowError, MemoryError, ...: no list is complete
+        where = where() if callable(where) else where
         raise InputError(f"{where}: cannot be read ({type(error).__name__}; damaged or cut short): {way_out}") from None
 
 
@@ -47,10 +73,10 @@ def printable(text: str | bytes) -> str:
 
 
 @functools.lru_cache(maxsize=OPEN_FILES)
-def _open(path: Path, pid: int) -> h5py.File:
+def _open(path: Path, pid: int) -> tuple[h5py.File, _Datasets]:
     """A process's own handle, read-only and without locks (network file systems); pid keeps forks apart."""
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = h5py.File(path, "r", locking=False, rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=CHUNK_SLOTS)
     except Exception as error:  # not only OSError where the first bytes are damaged
         raise InputError(f"{path} is no readable HDF5 file (damaged or cut short): make it again") from error
     with readable(path):
@@ -59,7 +85,7 @@ def _open(path: Path, pid: int) -> h5py.File:
         if seen not in _checked:
             check(file, path)
             _checked.add(seen)
-    return file
+        return file, _Datasets(file)
 
 
 def check(file: h5py.File, path: Path) -> None:
@@ -75,7 +101,26 @@ def open_file(path: Path) -> h5py.File:
     Refused, before anything is followed: external, user-defined and dangling links, external storage, and virtual
     data sets of other files. Otherwise a data file could show any HDF5 file that its reader may read.
     """
-    return _open(path, os.getpid())
+    return _open(path, os.getpid())[0]
+
+
+def open_dataset(path: Path, name: str) -> h5py.Dataset:
+    """A data set of such a file, which stays open: to find it again costs more than to read a window of it.
+
+    Beyond OPEN_DATASETS the one that has been open for longest is closed, and all of a file's with the file. Raises
+    InputError as `open_file` does, and for a file that was cut short since it was opened.
+    """
+    file, datasets = _open(path, os.getpid())
+    if datasets.was_cut():
+        raise InputError(f"{path} was cut short since it was opened: make it again")
+    if name not in datasets:
+        if len(_opened) >= OPEN_DATASETS:
+            of_file, first = _opened.popleft()
+            if (others := of_file()) is not None:  # else its file is closed
+                others.pop(first, None)
+        datasets[name] = file[name]
+        _opened.append((weakref.ref(datasets), name))
+    return datasets[name]
 
 
 def _check_heaps(path: Path, size: int) -> None:

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 
 import quality
 from batches import EvaluationBatches, Key, TrainingBatches
-from eeg_data import Loaders, add_loader_arguments, extent, first_alone, make_loader, to_units
+from eeg_data import Loaders, Read, add_loader_arguments, extent, first_alone, make_loader, to_units
 from electrodes import embedding_rows
 from errors import InputError
 from fingerprint import digest_of
@@ -80,10 +81,10 @@ class LabelledWindows(Dataset):
         """Number of samples."""
         return len(self.labels)
 
-    def __getitem__(self, key: Key) -> tuple[np.ndarray, Tensor, Any, int]:
-        """EEG (N, A*T) float32 in uV, channels (N + 1,), label, index among the kept samples."""
+    def __getitem__(self, key: Key) -> tuple[Read, Tensor, Any, int]:
+        """What reads the EEG, (N, A*T) float32 in uV; channels (N + 1,), label, index among the kept samples."""
         path, row = self._place(key)
-        return read_eeg(path, self.split, row), self.channels, self.labels[key[2]], key[2]
+        return partial(read_eeg, path, self.split, row), self.channels, self.labels[key[2]], key[2]
 
     def _place(self, key: Key) -> tuple[Path, int]:
         """File and row of a sample."""
@@ -105,15 +106,14 @@ class LabelledWindows(Dataset):
         """Where a sample is from and its largest value."""
         path, row = self._place(key)
         place = {"file": str(path), "recording": self.recordings[key[2]], "split": self.split, "sample": row}
-        return {**place, **extent(self[key][0])}
+        return {**place, **extent(self[key][0]())}
 
 
-def collate_labelled(samples: Sequence[tuple[np.ndarray, Tensor, Any, int]]) -> LabelledBatch:
-    """Make a labelled batch."""
+def collate_labelled(samples: Sequence[tuple[Read, Tensor, Any, int]]) -> LabelledBatch:
+    """Read samples into a labelled batch."""
+    eeg = to_units((s[0]() for s in samples), len(samples))
     labels = torch.from_numpy(np.stack([s[2] for s in samples]))
-    return LabelledBatch(
-        to_units([s[0] for s in samples]), samples[0][1], labels, torch.tensor([s[3] for s in samples])
-    )
+    return LabelledBatch(eeg, samples[0][1], labels, torch.tensor([s[3] for s in samples]))
 
 
 def build_labelled_loaders(args: argparse.Namespace, run: Run, file: LabelledFile, *, accumulation: int = 1) -> Loaders:

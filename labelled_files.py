@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from errors import InputError
-from hdf5_files import Attributes, check_size, files_below, open_file, readable
+from hdf5_files import Attributes, check_size, files_below, open_dataset, open_file, readable
 from pretraining_files import MAX_SECONDS, SAMPLING_RATE, check_valid
 from quality import Quality
 
@@ -225,8 +225,9 @@ def _read_labels(dataset: h5py.Dataset, file: LabelledFile, where: str) -> np.nd
 
 def read_eeg(path: Path, split: str, first: int, end: int | None = None) -> np.ndarray:
     """One sample of a file, (N, A*T) float32 in uV, or with `end` those from `first` on, (samples, N, A*T)."""
-    with readable(f"{path}, group {split}, sample {first}"), np.errstate(over="ignore"):
-        return open_file(path)[split]["eeg"][first if end is None else slice(first, end)].astype(np.float32)
+    with readable(lambda: f"{path}, group {split}, sample {first}"), np.errstate(over="ignore"):
+        eeg = open_dataset(path, f"{split}/eeg")[first if end is None else slice(first, end)]
+        return eeg.astype(np.float32, copy=False)
 
 
 def published_sizes() -> dict[str, list[int]]:

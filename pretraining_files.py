@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from errors import InputError
-from hdf5_files import Attributes, check_size, open_file, printable, readable
+from hdf5_files import Attributes, check_size, open_dataset, open_file, printable, readable
 from quality import Quality
 
 SAMPLING_RATE = 200  # Hz; a patch is one second
@@ -69,9 +69,10 @@ class Recording:
 
     def read(self, start: int, samples: int) -> np.ndarray:
         """Part of the signal, (N, samples) float32 in uV."""
-        place = readable(f"{self.where}, sample {start}", "make the file again or leave it out")
+        place = readable(lambda: f"{self.where}, sample {start}", "make the file again or leave it out")
         with place, np.errstate(over="ignore"):  # float64 beyond float32 is infinite to a model, too
-            return open_file(self.path)[self.name]["eeg"][:, start : start + samples].astype(np.float32)
+            eeg = open_dataset(self.path, f"{self.name}/eeg")[:, start : start + samples]
+            return eeg.astype(np.float32, copy=False)
 
     def windows(self, window: int, stride: int, start: float = 0, end: float = 1) -> tuple[list[range], int]:
         """Runs of indices of the windows that touch no invalid second, and how many windows do touch one.
@@ -97,7 +98,7 @@ class Recording:
     def quality(self) -> Quality | None:
         """What the maker's scan of this recording found, None where the file does not say."""
         with readable(self.where):
-            text = Attributes(self.where, open_file(self.path)[self.name]["eeg"]).get("quality")
+            text = Attributes(self.where, open_file(self.path)[f"{self.name}/eeg"]).get("quality")
         if text is None:
             return None
         try:

@@ -76,7 +76,8 @@ Batch = tuple[Tensor, Tensor]  # EEG (B, N, A*T) in units of 100 uV, channels (N
 def make_batch(montages: Sequence[MontageWindows], keys: Sequence[tuple[int, int, int]]) -> Batch:
     """A batch from its keys (epoch, montage, window)."""
     windows = montages[keys[0][1]]
-    return rearrange(to_units([windows[window] for _, _, window in keys]), "B N A T -> B N (A T)"), windows.channels
+    eeg = to_units((windows[window] for _, _, window in keys), len(keys))
+    return rearrange(eeg, "B N A T -> B N (A T)"), windows.channels
 
 
 def training_batches(montages: Sequence[MontageWindows], batch_size: int, steps: int, seed: int) -> Iterator[Batch]:

@@ -34,7 +34,7 @@ def load_windows(folder: Path, stride: int) -> tuple[Tensor, Tensor, tuple[str, 
     """All windows of the demo's one montage: EEG (n, N, A, T) in units of 100 uV, channels (N + 1,), N names."""
     recordings = [recording for path in find_files([folder], "--train_data") for recording in read_recordings(path)]
     windows = MontageWindows(recordings, stride=stride)
-    return to_units([windows[i] for i in range(len(windows))]), windows.channels, windows.montage
+    return to_units(map(windows.__getitem__, range(len(windows))), len(windows)), windows.channels, windows.montage
 
 
 def selected(folder: Path) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def logistic_regression(task: Path) -> float:
     features, labels = {}, {}
     for split in file.splits:
         data = LabelledWindows(file, split)
-        eeg = np.stack([data[(0, 0, i)][0] for i in range(len(data))])  # (n, N, A*T)
+        eeg = np.stack([data[(0, 0, i)][0]() for i in range(len(data))])  # (n, N, A*T)
         features[split] = eeg.reshape(*eeg.shape[:2], -1, 100).mean(-1).reshape(len(eeg), -1)
         labels[split] = data.labels
     model = make_pipeline(StandardScaler(), LogisticRegression())

@@ -61,7 +61,7 @@ def read_labelled_set(path: Path) -> dict[str, Any]:
             continue
         data = loader.dataset
         rows = [data[0, 0, index] for index in range(len(data))]
-        found |= {f"{split} samples": data.samples, f"{split} eeg": np.array([row[0] for row in rows])}
+        found |= {f"{split} samples": data.samples, f"{split} eeg": np.array([row[0]() for row in rows])}
         found |= {f"{split} label": np.array([row[2] for row in rows], dtype=np.float32)}
         found |= {f"{split} recording": np.array(data.recordings), f"{split} subject": np.array(data.subjects)}
         for _ in loader:

@@ -1,0 +1,105 @@
+"""Files of noise in the makers' own layout, for `data.py`."""
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataset_maker.common import Prepared
+from dataset_maker.writers import LabelledShard, PretrainingShards
+from electrodes import ELECTRODES
+from errors import InputError
+from hdf5_files import files_below
+from pretraining_files import SAMPLING_RATE
+from quality import Quality, SignalScan
+
+RECORDING = 600  # s
+
+
+class Geometry(NamedTuple):
+    """Size of a window."""
+
+    electrodes: int
+    seconds: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Geometry":
+        """From `32x8`."""
+        electrodes, seconds = (int(number) for number in text.split("x"))
+        return cls(electrodes, seconds)
+
+    @property
+    def values(self) -> int:
+        """Numbers in a window."""
+        return self.electrodes * self.seconds * SAMPLING_RATE
+
+    def __str__(self) -> str:
+        """Back to `32x8`."""
+        return f"{self.electrodes}x{self.seconds}"
+
+
+def make_file(folder: Path, kind: str, geometry: Geometry, dtype: str, size: float) -> Path:
+    """A file of `size` bytes in the makers' layout; one that is there already is used again."""
+    place = folder / f"{kind}-{geometry.electrodes}x{geometry.seconds}-{dtype}-{size / 1e9:g}GB"
+    if found := files_below(place) if place.is_dir() else []:
+        return found[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < 1.1 * size:
+        raise InputError(f"{folder} has no room for {size / 1e9:g} GB: choose a smaller --size_gb or another --folder")
+    place.mkdir(exist_ok=True)
+    write = _write_pretraining if kind == "pretraining" else _write_labelled
+    return write(place, geometry, dtype, size)
+
+
+def noise(electrodes: int, seconds: int) -> np.ndarray:
+    """Return noise of 20 uV, (N, time) float32."""
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((electrodes, seconds * SAMPLING_RATE), dtype=np.float32) * 20
+
+
+def _recordings(size: float, each: int) -> Iterator[int]:
+    yield from tqdm(range(max(2, round(size / each))), desc="writing", disable=None, leave=False)
+
+
+def _scan(eeg: np.ndarray, names: Sequence[str]) -> Quality:
+    scan = SignalScan(names, SAMPLING_RATE)
+    scan.add(eeg)
+    return scan.result()
+
+
+def _write_pretraining(folder: Path, geometry: Geometry, dtype: str, size: float) -> Path:
+    names = list(ELECTRODES[: geometry.electrodes])
+    seconds = max(geometry.seconds, min(RECORDING, int(size / 4 / SAMPLING_RATE / geometry.electrodes / 2)))
+    eeg = noise(geometry.electrodes, seconds)
+    report = {"l_freq": 0.1, "h_freq": 75.0, "notch": 50.0, "source_rate": SAMPLING_RATE, "notes": []}
+    quality = _scan(eeg, names)
+    item = eeg.size * np.dtype(dtype).itemsize
+    with PretrainingShards(folder, "benchmark", made={"source": "noise"}, dtype=dtype) as shards:
+        for i in _recordings(size, item):
+            dataset = shards.store(f"recording{i:06d}")(names, SAMPLING_RATE, eeg.shape[1])
+            dataset[:] = np.roll(eeg, i * SAMPLING_RATE, axis=1)
+            shards.finish(Prepared(names, SAMPLING_RATE, eeg.shape[1], dataset, quality, report))
+    return files_below(folder)[0]
+
+
+def _write_labelled(folder: Path, geometry: Geometry, dtype: str, size: float) -> Path:
+    names = list(ELECTRODES[: geometry.electrodes])
+    description = {"name": "noise", "task": "binary", "classes": ("a", "b"), "electrodes": names}
+    count = max(2, min(64, int(size / 4 / geometry.values / 2)))  # samples of a recording
+    eeg = noise(geometry.electrodes, geometry.seconds * count)
+    quality = _scan(eeg, names)
+    samples = np.stack(np.split(eeg, count, axis=1))  # (samples, N, time)
+    item = eeg.size * np.dtype(dtype).itemsize
+    options: dict[str, Any] = {"description": {**description, "rate": SAMPLING_RATE}, "made": {"source": "noise"}}
+    with LabelledShard(folder / "noise.hdf5", dtype=dtype, **options) as shard:
+        for i in _recordings(size, item):
+            name = f"recording{i:06d}"
+            shard.append("train", np.roll(samples, i, axis=2), np.arange(count) % 2, recording=name, subject=name)
+            shard.describe("train", quality)
+    return folder / "noise.hdf5"
