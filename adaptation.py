@@ -95,6 +95,17 @@ def import_peft() -> Any:
     return peft
 
 
+def meant(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of the adapters come to, however it is said."""
+    if args.lora is None:
+        return {}
+    return {"lora_alpha": _scale(args.lora, args.lora_alpha), "lora_dropout": args.lora_dropout or 0.0}
+
+
+def _scale(rank: int, alpha: float | None) -> float:
+    return float(2 * rank if alpha is None else alpha)
+
+
 def setup_adaptation(model: NeuralTransformer, args: argparse.Namespace) -> None:
     """Make of a classifier with loaded weights what the flags say, before it is distributed."""
     if args.freeze_blocks:
@@ -135,14 +146,14 @@ def add_lora(model: NeuralTransformer, rank: int, *, alpha: float | None = None,
     At first the adapters add nothing. Blocks keep dropout and drop path in training, because they do learn.
     """
     peft = import_peft()
-    scale = 2 * rank if alpha is None else alpha
+    scale = _scale(rank, alpha)
     config = peft.LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=ADAPTED)
     # Into the model and not around it: names gain a suffix and no prefix.
     peft.inject_adapter_in_model(config, model)
     adapters = [part for name, part in model.named_modules() if name.split(".")[-1] in ("lora_A", "lora_B")]
     _learn(model, [*adapters, model.norm, model.fc_norm, model.head])
     # Saved with the weights, which say nothing without it.
-    model.register_buffer(ALPHA, torch.tensor(float(scale)))
+    model.register_buffer(ALPHA, torch.tensor(scale))
     model.register_load_state_dict_post_hook(_check_alpha)
 
 

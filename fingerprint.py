@@ -26,7 +26,9 @@ FREE_FLAGS = {"output_dir", "log_dir", "device", "num_workers", "pin_mem", "resu
 FREE_FLAGS |= {"save_ckpt", "save_ckpt_freq", "save_every_minutes", "keep_last", "start_epoch", "eval"}
 FREE_FLAGS |= {"train_data", "val_data", "dataset", "data_dir", "tokenizer_weight", "finetune", "grad_checkpoint"}
 FREE_FLAGS |= {"calculate_codebook_usage", "disable_rel_pos_bias", "input_size", "precision", "cache_codes"}
-BATCH_FLAGS = {"batch_size", "gradient_accumulation_steps", "update_freq", "total_batch_size"}
+# These only confirm what the files say, or name the micro-batches, which are compared, in other words.
+FREE_FLAGS |= {"nb_classes", "codebook_size", "codebook_dim", "total_batch_size"}
+BATCH_FLAGS = {"batch_size", "gradient_accumulation_steps", "update_freq"}
 
 
 def fingerprint(
@@ -35,10 +37,15 @@ def fingerprint(
     *,
     data: Mapping[str, Mapping[str, Any]],
     weights: Mapping[str, str] = MappingProxyType({}),
+    meant: Mapping[str, Any] = MappingProxyType({}),
 ) -> Fingerprint:
-    """data: what each data set says of itself; weights: digests of the models that the run uses but does not train."""
+    """data: what each data set says of itself; weights: digests of the models that the run uses but does not train.
+
+    meant: what flags come to that may be left out; one that says its default aloud makes no other run.
+    """
+    flags = plain({**vars(args), **meant})
     return {
-        "flags": {name: value for name, value in plain(vars(args)).items() if name not in FREE_FLAGS},
+        "flags": {name: value for name, value in flags.items() if name not in FREE_FLAGS},
         "data": {name: dict(values) for name, values in data.items()},
         "weights": dict(weights),
         "processes": run.processes,

@@ -237,6 +237,7 @@ class Trunk(nn.Module):
         self.cls_position_row = cls_position_row
         self.grad_checkpoint = grad_checkpoint
         self.width = width
+        self.init_values = init_values
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if masked else None
         self.pos_embed = nn.Parameter(torch.zeros(1, num_electrodes + 1, width)) if use_abs_pos_emb else None

@@ -264,6 +264,18 @@ def micro_batches(args: argparse.Namespace, run: Run, *, flag: str = "gradient_a
     return total // one
 
 
+def meant(args: argparse.Namespace, accumulation: int, *, flag: str = "gradient_accumulation_steps") -> dict[str, Any]:
+    """What the flags of the optimizer come to, however it is said. accumulation, flag: as of `micro_batches`."""
+    end = args.weight_decay_end
+    return {
+        flag: accumulation,
+        "opt": args.opt.lower(),
+        "clip_grad": args.clip_grad or None,
+        "weight_decay_end": args.weight_decay if end is None else end,
+        "warmup_steps": args.warmup_steps if args.warmup_steps > 0 else -1,
+    }
+
+
 def _compare_with_paper(total: int, one: int, paper: int) -> str:
     """How a total batch relates to the paper's. one: windows of all processes in one micro-batch."""
     if total == paper:

@@ -188,7 +188,13 @@ def main(args: argparse.Namespace) -> None:
             layer_decay=args.layer_decay,
         )
         extras = {"best": best, "selected": evaluation.selected, **({"model_ema": ema} if ema else {})}
-        same = fingerprint(args, run, data=loaders.summary())
+        meant = {
+            **optim_factory.meant(args, accumulation, flag="update_freq"),
+            **adaptation.meant(args),
+            "select_by": best.name,
+            "layer_scale_init_value": model.module.init_values,
+        }
+        same = fingerprint(args, run, data=loaders.summary(), meant=meant)
         state = training_state.TrainingState(
             model, update, run, args, stage="classifier", extras=extras, fingerprint=same
         )

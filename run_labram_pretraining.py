@@ -97,7 +97,11 @@ def main(args: argparse.Namespace) -> None:
             model, args, run, steps_per_epoch=loaders.steps_per_epoch, accumulation=accumulation
         )
         digest = digest_of_weights(weights)
-        same = fingerprint(args, run, data=loaders.summary(), weights={"tokenizer": digest})
+        meant = {
+            **optim_factory.meant(args, accumulation),
+            "layer_scale_init_value": model.module.student.init_values,
+        }
+        same = fingerprint(args, run, data=loaders.summary(), weights={"tokenizer": digest}, meant=meant)
         state = training_state.TrainingState(model, update, run, args, stage="pretraining", fingerprint=same)
         first = state.resume(args)
         with run.interruption.listening():

@@ -92,6 +92,22 @@ def test_a_best_checkpoint_of_a_later_epoch_is_set_aside_when_its_epoch_is_train
     assert checkpoint(folder / "checkpoint-best.previous.pth")["epoch"] == 2
 
 
+ALOUD: tuple[Any, ...] = ("--select_by", "roc_auc", "--update_freq", 1, "--total_batch_size", 4, "--clip_grad", 0)
+ALOUD += ("--weight_decay_end", 0.05, "--layer_scale_init_value", 0.1, "--nb_classes", 1, "--opt", "AdamW")
+
+
+def test_a_run_goes_on_when_its_defaults_are_said_aloud(
+    tmp_path: Path, task: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    shutil.copy(folder / "checkpoint-0.pth", folder / "checkpoint.pth")
+    assert train(folder, task, *ALOUD) == 0
+    assert_same_run(straight, folder)
+    assert train(folder, task, "--select_by", "accuracy") == 1
+    assert "--select_by accuracy, the checkpoint has roc_auc" in capsys.readouterr().err
+
+
 def test_averaged_weights_are_not_made_up_for_a_run_that_had_none(
     tmp_path: Path, task: Path, straight: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
