@@ -8,12 +8,15 @@ import itertools
 import os
 import shutil
 import signal
+import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch.multiprocessing
 
 import checkpoints
 from recovery import (
@@ -33,6 +36,7 @@ from recovery import (
     workplace,
 )
 from run_helpers import checkpoint, kill_tree
+from torchrun_server import start_together
 
 MOMENTS = 4  # at which a run is stopped
 RUNS = -(-int(os.environ.get("LABRAM_SOAK", "4")) // MOMENTS)  # of each stage
@@ -176,6 +180,24 @@ def test_wherever_between_its_renamings_a_save_is_killed_the_old_or_the_new_chec
         renamings += 1
     assert renamings > 4, "a checkpoint, the one before, and their digests"
     assert not caplog.records, "nothing was damaged"
+
+
+def test_the_tests_processes_begin_when_all_are_made(tmp_path: Path) -> None:
+    original, early = BaseProcess.start, []
+
+    def start(process: BaseProcess) -> None:
+        time.sleep(0.2)  # in which one that is made already would begin
+        early.extend(tmp_path.iterdir())
+        original(process)
+
+    with patch.object(BaseProcess, "start", start):
+        begin = torch.multiprocessing.start_processes
+        context = start_together(
+            begin, lambda rank: (tmp_path / str(rank)).touch(), nprocs=3, join=False, start_method="fork"
+        )
+    while not context.join():
+        pass
+    assert not early and {path.name for path in tmp_path.iterdir()} == {"0", "1", "2"}
 
 
 def test_the_comparison_sees_a_single_bit(tmp_path: Path) -> None:

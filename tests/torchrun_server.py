@@ -6,18 +6,22 @@ the files `out` and `err`. It answers with the launch's process id and, at its e
 reach like any other.
 """
 
+import functools
 import json
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import torch.distributed.run as torchrun
+import torch.multiprocessing
 
 import run_class_finetuning  # noqa: F401
 import run_labram_pretraining  # noqa: F401
@@ -29,6 +33,27 @@ def as_a_process_begins() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def start_together(original: Callable[..., Any], fn: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """In place of torch's start_processes: let the copies begin when all are made.
+
+    A copy that begins at once connects to torchrun's store, one of whose threads then looks up an address; a further
+    copy made in that moment finds the C library's lock for it taken, for ever.
+    """
+    gate, key = os.pipe()
+
+    def begin(*given: Any) -> Any:
+        os.close(key)
+        os.read(gate, 1)  # ends when nobody has the key any more
+        os.close(gate)
+        return fn(*given)
+
+    try:
+        return original(begin, *arguments, **options)
+    finally:
+        os.close(gate)
+        os.close(key)
 
 
 def launch(request: dict[str, Any]) -> NoReturn:
@@ -56,6 +81,8 @@ def launch(request: dict[str, Any]) -> NoReturn:
 def main() -> None:
     """Answer requests until there are no more."""
     torch.set_num_threads(1)
+    original = torch.multiprocessing.start_processes
+    patch.object(torch.multiprocessing, "start_processes", functools.partial(start_together, original)).start()
     os.register_at_fork(after_in_child=as_a_process_begins)
     for line in sys.stdin:
         pid = os.fork()
