@@ -34,6 +34,8 @@ STAGES = {
 }
 
 LATEST, BEFORE = "checkpoint.pth", "checkpoint.previous.pth"  # names of a run's newest checkpoint and the one before
+BEST, BEST_BEFORE = "checkpoint-best.pth", "checkpoint-best.previous.pth"  # likewise of the selected epoch's
+BEST_LATER = "checkpoint-best.later.pth"  # of an epoch that is trained again
 
 WRITE_FAILED = ("PytorchStreamWriter", "inline_container", "iostream", "does not exist")  # in what torch's writer says
 
@@ -183,6 +185,41 @@ def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             "--no_auto_resume"
         )
     return None
+
+
+def settle_best(folder: Path, state: dict[str, Any]) -> None:
+    """Let BEST be the epoch's that a run had selected in `state`, from which it goes on: `--eval` takes it.
+
+    state: a checkpoint's, {} where a run begins. Another BEST is set aside as BEST_LATER.
+    """
+    best = folder / BEST
+    selected = state.get("extras", {}).get("best", {})
+    epoch = selected.get("epoch")
+    if _is_of(best, selected):
+        return
+    if best.is_file():
+        rename(best, folder / BEST_LATER)
+        logger.warning("%s is of a later epoch, another run or damaged: set aside as %s.", best, BEST_LATER)
+    # A checkpoint of the end of the selected epoch is the same as BEST was.
+    for name in (BEST_BEFORE, LATEST, BEFORE, f"checkpoint-{epoch}.pth"):
+        if _is_of(folder / name, selected):
+            copy(folder / name, best)
+            logger.info("%s is that of epoch %d again.", best, epoch)
+            return
+
+
+def _is_of(path: Path, selected: dict[str, Any]) -> bool:
+    """Whether a file is of the end of the epoch that a run selected, and of that run. selected: of its BestEpoch."""
+    if selected.get("epoch") is None or not path.is_file():
+        return False
+    try:
+        state = read(path)
+        found = state["extras"]["best"]
+        place = state["epoch"], state["step"], found["epoch"]
+    except (InputError, KeyError):
+        return False
+    # Metrics tell runs apart; as text, because a NaN is not equal to itself.
+    return place == (selected["epoch"], 0, selected["epoch"]) and repr(found["stats"]) == repr(selected["stats"])
 
 
 def remove_older(folder: Path, keep: int) -> None:

@@ -39,7 +39,7 @@ def load_for_evaluation(
 
     averaged: take the averaged weights (--model_ema). Raises InputError for another stage or architecture.
     """
-    kept = [run.output_dir / name for name in ("checkpoint-best.pth", checkpoints.LATEST)]
+    kept = [run.output_dir / name for name in (checkpoints.BEST, checkpoints.LATEST)]
     path = run.on_first(lambda: args.resume or next((path for path in kept if path.is_file()), kept[-1]))
     state = run.on_first(lambda: checkpoints.read(path))
     weights = checkpoints.model_state(state, path)
@@ -116,7 +116,7 @@ class TrainingState:
         if found is None:
             self.epoch = int(args.start_epoch)
             self.run.on_first(self.run_log.begin)
-            self.run.on_first(self._set_later_best_aside)
+            self.run.on_first(lambda: checkpoints.settle_best(self.run.output_dir, {}))
         else:
             self._continue(*found, anyway=args.resume_anyway)
         self.update.step = self.epoch * self.update.steps_per_epoch + self.step
@@ -166,7 +166,7 @@ class TrainingState:
         if self.save_every is not None:
             self.run.on_first(lambda: self._take_over(path))
         self.run.on_first(lambda: self.run_log.cut(self.epoch, self.step))
-        self.run.on_first(self._set_later_best_aside)
+        self.run.on_first(lambda: checkpoints.settle_best(self.run.output_dir, state))
         place = f"step {self.step} of epoch {self.epoch}" if self.step else f"epoch {self.epoch} of {self.epochs}"
         done = self.epoch >= self.epochs
         logger.info("Continuing from %s: %s.", path, f"all {self.epochs} epochs are done" if done else place)
@@ -180,20 +180,6 @@ class TrainingState:
         if there and path.resolve() != before.resolve():
             checkpoints.rename(latest, before)
         checkpoints.copy(path, latest)
-
-    def _set_later_best_aside(self) -> None:
-        """Rename a best checkpoint of an epoch that will be trained again: `--eval` must not take it for this run's."""
-        best = self.run.output_dir / "checkpoint-best.pth"
-        if not best.is_file():
-            return
-        try:
-            later = int(checkpoints.read(best)["epoch"]) >= self.epoch
-        except (InputError, KeyError):
-            later = True
-        if later:
-            aside = best.with_name("checkpoint-best.previous.pth")
-            checkpoints.rename(best, aside)
-            logger.warning("%s is of a later epoch, another run or damaged: set aside as %s.", best, aside.name)
 
     # The loop
 
@@ -317,7 +303,7 @@ class TrainingState:
         self.run.on_first(lambda: self.run_log.epoch(epoch, line))
         self.epoch, self.step = epoch + 1, 0
         self.log = MetricLog(held=True)
-        names = ["checkpoint-best.pth"] if best else []
+        names = [checkpoints.BEST] if best else []
         if self.save_every is not None and (epoch + 1) % self.save_every == 0:
             names.append(f"checkpoint-{epoch}.pth")
         self.save(names)
@@ -360,7 +346,8 @@ class TrainingState:
         }
         folder = self.run.output_dir
         for name in names:
-            checkpoints.save(state, folder / name)
+            before = folder / checkpoints.BEST_BEFORE if name == checkpoints.BEST else None
+            checkpoints.save(state, folder / name, keep=before)
         # The latest comes last: it says that the others are there.
         checkpoints.save(state, folder / checkpoints.LATEST, keep=folder / checkpoints.BEFORE)
         checkpoints.remove_older(folder, self.keep_last)

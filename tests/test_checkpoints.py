@@ -4,6 +4,7 @@ import argparse
 import errno
 import hashlib
 import io
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -247,6 +248,53 @@ def test_a_missing_file_in_a_missing_folder_is_an_error_of_one_line(tmp_path: Pa
 
 
 # Weights and stages
+
+
+SCORES = {"val_roc_auc": 0.75, "test_pr_auc": math.nan}
+
+
+def selected(epoch: int, *, of: int | None = None, step: int = 0, scores: Any = None) -> dict[str, Any]:
+    """Return a checkpoint of the end of an epoch (or a step in the one after) that had selected the epoch `of`."""
+    best = {"epoch": epoch if of is None else of, "stats": scores or SCORES, "waited": 0}
+    return {"model": {"w": 1.0 * epoch}, "epoch": epoch, "step": step, "extras": {"best": best}}
+
+
+def test_the_selected_epochs_checkpoint_stays(tmp_path: Path) -> None:
+    checkpoints.save(selected(3), tmp_path / "checkpoint-best.pth")
+    before = (tmp_path / "checkpoint-best.pth").stat().st_mtime_ns
+    checkpoints.settle_best(tmp_path, selected(5, of=3, step=2))
+    assert (tmp_path / "checkpoint-best.pth").stat().st_mtime_ns == before and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("later", [True, False])
+@pytest.mark.parametrize(
+    "name", ["checkpoint-best.previous.pth", "checkpoint.pth", "checkpoint.previous.pth", "checkpoint-3.pth"]
+)
+def test_the_selected_epochs_checkpoint_is_found_again_under_any_name(name: str, later: bool, tmp_path: Path) -> None:
+    checkpoints.save(selected(3), tmp_path / name)
+    if later:
+        checkpoints.save(selected(7), tmp_path / "checkpoint-best.pth")
+    checkpoints.settle_best(tmp_path, selected(5, of=3))
+    assert checkpoints.read(tmp_path / "checkpoint-best.pth")["epoch"] == 3
+    aside = tmp_path / "checkpoint-best.later.pth"
+    assert checkpoints.read(aside)["epoch"] == 7 if later else not aside.exists()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        selected(3, scores={"val_roc_auc": 0.5, "test_pr_auc": math.nan}),  # another run's
+        selected(3, step=1),
+        selected(4, of=3),
+        {"model": {"w": 1.0}, "epoch": 3},
+    ],
+)
+def test_no_other_checkpoint_is_taken_for_the_selected_epochs(other: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("checkpoint-best.pth", "checkpoint-best.previous.pth", "checkpoint.pth", "checkpoint-3.pth"):
+        checkpoints.save(other, tmp_path / name)
+    checkpoints.settle_best(tmp_path, selected(5, of=3))
+    assert not (tmp_path / "checkpoint-best.pth").exists()
+    assert checkpoints.read(tmp_path / "checkpoint-best.later.pth")["epoch"] == other["epoch"]
 
 
 @pytest.mark.parametrize("key", ["model", "module", None])

@@ -100,8 +100,8 @@ def test_a_run_never_goes_back_behind_its_last_checkpoint(stage: str, number: in
 def test_a_stopped_run_leaves_nothing_but_what_others_leave(stage: str, number: int) -> None:
     names = {path.name for path in (stopped(stage, number)[1] / "run").iterdir()}
     expected = {path.name for path in (reference(stage) / "run").iterdir()}
-    set_aside = {"checkpoint-best.previous.pth", "checkpoint-best.previous.pth.sha256"}
-    assert names - set_aside == expected
+    set_aside = {f"checkpoint-best.{word}.pth{end}" for word in ("previous", "later") for end in ("", ".sha256")}
+    assert names - set_aside == expected - set_aside
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -1,8 +1,11 @@
 """Resumption, whatever loads the data, and what a run refuses to mix."""
 
 import importlib
+import logging
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -11,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+import checkpoints
+from metrics import BestEpoch
 from run_helpers import CLASSIFIER, ROOT, call, checkpoint, labelled_file, log, predictions, start
 
 EPOCHS = 3
@@ -79,17 +84,89 @@ def test_the_selected_epochs_predictions_come_back_from_an_earlier_checkpoint(
     assert_same_run(straight, folder)
 
 
-def test_a_best_checkpoint_of_a_later_epoch_is_set_aside_when_its_epoch_is_trained_again(
+def best_epochs(folder: Path) -> dict[str, int]:
+    """Return which epochs the files of selected epochs are of."""
+    return {path.name: checkpoint(path)["epoch"] for path in folder.glob("checkpoint-best*.pth")}
+
+
+@contextmanager
+def selecting(*epochs: int) -> Iterator[None]:
+    """Let each of these epochs have a better validation score than all before, and others a bad one."""
+    original = BestEpoch.update
+
+    def update(best: BestEpoch, epoch: int, stats: dict[str, float]) -> bool:
+        return original(best, epoch, {**stats, "val_roc_auc": 1.0 + epoch if epoch in epochs else 0.0})
+
+    with patch.object(BestEpoch, "update", update):
+        yield
+
+
+class Killed(BaseException):
+    pass
+
+
+def save_but_not(name: str) -> Any:
+    """Return a patch with which a run dies where it would write a checkpoint of this name."""
+    original = checkpoints.save
+
+    def save(state: Any, path: Path, **options: Any) -> None:
+        if path.name == name:
+            raise Killed
+        original(state, path, **options)
+
+    return patch.object(checkpoints, "save", save)
+
+
+SELDOM = ("--save_ckpt_freq", 2)  # checkpoint-1.pth only: the selected epochs 0 and 2 have no other file
+
+
+def test_when_the_selected_epoch_is_trained_again_the_one_before_is_the_best_checkpoint_until_then(
+    tmp_path: Path, task: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    with selecting(0):
+        assert train(folder, task, *SELDOM, epochs=1) == 0
+    first = checkpoint(folder / "checkpoint-best.pth")["model"]
+    with selecting(0, 2):
+        assert train(folder, task, *SELDOM, "--resume_anyway") == 0
+        assert best_epochs(folder) == {"checkpoint-best.pth": 2, "checkpoint-best.previous.pth": 0}
+        again = ["--resume", folder / "checkpoint-1.pth", "--resume_anyway"]
+        assert train(folder, task, *SELDOM, *again, epochs=2) == 0  # begins nothing
+        found = checkpoint(folder / "checkpoint-best.pth")
+        assert found["epoch"] == 0 and all(torch.equal(value, first[name]) for name, value in found["model"].items())
+        assert best_epochs(folder)["checkpoint-best.later.pth"] == 2
+        caplog.set_level(logging.INFO)
+        assert train(folder, task, *SELDOM, "--eval") == 0 and "epoch 0, val" in caplog.text
+        assert train(folder, task, *SELDOM, *again) == 0
+        assert best_epochs(folder)["checkpoint-best.pth"] == 2
+
+
+def test_a_run_that_dies_between_its_best_and_its_latest_checkpoint_goes_on_with_the_best_one_before(
+    tmp_path: Path, task: Path
+) -> None:
+    folder = tmp_path / "run"
+    with selecting(0, 2):
+        assert train(folder, task, *SELDOM, "--resume_anyway", epochs=2) == 0
+        with save_but_not("checkpoint.pth"), pytest.raises(Killed):
+            train(folder, task, *SELDOM, "--resume_anyway")
+        assert best_epochs(folder)["checkpoint-best.pth"] == 2
+        with save_but_not("checkpoint-best.pth"), pytest.raises(Killed):
+            train(folder, task, *SELDOM, "--resume_anyway")
+        assert best_epochs(folder)["checkpoint-best.pth"] == 0
+        assert train(folder, task, *SELDOM, "--resume_anyway") == 0
+        assert best_epochs(folder)["checkpoint-best.pth"] == 2
+
+
+def test_a_new_run_in_the_same_folder_sets_the_best_checkpoint_of_the_old_one_aside(
     tmp_path: Path, task: Path, straight: Path
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
-    later = checkpoint(folder / "checkpoint-best.pth") | {"epoch": 2}
-    torch.save(later, folder / "checkpoint-best.pth")
-    (folder / "checkpoint-best.pth.sha256").unlink()
-    assert train(folder, task, "--resume", folder / "checkpoint-0.pth", "--resume_anyway", epochs=1) == 0
-    assert not (folder / "checkpoint-best.pth").exists()
-    assert checkpoint(folder / "checkpoint-best.previous.pth")["epoch"] == 2
+    old = best_epochs(folder)["checkpoint-best.pth"]
+    with save_but_not("checkpoint-best.pth"), pytest.raises(Killed):
+        train(folder, task, "--no_auto_resume")
+    assert "checkpoint-best.pth" not in best_epochs(folder)
+    assert best_epochs(folder)["checkpoint-best.later.pth"] == old
 
 
 ALOUD: tuple[Any, ...] = ("--select_by", "roc_auc", "--update_freq", 1, "--total_batch_size", 4, "--clip_grad", 0)
