@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop, and how its processes agree on the moment: all after the same step.
+"""Signals that ask a run to stop, and how its processes agree on the moment: all at the same call.
 
 SIGTERM and SIGUSR1 (what clusters send before they take a machine away) and Ctrl-C only leave a note; `agree()`, which
-every process calls after every step and every batch of an evaluation, tells all processes of it at the same time.
+every process calls after every micro-batch and every batch of an evaluation, tells all of it at the same time.
 """
 
 import signal

@@ -86,6 +86,7 @@ class TrainingState:
         self.resumed_from: str | None = None  # digest of the file that --resume named when the run began
         self.skipped_steps = 0  # of the epoch
         self.seconds, self.samples = 0.0, 0
+        self._mark_step()
         self._saved = time.monotonic()
         self._continued: dict[str, Any] | None = None  # this process's part of a checkpoint inside an epoch
         # With one or two processes the order of a sum does not matter.
@@ -213,6 +214,7 @@ class TrainingState:
                 self.seconds = time.monotonic() - begun
                 if self.update.micro_batch == 0:
                     self._end_step(loader)
+                self._agree()
                 show = self.update.micro_batch == 0 and progress.due()
                 progress.step(self._numbers(progress, epoch) if show else None)
         self.seconds = time.monotonic() - begun
@@ -224,6 +226,7 @@ class TrainingState:
             # Dropout and drop path differ between processes and are the same again when an epoch is repeated.
             seed = np.random.SeedSequence((self.run.seed, epoch, self.run.rank)).generate_state(1)[0]
             torch.manual_seed(int(seed))
+            self._mark_step()
             return
         own, self._continued = self._continued, None
         self.log.load_state_dict(own["log"], self.run.device)
@@ -231,9 +234,19 @@ class TrainingState:
         torch.set_rng_state(own["generator"])
         if own["device_generator"] is not None and self.run.device.type == "cuda":
             torch.cuda.set_rng_state(own["device_generator"], self.run.device)
+        self._mark_step()
+
+    def _mark_step(self) -> None:
+        """Note what the next step's micro-batches change, for a checkpoint that is written between two of them."""
+        cuda = self.run.device.type == "cuda"
+        self._mark = {
+            "generator": torch.get_rng_state(),
+            "device_generator": torch.cuda.get_rng_state(self.run.device) if cuda else None,
+            "samples": self.samples,
+        }
 
     def _end_step(self, loader: Any) -> None:
-        """Take the step's numbers up or, if it was skipped, forget them; stop or save where that is due."""
+        """Take the step's numbers up or, if it was skipped, forget them."""
         if self.update.skipped:
             self.log.discard()
             self.skipped_steps += 1
@@ -241,9 +254,14 @@ class TrainingState:
                 self._report_bad_step(loader)
         self.log.commit()
         self.step += 1
+        self._mark_step()
+
+    def _agree(self) -> None:
+        """Stop or save where that is due: after every micro-batch, because a step of many may take long."""
         due = self.run.is_main and 0 < self.save_seconds <= time.monotonic() - self._saved
+        due = due and self.update.micro_batch == 0  # inside a step there is nothing new to save
         if due:
-            self._saved = time.monotonic()  # said once: the answer comes with the next step
+            self._saved = time.monotonic()  # said once: the answer comes with the next call
         if self.run.interruption.agree(due):
             self.save()
 
@@ -310,16 +328,16 @@ class TrainingState:
         return line
 
     def save(self, names: list[str] | None = None) -> None:
-        """Write checkpoint.pth, and before it files of further names. Every process must call it."""
+        """Write checkpoint.pth, and before it files of further names. Every process must call it.
+
+        Between two micro-batches of a step it is the state before that step, of which nothing else has changed.
+        """
         if self.save_every is None:
             return
-        cuda = self.run.device.type == "cuda"
         # Before the first step of a continued epoch its part is still the checkpoint's.
         own = self._continued or {
-            "generator": torch.get_rng_state(),
-            "device_generator": torch.cuda.get_rng_state(self.run.device) if cuda else None,
+            **self._mark,
             "log": self.log.state_dict(),
-            "samples": self.samples,
             "seconds": self.seconds,
             "skipped_steps": self.skipped_steps,
         }

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import patch
@@ -353,6 +354,54 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint_and_nothing_is_los
         assert fault["after"] < place, "the steps before the signal are lost"
     assert places[1] <= 3 + 3 and places[4] <= 13 + 3
     assert unequal(reference("classifier"), tmp_path) == []
+
+
+@contextmanager
+def signal_after(micro_batches: int) -> Iterator[None]:
+    """Send this process SIGTERM after so many calls of the update."""
+    original, calls = Update.__call__, []
+
+    def counted(update: Update, *arguments: Any) -> bool:
+        taken = original(update, *arguments)
+        calls.append(taken)
+        if len(calls) == micro_batches:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return taken
+
+    with patch.object(Update, "__call__", counted):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("stage", "accumulation"), [("tokenizer", "--gradient_accumulation_steps"), ("classifier", "--update_freq")]
+)
+def test_a_signal_in_the_middle_of_a_step_stops_there_and_the_step_is_made_again_to_the_last_bit(
+    stage: str, accumulation: str, tmp_path: Path
+) -> None:
+    same = usual(stage, "--batch_size", 2, accumulation, 4, "--epochs", 2)
+
+    def run(name: str) -> int:
+        words = ["--output_dir", tmp_path / name / "run", "--log_dir", tmp_path / name / "board"]
+        return call(same.script, *same.flags, *words)
+
+    assert run("whole") == 0
+    # Micro-batches since the start or the last stop, and the epoch and step that are then unfinished, of 5 an epoch.
+    for micro_batches, place in [(1, (0, 0)), (10, (0, 2)), (14, (1, 0)), (7, (1, 1))]:
+        with signal_after(micro_batches):
+            assert run("cut") == 143
+        state = checkpoint(tmp_path / "cut" / "run" / "checkpoint.pth")
+        assert (state["epoch"] + 1, state["step"]) == place
+    assert run("cut") == 0
+    assert unequal(tmp_path / "whole", tmp_path / "cut") == []
+
+
+def test_processes_agree_on_a_signal_with_the_next_micro_batch(tmp_path: Path) -> None:
+    # In the last of the two of step 6; they agree in the first one of step 7.
+    fault = {"at": "step", "after": 6, "number": 2, "rank": 1, "signal": "SIGTERM"}
+    ended = usual("masked", faults=[fault]).run(tmp_path)
+    ends_by_signal(ended, 0, "SIGTERM", 143)
+    assert ended.starts()[1] == divmod(7, STEPS)
+    assert unequal(reference("masked"), tmp_path) == []
 
 
 def test_a_signal_that_torchrun_hands_on_stops_all_after_a_checkpoint(tmp_path: Path) -> None:
