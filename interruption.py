@@ -4,6 +4,7 @@ SIGTERM and SIGUSR1 (what clusters send before they take a machine away) and Ctr
 every process calls after every micro-batch and every batch of an evaluation, tells all of it at the same time.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -86,8 +87,18 @@ class Interruption:
 def ignore_signals() -> None:
     """For a loading process: a signal to the whole job must not take it away before the run is done with it.
 
-    SIGTERM stays as it is, because with it Python ends what is left of these processes at its own end.
+    SIGTERM of the process that started it ends it: so Python ends, at its own end, what is left of such processes.
     """
     for number in EXIT_CODES:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere SIGTERM ends it whoever sends it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_end, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_end(parent: int) -> None:
+    """End this process when its parent sends SIGTERM; that of others is taken and forgotten."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)  # as torch's loading processes do: another code is an error to the run

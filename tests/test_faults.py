@@ -404,6 +404,23 @@ def test_processes_agree_on_a_signal_with_the_next_micro_batch(tmp_path: Path) -
     assert unequal(reference("masked"), tmp_path) == []
 
 
+def test_a_signal_to_the_whole_job_stops_a_run_with_loading_processes_after_a_checkpoint(tmp_path: Path) -> None:
+    same = usual("classifier", "--num_workers", 2, *OFTEN, "--epochs", 1000)  # it must not end before
+    command = [sys.executable, ROOT / f"{same.script}.py", *same.flags, "--output_dir", tmp_path / "run"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(
+        [*map(str, command)], env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        try:
+            wait_for(tmp_path / "run" / "checkpoint.pth", 120)
+            os.killpg(run.pid, signal.SIGTERM)
+            err = run.communicate(timeout=120)[1]
+        finally:
+            kill_tree(run.pid)
+    assert run.returncode == 143, err
+    assert "stopped by SIGTERM after step" in err and "error" not in err
+
+
 def test_a_signal_that_torchrun_hands_on_stops_all_after_a_checkpoint(tmp_path: Path) -> None:
     def warn(pid: int) -> None:
         wait_for(tmp_path / "notes" / "fault-0")  # process 0 has halted itself, so that the run cannot end before
