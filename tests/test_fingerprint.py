@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+import adaptation
+import optim_factory
 import version
 from data_helpers import only_line, plain_run
 from errors import InputError
@@ -62,6 +64,34 @@ def test_a_default_that_is_said_aloud_is_no_difference_and_another_value_is() ->
     silent, aloud, other = (made(rule=said, meant={"rule": said or "usual"}) for said in (None, "usual", "other"))
     assert differences(silent, aloud, inside_epoch=True) == []
     assert differences(silent, other, inside_epoch=True) == ["--rule other, the checkpoint has usual"]
+
+
+def said(module: Any, *words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize(
+    ("aloud", "same"),
+    [
+        (["--clip_grad", "0", "--weight_decay_end", "0.05", "--warmup_steps", "0", "--opt", "AdamW"], True),
+        (["--clip_grad", "1"], False),
+        (["--weight_decay_end", "0"], False),
+        (["--warmup_steps", "7"], False),
+        (["--opt", "sgd"], False),
+    ],
+)
+def test_the_optimizers_flags_come_to_the_same_where_they_say_their_defaults(aloud: list[str], same: bool) -> None:
+    silent, other = (said(optim_factory, "--weight_decay", "0.05", *words) for words in ([], aloud))
+    assert (optim_factory.meant(silent, 2) == optim_factory.meant(other, 2)) is same
+    assert optim_factory.meant(silent, 2) != optim_factory.meant(silent, 3), "micro-batches, whoever chose them"
+
+
+def test_the_adapters_flags_come_to_the_same_where_they_say_their_defaults() -> None:
+    words = [[], ["--lora_alpha", "8", "--lora_dropout", "0"], ["--lora_alpha", "4"], ["--lora_dropout", "0.1"]]
+    silent, aloud, *others = (adaptation.meant(said(adaptation, "--lora", "4", *more)) for more in words)
+    assert silent == aloud and silent not in others
 
 
 def test_the_codes_digest_covers_what_the_scripts_import_and_nothing_else() -> None:
