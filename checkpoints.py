@@ -216,7 +216,7 @@ def _is_of(path: Path, selected: dict[str, Any]) -> bool:
         state = read(path)
         found = state["extras"]["best"]
         place = state["epoch"], state["step"], found["epoch"]
-    except (InputError, KeyError):
+    except (InputError, KeyError, TypeError):
         return False
     # Metrics tell runs apart; as text, because a NaN is not equal to itself.
     return place == (selected["epoch"], 0, selected["epoch"]) and repr(found["stats"]) == repr(selected["stats"])

@@ -287,6 +287,7 @@ def test_the_selected_epochs_checkpoint_is_found_again_under_any_name(name: str,
         selected(3, step=1),
         selected(4, of=3),
         {"model": {"w": 1.0}, "epoch": 3},
+        {"model": {"w": 1.0}, "epoch": 3, "step": 0, "extras": {"best": None}},
     ],
 )
 def test_no_other_checkpoint_is_taken_for_the_selected_epochs(other: dict[str, Any], tmp_path: Path) -> None:
