@@ -238,7 +238,7 @@ def of_huge_texts(file: h5py.File) -> h5py.Dataset:
         (never_written, "800,000,000,000 bytes"),
         (of_huge_texts, "10,000,000,000 bytes"),
     ],
-    ids=lambda v: str(v),
+    ids=lambda v: getattr(v, "__name__", v),
 )
 def test_a_data_set_that_claims_more_than_its_file_holds_is_refused(tmp_path: Path, fill: Callable, claim: str) -> None:
     path = write(tmp_path / "a.hdf5", fill)

@@ -33,7 +33,7 @@ LEVELS = [
     {"run_vqnsp_training", "run_labram_pretraining", "run_class_finetuning"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
-MODELS = [module for module in LEVEL if module.startswith("modeling_")]
+MODELS = [module for module in sorted(LEVEL) if module.startswith("modeling_")]
 FOR_MAKERS = {"electrodes", "errors", "files", "version", "hdf5_files", "quality"}
 FOR_MAKERS |= {"pretraining_files", "labelled_files", "scans"}
 STANDALONE = {"bootstrap"}  # runs before anything is installed: imports the standard library only
@@ -77,7 +77,7 @@ def test_every_top_level_module_has_a_level() -> None:
     assert set(TOP) == LEVEL.keys() | STANDALONE, "give a new module its level in LEVELS, take a removed one out"
 
 
-@pytest.mark.parametrize("module", LEVEL)
+@pytest.mark.parametrize("module", sorted(LEVEL))
 def test_imports_point_down_the_levels(module: str) -> None:
     project = imports(ROOT / f"{module}.py") & (LEVEL.keys() | STANDALONE | {"dataset_maker", "demo", "tests"})
     wrong = [name for name in project if LEVEL.get(name, 99) >= LEVEL[module]]
