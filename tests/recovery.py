@@ -106,8 +106,12 @@ class Ended:
         return "\n".join(path.read_text() for path in found)
 
     def errors(self, attempt: int = 0) -> list[str]:
-        """Return the lines with which rank processes of an attempt say why they end."""
-        return [line for line in self.said(attempt).splitlines() if ERROR.match(line)]
+        """Return the lines with which rank processes of an attempt say why they end, but those that name another one.
+
+        These are only said where torchrun, on a busy machine, takes seconds to end them.
+        """
+        lines = [line for line in self.said(attempt).splitlines() if ERROR.match(line)]
+        return [line for line in lines if not line.endswith("error: ended because another process of the run did")]
 
 
 @dataclass
