@@ -17,7 +17,14 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent
 REQUIREMENTS, CONSTRAINTS = PROJECT / "requirements.txt", PROJECT / "constraints.txt"
 COMPARED = PROJECT / "benchmarks" / "requirements.txt"  # further packages of the tests
-COMMANDS = {"demo": ("-m", "demo"), "test": ("-m", "pytest"), "soak": ("-m", "pytest", "tests/test_recovery.py")}
+# A file's tests stay together, because they share what its fixtures made; files begin in their order, so that the
+# long ones are not left for the end. More processes than four would gain little and want memory.
+PARALLEL = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
+COMMANDS = {
+    "demo": ("-m", "demo"),
+    "test": ("-m", "pytest", *PARALLEL),
+    "soak": ("-m", "pytest", "tests/test_recovery.py"),
+}
 VARIABLES = {"soak": {"LABRAM_SOAK": "20"}}  # moments a stage, unless the variable is set already
 
 
