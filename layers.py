@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from electrodes import PUBLISHED_ELECTRODES
 from errors import InputError
+from lean_ops import gelu_linear
 
 PATCH_SAMPLES = 200  # T: one second at 200 Hz
 MAX_PATCHES = 16  # rows of the time embedding: the longest window in seconds
@@ -151,7 +152,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, L, D) -> (B, L, D)."""
-        return self.drop(self.fc2(F.gelu(self.fc1(x))))
+        return self.drop(gelu_linear(self.fc1(x), self.fc2))
 
 
 class Block(nn.Module):

@@ -9,14 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from electrodes import PUBLISHED_ELECTRODES
 from layers import INIT_STD, LAYER_NORM_EPS, Channels, TemporalConv, Trunk, initialize_weights, register_sizes
+from lean_ops import code_loss
 
 logger = logging.getLogger(__name__)
-
-LOGITS = {"cpu": 2**21, "cuda": 2**26}  # held at a time: 8 MB, which stay in a CPU's cache; 256 MB on a GPU
 
 
 def random_mask(samples: int, patches: int, *, ratio: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
@@ -24,62 +22,6 @@ def random_mask(samples: int, patches: int, *, ratio: float = 0.5, generator: to
     masked = patches - int(patches * (1 - ratio))
     order = torch.rand(samples, patches, generator=generator).argsort(dim=1)
     return order < masked  # argsort gives a random permutation; its `masked` smallest ranks fall uniformly
-
-
-class _CodeLoss(torch.autograd.Function):
-    """`code_loss` with its gradient, both made of a few tokens' logits at a time."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor, codes: Tensor, shares: Tensor, learning: bool
-    ) -> tuple[Tensor, Tensor]:
-        """learning: also compute the gradient, while the logits are there."""
-        kind = _matmul_type(weight)
-        matrix, offset = weight.to(kind), bias.to(kind)
-        # Kept apart from the probabilities, which a share of 1/n would push below what fp16 can hold.
-        largest = shares.max() if len(shares) else shares.sum()
-        relative = (shares / largest).unsqueeze(1)
-        losses, hits, to_tokens = [], [], []
-        to_weight, to_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-        chunk = max(1, LOGITS[tokens.device.type] // len(weight))
-        for part, code, share in zip(*(x.split(chunk) for x in (tokens, codes, relative)), strict=True):
-            logits = F.linear(part.to(kind), matrix, offset)  # (chunk, K)
-            logs = F.log_softmax(logits, 1, dtype=tokens.dtype)
-            losses.append(-logs.gather(1, code.unsqueeze(1)))
-            hits.append(logits.argmax(1) == code)
-            if learning:
-                wrong = logs.exp_()  # by how much each probability is too large
-                wrong.scatter_add_(1, code.unsqueeze(1), wrong.new_full((len(code), 1), -1.0))
-                to_tokens.append((wrong.to(kind) @ matrix).to(tokens.dtype) * share)
-                wrong *= share
-                to_weight += wrong.to(kind).t() @ part.to(kind)
-                to_bias += wrong.sum(0)
-        ctx.save_for_backward(*((torch.cat(to_tokens), to_weight, to_bias, largest) if learning else ()))
-        hit = torch.cat(hits)
-        ctx.mark_non_differentiable(hit)
-        return largest * (torch.cat(losses) * relative).sum(), hit
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        to_tokens, to_weight, to_bias, largest = ctx.saved_tensors
-        scale = grad * largest
-        return to_tokens * scale, to_weight * scale, to_bias * scale, None, None, None
-
-
-def _matmul_type(x: Tensor) -> torch.dtype:
-    """In which autocast would multiply it."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
-def code_loss(tokens: Tensor, head: nn.Linear, codes: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of a linear head: sum of `shares` x each token's loss, (), and which tokens are right, (n,) bool.
-
-    tokens: (n, D); codes: (n,); shares: (n,). The logits (n, K), far larger than anything else in the model, are never
-    held as a whole: the gradient is computed with the loss, so it may be asked for once.
-    """
-    wanted = torch.is_grad_enabled() and (tokens.requires_grad or head.weight.requires_grad)
-    return _CodeLoss.apply(tokens, head.weight, head.bias, codes, shares, wanted)
 
 
 class CodeLoss(NamedTuple):

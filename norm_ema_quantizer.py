@@ -71,8 +71,13 @@ def nearest_rows(vectors: Tensor, rows: Tensor) -> Tensor:
 
     Of unit vectors the nearest is the most similar one, so one matrix product decides; it is never held as a whole.
     """
-    chunk = max(1, SIMILARITIES[vectors.device.type] // len(rows))
-    return torch.cat([(part @ rows.t()).argmax(dim=1) for part in vectors.split(chunk)])
+    n, chunk = len(vectors), max(1, SIMILARITIES[vectors.device.type] // len(rows))
+    codes = torch.empty(n, dtype=torch.long, device=vectors.device)
+    held = vectors.new_empty(min(n, chunk), len(rows))  # one for all: allocators spread many
+    for first in range(0, n, chunk):
+        part = vectors[first : first + chunk]
+        torch.argmax(torch.mm(part, rows.t(), out=held[: len(part)]), dim=1, out=codes[first : first + len(part)])
+    return codes
 
 
 def count_and_sum(vectors: Tensor, codes: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:

@@ -230,7 +230,7 @@ class Run:
             dist.broadcast(tensor, src=0)
         ids = [self.device.index] if self.device.type == "cuda" else None
         # Buffers are the codebook's, which is kept equal by the quantiser itself.
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 @contextmanager
