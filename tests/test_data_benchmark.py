@@ -136,7 +136,7 @@ def test_the_script_prints_tables_and_writes_its_numbers_without_places(tmp_path
     text = (tmp_path / "numbers.json").read_text()
     assert str(tmp_path) not in text and str(SCRIPT.parents[1]) not in text
     report = json.loads(text)
-    assert report.keys() >= {"date", "hardware", "versions", "settings", "geometries", "load_before", "load_after"}
+    assert report.keys() >= {"machine", "settings", "geometries", "load_before", "load_after"}
     for found, (geometry, size) in zip(report["geometries"], [("3x2", 4800), ("2x1", 1600)], strict=True):
         assert found["geometry"] == geometry and found["window_bytes"] == size
         assert found["stage"] == {"case": "--stage_rate", "samples_per_second": 3.0}
