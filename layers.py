@@ -27,6 +27,7 @@ PATCH_SAMPLES = 200  # T: one second at 200 Hz
 MAX_PATCHES = 16  # rows of the time embedding: the longest window in seconds
 LAYER_NORM_EPS = 1e-6
 INIT_STD = 0.02
+CACHED_TOKENS = 1024  # that go through the blocks together on a CPU that computes no gradient
 
 Channels = Sequence[int] | Tensor | None  # `[0, row, row, ...]` of length N + 1, or None for every row in order
 
@@ -316,6 +317,13 @@ class Trunk(nn.Module):
 
     def run_blocks(self, tokens: Tensor) -> Tensor:
         """tokens: (B, N*A + 1, D) -> (B, N*A + 1, D)."""
+        if tokens.is_cuda or torch.is_grad_enabled():
+            return self._run_blocks(tokens)
+        # Few samples at a time through all blocks: what a block makes stays in the processor's cache.
+        pieces = tokens.split(max(1, CACHED_TOKENS // tokens.shape[1]))
+        return torch.cat([self._run_blocks(piece) for piece in pieces])
+
+    def _run_blocks(self, tokens: Tensor) -> Tensor:
         for block in self.blocks:
             paths = block.paths(tokens)  # type: ignore[operator]  # a Block's
             if self.grad_checkpoint and block.training:  # frozen blocks, which keep nothing, are in evaluation mode
@@ -355,10 +363,9 @@ def initialize_weights(module: nn.Module, *, cut: float = 2.0, convolutions: boo
 def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> None:
     """Let torch.compile make one graph of a transformer block that serves all blocks, batches and montages.
 
-    Shapes are symbols in it, so that another montage needs no other graph. Should something make graphs without end
-    all the same, the limit is an error: torch would go on without them and say so once.
+    Shapes are symbols in it, so that another montage needs no other graph. Graphs without end are an error.
     """
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # torch would go on without them, and say so once
     for part in model.modules():
         if isinstance(part, Block):
             part.compile(dynamic=True, backend=backend)

@@ -1,6 +1,6 @@
 """How fast the stages are, beside the straightforward formulation and other libraries.
 
-`python benchmarks/speed.py [--device cpu|cuda] [--json FILE]` times, in turn in one process:
+`python benchmarks/speed.py [--device cpu|cuda] [--json FILE]` times, all entrants in turn in one process a case:
   a  a step of tokenizer training         d  a step of fine-tuning (one output)
   b  code extraction                      e  embedding
   c  a step of pre-training, tokenisation included
@@ -16,6 +16,7 @@ import logging
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,16 @@ from files import write_json
 GEOMETRIES = {"32x8": (32, 8), "23x10": (23, 10)}
 BATCHES = {"cpu": {"a": 16, "b": 16, "c": 8, "d": 16, "e": 16}, "cuda": {"a": 128, "b": 128, "c": 64, "d": 64, "e": 64}}
 OURS = ("ours", "cached")  # the product, and with codes from a cache
+PLACE = ("case", "geometry", "model")
+NAMES = {
+    "a": "tokenizer, training",
+    "b": "codes",
+    "c": "pre-training, its tokenisation included",
+    "d": "fine-tuning",
+    "e": "embedding",
+    "q": "quantiser alone",
+    "cached": "pre-training with cached codes",
+}
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -51,8 +62,9 @@ def get_args() -> argparse.Namespace:
     )
     parser.add_argument("--no_memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--json", type=Path, default=None, help="file for all numbers")
+    parser.add_argument("--show", type=Path, default=None, metavar="FILE", help="print a --json file's Markdown table")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: a check that everything runs")
-    parser.add_argument("--only_memory", default=None, help=argparse.SUPPRESS)  # name of an entrant, in a process apart
+    parser.add_argument("--apart", default=None, help=argparse.SUPPRESS)  # for `in_a_process`
     args = parser.parse_args()
     gpu = args.device == "cuda"
     args.precision = args.precision or ("bf16" if gpu else "fp32")
@@ -83,12 +95,9 @@ def samples(setting: Setting, steps: int) -> int:
 
 
 def measure(setting: Setting, args: argparse.Namespace, best: float, copied: float) -> list[dict[str, Any]]:
-    """Time a setting's entrants; returns a row for each."""
-    with ExitStack() as stack:
-        steps = entrants(setting, args.steps, stack)
-        seconds = measuring.rounds(steps, args.repeats, args.device)
-        flops = measuring.flops_of(steps["plain"])
-        intensity = flops / measuring.traffic_of(steps["ours"])
+    """Time a setting's entrants in turn, in a process that has done nothing before; returns a row for each."""
+    found = in_a_process("timed", setting=asdict(setting), steps=args.steps, repeats=args.repeats)
+    seconds, flops = found["seconds"], found["flops"]
     rows = []
     for name, values in seconds.items():
         median = measuring.spread(values)
@@ -102,29 +111,41 @@ def measure(setting: Setting, args: argparse.Namespace, best: float, copied: flo
             "share_of_best_product": flops / median["median"] / best,
         }
         if name in OURS:
+            intensity = flops / found["traffic"]
             row["share_of_roofline"] = flops / median["median"] / min(best, copied * intensity)
             row["times_faster_than"] = {
                 other: measuring.ratio(seconds, other, name) for other in seconds if other not in (name, "ours")
             }
         if not args.no_memory:
-            row["peak_bytes"] = peak(setting, name)
+            row["peak_bytes"] = in_a_process("peak", setting=asdict(setting), entrant=name)
         rows.append(row)
     return rows
 
 
-def peak(setting: Setting, name: str) -> int:
-    """Peak memory of an entrant, measured in a process of its own."""
-    given = json.dumps({"setting": asdict(setting), "entrant": name})
-    command = [sys.executable, __file__, "--only_memory", given]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def in_a_process(task: str, **given: Any) -> Any:
+    """Let a process of its own do a task of APART: what was allocated and freed before changes times and memory."""
+    command = [sys.executable, __file__, "--apart", json.dumps({"task": task, "given": given})]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def print_peak(given: dict[str, Any]) -> None:
-    """Measure and print a peak: what `peak` starts."""
-    setting = Setting(**given["setting"])
+def timed(setting: dict[str, Any], steps: int, repeats: int) -> dict[str, Any]:
+    """Seconds of each entrant's rounds; FLOPs of plain's step, bytes that the product's operations read and write."""
+    made = Setting(**setting)
     with ExitStack() as stack:
-        step = entrants(setting, 1, stack, only=given["entrant"])[given["entrant"]]
-        print(measuring.peak_memory(step, setting.device))
+        found = entrants(made, steps, stack)
+        seconds = measuring.rounds(found, repeats, made.device)
+        flops, traffic = measuring.flops_of(found["plain"]), measuring.traffic_of(found["ours"])
+    return {"seconds": seconds, "flops": flops, "traffic": traffic}
+
+
+def peak(setting: dict[str, Any], entrant: str) -> int:
+    """Peak memory of an entrant's step."""
+    made = Setting(**setting)
+    with ExitStack() as stack:
+        return measuring.peak_memory(entrants(made, 1, stack, only=entrant)[entrant], made.device)
+
+
+APART: dict[str, Callable[..., Any]] = {"timed": timed, "peak": peak}
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
@@ -133,7 +154,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         f"{'':5} {'':6} {'':11} {'samples/s':>9} {'ms':>8} {'(from':>8} {'to)':>8} {'MB':>6} {'best':>4} {'ours':>6}"
     ]
     for row in rows:
-        ours = next(r for r in rows if all(r[k] == row[k] for k in ("case", "geometry", "model")))
+        ours = next(r for r in rows if all(r[k] == row[k] for k in PLACE))
         faster = ours["times_faster_than"].get(row["variant"])
         seconds = row["seconds"]
         times = " ".join(f"{1e3 * seconds[k]:8.1f}" for k in ("median", "low", "high"))
@@ -147,13 +168,41 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def markdown(rows: list[dict[str, Any]]) -> list[str]:
+    """The table of the project's README: the product's rows, with the others beside them."""
+    head = "step | windows | samples a second | of the best matrix product | times as fast as | peak MB, and plain's"
+    lines = [f"| {head} |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        if row["variant"] not in OURS:
+            continue
+        plain = next(r for r in rows if r["variant"] == "plain" and all(r[k] == row[k] for k in PLACE))
+        faster = (
+            f"{name} {found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+            for name, found in row["times_faster_than"].items()
+            if name not in OURS
+        )
+        name = NAMES["cached" if row["variant"] == "cached" else row["case"]]
+        rate = f"{row['samples_per_second']:.1f}" if row["case"] != "q" else f"{row['samples_per_second']:.0f} vectors"
+        memory = f"{row['peak_bytes'] / 1e6:.0f}, {plain['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in row else ""
+        where = row["geometry"] if row["case"] != "q" else ""
+        share = f"{row['share_of_best_product']:.2f}"
+        size = "" if row["model"] == "base" else f" ({row['model']})"
+        lines.append(f"| {name}{size} | {where} | {rate} | {share} | {', '.join(faster)} | {memory} |")
+    return lines
+
+
 def main() -> None:
     """Measure, print a table and write the JSON."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     args = get_args()
-    if args.only_memory:
-        return print_peak(json.loads(args.only_memory))
+    if args.show:
+        print("\n".join(markdown(json.loads(args.show.read_text())["rows"])))
+        return None
+    if args.apart:
+        asked = json.loads(args.apart)
+        print(json.dumps(APART[asked["task"]](**asked["given"])))
+        return None
     kind = TYPES[args.precision]
     largest = 512 if args.tiny else 4096 if args.device == "cpu" else 16384
     best = measuring.best_product(args.device, kind, largest=largest)

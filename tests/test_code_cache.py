@@ -232,10 +232,8 @@ def test_a_loading_process_that_is_no_fork_is_sent_no_codes(filled: Path) -> Non
 
 
 def test_a_batch_carries_codes_to_the_device_as_int64(tmp_path: Path) -> None:
-    eeg, channels, mask = torch.zeros(2, 1, 3, 200), torch.zeros(2), torch.ones(2, 3, dtype=torch.bool)
-    batch = code_cache.collate(
-        [(eeg[0].flatten(1).numpy().reshape(1, 600), channels, mask[0], torch.arange(3).short())]
-    )
+    eeg, channels, mask = np.zeros((1, 600), np.float32), torch.zeros(2), torch.ones(3, dtype=torch.bool)
+    batch = code_cache.collate([(lambda: eeg, channels, mask, torch.arange(3).short())])
     assert batch.codes.dtype == torch.int16
     moved = batch.to(plain_run(tmp_path))
     assert moved.codes.dtype == torch.int64 and moved.codes.tolist() == [[0, 1, 2]]

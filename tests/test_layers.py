@@ -11,6 +11,7 @@ from scipy.stats import truncnorm
 from timm.models import create_model
 from torch import Tensor, nn
 
+import layers
 import modeling_finetune
 import modeling_pretrain
 import modeling_vqnsp
@@ -200,6 +201,21 @@ def test_drop_path_drops_a_part_for_a_whole_sample_and_scales_the_rest() -> None
 def test_drop_path_rises_linearly_from_0_to_the_rate(depth: int, rates: list[float]) -> None:
     model = create_model(CLASSIFIER, depth=depth, drop_path_rate=0.2)
     assert [block.drop_path.drop_prob for block in model.blocks] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("held", [1, 9, 10**6])
+def test_without_gradient_samples_go_through_the_blocks_in_pieces_with_the_same_outputs(
+    held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "CACHED_TOKENS", held)
+    model, x = fill(create_model(CLASSIFIER)).double(), random(5, 2, 2, 200)
+    sizes: list[int] = []
+    model.blocks[1].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    whole = model(x, [0, 1, 2]).detach()
+    with torch.no_grad():
+        pieces = model(x, [0, 1, 2])
+    torch.testing.assert_close(pieces, whole, rtol=1e-12, atol=1e-14)
+    assert sizes == {1: [5, 1, 1, 1, 1, 1], 9: [5, 1, 1, 1, 1, 1], 10**6: [5, 5]}[held]
 
 
 @pytest.mark.parametrize("rate", ["drop_rate", "attn_drop_rate", "drop_path_rate"])

@@ -143,6 +143,12 @@ def test_the_script_prints_80_columns_and_writes_its_numbers(
     assert set(ours["times_faster_than"]) == {"plain"} and ours["gflops_per_sample"] == plain["gflops_per_sample"]
 
 
+def test_the_readmes_table_is_that_of_the_results(capsys: pytest.CaptureFixture[str]) -> None:
+    run(speed, "--show", SCRIPTS / "results" / "speed-cpu.json")
+    table = capsys.readouterr().out
+    assert len(table.splitlines()) > 10 and table in (SCRIPTS.parent / "README.md").read_text()
+
+
 # The cost model
 
 SMALL = cost.Training("small", "", "c", "base", epochs=10, stride=4, batch=64)
