@@ -29,7 +29,7 @@ from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError, UsageError
 from fingerprint import digest_of
 from hdf5_files import find_files
-from interruption import ignore_signals
+from interruption import begin_loading
 from layers import MAX_PATCHES, PATCH_SAMPLES
 from pretraining_files import MAX_TOKENS, SAMPLING_RATE, Recording, by_montage, default_window, read_recordings
 from scans import complete_recordings, recordings_quality
@@ -327,11 +327,6 @@ def _warn(windows: MontageWindows, seen: quality.Quality | None, flag: str) -> N
         logger.warning("%s, %d electrodes: %s", flag, electrodes, text)
 
 
-def _begin_worker(_: int) -> None:
-    """A signal to the whole job leaves the loading processes alone: the run still needs them for its last step."""
-    ignore_signals()
-
-
 def make_loader(
     dataset: Dataset, batches: Sampler[list[Key]], args: argparse.Namespace, run: Run, merge: Any
 ) -> DataLoader:
@@ -343,7 +338,7 @@ def make_loader(
         collate_fn=merge,
         pin_memory=args.pin_mem and run.device.type == "cuda",
         persistent_workers=args.num_workers > 0,
-        worker_init_fn=_begin_worker,
+        worker_init_fn=begin_loading,
         # Of its own, because a loader draws from the global one, more or less often depending on its workers.
         generator=torch.Generator(),
     )

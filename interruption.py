@@ -4,6 +4,7 @@ SIGTERM and SIGUSR1 (what clusters send before they take a machine away) and Ctr
 every process calls after every micro-batch and every batch of an evaluation, tells all of it at the same time.
 """
 
+import gc
 import os
 import signal
 import threading
@@ -84,11 +85,12 @@ class Interruption:
         raise Interrupted(f"stopped by {number.name}", EXIT_CODES[number])
 
 
-def ignore_signals() -> None:
-    """For a loading process: a signal to the whole job must not take it away before the run is done with it.
+def begin_loading(_: int = 0) -> None:
+    """For a loading process, when it begins: a signal to the whole job must not take it away before the run is done.
 
     SIGTERM of the process that started it ends it: so Python ends, at its own end, what is left of such processes.
     """
+    gc.freeze()  # garbage that came with the fork is not freed here: what has threads in the parent would crash
     for number in EXIT_CODES:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)

@@ -193,13 +193,13 @@ def markdown(rows: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     """Measure, print a table and write the JSON."""
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
     args = get_args()
     if args.show:
         print("\n".join(markdown(json.loads(args.show.read_text())["rows"])))
         return None
     if args.apart:
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
         asked = json.loads(args.apart)
         print(json.dumps(APART[asked["task"]](**asked["given"])))
         return None

@@ -41,10 +41,10 @@ dist.destroy_process_group()
 LOADING = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
-from interruption import ignore_signals
+from interruption import begin_loading
 child = os.fork()
 if child == 0:
-    ignore_signals()
+    begin_loading()
     os.write(1, b"ready\\n")
     time.sleep(60)
     os._exit(1)
