@@ -218,7 +218,7 @@ def table(geometry: Geometry, rows: Sequence[dict[str, Any]], stage: dict[str, A
         low, high = row["windows_per_second_range"]
         near, far = row["of_sequential_range"]
         ratio = f"{row['of_sequential']:.2f} ({near:.2f}-{far:.2f})"
-        stages = f"{row['of_stage']:.3g}x" if row["of_stage"] else "-"
+        stages = f"{row['of_stage']:.0f}x" if row["of_stage"] else "-"
         name, spread = row["case"] + (" *" if row["held_against"] else ""), f"{low:.0f}-{high:.0f}"
         middle = f"{row['windows_per_second']:>9.0f}{spread:>14}{row['mb_per_second']:>7.0f}"
         lines.append(f"{name:22}{middle}{ratio:>19}{stages:>9}")
