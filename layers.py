@@ -317,11 +317,11 @@ class Trunk(nn.Module):
 
     def run_blocks(self, tokens: Tensor) -> Tensor:
         """tokens: (B, N*A + 1, D) -> (B, N*A + 1, D)."""
-        if tokens.is_cuda or torch.is_grad_enabled():
-            return self._run_blocks(tokens)
         # Few samples at a time through all blocks: what a block makes stays in the processor's cache.
-        pieces = tokens.split(max(1, CACHED_TOKENS // tokens.shape[1]))
-        return torch.cat([self._run_blocks(piece) for piece in pieces])
+        size = max(1, CACHED_TOKENS // tokens.shape[1])
+        if tokens.is_cuda or torch.is_grad_enabled() or len(tokens) <= size:
+            return self._run_blocks(tokens)
+        return torch.cat([self._run_blocks(piece) for piece in tokens.split(size)])
 
     def _run_blocks(self, tokens: Tensor) -> Tensor:
         for block in self.blocks:
