@@ -31,7 +31,7 @@ VARIABLES = {"soak": {"LABRAM_SOAK": "20"}}  # moments a stage, unless the varia
 def make_environment(folder: Path, *, pinned: bool, requirements: Sequence[Path] = (REQUIREMENTS,)) -> Path:
     """Environment with the requirements installed; returns its Python. pinned: in the tested versions."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if not python.is_file():
+    if not (python.is_file() and (folder / "requirements.sha256").is_file()):  # also one that was cut off
         print(f"Making the environment {folder} (about 5.5 GB, 2 minutes).", flush=True)
         venv.create(folder, with_pip=True)
     for number, file in enumerate(requirements):

@@ -11,7 +11,6 @@ which is counted on one window with torch's hook for saved tensors. `--check` co
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -200,7 +199,7 @@ def get_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Print the tables."""
-    speed = json.loads(args.speed.read_text())
+    speed = measuring.read_results(args.speed)
     measured = rates(speed)
     if not {"tokenizer", "Base"} <= measured.keys():
         raise InputError(f"{args.speed}: no rows of the product for cases a and c at {ELECTRODES}x{SECONDS}, base")

@@ -32,7 +32,7 @@ from data_files import Geometry, make_file
 from batches import TrainingBatches
 from eeg_data import MontageWindows, PretrainingDataset, collate, make_loader
 from errors import ArgumentParser, run_script
-from files import write_json
+from files import check_writable, write_json
 from labelled_data import LabelledWindows, collate_labelled
 from labelled_files import read_labelled
 from modeling_pretrain import random_mask
@@ -258,6 +258,9 @@ def get_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Time every geometry, print tables, write the file of numbers."""
+    measuring.check_numbers(args, "size_gb", "batch_size", "windows", "repeats", "stage_rate")
+    if args.folder is not None:
+        check_writable(args.folder, "--folder")
     run = Run(torch.device(args.device), 0, 1, 0, Path(), None, torch.float32)
     report: dict[str, Any] = {
         "machine": measuring.hardware(args.device),

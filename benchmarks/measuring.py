@@ -1,6 +1,8 @@
 """How the benchmarks measure: interleaved rounds, peak memory, the machine's best matrix product and bandwidth."""
 
+import argparse
 import datetime
+import json
 import os
 import platform
 import statistics
@@ -15,9 +17,37 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from errors import InputError, UsageError
+from files import check_writable
 from version import code_version
 
 LIBRARIES = ("torch", "timm", "numpy", "braindecode", "vector-quantize-pytorch", "h5py")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a results file of `speed.py`. Raises InputError if it is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found["rows"], list):
+            raise TypeError("`rows` is no list")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is no results file of speed.py ({type(error).__name__}: {error}): make one with "
+            "python benchmarks/speed.py --json FILE"
+        ) from error
+    return found
+
+
+def check_numbers(args: argparse.Namespace, *names: str) -> None:
+    """Raise UsageError for a flag of these that is not above 0, and for a GPU that is not there."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise UsageError(f"--{name} {value}: allowed are numbers above 0")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {args.device}: no GPU was found; use --device cpu")
+    if args.json is not None:
+        check_writable(args.json.absolute().parent, "--json")
 
 
 def wait(device: str) -> None:

@@ -28,6 +28,7 @@ import measuring
 import torch
 from entrants import CASES, VECTORS, Setting, entrants
 
+from errors import ArgumentParser, run_script
 from files import write_json
 
 GEOMETRIES = {"32x8": (32, 8), "23x10": (23, 10)}
@@ -48,7 +49,7 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def get_args() -> argparse.Namespace:
     """Flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     cuda = torch.cuda.is_available()
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     parser.add_argument("--precision", choices=TYPES, default=None, help="default: bf16 on a GPU, fp32 on a CPU")
@@ -191,11 +192,10 @@ def markdown(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def main() -> None:
+def main(args: argparse.Namespace) -> None:
     """Measure, print a table and write the JSON."""
-    args = get_args()
     if args.show:
-        print("\n".join(markdown(json.loads(args.show.read_text())["rows"])))
+        print("\n".join(markdown(measuring.read_results(args.show)["rows"])))
         return None
     if args.apart:
         logging.disable(logging.WARNING)
@@ -203,6 +203,7 @@ def main() -> None:
         asked = json.loads(args.apart)
         print(json.dumps(APART[asked["task"]](**asked["given"])))
         return None
+    measuring.check_numbers(args, "batch", "repeats", "steps")
     kind = TYPES[args.precision]
     largest = 512 if args.tiny else 4096 if args.device == "cpu" else 16384
     best = measuring.best_product(args.device, kind, largest=largest)
@@ -222,4 +223,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, get_args())

@@ -62,6 +62,18 @@ def test_an_installation_that_failed_is_tried_again(tmp_path: Path, monkeypatch:
     assert len(commands) == 1
 
 
+def test_an_environment_that_was_cut_off_while_it_was_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = fake_tools(monkeypatch)
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    (tmp_path / "venv/bin/python").touch()  # before pip came
+    bootstrap.make_environment(tmp_path / "venv", pinned=True)
+    assert "Making the environment" in capsys.readouterr().out and len(commands) == 1
+    bootstrap.make_environment(tmp_path / "venv", pinned=True)
+    assert "Making the environment" not in capsys.readouterr().out
+
+
 def test_bootstrap_imports_nothing_beyond_the_standard_library() -> None:
     tree = ast.parse(Path(bootstrap.__file__).read_text())
     imported = {

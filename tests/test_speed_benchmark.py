@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from errors import InputError, UsageError
+
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(SCRIPTS))
 
@@ -26,7 +28,7 @@ MB = 2**20
 
 def run(module: Any, *words: Any) -> None:
     with patch.object(sys, "argv", [module.__file__, *map(str, words)]):
-        module.main(*([module.get_args()] if module is cost else []))
+        module.main(module.get_args())
 
 
 def setting(case: str, **options: Any) -> Any:
@@ -147,6 +149,24 @@ def test_the_readmes_table_is_that_of_the_results(capsys: pytest.CaptureFixture[
     run(speed, "--show", SCRIPTS / "results" / "speed-cpu.json")
     table = capsys.readouterr().out
     assert len(table.splitlines()) > 10 and table in (SCRIPTS.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"rows": 3}', '{"x": 1}'])
+def test_a_file_that_holds_no_results_is_one_line_with_a_way_out(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "speed.json"
+    if content is not None:
+        path.write_text(content)
+    for module, flag in ((speed, "--show"), (cost, "--speed")):
+        with pytest.raises(InputError, match=r"speed.json is no results file .* --json FILE"):
+            run(module, flag, path)
+
+
+@pytest.mark.parametrize(
+    "words", [("--repeats", 0), ("--steps", -1), ("--batch", 0), ("--json", "/proc/none/x.json")], ids=str
+)
+def test_a_flag_that_cannot_be_right_is_refused_before_anything_is_timed(words: tuple[Any, ...]) -> None:
+    with pytest.raises(UsageError, match=f"^{words[0]}"):
+        run(speed, *words)
 
 
 # The cost model
