@@ -61,6 +61,7 @@ class Piece(NamedTuple):
     """A file of codes."""
 
     montage: int
+    number: int  # among those of its montage
     first: int  # window
     stop: int
     patches: int  # of a window
@@ -68,7 +69,7 @@ class Piece(NamedTuple):
     @property
     def name(self) -> str:
         """Of the file."""
-        return f"{self.montage}-{self.first // PIECE}.npy"
+        return f"{self.montage}-{self.number}.npy"
 
     def open(self, folder: Path) -> np.ndarray:
         """A memory map of its codes, (windows, N*A) int16. Raises InputError for a file that is not what it should be.
@@ -89,9 +90,9 @@ def pieces_of(montages: Sequence[MontageWindows]) -> list[Piece]:
     """The pieces of a data set, in the order of its windows."""
     sizes = [(len(windows), len(windows.montage) * windows.window // PATCH_SAMPLES) for windows in montages]
     return [
-        Piece(montage, first, min(first + PIECE, size), patches)
+        Piece(montage, number, first, min(first + PIECE, size), patches)
         for montage, (size, patches) in enumerate(sizes)
-        for first in range(0, size, PIECE)
+        for number, first in enumerate(range(0, size, PIECE))
     ]
 
 
@@ -120,16 +121,17 @@ class CachedCodes:
     def __init__(self, folder: Path, pieces: Sequence[Piece]) -> None:
         """pieces: all of a data set, all there."""
         self.folder = folder
-        self._pieces = {(piece.montage, piece.first // PIECE): piece for piece in pieces}
+        self._size = PIECE
+        self._pieces = {(piece.montage, piece.number): piece for piece in pieces}
         self._maps: dict[tuple[int, int], np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For processes that are not forks: a memory map would be sent as a whole."""
+        """For loading processes: a memory map would be sent as a whole."""
         return {**vars(self), "_maps": {}}
 
     def __call__(self, montage: int, window: int) -> Tensor:
         """Codes of a window, (N*A,) int16."""
-        number, row = divmod(window, PIECE)
+        number, row = divmod(window, self._size)
         if (montage, number) not in self._maps:
             self._maps[montage, number] = self._pieces[montage, number].open(self.folder)
         return torch.from_numpy(self._maps[montage, number][row].astype(np.int16))

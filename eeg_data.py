@@ -29,8 +29,8 @@ from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError, UsageError
 from fingerprint import digest_of
 from hdf5_files import find_files
-from interruption import begin_loading
 from layers import MAX_PATCHES, PATCH_SAMPLES
+from loading import begin_loading, context
 from pretraining_files import MAX_TOKENS, SAMPLING_RATE, Recording, by_montage, default_window, read_recordings
 from scans import complete_recordings, recordings_quality
 from utils import Run, add_switch
@@ -338,7 +338,8 @@ def make_loader(
         collate_fn=merge,
         pin_memory=args.pin_mem and run.device.type == "cuda",
         persistent_workers=args.num_workers > 0,
-        worker_init_fn=begin_loading,
+        multiprocessing_context=context() if args.num_workers else None,
+        worker_init_fn=partial(begin_loading, os.getpid()),
         # Of its own, because a loader draws from the global one, more or less often depending on its workers.
         generator=torch.Generator(),
     )

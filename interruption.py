@@ -4,8 +4,6 @@ SIGTERM and SIGUSR1 (what clusters send before they take a machine away) and Ctr
 every process calls after every micro-batch and every batch of an evaluation, tells all of it at the same time.
 """
 
-import gc
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -83,24 +81,3 @@ class Interruption:
     @staticmethod
     def _stop(number: signal.Signals) -> NoReturn:
         raise Interrupted(f"stopped by {number.name}", EXIT_CODES[number])
-
-
-def begin_loading(_: int = 0) -> None:
-    """For a loading process, when it begins: a signal to the whole job must not take it away before the run is done.
-
-    SIGTERM of the process that started it ends it: so Python ends, at its own end, what is left of such processes.
-    """
-    gc.freeze()  # garbage that came with the fork is not freed here: what has threads in the parent would crash
-    for number in EXIT_CODES:
-        if number != signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # elsewhere SIGTERM ends it whoever sends it
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_wait_for_end, args=(os.getppid(),), daemon=True).start()
-
-
-def _wait_for_end(parent: int) -> None:
-    """End this process when its parent sends SIGTERM; that of others is taken and forgotten."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)  # as torch's loading processes do: another code is an error to the run

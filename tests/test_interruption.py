@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -36,36 +35,6 @@ with heard.listening():
 dist.barrier()
 dist.destroy_process_group()
 """
-
-
-LOADING = """
-import os, signal, sys, time
-sys.path.insert(0, {root!r})
-from interruption import begin_loading
-child = os.fork()
-if child == 0:
-    begin_loading()
-    os.write(1, b"ready\\n")
-    time.sleep(60)
-    os._exit(1)
-print(child, flush=True)
-sys.stdin.readline()
-os.kill(child, signal.SIGTERM)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-def test_only_the_process_that_started_it_ends_a_loading_process_with_sigterm() -> None:
-    command = [sys.executable, "-c", LOADING.format(root=str(ROOT))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        first, second = parent.stdout.readline(), parent.stdout.readline()
-        child = int(first if second == "ready\n" else second)
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):
-            os.kill(child, number)
-        time.sleep(0.3)
-        assert Path(f"/proc/{child}/stat").read_text().split()[2] != "Z", "it ended"
-        assert parent.communicate("now\n", timeout=60)[0] == "0\n"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ LEVELS = [
         "interruption",
         "exchange",
     },
-    {"utils", "downloads", "modeling_vqnsp", "modeling_pretrain", "modeling_finetune", "labelled_files"},
+    {"utils", "downloads", "loading", "modeling_vqnsp", "modeling_pretrain", "modeling_finetune", "labelled_files"},
     {"scans", "fingerprint", "run_log"},
     {"optim_factory", "eeg_data"},
     {"labelled_data", "training_state", "code_cache"},
