@@ -222,8 +222,8 @@ def test_a_single_window_and_no_validation_data_are_enough(
     assert [path.name for path in Path("codes").iterdir()] == ["train"]
 
 
-def test_a_loading_process_that_is_no_fork_is_sent_no_codes(filled: Path) -> None:
-    piece = code_cache.Piece(0, 0, 4, 4)
+def test_a_loading_process_is_sent_no_codes(filled: Path) -> None:
+    piece = code_cache.Piece(0, 0, 0, 4, 4)
     codes = code_cache.CachedCodes(filled / "train", [piece])
     expected = pieces(filled / "train", 0)[0]
     assert codes(0, 2).tolist() == expected[2].tolist() and len(codes._maps) == 1
