@@ -7,6 +7,7 @@ imported, while the run builds its model, and has one thread. Python itself star
 
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.process
 import multiprocessing.resource_tracker
 import os
 import signal
@@ -59,6 +60,14 @@ def begin_loading(run: int, _: int = 0) -> None:
     if hasattr(signal, "sigwaitinfo"):  # elsewhere SIGTERM ends it whoever sends it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_wait_for_end, args=(run,), daemon=True).start()
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    """End this process when its run has been killed: else it and the server would wait for each other."""
+    parent.join()
+    os._exit(1)
 
 
 def _wait_for_end(run: int) -> None:

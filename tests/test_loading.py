@@ -69,6 +69,40 @@ if __name__ == "__main__":
 """
 
 
+KILLED = """
+import multiprocessing.forkserver, os, sys, time
+sys.path.insert(0, {root!r})
+from loading import begin_loading, context
+def load(run, end):
+    begin_loading(run)
+    end.send(os.getpid())
+    time.sleep(600)
+if __name__ == "__main__":
+    made = context()
+    ours, theirs = made.Pipe()
+    made.Process(target=load, args=(os.getpid(), theirs)).start()
+    print(ours.recv(), multiprocessing.forkserver._forkserver._forkserver_pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def wait_until_gone(process: int) -> None:
+    end = time.monotonic() + 30
+    while time.monotonic() < end and Path(f"/proc/{process}").exists():
+        time.sleep(0.05)
+    assert not Path(f"/proc/{process}").exists()
+
+
+def test_nothing_is_left_of_a_run_that_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(KILLED.format(root=str(ROOT)))
+    with subprocess.Popen([sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        loading, server = map(int, run.stdout.readline().split())
+        run.kill()
+    wait_until_gone(loading)
+    wait_until_gone(server)
+
+
 def test_signals_to_the_whole_job_leave_the_server_alone_and_it_ends_with_the_run(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SERVER.format(root=str(ROOT)))
     command = [sys.executable, tmp_path / "script.py"]
@@ -78,10 +112,7 @@ def test_signals_to_the_whole_job_leave_the_server_alone_and_it_ends_with_the_ru
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             os.kill(server, number)
         assert run.communicate("go on\n", timeout=60)[0] == "0\n"
-    end = time.monotonic() + 20
-    while time.monotonic() < end and Path(f"/proc/{server}").exists():
-        time.sleep(0.05)
-    assert not Path(f"/proc/{server}").exists()
+    wait_until_gone(server)
 
 
 LOADING = """
