@@ -224,7 +224,7 @@ def _look(eeg: np.ndarray, starts: np.ndarray, run: int) -> tuple[np.ndarray, ..
 
 def warnings(quality: Quality) -> list[str]:
     """What is worth a warning in a scan of signals that should be EEG in uV: full sentences with numbers."""
-    found = _unit(quality)
+    found = unit_warnings(quality)
     seconds, invalid = len(quality.valid), int((~quality.valid).sum())
     if invalid > MANY_INVALID * seconds:
         found.append(
@@ -245,7 +245,8 @@ def warnings(quality: Quality) -> list[str]:
     return found
 
 
-def _unit(quality: Quality) -> list[str]:
+def unit_warnings(quality: Quality) -> list[str]:
+    """What the amplitudes say about the unit: nothing, or that it is another one than uV."""
     median = _percentile(np.concatenate([[0], quality.histogram[1:]]), 50)  # zeros are of no unit
     if median is None or LIKELY[0] <= median <= LIKELY[1]:
         return []

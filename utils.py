@@ -242,7 +242,7 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     """
     rank = int(os.environ.get("RANK", 0))
     log_to_terminal(logging.INFO if rank == 0 else logging.WARNING)
-    device = _device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
+    device = find_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
     _check_flags(args)
     if rank == 0:  # the others write nothing, and on other machines may not be able to
         for flag, folder in (("output_dir", args.output_dir), ("log_dir", args.log_dir)):
@@ -317,7 +317,8 @@ def _in_words(error: Exception, processes: int) -> InputError | None:
     return None
 
 
-def _device(name: str, local_rank: int) -> torch.device:
+def find_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of a --device. Raises UsageError if it is none, or not there."""
     try:
         device = torch.device(name)
     except RuntimeError as error:

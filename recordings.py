@@ -1,0 +1,378 @@
+"""Recordings on their way to a trained model: windows of EEG at 200 Hz in uV, read when they are needed.
+
+What MNE reads goes through the pipeline of `dataset_maker`, unless the caller says that it has been through one; our
+HDF5 files and arrays are taken as they are. Without torch.
+"""
+
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import mne
+import numpy as np
+
+from dataset_maker.common import FilterSettings, Pipeline, check_header, prepare, read_raw
+from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
+from electrodes import resolve
+from errors import InputError, UsageError
+from hdf5_files import SUFFIXES, open_file, readable
+from labelled_files import LabelledFile, Samples, read_eeg, read_labelled, read_samples
+from pretraining_files import (
+    MAX_SECONDS,
+    SAMPLING_RATE,
+    Recording,
+    covered,
+    default_window,
+    read_recordings,
+    seconds_of,
+    stretches,
+)
+from quality import Quality, SignalScan, amplitude_histogram, unit_warnings
+from scans import complete_recordings, complete_samples
+
+logger = logging.getLogger(__name__)
+
+IN_MEMORY = 64 << 20  # bytes of a prepared signal; a longer one waits in a temporary file
+BLOCK_BYTES = 64 << 20  # of a recording in float64 that is filtered as a whole
+
+
+@dataclass(frozen=True)
+class Options:
+    """How recordings become windows."""
+
+    pipeline: Pipeline = field(default_factory=lambda: Pipeline(block_bytes=BLOCK_BYTES))
+    prepared: bool = False  # True: what MNE reads has been filtered and resampled already
+    scale: float | None = None  # factor on the values; None: 1, and amplitudes that no EEG in uV has are refused
+    window: int | None = None  # s; None: as many as 256 patches allow, 16 at most
+    stride: float | None = None  # s; None: the window
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for values that cannot be."""
+        if self.window is not None and not 1 <= self.window <= MAX_SECONDS:
+            raise UsageError(f"--window {self.window}: allowed are 1 to {MAX_SECONDS} whole seconds")
+        if self.stride is not None and not 1 / SAMPLING_RATE <= self.stride < math.inf:
+            raise UsageError(f"--stride {self.stride:g}: must be a number of seconds from {1 / SAMPLING_RATE:g}")
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale):
+            raise UsageError(f"--scale {self.scale:g}: must be a finite number that is not 0")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one recording, or of a labelled split, in order."""
+
+    where: str  # for messages
+    name: str
+    electrodes: tuple[str, ...]
+    samples: int  # of a window
+    starts: np.ndarray  # (W,) float64, s from the recording's start
+    read: Callable[[int], np.ndarray]  # number -> (N, samples) float32 in uV
+    left_out: int = 0  # windows that touch a second that cannot be used
+    recordings: Sequence[str] = ()  # of each window, where they are of several
+    labels: np.ndarray | None = None  # (W,) class numbers or (W, outputs) targets
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.starts)
+
+    def batch(self, first: int, stop: int) -> np.ndarray:
+        """Some consecutive windows, (windows, N, samples) float32 in uV."""
+        return np.stack([self.read(number) for number in range(first, min(stop, len(self)))])
+
+
+@dataclass(frozen=True)
+class _Signal:
+    """One recording at 200 Hz in uV, from which windows are cut."""
+
+    where: str
+    name: str
+    electrodes: tuple[str, ...]
+    length: int  # samples
+    read: Callable[[int, int], np.ndarray]  # first sample, samples -> (N, samples)
+    valid: np.ndarray  # (seconds,) bool
+
+
+def cut(signal: _Signal, options: Options) -> Windows:
+    """Windows of a recording that touch no second that cannot be used.
+
+    Raises InputError if the recording is shorter than a window or no window is left.
+    """
+    window = options.window * SAMPLING_RATE if options.window else default_window(len(signal.electrodes))
+    stride = round(options.stride * SAMPLING_RATE) if options.stride else window
+    if signal.length < window:
+        raise InputError(
+            f"{signal.where}: lasts {signal.length / SAMPLING_RATE:.2f} s, a window {window // SAMPLING_RATE} s: "
+            f"choose a --window of at most {signal.length // SAMPLING_RATE} s"
+            if signal.length >= SAMPLING_RATE
+            else f"{signal.where}: lasts {signal.length / SAMPLING_RATE:.2f} s, but one patch is 1 s: leave it out"
+        )
+    recording = Recording(Path(), signal.name, signal.electrodes, signal.length, stretches(~signal.valid))
+    runs, left_out = recording.windows(window, stride)
+    numbers = np.concatenate([np.arange(run.start, run.stop) for run in runs]) if runs else np.empty(0, int)
+    if left_out:
+        logger.warning(
+            "%s: %d of %d windows touch seconds that cannot be used (not finite, or all electrodes flat) and are left "
+            "out.",
+            signal.where,
+            left_out,
+            left_out + len(numbers),
+        )
+    if not len(numbers):
+        raise InputError(
+            f"{signal.where}: every window of {window // SAMPLING_RATE} s touches a second that cannot be used (not "
+            "finite, or all electrodes flat): choose a shorter --window, or leave electrodes out with --drop"
+        )
+    first = numbers * stride
+    return Windows(
+        signal.where,
+        signal.name,
+        signal.electrodes,
+        window,
+        first / SAMPLING_RATE,
+        lambda number: signal.read(int(first[number]), window),
+        left_out,
+    )
+
+
+def of_raw(raw: mne.io.BaseRaw, options: Options, *, where: str = "recording", name: str = "recording") -> Windows:
+    """Windows of an MNE recording, which stays as it is. Raises InputError for one that cannot be used."""
+    check_header(raw, where)
+    return cut(_signal_of_raw(raw.copy(), options, where=where, name=name), options)
+
+
+def _signal_of_raw(raw: mne.io.BaseRaw, options: Options, *, where: str, name: str) -> _Signal:
+    """raw: may be changed."""
+    pipeline = options.pipeline
+    if options.prepared:
+        rate = float(raw.info["sfreq"])
+        if not math.isclose(rate, SAMPLING_RATE, rel_tol=1e-6):
+            raise InputError(
+                f"{where}: sampled at {rate:g} Hz, the models take {SAMPLING_RATE} Hz: leave --prepared out, or "
+                "resample it"
+            )
+        settings = FilterSettings(l_freq=None, h_freq=None, notch=None, sampling_rate=None)
+        pipeline = replace(pipeline, filter=settings)
+    prepared = prepare(raw, pipeline, where=where, store=_place)
+    for note in prepared.report["notes"]:
+        logger.warning("%s: %s.", where, note)
+    factor = _factor(options, prepared.quality, where)
+    eeg, electrodes = prepared.eeg, tuple(prepared.electrodes)
+
+    def read(start: int, samples: int) -> np.ndarray:
+        return eeg[:, start : start + samples] * factor
+
+    return _Signal(where, name, electrodes, prepared.length, read, prepared.quality.valid)
+
+
+def _place(electrodes: Sequence[str], rate: float, length: int) -> Any:
+    """Where a prepared signal goes, (N, length) float32: memory, or a temporary file that goes with the last reader."""
+    shape = len(electrodes), length
+    if 4 * math.prod(shape) <= IN_MEMORY:
+        return np.empty(shape, dtype=np.float32)
+    file = h5py.File(tempfile.TemporaryFile(), "w")  # noqa: SIM115 # it goes with the last that reads from it
+    return file.create_dataset("eeg", shape, np.float32, chunks=(shape[0], 10 * SAMPLING_RATE))
+
+
+def _factor(options: Options, seen: Quality, where: str) -> np.float32:
+    """What values are multiplied with. Raises InputError for amplitudes that no EEG in uV has."""
+    if options.scale is not None:
+        return np.float32(options.scale)
+    for text in unit_warnings(seen):
+        raise InputError(f"{where}: {text} Give the factor with --scale (1: they are right as they are)")
+    return np.float32(1)
+
+
+def of_epochs(epochs: mne.BaseEpochs, options: Options, *, where: str = "epochs") -> Windows:
+    """Windows of MNE epochs: as many as fit into each; times count from the recording's first sample."""
+    info = epochs.info
+    onsets = epochs.events[:, 0] / info["sfreq"] + epochs.tmin
+    signals: list[_Signal] = []
+    for data in epochs.get_data(copy=True):
+        raw = mne.io.RawArray(data, info, verbose="error")
+        signals.append(_signal_of_raw(raw, options, where=f"{where}, epoch {len(signals)}", name="epochs"))
+    if not signals:
+        raise InputError(f"{where}: there is no epoch")
+    return _of_parts(signals, onsets, options)
+
+
+def _of_parts(signals: Sequence[_Signal], onsets: np.ndarray, options: Options) -> Windows:
+    """Windows of several equally long pieces of one recording, each cut by itself. onsets: (pieces,) s."""
+    first = signals[0]
+    if options.window is None:  # else the shortest whole number of seconds that all have
+        longest = min(default_window(len(first.electrodes)), first.length) // SAMPLING_RATE
+        options = replace(options, window=max(1, longest))
+    found = [cut(signal, options) for signal in signals]
+    owners = np.repeat(np.arange(len(found)), [len(part) for part in found])
+    inside = np.concatenate([np.arange(len(part)) for part in found])
+    return replace(
+        found[0],
+        starts=np.concatenate([part.starts + onset for part, onset in zip(found, onsets, strict=True)]),
+        read=lambda number: found[owners[number]].read(int(inside[number])),
+        left_out=sum(part.left_out for part in found),
+    )
+
+
+def of_array(eeg: np.ndarray, electrodes: Sequence[str] | None, options: Options, *, where: str = "array") -> Windows:
+    """Windows of an array in uV at 200 Hz, taken as it is: (N, time), or (pieces, N, time) of one recording.
+
+    Raises InputError for another shape, unknown electrodes, values that are not finite and unlikely units.
+    """
+    if eeg.ndim not in (2, 3) or eeg.dtype.kind not in "fiu" or not eeg.size:
+        raise InputError(
+            f"{where}: {eeg.dtype} of shape {eeg.shape}; expected numbers (electrodes, time) or (pieces, electrodes, "
+            f"time), in uV at {SAMPLING_RATE} Hz"
+        )
+    names = _canonical(electrodes, eeg.shape[-2], where)
+    pieces = np.asarray(eeg if eeg.ndim == 3 else eeg[None])
+    bad = np.argwhere(~np.isfinite(pieces))
+    if len(bad):
+        _, row, sample = bad[0]
+        raise InputError(
+            f"{where}: {len(bad)} values are NaN or infinite, the first one of {names[row]} at "
+            f"{sample / SAMPLING_RATE:.2f} s: bridge them, or cut that stretch out"
+        )
+    length = pieces.shape[-1]
+    valid = np.ones(seconds_of(length), bool)
+    histogram = np.sum([amplitude_histogram(piece) for piece in pieces], axis=0)
+    factor = _factor(options, Quality(valid, {}, {}, {}, histogram), where)
+
+    def signal(piece: np.ndarray) -> _Signal:
+        return _Signal(
+            where,
+            "array",
+            names,
+            length,
+            lambda start, samples: _float32(piece[:, start : start + samples]) * factor,
+            valid,
+        )
+
+    return _of_parts([signal(piece) for piece in pieces], np.arange(len(pieces)) * length / SAMPLING_RATE, options)
+
+
+def _float32(eeg: np.ndarray) -> np.ndarray:
+    return eeg.astype(np.float32, copy=False)
+
+
+def _canonical(electrodes: Sequence[str] | None, rows: int, where: str) -> tuple[str, ...]:
+    if electrodes is None:
+        raise InputError(f"{where}: an array does not say which electrodes it is of: name them with electrodes=[...]")
+    if len(electrodes) != rows:
+        raise InputError(f"{where}: {len(electrodes)} electrode names for {rows} rows of EEG")
+    resolution = resolve(list(electrodes), where=where)
+    if resolution.dropped:
+        raise InputError(f"{where}: not EEG by their names: {', '.join(resolution.dropped)}; leave these rows out")
+    return tuple(resolution.kept.values())
+
+
+Opener = Callable[[], Windows]
+
+
+def find(inputs: Sequence[Path], options: Options, *, split: str | None = None) -> Iterator[tuple[str, Opener]]:
+    """Every recording of these files and folders: where it is, and what opens it (raising InputError if it cannot).
+
+    Files are what MNE reads, or HDF5 of ours; labelled ones give one entry for each split, or for `split` only.
+    """
+    paths = find_files(inputs, (*RECORDINGS, *SUFFIXES))
+    raws = [path for path in paths if path.suffix.lower() not in SUFFIXES]
+    names = dict(zip(raws, unique_names([path.stem for path in raws], raws), strict=True))
+    for path in paths:
+        if path in names:
+            yield str(path), partial(_open_raw, path, names[path], options)
+        else:
+            yield from _find_in_hdf5(path, options, split)
+
+
+def _open_raw(path: Path, name: str, options: Options) -> Windows:
+    raw = read_raw(path)
+    check_header(raw, str(path))
+    return cut(_signal_of_raw(raw, options, where=str(path), name=name), options)
+
+
+def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[tuple[str, Opener]]:
+    """Recordings or splits of one file; a file that cannot be read is one entry that says so when it is opened."""
+    try:
+        file = open_file(path)
+        with readable(path):
+            labelled = "task" in file.attrs
+        if not labelled:
+            recordings, _ = complete_recordings(read_recordings(path))
+            for recording in recordings:
+                yield recording.where, partial(_open_recording, recording, options)
+            return
+        description = read_labelled(path)
+        for name in (split,) if split else description.splits:
+            yield f"{path}, group {name}", partial(_open_split, description, name, options)
+    except InputError as error:
+        yield str(path), partial(_failed, error)
+
+
+def _failed(error: InputError) -> Windows:
+    raise error
+
+
+def _open_recording(recording: Recording, options: Options) -> Windows:
+    names = _canonical(recording.montage, len(recording.montage), recording.where)
+    invalid = covered(recording.invalid or (), seconds_of(recording.length))
+    quality = recording.quality()
+    if quality is None:
+        scan = SignalScan(names, SAMPLING_RATE)
+        for block in recording.blocks():
+            scan.add(block)
+        quality = scan.result()
+    factor = _factor(options, quality, recording.where)
+
+    def read(start: int, samples: int) -> np.ndarray:
+        return recording.read(start, samples) * factor
+
+    name = plain_name(recording.name)
+    return cut(_Signal(recording.where, name, names, recording.length, read, ~invalid), options)
+
+
+def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
+    """The samples of a split are its windows, whatever `options` says of them."""
+    where = f"{file.path}, group {split}"
+    if split not in file.splits:
+        raise InputError(f"{file.path}: has no group {split}, only {', '.join(file.splits)}; correct --split")
+    parts = complete_samples(
+        {split: read_samples(file, split)}, montage=file.montage, seconds=file.seconds, thorough=True
+    )
+    names = _canonical(file.montage, len(file.montage), where)
+    samples = LabelledSamples(parts[split])
+    if not len(samples.rows):
+        raise InputError(f"{where}: no sample can be used: make the file again")
+    factor = _factor(options, Quality.merged(part.quality for part in parts[split] if part.quality is not None), where)
+    return Windows(
+        where,
+        split,
+        names,
+        file.seconds * SAMPLING_RATE,
+        np.zeros(len(samples.rows)),
+        lambda number: samples.read(number) * factor,
+        samples.left_out,
+        samples.recordings,
+        samples.labels,
+        file.classes,
+    )
+
+
+class LabelledSamples:
+    """The samples of a split that hold no invalid second, shard after shard."""
+
+    def __init__(self, parts: Sequence[Samples]) -> None:
+        """parts: all of the split, which know their valid seconds."""
+        usable = [np.ones(len(part), bool) if part.valid is None else part.valid.all(axis=1) for part in parts]
+        self.rows = [(part, int(row)) for part, keep in zip(parts, usable, strict=True) for row in np.flatnonzero(keep)]
+        self.left_out = sum(map(len, parts)) - len(self.rows)
+        self.labels = np.array([part.labels[row] for part, row in self.rows])
+        self.recordings = [plain_name(part.recordings[row]) for part, row in self.rows]
+
+    def read(self, number: int) -> np.ndarray:
+        """One sample, (N, samples) float32 in uV."""
+        part, row = self.rows[number]
+        return read_eeg(part.path, part.split, row)

@@ -1,0 +1,164 @@
+"""Use a trained model on recordings: whatever MNE reads, or HDF5 of dataset_maker.
+
+  embed        features of patches, electrodes or windows (stages 2 and 3)
+  tokenize     the code of every patch (stage 1)
+  reconstruct  true spectra and those that the codes stand for (stage 1)
+  predict      class probabilities of every window and recording (stage 3)
+  export       the weights in another layout
+
+`run_inference.py VERB --help` lists the flags.
+"""
+
+import argparse
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import conversion
+import numpy as np
+import torch
+
+import inference
+import inference_plots
+from dataset_maker import common
+from errors import ArgumentParser, InputError, UsageError, one_line, run_script
+from inference_files import Results, check_output
+from labelled_files import SPLITS
+from progress import log_to_terminal
+from recordings import BLOCK_BYTES, Options, Windows, find
+from version import code_version
+
+logger = logging.getLogger(__name__)
+
+
+def get_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=ArgumentParser)
+    plots = {
+        "embed": "t-SNE of the windows' features, coloured by label or recording",
+        "reconstruct": "true and predicted spectra",
+        "predict": "the signal and the prediction over time, a picture for each recording",
+    }
+    for verb in inference.STAGES:
+        words = getattr(inference.Model, verb).__doc__
+        sub = verbs.add_parser(verb, help=words.splitlines()[0], description=words)
+        _add_arguments(sub, plots.get(verb))
+        if verb == "embed":
+            sub.add_argument("--pool", choices=inference.POOLS, default="patches", help="features of what")
+        sub.set_defaults(run=infer)
+    export = verbs.add_parser("export", help="the weights in another layout", description=conversion.__doc__)
+    conversion.add_arguments(export)
+    export.set_defaults(run=conversion.run)
+    return parser.parse_args()
+
+
+def _add_arguments(parser: argparse.ArgumentParser, plot: str | None) -> None:
+    """Flags of the verbs that read recordings."""
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of stage 1, 2 or 3")
+    parser.add_argument(
+        "--input", type=Path, nargs="+", required=True, metavar="RECORDING", help="files, or folders of them"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".npz, .hdf5, .h5 or .csv")
+    if plot:
+        parser.add_argument("--plot", type=Path, metavar="FILE.png", help=plot)
+    parser.add_argument("--split", choices=SPLITS, help="of labelled HDF5 (default: all)")
+    windows = parser.add_argument_group("windows")
+    windows.add_argument("--window", type=int, metavar="SECONDS", help="(default: the classifier's; 256 patches)")
+    windows.add_argument("--stride", type=float, metavar="SECONDS", help="from window to window (default: the window)")
+    windows.add_argument("--scale", type=float, metavar="FACTOR", help="on the values, where their unit is not uV")
+    windows.add_argument("--prepared", action="store_true", help="signals are filtered and at 200 Hz already")
+    parser.add_argument("--batch_size", type=int, default=inference.BATCH, help="windows at a time")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    common.add_filter_arguments(parser)
+    common.add_name_arguments(parser)
+
+
+def infer(args: argparse.Namespace) -> None:
+    """Run a verb on every recording; raises InputError at the end if any was left out."""
+    plot = getattr(args, "plot", None)
+    if args.batch_size < 1:
+        raise UsageError(f"--batch_size {args.batch_size}: must be at least 1")
+    check_output(args.output)
+    pipeline = common.build_pipeline(args, dtype="float32", block_bytes=BLOCK_BYTES)
+    model = inference.load(args.checkpoint, device=args.device)
+    model.check(args.verb)
+    options = Options(pipeline, args.prepared, args.scale, args.window or model.description.window_seconds or None, args.stride)
+    found = list(find(args.input, options, split=args.split))
+    picture = inference_plots.picture(args.verb, plot, many=len(found) > 1) if plot else None
+    failed = []
+    with Results(_description(args, model)) as results:
+        for where, opened in found:
+            try:
+                windows = opened()
+                _one(args, model, windows, results, picture)
+            except UsageError:
+                raise
+            except InputError as error:
+                failed.append(where)
+                logger.error("left out: %s", one_line(error))
+        if not len(results):
+            raise InputError(f"none of {len(found)} recording(s) could be used, nothing is written: see above")
+        results.write(args.output)
+        if picture:
+            picture.finish()
+        logger.info("%d recording(s) in %s", len(results), args.output)
+    if failed:
+        raise InputError(f"{len(failed)} of {len(found)} recordings are left out of {args.output}: see above")
+
+
+def _one(
+    args: argparse.Namespace, model: inference.Model, windows: Windows, results: Results, picture: Any | None
+) -> None:
+    """Run the verb on one recording, or leave no trace of it."""
+    group = results.begin(windows)
+    sums: list[np.ndarray] = []
+    try:
+        if args.verb == "predict":
+            group.attrs["outputs"] = list(model.classes)
+        batches = model.batches(
+            args.verb, windows, batch_size=args.batch_size, pool=getattr(args, "pool", "patches"), visible=True
+        )
+        for part, arrays in batches:
+            results.add(group, part, arrays, len(windows))
+            if args.verb == "predict":
+                sums.append(arrays["probabilities"].sum(axis=0, dtype=np.float64))
+            if picture:
+                picture.add(windows, part, arrays)
+        if sums:
+            mean = np.sum(sums, axis=0) / len(windows)
+            group["recording_probabilities"] = mean
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in zip(model.classes, mean, strict=True))
+            logger.info("%s, %d windows: %s", windows.name, len(windows), shown)
+        if picture:
+            picture.end(windows, model)
+    except BaseException:
+        results.remove(group)
+        raise
+
+
+def _description(args: argparse.Namespace, model: inference.Model) -> dict[str, Any]:
+    """How the results were made."""
+    return {
+        "verb": args.verb,
+        "checkpoint": args.checkpoint.name,
+        "model": model.description.model,
+        "code_version": code_version(),
+        "sampling_rate": 200.0,
+        **({"pool": args.pool} if args.verb == "embed" else {}),
+        "pipeline": "as it is"
+        if args.prepared
+        else {name: getattr(args, name) for name in ("l_freq", "h_freq", "notch")},
+    }
+
+
+def main(args: argparse.Namespace) -> None:
+    """Do what the verb says."""
+    log_to_terminal(logging.INFO)
+    function: Callable[[argparse.Namespace], None] = args.run
+    function(args)
+
+
+if __name__ == "__main__":
+    run_script(main, get_args())
