@@ -175,11 +175,18 @@ def merged(model: NeuralTransformer) -> NeuralTransformer:
     return whole
 
 
-def save_merged(model: NeuralTransformer, args: argparse.Namespace, run: Run, epoch: int) -> None:
-    """Write a classifier with LoRA as one without, model-merged.pth, for --finetune and --eval."""
+def save_merged(
+    model: NeuralTransformer, args: argparse.Namespace, run: Run, epoch: int, *, data_set: dict[str, Any] | None = None
+) -> None:
+    """Write a classifier with LoRA as one without, model-merged.pth, for --finetune and --eval.
+
+    data_set: what it says of the data, as a run's checkpoints do.
+    """
 
     def write() -> None:
         state = {"model": merged(model).state_dict(), "epoch": epoch, "stage": "classifier", "args": plain(vars(args))}
+        if data_set is not None:
+            state["data_set"] = data_set
         checkpoints.save(state, run.output_dir / "model-merged.pth")
 
     run.on_first(write)

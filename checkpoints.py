@@ -3,7 +3,7 @@
 Beside each stands its SHA-256 in `<name>.sha256`, as `sha256sum` writes it. A file without one (copied, or of the
 released code) is checked by the CRC-32 of its parts. A file is a dict with `model`, `optimizer`, `epoch`, `scaler`,
 `args` and what exact resumption needs. Files of the released code (an argparse Namespace under `args`, numpy scalars
-in the optimizer) load too.
+in the optimizer) load too, and safetensors files, which hold weights and texts only.
 """
 
 import argparse
@@ -14,12 +14,13 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from errors import InputError
@@ -56,7 +57,23 @@ def save(state: dict[str, Any], path: str | Path, *, keep: str | Path | None = N
 
     keep: new name of the file that is there already.
     """
-    path = Path(path)
+
+    def write(part: Path) -> None:
+        try:
+            torch.save(state, part)
+        except RuntimeError as error:  # how torch's writer reports a full disk or a folder that is none
+            if any(sign in str(error) for sign in WRITE_FAILED):
+                raise OSError(f"torch: {str(error).splitlines()[0]}") from error
+            raise
+
+    write_verified(Path(path), write, keep=keep)
+
+
+def write_verified(path: Path, write: Callable[[Path], None], *, keep: str | Path | None = None) -> None:
+    """Let `write` make a file aside, flush it to the disk, then rename it; its SHA-256 stands beside. keep: as above.
+
+    Raises UsageError where `write` raises OSError.
+    """
 
     def announce(part: Path) -> None:
         if keep is not None and path.is_file():
@@ -66,12 +83,7 @@ def save(state: dict[str, Any], path: str | Path, *, keep: str | Path | None = N
     with written_aside(path, before=announce) as part:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        try:
-            torch.save(state, part)
-        except RuntimeError as error:  # how torch's writer reports a full disk or a folder that is none
-            if any(sign in str(error) for sign in WRITE_FAILED):
-                raise OSError(f"torch: {str(error).splitlines()[0]}") from error
-            raise
+        write(part)
     _write_digests(path, _digests(path)[:1])
 
 
@@ -120,7 +132,7 @@ def _verify(path: Path) -> None:
     if digests:
         found = sha256(path)
         # A file that was copied or renamed over another is whole as well.
-        beside = [digest for other in path.parent.glob("*.pth.sha256") for digest in _listed(other)]
+        beside = [digest for other in path.parent.glob("*.sha256") for digest in _listed(other)]
         if found not in digests and found not in beside:
             raise InputError(
                 f"{path} is damaged: its SHA-256 is not the one in {digest_path(path).name} (which may be deleted if "
@@ -141,7 +153,10 @@ def _verify(path: Path) -> None:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU without executing pickled code. Raises InputError if it is none, or damaged."""
+    """Read a checkpoint onto the CPU without executing pickled code. Raises InputError if it is none, or damaged.
+
+    Of a safetensors file `model` are the tensors and `metadata` its texts.
+    """
     path = Path(path)
     if path.is_dir():
         found = sorted(path.glob("checkpoint*.pth"))
@@ -150,6 +165,8 @@ def read(path: str | Path) -> dict[str, Any]:
         raise InputError(f"checkpoint {path} does not exist{_nearest(path)}")
     try:
         _verify(path)
+        if _is_safetensors(path):
+            return _read_safetensors(path)
         with torch.serialization.safe_globals(SAFE_TYPES):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
@@ -160,6 +177,18 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise InputError(f"{path} is no checkpoint: it holds a {type(state).__name__}, expected a dict with `model`")
     return state
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is one by its name or, after the length of its JSON header, by that header's first character."""
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it cannot be iterated over)
+        return {"model": tensors, "metadata": dict(file.metadata() or {})}
 
 
 def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -257,6 +286,20 @@ def model_state(state: dict[str, Any], where: str | Path) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in weights.items()}
 
 
+def averaged_state(state: dict[str, Any], where: str | Path) -> dict[str, Tensor]:
+    """The averaged weights (--model_ema) of a run's checkpoint. Raises InputError where there are none."""
+    extras = state.get("extras")
+    if not isinstance(extras, dict) or "model_ema" not in extras:
+        raise InputError(f"{where} holds no averaged weights: take its own (no --model_ema), or train with --model_ema")
+    return model_state({"model": extras["model_ema"]}, where)
+
+
+def check_merged(weights: Iterable[str], where: str | Path) -> None:
+    """Raise InputError for a run's checkpoint with LoRA adapters, whose matrices are not yet merged."""
+    if any(".lora_A." in key for key in weights):
+        raise InputError(f"{where} holds LoRA adapters beside its matrices: use model-merged.pth of the same folder")
+
+
 def stage_of(weights: Iterable[str]) -> str | None:
     """Recognise the stage that a state dict belongs to from its keys: a key of STAGES, or None."""
     keys = set(weights)
@@ -267,7 +310,7 @@ def stage_of(weights: Iterable[str]) -> str | None:
     return "classifier" if {"cls_token", "patch_embed.conv1.weight"} <= keys else None
 
 
-def check_stage(weights: dict[str, Tensor], stage: Iterable[str], where: str | Path) -> None:
+def check_stage(weights: Mapping[str, Tensor], stage: Iterable[str], where: str | Path) -> None:
     """Raise InputError unless the weights are of one of these stages."""
     found, wanted = stage_of(weights), list(stage)
     if found not in wanted:

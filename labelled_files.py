@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -54,6 +55,17 @@ class LabelledFile:
     def outputs(self) -> int:
         """Outputs of a head: one for two classes."""
         return 1 if self.task == "binary" else len(self.classes)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the checkpoint of a classifier says of the set that it was trained on, in plain values."""
+        return {
+            "name": self.name,
+            "task": self.task,
+            "classes": list(self.classes),
+            "electrodes": list(self.montage),
+            "window_seconds": self.seconds,
+        }
 
 
 @dataclass(frozen=True)

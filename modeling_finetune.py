@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import checkpoints
 from electrodes import PUBLISHED_ELECTRODES
 from errors import InputError
 from layers import LAYER_NORM_EPS, Channels, TemporalConv, Trunk, register_sizes
@@ -136,8 +137,7 @@ def load_pretrained(model: NeuralTransformer, state: dict[str, Tensor], *, where
     unexpected and dropped key is reported. Raises InputError, naming the first keys, where other shapes differ, and
     for a run's checkpoint with LoRA adapters, whose matrices are not yet merged.
     """
-    if any(".lora_A." in key for key in state):
-        raise InputError(f"{where} holds LoRA adapters beside its matrices: use model-merged.pth of the same folder")
+    checkpoints.check_merged(state, where)
     student = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
     report = LoadReport(dropped=[key for key in state if student and not key.startswith("student.")])
     own = model.state_dict()

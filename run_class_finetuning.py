@@ -196,7 +196,14 @@ def main(args: argparse.Namespace) -> None:
         }
         same = fingerprint(args, run, data=loaders.summary(), meant=meant)
         state = training_state.TrainingState(
-            model, update, run, args, stage="classifier", extras=extras, fingerprint=same
+            model,
+            update,
+            run,
+            args,
+            stage="classifier",
+            extras=extras,
+            fingerprint=same,
+            data_set=file.description,
         )
         with run.interruption.listening():
             fine_tune(state, loaders, evaluation, args, ema)
@@ -232,7 +239,7 @@ def fine_tune(
             stats, selected = evaluation(judged, epoch)
             evaluation.selected.last = stats
         if selected and args.lora is not None and args.save_ckpt:
-            adaptation.save_merged(judged, args, run, epoch)
+            adaptation.save_merged(judged, args, run, epoch, data_set=state.data_set)
         state.finish_epoch(epoch, stats, best=selected)
         epoch += 1
     if run.is_main and best.epoch is not None:

@@ -42,12 +42,8 @@ def load_for_evaluation(
     kept = [run.output_dir / name for name in (checkpoints.BEST, checkpoints.LATEST)]
     path = run.on_first(lambda: args.resume or next((path for path in kept if path.is_file()), kept[-1]))
     state = run.on_first(lambda: checkpoints.read(path))
-    weights = checkpoints.model_state(state, path)
-    checkpoints.check_stage(weights, [stage], path)
-    if averaged:
-        if "model_ema" not in state.get("extras", {}):
-            raise InputError(f"{path} holds no averaged weights: leave out --model_ema or train with it")
-        weights = checkpoints.model_state({"model": state["extras"]["model_ema"]}, path)
+    checkpoints.check_stage(checkpoints.model_state(state, path), [stage], path)
+    weights = checkpoints.averaged_state(state, path) if averaged else checkpoints.model_state(state, path)
     checkpoints.load_strictly(model, weights, where=str(path))
     logger.info("Evaluating %s.", path)
     epoch = state.get("epoch", 0)
@@ -67,14 +63,16 @@ class TrainingState:
         stage: str,
         extras: dict[str, Any] | None = None,
         fingerprint: Fingerprint | None = None,
+        data_set: dict[str, Any] | None = None,
     ) -> None:
         """stage: a key of checkpoints.STAGES; extras: further things with state_dict and load_state_dict, by name.
 
         fingerprint: what decides the run's numbers; without one nothing is compared on resumption.
+        data_set: what checkpoints say of a classifier's data, for those who use it; nothing depends on it here.
         """
         self.model, self.update, self.run, self.stage = model, update, run, stage
         self.extras = extras or {}
-        self.fingerprint = fingerprint
+        self.fingerprint, self.data_set = fingerprint, data_set
         self.epochs = args.epochs
         self.flags = plain(vars(args))
         self.save_every = args.save_ckpt_freq if args.save_ckpt else None
@@ -362,6 +360,8 @@ class TrainingState:
             "resumed_from": self.resumed_from,
             "fingerprint": self.fingerprint,
         }
+        if self.data_set is not None:
+            state["data_set"] = self.data_set
         folder = self.run.output_dir
         for name in names:
             before = folder / checkpoints.BEST_BEFORE if name == checkpoints.BEST else None
