@@ -18,13 +18,12 @@ from typing import Any
 import mne
 import numpy as np
 import torch
-import weights
 from einops import rearrange, reduce
 from torch import Tensor, nn
 from tqdm import tqdm
-from weights import Description
 
 import checkpoints
+import weights
 from dataset_maker.common import Pipeline
 from eeg_data import UNIT
 from electrodes import embedding_rows
@@ -33,6 +32,7 @@ from layers import PATCH_SAMPLES
 from modeling_vqnsp import VQNSP, spectrum_targets
 from recordings import BLOCK_BYTES, Options, Windows, of_array, of_epochs, of_raw
 from utils import find_device
+from weights import Description
 
 BATCH = 32  # windows
 POOLS = ("patches", "electrodes", "mean")
@@ -219,7 +219,11 @@ class Model:
         EEG in uV has are refused. Raises InputError for recordings that cannot be used.
         """
         options = Options(
-            pipeline or Pipeline(block_bytes=BLOCK_BYTES), prepared, scale, window or self.description.window_seconds or None, stride
+            pipeline or Pipeline(block_bytes=BLOCK_BYTES),
+            prepared,
+            scale,
+            window or self.description.window_seconds or None,
+            stride,
         )
         if isinstance(eeg, mne.io.BaseRaw):
             return of_raw(eeg, options)
@@ -235,7 +239,7 @@ class Model:
 
     def _whole(
         self, verb: str, eeg: Any, batch_size: int, options: dict[str, Any], **more: Any
-    ) -> tuple[Windows, Arrays]:
+    ) -> tuple[Windows, dict[str, Any]]:
         self.check(verb)
         windows = eeg if isinstance(eeg, Windows) else self.windows(eeg, **options)
         parts = [arrays for _, arrays in self.batches(verb, windows, batch_size=batch_size, **more)]
@@ -244,12 +248,12 @@ class Model:
     def tokenize(self, eeg: Any, *, batch_size: int = BATCH, **options: Any) -> Codes:
         """Code of every patch, by a tokenizer."""
         windows, found = self._whole("tokenize", eeg, batch_size, options)
-        return Codes(*_place(windows), **found)
+        return Codes(**_place(windows), **found)
 
     def reconstruct(self, eeg: Any, *, batch_size: int = BATCH, **options: Any) -> Spectra:
         """True spectrum of every patch, and the one that a tokenizer predicts from the codes."""
         windows, found = self._whole("reconstruct", eeg, batch_size, options)
-        return Spectra(*_place(windows), **found)
+        return Spectra(**_place(windows), **found)
 
     def embed(self, eeg: Any, *, pool: str = "patches", batch_size: int = BATCH, **options: Any) -> Features:
         """Features of a masked model or a classifier, of every patch, or means over time or over time and electrodes.
@@ -257,17 +261,24 @@ class Model:
         The mean over both is what a classifier's head sees, where that takes the mean and not the CLS token.
         """
         windows, found = self._whole("embed", eeg, batch_size, options, pool=pool)
-        return Features(*_place(windows), **found)
+        return Features(**_place(windows), **found)
 
     def predict(self, eeg: Any, *, batch_size: int = BATCH, **options: Any) -> Predictions:
         """Probability of every class, by a classifier, or the values of a regression."""
         windows, found = self._whole("predict", eeg, batch_size, options)
         mean = found["probabilities"].mean(axis=0, dtype=np.float64)
-        return Predictions(*_place(windows), self.classes, **found, recording_probabilities=mean)
+        return Predictions(**_place(windows), classes=self.classes, **found, recording_probabilities=mean)
 
 
-def _place(windows: Windows) -> tuple[str, tuple[str, ...], np.ndarray, float]:
-    return windows.name, windows.electrodes, windows.starts, windows.samples / PATCH_SAMPLES
+def _place(windows: Windows) -> dict[str, Any]:
+    """What all results say of their windows."""
+    seconds = windows.samples / PATCH_SAMPLES
+    return {
+        "recording": windows.name,
+        "electrodes": windows.electrodes,
+        "times": windows.starts,
+        "window": seconds,
+    }
 
 
 def load(path: str | Path, *, device: str = "cpu", averaged: bool = False) -> Model:

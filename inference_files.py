@@ -22,8 +22,8 @@ from recordings import Windows
 
 SUFFIXES = (".npz", ".hdf5", ".h5", ".csv")
 ROWS = 64  # windows copied at a time
+RESULTS = ("codes", "features", "probabilities", "amplitude_error", "phase_error")  # that CSV tables hold
 AXES = ("window", "electrode", "second")  # of arrays by patch
-CSV_LEFT_OUT = ("amplitude", "phase", "predicted_amplitude", "predicted_phase")  # 800 numbers a patch
 
 
 def check_output(path: Path) -> None:
@@ -41,7 +41,7 @@ class Results:
     def __init__(self, description: Mapping[str, Any]) -> None:
         """description: of how they were made; plain JSON values."""
         self._folder = tempfile.TemporaryDirectory()
-        self._file = h5py.File(Path(self._folder.name) / "results.hdf5", "w")
+        self._file = h5py.File(Path(self._folder.name) / "results.hdf5", "w", track_order=True)
         for name, value in description.items():
             self._file.attrs[name] = value if isinstance(value, str | int | float) else json.dumps(value)
 
@@ -64,7 +64,7 @@ class Results:
         while name in self._file:
             number += 1
             name = f"{windows.name}-{number}"
-        group = self._file.create_group(name)
+        group = self._file.create_group(name, track_order=True)
         group.attrs["electrodes"] = list(windows.electrodes)
         group.attrs["window_seconds"] = windows.samples / 200
         group["start_seconds"] = windows.starts
@@ -95,11 +95,32 @@ class Results:
             elif path.suffix.lower() == ".csv":
                 with part.open("w", newline="", encoding="utf-8") as text:
                     _write_csv(self._file, text)
+                self._write_recordings(path)
             else:
                 with h5py.File(part, "w") as file:
                     file.attrs.update(self._file.attrs)
                     for name in self._file:
                         self._file.copy(name, file)
+
+    def _write_recordings(self, path: Path) -> None:
+        """The table of whole recordings, beside that of their windows."""
+        rows = [
+            [name, *values]
+            for group in self._file.values()
+            if "recording_probabilities" in group
+            for name, values in zip(
+                group["recordings"].asstr()[()], group["recording_probabilities"][()].tolist(), strict=True
+            )
+        ]
+        if rows:
+            outputs = next(iter(self._file.values())).attrs["outputs"]
+            with written_aside(recordings_path(path)) as part, part.open("w", newline="", encoding="utf-8") as text:
+                csv.writer(text).writerows([["recording", *outputs], *rows])
+
+
+def recordings_path(path: Path) -> Path:
+    """Where the CSV table of whole recordings goes: beside that of windows, `path`."""
+    return path.with_name(f"{path.stem}-recordings{path.suffix}")
 
 
 def _pieces(data: h5py.Dataset) -> Iterator[np.ndarray]:
@@ -160,10 +181,7 @@ class _Table:
 
     def __init__(self, name: str, group: h5py.Group) -> None:
         self.name, self.group = name, group
-        data = {key: value for key, value in group.items() if key not in ("start_seconds", "recording", "label")}
-        self.data = {
-            key: value for key, value in data.items() if value.ndim and len(value) == len(group["start_seconds"])
-        }
+        self.data = {key: value for key, value in group.items() if key in RESULTS}
         self.depth = 3 if "codes" in self.data else self.data["features"].ndim - 1 if "features" in self.data else 1
         self.labels = group.get("label")
         several = self.labels is not None and self.labels.ndim > 1  # targets of a regression
@@ -178,8 +196,8 @@ class _Table:
                 found += [str(name) for name in self.group.attrs["outputs"]]
             elif key == "features":
                 found += [f"f{number}" for number in range(data.shape[-1])]
-            elif key not in CSV_LEFT_OUT:
-                found.append(key)
+            else:
+                found.append("code" if key == "codes" else key)
         return found
 
     def rows(self) -> Iterator[list[Any]]:
@@ -187,9 +205,8 @@ class _Table:
         starts, electrodes = self.group["start_seconds"][()], [str(name) for name in self.group.attrs["electrodes"]]
         names = self.group["recording"].asstr()[()] if "recording" in self.group else None
         labels = None if self.labels is None else self.labels[()]
-        kept = [key for key in self.data if key not in CSV_LEFT_OUT]
         for first in range(0, len(starts), ROWS):
-            pieces = [self.data[key][first : first + ROWS] for key in kept]
+            pieces = [self.data[key][first : first + ROWS] for key in self.data]
             for offset in range(len(pieces[0])):
                 window = first + offset
                 place = [self.name if names is None else f"{self.name}/{names[window]}", starts[window]]

@@ -58,7 +58,7 @@ class Timeline(_Picture):
         self._clear()
 
     def _clear(self) -> None:
-        self.low = self.high = np.empty(0)
+        self.low = self.high = np.empty((0, 0))
         self.predicted: list[np.ndarray] = []
 
     def add(self, windows: Windows, part: slice, arrays: Arrays) -> None:
@@ -211,7 +211,8 @@ class Map(_Picture):
         for number, name in enumerate(np.unique(groups)):
             mine = groups == name
             color = plt.get_cmap("tab10" if len(np.unique(groups)) <= 10 else "tab20")(number % 20)
-            axis.scatter(*place[mine].T, s=14, color=color, alpha=0.75, linewidth=0, label=f"{name} ({mine.sum()})")
+            x, y = place[mine].T
+            axis.scatter(x, y, s=14, color=color, alpha=0.75, linewidth=0, label=f"{name} ({mine.sum()})")
         axis.set_title(f"t-SNE of the features of {len(features)} windows, by {self.what}", loc="left", fontsize=10)
         axis.set(xticks=[], yticks=[])
         if len(np.unique(groups)) <= 20:

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import conversion
 import numpy as np
 import torch
 
+import conversion
 import inference
 import inference_plots
 from dataset_maker import common
@@ -81,10 +81,11 @@ def infer(args: argparse.Namespace) -> None:
     if args.batch_size < 1:
         raise UsageError(f"--batch_size {args.batch_size}: must be at least 1")
     check_output(args.output)
-    pipeline = common.build_pipeline(args, dtype="float32", block_bytes=BLOCK_BYTES)
+    pipeline = common.build_pipeline(args, block_bytes=BLOCK_BYTES)
     model = inference.load(args.checkpoint, device=args.device)
     model.check(args.verb)
-    options = Options(pipeline, args.prepared, args.scale, args.window or model.description.window_seconds or None, args.stride)
+    window = args.window or model.description.window_seconds or None
+    options = Options(pipeline, args.prepared, args.scale, window, args.stride)
     found = list(find(args.input, options, split=args.split))
     picture = inference_plots.picture(args.verb, plot, many=len(found) > 1) if plot else None
     failed = []
@@ -113,7 +114,7 @@ def _one(
 ) -> None:
     """Run the verb on one recording, or leave no trace of it."""
     group = results.begin(windows)
-    sums: list[np.ndarray] = []
+    means = RecordingMeans(windows)
     try:
         if args.verb == "predict":
             group.attrs["outputs"] = list(model.classes)
@@ -123,19 +124,43 @@ def _one(
         for part, arrays in batches:
             results.add(group, part, arrays, len(windows))
             if args.verb == "predict":
-                sums.append(arrays["probabilities"].sum(axis=0, dtype=np.float64))
+                means.add(part, arrays["probabilities"])
             if picture:
                 picture.add(windows, part, arrays)
-        if sums:
-            mean = np.sum(sums, axis=0) / len(windows)
-            group["recording_probabilities"] = mean
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in zip(model.classes, mean, strict=True))
-            logger.info("%s, %d windows: %s", windows.name, len(windows), shown)
+        if args.verb == "predict":
+            group["recordings"], group["recording_probabilities"] = means.names, means.values
+            if windows.labels is None:
+                shown = zip(model.classes, means.values[0], strict=True)
+                words = ", ".join(f"{name} {value:.3f}" for name, value in shown)
+                logger.info("%s, %d windows: %s", windows.name, len(windows), words)
         if picture:
             picture.end(windows, model)
     except BaseException:
         results.remove(group)
         raise
+
+
+class RecordingMeans:
+    """Means of the windows' probabilities over each recording."""
+
+    def __init__(self, windows: Windows) -> None:
+        """windows: of one recording, or of several where they say so."""
+        each = windows.recordings or [windows.name] * len(windows)
+        names, self._owners = np.unique(np.asarray(each), return_inverse=True)
+        self.names = list(map(str, names))
+        self._sums: np.ndarray | None = None
+
+    def add(self, part: slice, probabilities: np.ndarray) -> None:
+        """Probabilities of some windows, (windows, classes)."""
+        if self._sums is None:
+            self._sums = np.zeros((len(self.names), probabilities.shape[1]))
+        np.add.at(self._sums, self._owners[part], probabilities)
+
+    @property
+    def values(self) -> np.ndarray:
+        """(recordings, classes), in the order of `names`."""
+        assert self._sums is not None, "every recording has a window"
+        return self._sums / np.bincount(self._owners)[:, None]
 
 
 def _description(args: argparse.Namespace, model: inference.Model) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def build_pipeline(args: argparse.Namespace, **fixed: Any) -> Pipeline:
     if not 0 <= trim_end < math.inf:
         raise UsageError(f"--trim_end {trim_end:g}: must be a number of seconds from 0")
     rename = load_rename(args.rename) if getattr(args, "rename", None) else {}
-    pipeline = Pipeline(settings, rename, tuple(getattr(args, "drop", ())), trim_end, args.dtype)
+    pipeline = Pipeline(settings, rename, tuple(getattr(args, "drop", ())), trim_end, getattr(args, "dtype", "float32"))
     return replace(pipeline, **fixed)
 
 
