@@ -432,6 +432,8 @@ def rewritten(path: Path, texts: dict[str, str], **changed: Tensor) -> Path:
         ({"data_set": "3"}, "its entry data_set"),
         ({"time_embed": "[[1, 2]]"}, "its entry time_embed does not fit"),
         ({"time_embed": '{"a": 1}'}, "its entry time_embed does not fit"),
+        ({"time_embed": "5"}, "its entry time_embed does not fit"),
+        ({"time_embed": f"[{10**400}]"}, "its entry time_embed does not fit"),
     ],
 )
 def test_texts_that_cannot_be_are_an_error_of_one_line(texts: dict[str, str], said: str, tmp_path: Path) -> None:
