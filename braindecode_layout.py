@@ -82,9 +82,12 @@ def from_braindecode(weights: Mapping[str, Tensor], *, where: str | Path, rest: 
     whole[:, : time.shape[1]] = time
     if rest:
         try:
-            whole[:, time.shape[1] :] = torch.tensor(rest, dtype=time.dtype)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"{where}: its entry {TIME} does not fit the time embedding: export it again") from error
+            rows = torch.tensor(rest, dtype=time.dtype)
+        except (RuntimeError, TypeError, ValueError, OverflowError):
+            rows = time.new_empty(0)
+        if rows.shape != whole[0, time.shape[1] :].shape:
+            raise InputError(f"{where}: its entry {TIME} does not fit the time embedding: export it again")
+        whole[0, time.shape[1] :] = rows
     renamed[TIME] = whole
     return renamed
 

@@ -69,7 +69,7 @@ def save(state: dict[str, Any], path: str | Path, *, keep: str | Path | None = N
     write_verified(Path(path), write, keep=keep)
 
 
-def write_verified(path: Path, write: Callable[[Path], None], *, keep: str | Path | None = None) -> None:
+def write_verified(path: Path, write: Callable[[Path], object], *, keep: str | Path | None = None) -> None:
     """Let `write` make a file aside, flush it to the disk, then rename it; its SHA-256 stands beside. keep: as above.
 
     Raises UsageError where `write` raises OSError.

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 import checkpoints
@@ -151,12 +150,8 @@ def _windows(
 def _write(output: Path, state: dict[str, Tensor], texts: dict[str, str], config: Path, settings: Any) -> None:
     """Write both files aside, then rename them, the weights first."""
 
-    def write(part: Path) -> None:
-        try:
-            save_file({key: value.contiguous() for key, value in state.items()}, part, {"format": "pt", **texts})
-        except SafetensorError as error:  # how its writer reports a full disk
-            raise OSError(f"safetensors: {error}") from error
-
+    # Written here, because the library's own writer hides the file from everybody but its owner.
+    content = save({key: value.contiguous() for key, value in state.items()}, {"format": "pt", **texts})
     with written_aside(config) as part:
         part.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        checkpoints.write_verified(output, write)
+        checkpoints.write_verified(output, lambda aside: aside.write_bytes(content))

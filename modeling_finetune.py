@@ -169,7 +169,8 @@ def load_pretrained(model: NeuralTransformer, state: dict[str, Tensor], *, where
 
 def _depth(keys: Iterable[str]) -> int:
     """Number of transformer blocks that state-dict keys speak of."""
-    return 1 + max((int(key.split(".")[1]) for key in keys if key.startswith("blocks.")), default=-1)
+    numbers = (key.split(".")[1] for key in keys if key.startswith("blocks."))
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
 
 SIZES: dict[str, dict[str, Any]] = {

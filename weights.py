@@ -245,6 +245,7 @@ def features(weights: dict[str, Tensor], found: Description, where: str | Path) 
     report = modeling_finetune.load_pretrained(trunk, weights, where=f"{where} into {model}")
     if report.missing:
         raise InputError(f"{where} lacks {report.missing[0]} ({len(report.missing)} in all): it is cut short")
+    logger.info("%s: %s", where, report)
     return trunk.eval(), replace(found, model=model, settings=settings)
 
 

@@ -324,6 +324,15 @@ def test_features_want_every_weight(tmp_path: Path) -> None:
     only_line(error, path, "lacks time_embed")
 
 
+def test_features_leave_out_and_name_what_no_model_has(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = {**trained("pretraining").state_dict(), "student.blocks.x.weight": torch.zeros(1)}
+    caplog.set_level("INFO")
+    weights.load(saved(state, tmp_path / "file.pth"), as_features=True)
+    assert (
+        "missing: none; unexpected: mask_token, blocks.x.weight; dropped: lm_head.weight, lm_head.bias" in caplog.text
+    )
+
+
 # The published files
 
 
