@@ -66,7 +66,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        if "default" in text or action.default in (None, False, argparse.SUPPRESS):
+        if "default" in text or action.default in (None, False, [], argparse.SUPPRESS):
             return text
         if action.default is True:
             return f"{text} (default)" if action.const is True else text

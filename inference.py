@@ -218,6 +218,8 @@ class Model:
         pipeline: filters and names in place of the usual. scale: factor on the values; without it, amplitudes that no
         EEG in uV has are refused. Raises InputError for recordings that cannot be used.
         """
+        if window is None:
+            window = self.description.window_seconds or None
         options = Options(
             pipeline or Pipeline(block_bytes=BLOCK_BYTES),
             prepared,

@@ -100,12 +100,12 @@ class Timeline(_Picture):
     def _draw_signal(self, axis: Any, windows: Windows, seconds: float) -> None:
         low, high = self.low, self.high
         seen = np.isfinite(low).all(axis=0)
+        low[:, ~seen] = high[:, ~seen] = np.nan  # columns that no window covers
         middle = np.median((low + high)[:, seen] / 2, axis=1, keepdims=True)
         extent = np.percentile(np.abs(np.stack([low, high])[:, :, seen] - middle), 98) or 1.0
         spacing = 2.2 * float(extent)
         offsets = -spacing * np.arange(len(low))[:, None]
         both = np.stack([low - middle, high - middle], axis=2).reshape(len(low), -1)  # (N, 2 x columns)
-        both[~np.isfinite(both)] = np.nan  # columns that no window covers
         times = np.repeat((np.arange(low.shape[1]) + 0.5) / low.shape[1] * seconds, 2)
         axis.plot(times, (np.clip(both, -1.5 * spacing, 1.5 * spacing) + offsets).T, color=INK, linewidth=0.4)
         axis.set_yticks(offsets[:, 0], windows.electrodes, fontsize=7)

@@ -1,15 +1,10 @@
 """Use a trained model on recordings: whatever MNE reads, or HDF5 of dataset_maker.
 
-  embed        features of patches, electrodes or windows (stages 2 and 3)
-  tokenize     the code of every patch (stage 1)
-  reconstruct  true spectra and those that the codes stand for (stage 1)
-  predict      class probabilities of every window and recording (stage 3)
-  export       the weights in another layout
-
-`run_inference.py VERB --help` lists the flags.
+`run_inference.py VERB --help` lists a verb's flags.
 """
 
 import argparse
+import inspect
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -42,13 +37,13 @@ def get_args() -> argparse.Namespace:
         "predict": "the signal and the prediction over time, a picture for each recording",
     }
     for verb in inference.STAGES:
-        words = getattr(inference.Model, verb).__doc__
+        words = inspect.getdoc(getattr(inference.Model, verb)) or ""
         sub = verbs.add_parser(verb, help=words.splitlines()[0], description=words)
         _add_arguments(sub, plots.get(verb))
         if verb == "embed":
             sub.add_argument("--pool", choices=inference.POOLS, default="patches", help="features of what")
         sub.set_defaults(run=infer)
-    export = verbs.add_parser("export", help="the weights in another layout", description=conversion.__doc__)
+    export = verbs.add_parser("export", help="The weights in another layout.", description=conversion.__doc__)
     conversion.add_arguments(export)
     export.set_defaults(run=conversion.run)
     return parser.parse_args()
@@ -84,7 +79,7 @@ def infer(args: argparse.Namespace) -> None:
     pipeline = common.build_pipeline(args, block_bytes=BLOCK_BYTES)
     model = inference.load(args.checkpoint, device=args.device)
     model.check(args.verb)
-    window = args.window or model.description.window_seconds or None
+    window = model.description.window_seconds or None if args.window is None else args.window
     options = Options(pipeline, args.prepared, args.scale, window, args.stride)
     found = list(find(args.input, options, split=args.split))
     picture = inference_plots.picture(args.verb, plot, many=len(found) > 1) if plot else None
@@ -97,10 +92,12 @@ def infer(args: argparse.Namespace) -> None:
             except UsageError:
                 raise
             except InputError as error:
+                if len(found) == 1:
+                    raise
                 failed.append(where)
                 logger.error("left out: %s", one_line(error))
         if not len(results):
-            raise InputError(f"none of {len(found)} recording(s) could be used, nothing is written: see above")
+            raise InputError(f"none of {len(found)} recordings could be used, nothing is written: see above")
         results.write(args.output)
         if picture:
             picture.finish()
