@@ -157,6 +157,8 @@ def read(path: str | Path, *, averaged: bool = False) -> tuple[dict[str, Tensor]
         seconds = window_seconds(weights, path)
         weights = from_braindecode(weights, where=path, rest=_said(state, TIME, path))
     found = replace(recognise(weights, path), window_seconds=seconds)
+    if found.model in PUBLISHED_MODELS and (name := verify_published(path)):
+        logger.info("%s is the published %s.", path, name)
     return weights, _with_data(found, _said(state, "data_set", path), path)
 
 
@@ -214,8 +216,6 @@ def load(
     """
     weights, found = read(path, averaged=averaged)
     checkpoints.check_stage(weights, stages, path)
-    if found.model in PUBLISHED_MODELS and (name := verify_published(path)):
-        logger.info("%s is the published %s.", path, name)
     return features(weights, found, path) if as_features else build(weights, found, path)
 
 
