@@ -6,7 +6,9 @@ snippets that come as lines of JSON, one after the other in one namespace. Nothi
 beforehand.
 """
 
+import atexit
 import contextlib
+import gc
 import io
 import json
 import os
@@ -15,9 +17,10 @@ import runpy
 import signal
 import socket
 import sys
+import threading
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 LIBRARIES = ("torch", "timm", "timm.models", "timm.optim", "timm.utils", "h5py", "mne", "scipy.signal")
 LIBRARIES += ("sklearn.metrics", "sklearn.linear_model", "matplotlib.pyplot", "tensorboardX", "tqdm", "joblib")
@@ -40,6 +43,7 @@ def serve(place: str) -> dict[str, Any]:
     for name in LIBRARIES:
         with contextlib.suppress(ImportError):
             __import__(name)
+    gc.freeze()  # copies need not look through what never changes
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         server.bind(place)
         server.listen()
@@ -67,8 +71,29 @@ def answer(caller: socket.socket) -> dict[str, Any]:
     return json.loads(text)
 
 
-def begin(request: dict[str, Any]) -> None:
-    """Do what `python words...` does, in this process."""
+def begin(request: dict[str, Any]) -> NoReturn:
+    """Do what `python words...` does, in this process, and end it."""
+    code: Any = 1
+    try:
+        execute(request)
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException:
+        traceback.print_exc()
+    finally:  # as Python ends, but for clearing away all libraries, which takes longer than many a command
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def execute(request: dict[str, Any]) -> None:
+    """Run a script or module."""
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])

@@ -120,18 +120,16 @@ class Session:
     def command(self, item: Item) -> Ended:
         """Parse or run a command."""
         text = item.text
-        if item.mark:
-            try:
+        try:
+            if item.mark:
                 readme_text.check_marked(text)
-            except ValueError as error:
-                return Ended(f"a marked command is refused: {error}", "")
-            if item.mark != "8 GPUs" or "--output_dir" not in text:
-                return Ended("", "")
-            ((_, script, words),) = readme_text.calls(text)
-            text = shlex.join(["python", script, *words])
-        if same := self.done_by_make(text):
-            return same
-        return self.run(with_added(text), variables_for(text))
+                if item.mark != "8 GPUs" or "--output_dir" not in text:
+                    return Ended("", "")
+                ((_, script, words),) = readme_text.calls(text)
+                text = shlex.join(["python", script, *words])
+            return self.done_by_make(text) or self.run(with_added(text), variables_for(text))
+        except ValueError as error:
+            return Ended(str(error), "")
 
     def done_by_make(self, text: str) -> Ended | None:
         """Return how a make target ended that has run this very command, if one has."""
@@ -148,7 +146,7 @@ class Session:
         after.unlink(missing_ok=True)
         command = ["bash", "-c", 'eval "$1"; code=$?; env -0 > "$2"; exit $code', "bash", text, str(after)]
         with (
-            (self.folder.parent / "printed").open("w+") as file,
+            (self.folder.parent / "printed").open("w+", errors="replace") as file,
             subprocess.Popen(
                 command,
                 cwd=self.variables["PWD"],
@@ -229,9 +227,10 @@ def shape(line: str) -> str:
 
 
 def with_added(text: str) -> str:
-    """Return a command with the flags of ADDED behind it."""
+    """Return a command with the flags of ADDED behind it. Raises ValueError if it is more than one command."""
     added = [flags for pattern, flags in ADDED.items() if re.search(pattern, text, re.DOTALL)]
-    assert not added or not set(readme_text.words_of(text)) & readme_text.OPERATORS, f"one command a line: {text}"
+    if added and set(readme_text.words_of(text)) & readme_text.OPERATORS:
+        raise ValueError(f"more than one command, so that `{' '.join(added)}` cannot be added: {text}")
     return " ".join([text, *added])
 
 
@@ -241,7 +240,7 @@ def variables_for(text: str) -> dict[str, str]:
 
 
 @contextmanager
-def session(place: Path, items: list[Item], *, data: bool = True) -> Iterator[Session]:
+def session(place: Path, items: list[Item]) -> Iterator[Session]:
     """Give a reader a folder within this place, and what they have in it."""
     folder = place / "LaBraM"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_COPIED))
@@ -250,8 +249,7 @@ def session(place: Path, items: list[Item], *, data: bool = True) -> Iterator[Se
     words = [sys.executable, str(Path(__file__).with_name("readme_python.py")), "serve", str(place / "python.socket")]
     with subprocess.Popen(words, env=variables, start_new_session=True) as server:
         try:
-            if data:
-                stand_ins(folder)
+            stand_ins(folder)
             while not (place / "python.socket").exists() and server.poll() is None:
                 time.sleep(0.05)
             reader = Session(folder, items)
@@ -259,3 +257,4 @@ def session(place: Path, items: list[Item], *, data: bool = True) -> Iterator[Se
             reader.close()
         finally:
             os.killpg(server.pid, signal.SIGKILL)
+            shutil.rmtree(folder)  # a gigabyte
