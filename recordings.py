@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import joblib
 import mne
 import numpy as np
+from scipy import fft
 
 from dataset_maker.common import FilterSettings, Pipeline, check_header, prepare, read_raw
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
@@ -158,7 +160,8 @@ def _signal_of_raw(raw: mne.io.BaseRaw, options: Options, *, where: str, name: s
             )
         settings = FilterSettings(l_freq=None, h_freq=None, notch=None, sampling_rate=None)
         pipeline = replace(pipeline, filter=settings)
-    prepared = prepare(raw, pipeline, where=where, store=_place)
+    with fft.set_workers(joblib.cpu_count()):
+        prepared = prepare(raw, pipeline, where=where, store=_place)
     for note in prepared.report["notes"]:
         logger.warning("%s: %s.", where, note)
     factor = _factor(options, prepared.quality, where)

@@ -4,6 +4,7 @@ The kernels are designed by MNE (`mne.filter.create_filter`), once for each rate
 every recording and take one channel after the other. Edges are continued as MNE does, by odd reflection.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import mne
@@ -44,17 +45,32 @@ def _reflected(eeg: np.ndarray, before: int, after: int) -> np.ndarray:
 
 
 def apply_fir(eeg: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Filter eeg (N, time) with a symmetric kernel of odd length, without delay; by overlap-save FFTs."""
+    """Filter eeg (N, time) with a symmetric kernel of odd length, without delay; by overlap-save FFTs.
+
+    In as many threads as `scipy.fft.set_workers` says, each with some of the channels.
+    """
+    threads = min(fft.get_workers(), len(eeg))
+    filtered = np.empty_like(eeg)
+    if threads == 1:
+        _filter_into(filtered, eeg, kernel)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            parts = (np.array_split(whole, threads) for whole in (filtered, eeg))
+            list(pool.map(_filter_into, *parts, [kernel] * threads))
+    return filtered
+
+
+def _filter_into(filtered: np.ndarray, eeg: np.ndarray, kernel: np.ndarray) -> None:
     edge, samples = len(kernel) - 1, eeg.shape[1]
-    padded = _reflected(eeg, edge, edge)[:, edge // 2 : edge // 2 + samples + edge]  # what the outputs depend on
+    padded = _reflected(eeg, edge // 2, edge // 2)  # what the outputs depend on
     size = min(1 << int(np.ceil(np.log2(4 * len(kernel)))), fft.next_fast_len(padded.shape[1], real=True))
     spectrum, step = fft.rfft(kernel, size), size - edge
-    filtered = np.empty_like(eeg)
     for start in range(0, samples, step):
-        piece = fft.irfft(fft.rfft(padded[:, start : start + size], size) * spectrum, size)
+        product = fft.rfft(padded[:, start : start + size], size)
+        product *= spectrum
+        piece = fft.irfft(product, size, overwrite_x=True)
         count = min(step, samples - start)
         filtered[:, start : start + count] = piece[:, edge : edge + count]
-    return filtered
 
 
 def resample(eeg: np.ndarray, rate: float, new_rate: float) -> np.ndarray:
