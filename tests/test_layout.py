@@ -27,10 +27,12 @@ LEVELS = [
     },
     {"utils", "downloads", "loading", "modeling_vqnsp", "modeling_pretrain", "modeling_finetune", "labelled_files"},
     {"scans", "fingerprint", "run_log"},
-    {"optim_factory", "eeg_data"},
-    {"labelled_data", "training_state", "code_cache"},
-    {"engine_for_vqnsp", "engine_for_pretraining", "engine_for_finetuning", "adaptation"},
-    {"run_vqnsp_training", "run_labram_pretraining", "run_class_finetuning"},
+    {"optim_factory", "eeg_data", "results"},
+    {"labelled_data", "training_state", "code_cache", "result_tables", "subject_results"},
+    {"engine_for_vqnsp", "engine_for_pretraining", "engine_for_finetuning", "adaptation"}
+    | {"table_formats", "result_figures"},
+    {"report_page", "seeds"},
+    {"run_vqnsp_training", "run_labram_pretraining", "run_class_finetuning", "summarize_results"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 MODELS = [module for module in sorted(LEVEL) if module.startswith("modeling_")]
