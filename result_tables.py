@@ -83,7 +83,7 @@ class Table:
     @property
     def title(self) -> str:
         """What it is about."""
-        return STAGES.get(self.stage) or f"{self.name or 'Unnamed data set'}, {self.task}"
+        return STAGES.get(self.stage) or f"{self.name or 'Unnamed data set'}, {self.task or 'not evaluated'}"
 
     @property
     def runs(self) -> list[RunResult]:

@@ -128,8 +128,9 @@ def read_run(folder: Path, label: str, *, select_by: str | None = None) -> RunRe
     if lines and isinstance(epochs, int) and lines[-1]["epoch"] + 1 < epochs and not (run.best and run.best.stopped):
         run.finished = False
         notes.append(f"unfinished, {lines[-1]['epoch'] + 1:g} of {epochs} epochs: in no mean")
-    if stage == "classifier" and run.best is not None and run.best.epoch is not None:
-        _read_all_predictions(run)
+    if stage == "classifier":
+        if run.best is not None and run.best.epoch is not None:
+            _read_all_predictions(run)
         run.name = _data_set(run)
     return run
 
@@ -216,14 +217,18 @@ def _read_all_predictions(run: RunResult) -> None:
         except InputError as error:
             run.notes.append(str(error))
             continue
-        run.predictions[split] = found
         if found.epoch != run.best.epoch:
             run.notes.append(
                 f"{path.name} is of epoch {found.epoch}, {run.best.rule} selects epoch {run.best.epoch}: figures are "
                 "of the former, numbers of the latter"
             )
         elif wrong := _disagreement(run, split, found):
-            run.notes.append(f"{path.name} and log.txt do not agree on epoch {found.epoch}: {wrong}")
+            run.notes.append(
+                f"{path.name} and log.txt do not agree on epoch {found.epoch} ({wrong}): the file, of other data or "
+                "weights, is left out"
+            )
+            continue
+        run.predictions[split] = found
 
 
 def _disagreement(run: RunResult, split: str, found: Predictions) -> str:

@@ -325,9 +325,19 @@ def test_predictions_that_give_other_metrics_than_the_log_are_named(tmp_path: Pa
     lines[best]["test_pr_auc"] = true + 0.001
     write_log(folder, lines)
     assert (
-        f"predictions-test.npz and log.txt do not agree on epoch {best}: pr_auc {true:.4f} and {true + 0.001:.4f}"
+        f"predictions-test.npz and log.txt do not agree on epoch {best} (pr_auc {true:.4f} and {true + 0.001:.4f})"
         in notes_of(folder)
     )
+
+
+def test_predictions_of_another_data_set_take_no_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # As --eval with another --dataset leaves them: the numbers of log.txt stay with the data set they were made on.
+    folder = write_run(tmp_path / "run", name=None, dataset="TUAB")
+    values = [line["val_roc_auc"] for line in read_log(folder)]
+    write_predictions(folder, 9, selected=values.index(max(values)), last=3, name="MentalArithmetic")
+    found = json_of(capsys, folder)
+    assert found["tables"][0]["data_set"] == "TUAB" and len(found["notes"]) == 2
+    assert all("is left out" in note for note in found["notes"])
 
 
 def test_a_run_trained_by_another_rule_is_named(tmp_path: Path) -> None:
