@@ -14,11 +14,18 @@ from subject_results import Units, probabilities, taken_for
 
 SIZE = (5.0, 4.2)  # inches
 DPI = 160
-STYLE: Any = {"font.size": 12, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 10, "lines.linewidth": 1.5}
+STYLE: Any = {
+    "font.size": 12,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "text.parse_math": False,
+    "legend.fontsize": 10,
+    "lines.linewidth": 1.5,
+}
 NAMED_RUNS = 6  # in a legend; more would cover the curves
 ANNOTATED = 12  # classes of a confusion matrix with numbers in it
 POINTS = 3000  # of a scatter plot
-LONGEST_NAME = 14  # letters of a class along an axis
+LONGEST_NAME = 14  # letters along an axis, or of several names beside each other
 
 
 def blank(*, size: tuple[float, float] = SIZE) -> tuple[Figure, Any]:
@@ -26,6 +33,12 @@ def blank(*, size: tuple[float, float] = SIZE) -> tuple[Figure, Any]:
     with rc_context(STYLE):
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
         return figure, figure.add_subplot()
+
+
+def short(name: str, longest: int = LONGEST_NAME) -> str:
+    """A name as there is room for; with a blank before an underscore, at which matplotlib would leave it out."""
+    name = f" {name}" if name.startswith("_") else name
+    return name if len(name) <= longest else f"{name[: longest - 1]}\u2026"
 
 
 def colour(number: int) -> Any:
@@ -49,7 +62,7 @@ def curves(runs: Sequence[RunResult], lines: dict[str, tuple[str, str]], title: 
             axes.plot([], [], style, color="0.3", label=text)
         if 1 < len(runs) <= NAMED_RUNS:
             for number, run in enumerate(runs):
-                axes.plot([], [], "-", color=colour(number), label=run.label)
+                axes.plot([], [], "-", color=colour(number), label=short(run.label))
         if mark:
             axes.plot([], [], "o", color="0.3", mfc="none", mew=2, label="selected")
         axes.set(xlabel="epoch", ylabel=title)
@@ -70,7 +83,7 @@ def confusion(task: str, runs: Sequence[Predictions], classes: Sequence[str]) ->
         figure, axes = blank(size=(5.0, 4.5))
         axes.grid(False)
         image = axes.imshow(mean, vmin=0, vmax=1, cmap="Blues")
-        names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\u2026" for name in classes]
+        names = [short(name) for name in classes]
         tilted = len(names) > 3 or max(map(len, names)) > 9
         axes.set_xticks(every, names, rotation=45 if tilted else 0, ha="right" if tilted else "center")
         axes.set_yticks(every, names)
@@ -106,7 +119,7 @@ def class_curves(task: str, runs: Sequence[Predictions], classes: Sequence[str],
                 step = {} if kind == "roc" else {"drawstyle": "steps-post"}
                 axes.plot(x, y, color=colour(number), alpha=1 if len(runs) == 1 else 0.6, **step)
             area = f"{np.mean(areas):.3f}" if areas else "not defined"
-            axes.plot([], [], color=colour(number), label=f"{classes[one]}: {area}")
+            axes.plot([], [], color=colour(number), label=f"{short(classes[one], 30)}: {area}")
         if kind == "roc":
             axes.plot([0, 1], [0, 1], "--", color="0.6", lw=1)
             axes.set(xlabel="false positive rate", ylabel="true positive rate")
@@ -125,11 +138,11 @@ def scatter(runs: Sequence[RunResult], found: Sequence[Predictions], output: int
         for number, (run, one) in enumerate(zip(runs, found, strict=True)):
             truth, predicted = one.labels[:, output], one.logits[:, output]
             chosen = np.random.default_rng(0).permutation(len(truth))[:POINTS]
-            label = run.label if 1 < len(runs) <= NAMED_RUNS else None
+            label = short(run.label) if 1 < len(runs) <= NAMED_RUNS else None
             axes.plot(truth[chosen], predicted[chosen], ".", color=colour(number), alpha=0.5, ms=5, label=label)
         ends = [min(one.labels[:, output].min() for one in found), max(one.labels[:, output].max() for one in found)]
         axes.plot(ends, ends, "--", color="0.4", lw=1)
-        axes.set(xlabel=f"{name}, true", ylabel="predicted")
+        axes.set(xlabel=f"{short(name, 40)}, true", ylabel="predicted")
         if 1 < len(runs) <= NAMED_RUNS:
             figure.legend(loc="outside lower center", ncols=3)
     return figure

@@ -13,7 +13,7 @@ from run_helpers import call
 from test_results import SUBJECTS, WINDOWS, write_log, write_run
 
 NAME = "<i>TUAB</i> & more"
-ODD_CLASSES = ("spike and sharp wave, generalised", "<b>eyes</b>", "artefact")
+ODD_CLASSES = ("spike and sharp wave, generalised", "<b>eyes</b>", "_artefact of $x$ {")
 
 
 def write_other_task(folder: Path, task: str) -> Path:

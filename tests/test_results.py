@@ -275,7 +275,7 @@ def test_files_that_are_missing_are_named(tmp_path: Path) -> None:
     assert "predictions-test.npz is missing: --eval writes it" in notes_of(folder)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "pickle", "shape", "labels", "nan"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "version", "text", "pickle", "shape", "labels", "nan"])
 def test_a_damaged_prediction_file_is_named_and_the_rest_counts(tmp_path: Path, damage: str) -> None:
     folder = write_run(tmp_path / "run")
     path = folder / "predictions-test.npz"
@@ -292,7 +292,8 @@ def test_a_damaged_prediction_file_is_named_and_the_rest_counts(tmp_path: Path, 
     else:
         middle = len(whole) // 2
         flipped = whole[:300] + bytes(255 - b for b in whole[300:400]) + whole[400:]
-        path.write_bytes({"cut": whole[:middle], "flipped": flipped, "text": b"hello"}[damage])
+        newer = whole.replace(b"PK\x01\x02", b"PK\x01\x02\xff\xff\xff\xff")  # a version of zip that is none
+        path.write_bytes({"cut": whole[:middle], "flipped": flipped, "version": newer, "text": b"hello"}[damage])
     (run,), notes = read_runs([folder])
     (note,) = notes
     assert note.startswith("run: predictions-test.npz ") and "--eval writes it again" in note
