@@ -137,7 +137,7 @@ def add_group(page: Page, table: Table, group: Group, draws: int) -> None:
     page.text(levels_html(table, found, different), "By recording and subject", "subjects")
     for units in different:
         rows = subject_results.unit_rows(table.task, found, units)
-        caption = f"Each point is a {units.kind}, mean over {len(found)} run(s)."
+        caption = f"Each point is a {units.kind}{'' if len(found) == 1 else f', mean over {len(found)} runs'}."
         page.figure(result_figures.unit_figure(table.task, rows, units), f"Every {units.kind}", caption, "subjects")
         page.text(units_html(table.task, rows, units, class_names(found)), f"Table of {units.kind}s", "subjects")
     page.text(intervals_html(table, runs, found, different[-1], draws), "Intervals", "subjects")
@@ -152,6 +152,8 @@ def add_curves(page: Page, table: Table, group: Group) -> None:
     marked = "val" if any("val_loss" in line for run in runs for line in run.lines) else "test"
     for name in ("loss", *metrics.METRICS[table.task]):
         shown = {f"{kind}_{name}": style for kind, style in kinds.items() if f"{kind}_{name}" in held}
+        if not shown:
+            continue
         chosen = f" Circles: the epoch that counts, by {table.rule}." if table.rule else ""
         figure = result_figures.curves(runs, shown, name, mark=f"{marked}_{name}")
         page.figure(figure, f"{name} by epoch", f"{name} of each run by epoch.{chosen}", "curves")
