@@ -115,7 +115,8 @@ def save_predictions(
     """Write logits, labels, recording and subject of every sample for the selected and for the last epoch.
 
     selected, last: epoch and logits (samples, outputs); they become `epoch`, `logits` and `last_epoch`,
-    `last_logits`. last=None keeps what the file has of the last epoch, if it is there.
+    `last_logits`. last=None keeps what the file has of the last epoch, if it is there. `name`, `task` and `classes`
+    are the data set's.
     """
     latest: Any = dict(zip(("last_epoch", "last_logits"), last or selected, strict=True))
     if last is None and path.is_file():
@@ -129,5 +130,8 @@ def save_predictions(
             labels=dataset.labels,
             recording=np.array(dataset.recordings),
             subject=np.array(dataset.subjects),
+            name=np.array(dataset.name),
+            task=np.array(dataset.task),
+            classes=np.array(dataset.classes),
             **latest,
         )

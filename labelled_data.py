@@ -64,6 +64,7 @@ class LabelledWindows(Dataset):
         """split: train, val or test; parts: what was read of it already. Raises InputError for unusable labels."""
         parts = read_samples(file, split) if parts is None else parts
         self.path, self.split = file.path, split
+        self.name, self.task, self.classes = file.name, file.task, file.classes
         self.channels = torch.tensor(embedding_rows(file.montage, table_rows=table_rows, where=str(file.path)))
         self._files = [part.path for part in parts]
         self._ends = np.cumsum([len(part) for part in parts])

@@ -15,6 +15,7 @@ import labelled_data
 import labelled_files
 import modeling_finetune
 import optim_factory
+import seeds
 import training_state
 import utils
 from downloads import checkpoint_place, fetched
@@ -51,6 +52,7 @@ def get_args() -> argparse.Namespace:
     )
     adaptation.add_arguments(parser)
     utils.add_arguments(parser)
+    seeds.add_arguments(parser)
     parser.set_defaults(
         input_size=200,
         drop_path=0.1,
@@ -156,7 +158,15 @@ class Evaluation:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Fine-tune, or with --eval evaluate, a classifier."""
+    """Fine-tune, or with --eval evaluate, a classifier, with --seeds one of each seed."""
+    if args.seeds is None:
+        run_one(args)
+    else:
+        seeds.run_each(args, run_one)
+
+
+def run_one(args: argparse.Namespace) -> None:
+    """Fine-tune, or with --eval evaluate, a classifier with one seed."""
     with utils.setup_run(args) as run:
         adaptation.check_flags(args)
         file = labelled_files.read_labelled(labelled_files.labelled_path(args.dataset, args.data_dir))

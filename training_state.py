@@ -46,6 +46,12 @@ def load_for_evaluation(
     weights = checkpoints.averaged_state(state, path) if averaged else checkpoints.model_state(state, path)
     checkpoints.load_strictly(model, weights, where=str(path))
     logger.info("Evaluating %s.", path)
+    if not averaged and "model_ema" in state.get("extras", {}):
+        logger.warning("%s: training evaluated the averaged weights it also holds: --model_ema takes them.", path)
+    if state.get("step"):
+        logger.warning(
+            "%s was written after step %s of an epoch, so training has no metrics of it.", path, state["step"]
+        )
     epoch = state.get("epoch", 0)
     return epoch if isinstance(epoch, int) else 0
 

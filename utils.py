@@ -6,6 +6,7 @@
 import argparse
 import dataclasses
 import datetime
+import itertools
 import logging
 import math
 import os
@@ -49,6 +50,7 @@ FLAG_LIMITS = {
 }
 OWN_FLAGS = {"output_dir", "log_dir", "device", "num_workers"}  # that may differ between the processes of a run
 _last_groups: list[Any] = []
+_run_numbers = itertools.count()  # of the runs of this process
 COMPILER = ("torch._dynamo", "torch._inductor")
 LOST_PEER = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "remote process exited")
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -290,6 +292,8 @@ def _init_groups(device: torch.device) -> Any:
             # torchrun keeps its store when it starts processes again, and in it the addresses of those that ended.
             # (With several machines their counts may differ: README turns the keeping off there.)
             store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        # A further run of the same processes must not find the addresses of the one before.
+        store = dist.PrefixStore(f"run {next(_run_numbers)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=processes, device_id=device_id)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device_id)

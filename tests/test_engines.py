@@ -551,6 +551,7 @@ def predictions(path: Path) -> dict[str, np.ndarray]:
 def test_predictions_keep_the_selected_epochs_numbers_and_follow_the_last_epoch(tmp_path: Path) -> None:
     path = tmp_path / "predictions-val.npz"
     dataset = SimpleNamespace(labels=np.array([0, 1, 1]), recordings=["r1", "rec 2", "r2"], subjects=["ä", "s", "s"])
+    vars(dataset).update(name="Mine", task="binary", classes=("rest", "task"))
     logits = [np.random.default_rng(epoch).standard_normal((3, 1)) for epoch in range(4)]
     for epoch, chosen in ((0, 0), (1, 0), (2, 2), (3, 2)):
         save_predictions(path, dataset, selected=(chosen, logits[chosen]), last=(epoch, logits[epoch]))
@@ -560,11 +561,13 @@ def test_predictions_keep_the_selected_epochs_numbers_and_follow_the_last_epoch(
         np.testing.assert_array_equal(found["last_logits"], logits[epoch])
     assert found["labels"].tolist() == [0, 1, 1]
     assert found["recording"].tolist() == dataset.recordings and found["subject"].tolist() == dataset.subjects
+    assert (str(found["name"]), str(found["task"]), found["classes"].tolist()) == ("Mine", "binary", ["rest", "task"])
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_predictions_of_an_evaluation_leave_the_last_epochs_as_they_were(tmp_path: Path) -> None:
     path, dataset = tmp_path / "p.npz", SimpleNamespace(labels=np.array([0.5]), recordings=["r"], subjects=["s"])
+    vars(dataset).update(name="age", task="regression", classes=("age",))
     one, two, three = (np.array([[value]]) for value in (1.0, 2.0, 3.0))
     save_predictions(path, dataset, selected=(3, one), last=None)
     found = predictions(path)

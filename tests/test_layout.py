@@ -36,10 +36,13 @@ LEVELS = [
         "braindecode_layout",
     },
     {"scans", "fingerprint", "run_log", "weights"},
-    {"optim_factory", "eeg_data", "conversion", "recordings"},
-    {"labelled_data", "training_state", "code_cache", "inference", "inference_files", "inference_plots"},
-    {"engine_for_vqnsp", "engine_for_pretraining", "engine_for_finetuning", "adaptation"},
-    {"run_vqnsp_training", "run_labram_pretraining", "run_class_finetuning", "run_inference"},
+    {"optim_factory", "eeg_data", "conversion", "recordings", "results"},
+    {"labelled_data", "training_state", "code_cache", "result_tables", "subject_results"}
+    | {"inference", "inference_files", "inference_plots"},
+    {"engine_for_vqnsp", "engine_for_pretraining", "engine_for_finetuning", "adaptation"}
+    | {"table_formats", "result_figures"},
+    {"report_page", "seeds"},
+    {"run_vqnsp_training", "run_labram_pretraining", "run_class_finetuning", "run_inference", "summarize_results"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 MODELS = [module for module in sorted(LEVEL) if module.startswith("modeling_")]

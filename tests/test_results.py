@@ -1,0 +1,481 @@
+"""Runs' folders to tables: which epoch counts, means and deviations, published rows, and what is odd in one line."""
+
+import json
+import re
+import shutil
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
+
+from data_helpers import only_line
+from errors import InputError
+from results import read_predictions, read_runs, short_names
+from run_helpers import ROOT, call
+
+FLAGS = {"dataset": "TUAB", "lr": 5e-4, "epochs": 4, "select_by": None, "patience": None, "data_dir": "data"}
+SUBJECTS = 6
+WINDOWS = 24
+
+
+def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return what scikit-learn says of a binary set."""
+    taken = expit(logits[:, 0]) >= 0.5
+    return {
+        "accuracy": accuracy_score(labels, taken),
+        "balanced_accuracy": balanced_accuracy_score(labels, taken),
+        "pr_auc": average_precision_score(labels, logits[:, 0]),
+        "roc_auc": roc_auc_score(labels, logits[:, 0]),
+    }
+
+
+def predicted(seed: int, epoch: int, split: str) -> dict[str, np.ndarray]:
+    """Return logits, labels, recordings and subjects of an invented epoch."""
+    random = np.random.default_rng([seed, epoch, len(split)])
+    labels = np.arange(WINDOWS) // (WINDOWS // SUBJECTS) % 2
+    return {
+        "logits": random.standard_normal((WINDOWS, 1)) + 0.3 * labels[:, None],
+        "labels": labels,
+        "recording": np.array([f"{split}-{i // 2}" for i in range(WINDOWS)]),
+        "subject": np.array([f"s{i // (WINDOWS // SUBJECTS)}" for i in range(WINDOWS)]),
+    }
+
+
+def write_run(folder: Path, seed: int = 0, *, epochs: int = 4, name: str | None = "TUAB", **flags: Any) -> Path:
+    """Write what a run of stage 3 leaves behind, as training writes it, from invented logits."""
+    folder.mkdir(parents=True)
+    lines = []
+    for epoch in range(epochs):
+        line: dict[str, Any] = {"train_loss": 1 / (epoch + 1), "epoch": epoch, "n_parameters": 7}
+        for split in ("val", "test"):
+            found = predicted(seed, epoch, split)
+            line |= {f"{split}_{k}": v for k, v in scores(found["logits"], found["labels"]).items()}
+            line[f"{split}_loss"] = 0.5
+        lines.append(line)
+    values = [line["val_roc_auc"] for line in lines]
+    write_log(folder, lines)
+    write_predictions(folder, seed, selected=values.index(max(values)), last=epochs - 1, name=name)
+    environment = {"code_version": "1", "flags": {**FLAGS, "seed": seed, "output_dir": str(folder), **flags}}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    return folder
+
+
+def write_log(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    (folder / "log.txt").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_predictions(folder: Path, seed: int, *, selected: int, last: int, name: str | None, **changed: Any) -> None:
+    for split in ("val", "test"):
+        held = predicted(seed, selected, split) | {"epoch": selected, "last_epoch": last}
+        held |= {"last_logits": predicted(seed, last, split)["logits"]}
+        if name is not None:
+            held |= {"name": np.array(name), "task": np.array("binary"), "classes": np.array(["normal", "abnormal"])}
+        np.savez(folder / f"predictions-{split}.npz", **{**held, **changed})
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def text_of(capsys: pytest.CaptureFixture[str], *words: Any, code: int = 0) -> str:
+    """Return what the command prints without a page of figures."""
+    capsys.readouterr()
+    assert call("summarize_results", *words, "--no_report") == code
+    return capsys.readouterr().out
+
+
+def unbroken(text: str) -> str:
+    return " ".join(text.split())
+
+
+def json_of(capsys: pytest.CaptureFixture[str], *words: Any) -> Any:
+    return json.loads(text_of(capsys, *words, "--format", "json"))
+
+
+def metric_line(epoch: int, **values: Any) -> dict[str, Any]:
+    every = {f"{split}_{name}": 0.5 for split in ("val", "test") for name in ("loss", "accuracy", "balanced_accuracy")}
+    return {"train_loss": 1.0, **every, "val_pr_auc": 0.5, "test_pr_auc": 0.5, "epoch": epoch, **values}
+
+
+# Which epoch, and means over runs
+
+
+def test_the_epoch_is_the_one_that_validation_selects_and_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The best of the test set, of validation accuracy, of the training loss and the last one are four other epochs.
+    folder = write_run(tmp_path / "run", epochs=1)
+    write_log(
+        folder,
+        [
+            metric_line(0, val_roc_auc=0.6, test_roc_auc=0.99),
+            metric_line(1, val_roc_auc=0.7, test_roc_auc=0.61, val_accuracy=0.4),
+            metric_line(2, val_roc_auc=0.7, test_roc_auc=0.98, val_accuracy=0.9),
+            metric_line(3, val_roc_auc=None, test_roc_auc=0.97),
+            metric_line(4, val_roc_auc=0.5, test_roc_auc=0.96, train_loss=0.1),
+        ],
+    )
+    (run,) = json_of(capsys, folder)["tables"][0]["groups"][0]["runs"]
+    assert (run["epoch"], run["test_roc_auc"]) == (1, 0.61)
+    (run,) = json_of(capsys, folder, "--select_by", "accuracy")["tables"][0]["groups"][0]["runs"]
+    assert (run["epoch"], run["test_roc_auc"]) == (2, 0.98)
+
+
+def test_mean_and_deviation_are_those_of_a_sample_over_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = []
+    for seed in range(3):
+        lines = read_log(write_run(tmp_path / f"seed-{seed}", seed))
+        best = max(lines, key=lambda line: line["val_roc_auc"])
+        values.append(best["test_roc_auc"])
+    found = json_of(capsys, tmp_path)
+    means = found["tables"][0]["groups"][0]["means"]["roc_auc"]
+    assert means["mean"] == pytest.approx(statistics.mean(values), abs=1e-12)
+    assert means["std"] == pytest.approx(statistics.stdev(values), abs=1e-12)
+    assert not found["notes"]
+    text = text_of(capsys, tmp_path)
+    (line,) = [line for line in text.splitlines() if line.startswith("here (3 runs)")]
+    assert line.endswith(f"{statistics.mean(values):.4f} \u00b1 {statistics.stdev(values):.4f}")
+    assert "epoch by validation roc_auc; \u00b1 is the standard deviation of a sample (n - 1)" in unbroken(text)
+
+
+def test_one_run_has_no_deviation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = text_of(capsys, write_run(tmp_path / "run"), "--published", "none")
+    (line,) = [line for line in text.splitlines() if line.startswith("here (1 run)")]
+    assert "\u00b1" not in line and len(line.split()) == 3 + 4
+
+
+def test_several_classes_are_judged_by_kappa_and_regression_by_r2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, metric in (("kappa", "cohen_kappa"), ("r2", "r2")):
+        folder = write_run(tmp_path / name, epochs=1, name=None, dataset="x.hdf5")
+        rows = [{"epoch": e, f"val_{metric}": v, f"test_{metric}": t} for e, v, t in ((0, 0.2, 0.1), (1, 0.1, 0.9))]
+        write_log(folder, [{**row, "val_loss": 1, "test_loss": 1} for row in rows])
+        table = json_of(capsys, folder)["tables"][0]
+        assert table["epoch_by"] == f"validation {metric}" and table["groups"][0]["runs"][0]["epoch"] == 0
+
+
+def test_without_a_test_set_validation_is_shown_as_such_and_no_published_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "run")
+    write_log(folder, [{k: v for k, v in line.items() if "test" not in k} for line in read_log(folder)])
+    text = text_of(capsys, folder)
+    assert "VALIDATION set" in text and "LaBraM-Base" not in text and "without a test set" in unbroken(text)
+
+
+# Published rows
+
+
+def test_the_published_rows_are_those_that_were_given(shared: Path) -> None:
+    ours = json.loads((ROOT / "published_results.json").read_text())
+    given = json.loads((shared / "paper_numbers.json").read_text())
+    for name, values in given.items():
+        if isinstance(values, dict) and "rows" in values:
+            for key in ("metrics", "select", "rows"):
+                assert ours[name][key] == values[key], (name, key)
+            assert values["source"].startswith(ours[name]["source"])
+
+
+@pytest.mark.parametrize("form", ["text", "markdown"])
+def test_published_rows_are_printed_exactly(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
+    folder = write_run(tmp_path / "run")
+    for name in ("TUAB", "MentalArithmetic"):
+        lines = text_of(capsys, folder, "--published", name, "--format", form).splitlines()
+        for label, pairs in json.loads((ROOT / "published_results.json").read_text())[name]["rows"].items():
+            (line,) = [line for line in lines if line.strip("| ").startswith(label.split(" (")[0])]
+            assert re.findall(r"([\d.]+) \u00b1 ([\d.]+)", line) == [(f"{m:.4f}", f"{s:.4f}") for m, s in pairs], label
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "json"])
+def test_another_protocol_of_a_row_or_of_all_stays_visible(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    words = [write_run(tmp_path / "run"), "--published", "MentalArithmetic", "--format", form]
+    text = unbroken(text_of(capsys, *words))
+    assert "other preprocessing: 64 Hz, average reference" in text and "CBraMod paper, table 12" in text
+    assert "with the ear-to-ear derivation A2-A1" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "expected"),
+    [
+        ("TUAB", "somewhere/file.hdf5", "LaBraM-Base"),
+        (None, "TUAB", "LaBraM-Base"),
+        (None, "/data/MentalArithmetic.hdf5", "CBraMod"),
+        ("Mine", "TUAB", None),
+        (None, "mine.hdf5", None),
+    ],
+)
+def test_published_rows_go_by_the_name_in_the_file_or_by_the_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str | None, dataset: str, expected: str | None
+) -> None:
+    table = json_of(capsys, write_run(tmp_path / "run", name=name, dataset=dataset))["tables"][0]
+    labels = [row["label"] for row in table["published"]["rows"]]
+    assert expected in labels if expected else not labels
+
+
+def test_published_rows_of_another_task_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("summarize_results", write_run(tmp_path / "run"), "--published", "MoBI", "--no_report") == 2
+    assert "--published MoBI: no run here has its metrics" in capsys.readouterr().err
+
+
+# What is odd
+
+
+def notes_of(folder: Path) -> str:
+    _, notes = read_runs([folder])
+    assert all("\n" not in note for note in notes)
+    return " / ".join(notes)
+
+
+def test_an_unfinished_run_is_named_and_in_no_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "seed-0", 0)
+    write_run(tmp_path / "seed-1", 1, epochs=3)
+    found = json_of(capsys, tmp_path)
+    group = found["tables"][0]["groups"][0]
+    assert found["notes"] == ["seed-1: unfinished, 3 of 4 epochs: in no mean"] and group["label"] == "here (1 run)"
+    assert group["means"]["roc_auc"]["mean"] == group["runs"][0]["test_roc_auc"]
+    text = text_of(capsys, tmp_path)
+    assert re.search(r"^seed-1 \*", text, re.MULTILINE) and "* not finished" in text
+
+
+def test_a_run_that_patience_stopped_is_finished(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", epochs=1, patience=2)
+    write_log(folder, [metric_line(e, val_roc_auc=v, test_roc_auc=v) for e, v in enumerate((0.9, 0.8, 0.7))])
+    assert "unfinished" not in notes_of(folder)
+    write_log(folder, [metric_line(e, val_roc_auc=v, test_roc_auc=v) for e, v in enumerate((0.9, 0.8, 0.95))])
+    assert "unfinished, 3 of 4 epochs" in notes_of(folder)
+
+
+def test_a_log_that_was_cut_in_a_line_counts_up_to_there(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    text = (folder / "log.txt").read_text()
+    (folder / "log.txt").write_text(text[: text.rindex('"epoch"')] + "\n[1]\nnull\n")
+    (run,), notes = read_runs([folder])
+    assert len(run.lines) == 3
+    assert [n for n in notes if "log.txt" in n] == [
+        f"run: line {i} of 6 of log.txt is damaged or cut off, and left out" for i in (4, 5, 6)
+    ]
+
+
+def test_files_that_are_missing_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    assert notes_of(folder) == ""
+    (folder / "predictions-test.npz").unlink()
+    (folder / "environment.json").unlink()
+    assert "environment.json is missing: the settings are not known" in notes_of(folder)
+    assert "predictions-test.npz is missing: --eval writes it" in notes_of(folder)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "version", "text", "pickle", "shape", "labels", "nan"])
+def test_a_damaged_prediction_file_is_named_and_the_rest_counts(tmp_path: Path, damage: str) -> None:
+    folder = write_run(tmp_path / "run")
+    path = folder / "predictions-test.npz"
+    whole = path.read_bytes()
+    held = predicted(0, 0, "test") | {"epoch": 0, "last_epoch": 0, "last_logits": np.zeros((WINDOWS, 1))}
+    changed = {
+        "pickle": {"labels": np.array([{}] * WINDOWS, dtype=object)},
+        "shape": {"subject": np.array(["s"])},
+        "labels": {"labels": held["labels"] + 1},
+        "nan": {"logits": np.full((WINDOWS, 1), np.nan)},
+    }
+    if damage in changed:
+        np.savez(path, allow_pickle=True, **(held | changed[damage]))
+    else:
+        middle = len(whole) // 2
+        flipped = whole[:300] + bytes(255 - b for b in whole[300:400]) + whole[400:]
+        newer = whole.replace(b"PK\x01\x02", b"PK\x01\x02\xff\xff\xff\xff")  # a version of zip that is none
+        path.write_bytes({"cut": whole[:middle], "flipped": flipped, "version": newer, "text": b"hello"}[damage])
+    (run,), notes = read_runs([folder])
+    (note,) = notes
+    assert note.startswith("run: predictions-test.npz ") and "--eval writes it again" in note
+    assert set(run.predictions) == {"val"} and run.best is not None and len(run.lines) == 4
+
+
+def test_predictions_of_another_epoch_are_said_to_be(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    values = [line["val_roc_auc"] for line in read_log(folder)]
+    best = values.index(max(values))
+    write_predictions(folder, 0, selected=(best + 1) % 3, last=(best + 1) % 3, name="TUAB")
+    assert f"is of epoch {(best + 1) % 3}, validation roc_auc selects epoch {best}" in notes_of(folder)
+
+
+def test_the_last_epochs_predictions_serve_where_that_epoch_counts(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    values = [line["val_roc_auc"] for line in read_log(folder)]
+    best = values.index(max(values))
+    write_predictions(folder, 0, selected=(best + 1) % 3, last=best, name="TUAB")
+    (run,), notes = read_runs([folder])
+    assert not notes and run.predictions["test"].epoch == best
+    np.testing.assert_array_equal(run.predictions["test"].logits, predicted(0, best, "test")["logits"])
+
+
+def test_predictions_that_give_other_metrics_than_the_log_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    lines = read_log(folder)
+    best = max(range(4), key=lambda e: lines[e]["val_roc_auc"])
+    true = lines[best]["test_pr_auc"]
+    lines[best]["test_pr_auc"] = true + 0.001
+    write_log(folder, lines)
+    assert (
+        f"predictions-test.npz and log.txt do not agree on epoch {best} (pr_auc {true:.4f} and {true + 0.001:.4f})"
+        in notes_of(folder)
+    )
+
+
+def test_predictions_of_another_data_set_take_no_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # As --eval with another --dataset leaves them: the numbers of log.txt stay with the data set they were made on.
+    folder = write_run(tmp_path / "run", name=None, dataset="TUAB")
+    values = [line["val_roc_auc"] for line in read_log(folder)]
+    write_predictions(folder, 9, selected=values.index(max(values)), last=3, name="MentalArithmetic")
+    found = json_of(capsys, folder)
+    assert found["tables"][0]["data_set"] == "TUAB" and len(found["notes"]) == 2
+    assert all("is left out" in note for note in found["notes"])
+
+
+def test_a_run_trained_by_another_rule_is_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", select_by="accuracy")
+    assert "trained with --select_by accuracy, judged here by roc_auc" in notes_of(folder)
+
+
+def test_runs_are_taken_in_the_order_of_their_seeds(tmp_path: Path) -> None:
+    for seed in (10, 2, 0):
+        write_run(tmp_path / f"seed-{seed}", seed)
+    runs, _ = read_runs([tmp_path, tmp_path / "seed-2"])
+    assert [run.label for run in runs] == ["seed-0", "seed-2", "seed-10"]
+
+
+def test_a_folder_without_runs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder, what in (("empty", "has no log.txt"), ("nowhere", "is no folder")):
+        assert call("summarize_results", tmp_path / folder) == 1
+        err = capsys.readouterr().err
+        assert len(err.splitlines()) == 1 and f"{folder} {what}" in err
+    write_run(tmp_path / "run")
+    assert "empty has no log.txt" in unbroken(text_of(capsys, tmp_path / "empty", tmp_path / "run"))
+
+
+def test_names_are_as_long_as_needed(tmp_path: Path) -> None:
+    folders = [tmp_path / "a" / "seed-0", tmp_path / "b" / "seed-0"]
+    assert short_names(folders) == ["a/seed-0", "b/seed-0"]
+    assert short_names(folders[:1]) == ["seed-0"]
+
+
+# Groups
+
+
+def test_runs_with_other_settings_are_not_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, rate in ((0, 1e-3), (1, 1e-3), (2, 5e-4)):
+        write_run(tmp_path / f"seed-{seed}", seed, lr=rate, num_workers=seed, device=f"cuda:{seed}")
+    table = json_of(capsys, tmp_path)["tables"][0]
+    assert [group["label"] for group in table["groups"]] == ["here A (2 runs)", "here B (1 run)"]
+    assert [group["differs"] for group in table["groups"]] == [{"lr": 1e-3}, {"lr": 5e-4}]
+    text = text_of(capsys, tmp_path)
+    assert re.search(r"^here A \(2 runs\) \[1\]", text, re.MULTILINE) and "[1] --lr 0.001\n" in text
+
+
+def test_other_data_sets_and_tasks_have_tables_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a", name="TUAB")
+    write_run(tmp_path / "b", name="Mine")
+    assert [t["data_set"] for t in json_of(capsys, tmp_path)["tables"]] == ["TUAB", "Mine"]
+
+
+def test_runs_on_other_samples_are_not_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "seed-0", 0)
+    other = write_run(tmp_path / "seed-1", 1)
+    with np.load(other / "predictions-test.npz") as file:
+        held = dict(file)
+    np.savez(other / "predictions-test.npz", **(held | {"recording": np.array(["x"] * WINDOWS)}))
+    write_run(tmp_path / "seed-2", 2)
+    (tmp_path / "seed-2" / "predictions-test.npz").unlink()  # nothing speaks against it
+    groups = json_of(capsys, tmp_path)["tables"][0]["groups"]
+    assert [[run["run"] for run in group["runs"]] for group in groups] == [["seed-0", "seed-2"], ["seed-1"]]
+
+
+def test_the_same_seed_twice_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a", 3)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert "a and b have the same seed 3" in unbroken(text_of(capsys, tmp_path))
+
+
+# How it is printed
+
+
+@pytest.mark.parametrize("published", ["TUAB", "MentalArithmetic", "none"])
+def test_the_text_fits_eighty_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str], published: str) -> None:
+    for seed in range(12):
+        write_run(tmp_path / f"seed-{seed}", seed, epochs=4 - seed % 2)
+    text = text_of(capsys, tmp_path, "--published", published)
+    assert max(map(len, text.splitlines())) <= 80, text
+
+
+def test_markdown_has_as_many_cells_in_every_row_and_names_are_no_markup(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "run", name="a|b *c* <i>")
+    text = text_of(capsys, tmp_path / "run", "--format", "markdown")
+    assert "## a\\|b \\*c\\* \\<i>, binary" in text
+    tables = re.split(r"\n\n", text)
+    widths = [{len(re.findall(r"(?<!\\)\|", line)) for line in part.splitlines()} for part in tables if part[0] == "|"]
+    assert len(widths) == 2 and all(len(width) == 1 for width in widths)
+
+
+def test_the_table_goes_to_a_file_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_run(tmp_path / "run")
+    printed = text_of(capsys, folder)
+    assert text_of(capsys, folder, "--output", tmp_path / "new" / "table.txt") == ""
+    assert (tmp_path / "new" / "table.txt").read_text(encoding="utf-8") == printed
+    (tmp_path / "file").write_text("")
+    assert call("summarize_results", folder, "--no_report", "--output", tmp_path / "file" / "x") == 2
+
+
+def test_a_terminal_that_has_not_every_letter_gets_the_table_all_the_same(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    with (tmp_path / "out").open("w", encoding="ascii") as out, patch.object(sys, "stdout", out):
+        assert call("summarize_results", folder, "--no_report") == 0
+    assert "0.8140 ? 0.0019" in (tmp_path / "out").read_text()
+
+
+def test_the_first_two_stages_show_last_and_best_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tok").mkdir()
+    rows = [(0, 2.5, 3), (1, 1.5, 9), (2, 1.75, 7)]
+    write_log(
+        tmp_path / "tok",
+        [{"epoch": e, "train_loss": 9, "train_quant_loss": 1, "test_loss": v, "test_used_code": u} for e, v, u in rows],
+    )
+    text = text_of(capsys, tmp_path / "tok")
+    assert re.search(r"^tok last +2 +1\.7500 +- +- +7 +-$", text, re.MULTILINE), text
+    assert re.search(r"^tok best +1 +1\.5000 +- +- +9 +-$", text, re.MULTILINE), text
+
+
+# Prediction files
+
+
+def test_older_prediction_files_without_a_name_are_read(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", name=None)
+    found = read_predictions(folder / "predictions-test.npz", "binary")
+    assert found.name is None and found.classes == ()
+
+
+def test_a_prediction_file_that_holds_code_is_not_executed(tmp_path: Path) -> None:
+    path = tmp_path / "predictions-test.npz"
+    np.savez(path, epoch=np.array([print], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError) as error:
+        read_predictions(path, "binary")
+    only_line(error, "predictions-test.npz is damaged", "allow_pickle=False")
+
+
+def test_a_metric_that_is_not_defined_is_a_dash_and_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_run(tmp_path / "run")
+    write_log(folder, [metric_line(epoch, val_roc_auc=None, test_roc_auc=None) for epoch in range(4)])
+    run = json_of(capsys, folder)["tables"][0]["groups"][0]
+    assert run["runs"][0]["test_roc_auc"] is None and run["means"]["roc_auc"] == {"mean": None, "std": None}
+    assert re.search(r"^run +0 +- .* -$", text_of(capsys, folder), re.MULTILINE)
