@@ -22,6 +22,8 @@ cost = importlib.import_module("cost")
 entrants = importlib.import_module("entrants")
 measuring = importlib.import_module("measuring")
 speed = importlib.import_module("speed")
+step_profile = importlib.import_module("step_profile")
+embedding = importlib.import_module("embedding")
 
 MB = 2**20
 
@@ -143,6 +145,45 @@ def test_the_script_prints_80_columns_and_writes_its_numbers(
     ours, plain = found["rows"][:2]
     assert (ours["variant"], plain["variant"]) == ("ours", "plain")
     assert set(ours["times_faster_than"]) == {"plain"} and ours["gflops_per_sample"] == plain["gflops_per_sample"]
+
+
+def test_operations_that_torch_names_fall_into_their_groups() -> None:
+    a, q = torch.randn(300, 300), torch.randn(1, 2, 50, 10)
+    doings = {
+        "matrix products": lambda: a @ a,
+        "attention, fused": lambda: nn.functional.scaled_dot_product_attention(q, q, q),
+        "softmax": lambda: a.softmax(1),
+        "LayerNorm, GroupNorm": lambda: nn.functional.layer_norm(a, (300,)),
+        "GELU, tanh": lambda: nn.functional.gelu(a),
+        "spectrum": lambda: torch.fft.fft(a),
+        "sums, arithmetic": lambda: a * 2,
+    }
+    for group, do in doings.items():
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as seen:
+            do()
+        longest = max(seen.key_averages(), key=lambda event: event.self_cpu_time_total)
+        assert step_profile.group_of(longest.key) == group, longest.key
+
+
+def test_a_profile_is_a_column_an_entrant_and_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
+    run(step_profile, "--tiny", "--batch", 1, "--repeats", 2, "--case", "b")
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert rows[0] == ["seconds a step", "ours", "plain"] and rows[-1][0] == "together"
+    for column in (1, 2):
+        values = [float(row[column]) for row in rows[2:]]
+        assert sum(values[:-1]) == pytest.approx(values[-1], abs=0.0006 * len(values)) and values[-1] > 0
+
+
+def test_the_share_of_embedding_is_the_models_time_over_the_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--minutes", 0.5, "--electrodes", 2, "--repeats", 1, "--model", "labram_tiny_patch200_200"]
+    run(embedding, *words, "--json", tmp_path / "e.json")
+    found = json.loads((tmp_path / "e.json").read_text())
+    seconds = {name: values["median"] for name, values in found["seconds"].items()}
+    assert found["share"]["median"] == pytest.approx(seconds["model"] / seconds["command"])
+    assert found["patches"] == 16 * 2 and "of the model's own rate" in capsys.readouterr().out
 
 
 def test_the_readmes_table_is_that_of_the_results(capsys: pytest.CaptureFixture[str]) -> None:
