@@ -202,7 +202,7 @@ class Model:
                 if not all(torch.isfinite(value).all() for value in found.values()):
                     raise InputError(
                         f"{windows.where}: windows {part.start} to {part.stop - 1} give NaN or infinity: the signal is "
-                        f"constant or of another unit (--scale), or the weights of {self.where} are damaged"
+                        f"of another unit (--scale), or the weights of {self.where} are damaged"
                     )
                 yield part, {name: value.cpu().numpy() for name, value in found.items()}
                 bar.update(part.stop - part.start)

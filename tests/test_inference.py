@@ -259,9 +259,13 @@ def test_values_that_cannot_be_are_one_line(models: dict[str, Model], options: d
         models["pretraining"].embed(signal(3, 800), electrodes=NAMES, **options)
 
 
-def test_results_that_are_not_finite_are_refused(models: dict[str, Model]) -> None:
-    with pytest.raises(InputError, match=r"windows 0 to 0 give NaN or infinity: the signal is constant"):
-        models["tokenizer"].reconstruct(np.zeros((3, 400)), electrodes=NAMES)
+def test_results_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    module: Any = random_module(CLASSIFIER, num_classes=2)
+    with torch.no_grad():
+        module.head.bias[1] = torch.nan
+    model = inference.load(saved(tmp_path / "a.pth", module))
+    with pytest.raises(InputError, match=r"windows 0 to 2 give NaN or infinity: .* the weights of .*a.pth are damaged"):
+        model.predict(signal(3, 1200), electrodes=NAMES, window=2)
 
 
 def test_a_classifier_without_a_head_predicts_nothing(tmp_path: Path) -> None:
