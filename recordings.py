@@ -39,6 +39,7 @@ from scans import complete_recordings, complete_samples
 
 logger = logging.getLogger(__name__)
 
+KINDS = (*RECORDINGS, *SUFFIXES)  # of files that are read
 IN_MEMORY = 64 << 20  # bytes of a prepared signal; a longer one waits in a temporary file
 BLOCK_BYTES = 64 << 20  # of a recording in float64 that is filtered as a whole
 
@@ -213,8 +214,7 @@ def _of_parts(openers: Sequence[Callable[[], _Signal]], onsets: np.ndarray, opti
 
     onsets: (pieces,) s. Raises InputError if no window is left.
     """
-    found: list[Windows] = []
-    failed: list[InputError] = []
+    found, failed = list[Windows](), list[InputError]()
     for opener, onset in zip(openers, onsets, strict=True):
         try:
             signal = opener()
@@ -301,7 +301,7 @@ def find(inputs: Sequence[Path], options: Options, *, split: str | None = None) 
 
     Files are what MNE reads, or HDF5 of ours; labelled ones give one entry for each split, or for `split` only.
     """
-    paths = find_files(inputs, (*RECORDINGS, *SUFFIXES))
+    paths = find_files(inputs, KINDS)
     raws = [path for path in paths if path.suffix.lower() not in SUFFIXES]
     names = dict(zip(raws, unique_names([path.stem for path in raws], raws), strict=True))
     for path in paths:
