@@ -19,6 +19,7 @@ import numpy as np
 
 from errors import UsageError
 from files import check_file, written_aside
+from hdf5_files import written
 from recordings import Windows
 
 SUFFIXES = (".npz", ".hdf5", ".h5", ".csv")
@@ -104,7 +105,7 @@ class Results:
                     _write_csv(self._file, text)
                 self._write_recordings(path)
             else:
-                with h5py.File(part, "w", track_order=True) as file:
+                with written(), h5py.File(part, "w", track_order=True) as file:
                     file.attrs.update(self._file.attrs)
                     for name in self._file:
                         self._file.copy(name, file)

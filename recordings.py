@@ -6,7 +6,6 @@ HDF5 files and arrays are taken as they are. Without torch.
 
 import logging
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,7 +13,6 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import h5py
 import mne
 import numpy as np
 
@@ -22,7 +20,7 @@ from dataset_maker.common import FilterSettings, Pipeline, check_header, prepare
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
 from electrodes import resolve
 from errors import InputError, UsageError
-from hdf5_files import SUFFIXES, open_file, readable
+from hdf5_files import SUFFIXES, open_file, readable, settle, temporary
 from labelled_files import LabelledFile, Samples, read_eeg, read_labelled, read_samples
 from pretraining_files import (
     MAX_SECONDS,
@@ -162,6 +160,7 @@ def _signal_of_raw(raw: mne.io.BaseRaw, options: Options, told: set[str], *, whe
         settings = FilterSettings(l_freq=None, h_freq=None, notch=None, sampling_rate=None)
         pipeline = replace(pipeline, filter=settings)
     prepared = prepare(raw, pipeline, where=where, store=_place)
+    settle(prepared.eeg)
     for note in prepared.report["notes"]:
         if note not in told:
             logger.warning("%s: %s.", where, note)
@@ -180,8 +179,7 @@ def _place(electrodes: Sequence[str], rate: float, length: int) -> Any:
     shape = len(electrodes), length
     if 4 * math.prod(shape) <= IN_MEMORY:
         return np.empty(shape, dtype=np.float32)
-    file = h5py.File(tempfile.TemporaryFile(), "w")  # noqa: SIM115 # it goes with the last that reads from it
-    return file.create_dataset("eeg", shape, np.float32, chunks=(shape[0], 10 * SAMPLING_RATE))
+    return temporary(shape, (shape[0], 10 * SAMPLING_RATE))
 
 
 def _factor(options: Options, seen: Quality, where: str) -> np.float32:

@@ -100,9 +100,10 @@ def infer(args: argparse.Namespace) -> None:
     try:
         _infer(args, model, found, picture)
     except OSError as error:  # all other files are opened where their errors are known
+        reason = os.strerror(error.errno or errno.EIO)
         raise UsageError(
-            f"temporary files cannot be written in {tempfile.gettempdir()} ({os.strerror(error.errno or errno.EIO)}): free "
-            "space, or name another folder in the environment variable TMPDIR"
+            f"temporary files cannot be written in {tempfile.gettempdir()} ({reason}): free space, or name "
+            "another folder in the environment variable TMPDIR"
         ) from error
 
 

@@ -2,6 +2,9 @@
 
 import errno
 import hashlib
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -182,6 +185,45 @@ def test_a_full_disk_of_temporary_files_is_one_line(
         assert run("embed", checkpoints["embed"], [path], tmp_path / "o.npz") == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "temporary files cannot be written in" in line and "TMPDIR" in line and not list(tmp_path.glob("o*"))
+
+
+@contextmanager
+def small_disk(room: int) -> Iterator[None]:
+    """No file of this process may grow beyond so many bytes, as on a disk that is full then."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # HDF5 tries again at its end
+def test_a_signal_that_finds_no_room_on_the_disk_is_one_line(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(recordings, "IN_MEMORY", 1000)
+    path = save(tmp_path / "a_raw.fif", NAMES, seconds=300)
+    words = ["--pool", "mean", "--window", 10]
+    with small_disk(200_000):
+        assert run("embed", checkpoints["embed"], [path], tmp_path / "o.npz", *words) == 2
+    assert "temporary files cannot be written in" in capsys.readouterr().err
+    assert run("embed", checkpoints["embed"], [path], tmp_path / "o.npz", *words) == 0
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5", ".csv"])
+def test_results_that_find_no_room_on_the_disk_are_one_line(
+    checkpoints: dict[str, Path], recording: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = inference_files.Results.write
+
+    def cramped(self: inference_files.Results, path: Path) -> None:
+        with small_disk(8000):
+            write(self, path)
+
+    with patch.object(inference_files.Results, "write", cramped):
+        assert run("embed", checkpoints["embed"], [recording], tmp_path / f"o{suffix}", "--window", 1) == 2
+    assert f"o{suffix} cannot be written (" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_ctrl_c_leaves_nothing_and_says_so(
