@@ -23,6 +23,13 @@ def check_writable(folder: Path, flag: str = "--output") -> None:
         raise UsageError(f"{flag} {folder} cannot be written ({reason}): choose another folder") from error
 
 
+def check_file(path: Path, flag: str = "--output") -> None:
+    """The same for a file's folder. Raises UsageError, too, if there is a folder of the file's name."""
+    if path.is_dir():
+        raise UsageError(f"{flag} {path} is a folder: name a file")
+    check_writable(path.parent, flag)
+
+
 @contextmanager
 def written_aside(path: Path, *, before: Callable[[Path], None] = lambda part: None) -> Iterator[Path]:
     """Yield a hidden path in the same folder that becomes `path` on success and is removed on any error.

@@ -9,6 +9,7 @@ What MNE read goes through the pipeline of `dataset_maker` (band-pass, notch, 20
 it has been through one; arrays and tensors, in uV at 200 Hz, are taken as they are. Source: paper, section 2.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,11 +29,14 @@ from dataset_maker.common import Pipeline
 from eeg_data import UNIT
 from electrodes import embedding_rows
 from errors import InputError, UsageError
+from hdf5_files import printable
 from layers import PATCH_SAMPLES
 from modeling_vqnsp import VQNSP, spectrum_targets
 from recordings import BLOCK_BYTES, Options, Windows, of_array, of_epochs, of_raw
 from utils import find_device
 from weights import Description
+
+logger = logging.getLogger(__name__)
 
 BATCH = 32  # windows
 POOLS = ("patches", "electrodes", "mean")
@@ -111,7 +115,7 @@ class Model:
         """Names of what is predicted, numbers where the checkpoint does not say."""
         outputs = self.description.settings.get("num_classes", 0)
         count = 2 if self._is_binary() else outputs
-        return self.description.classes or tuple(f"class {number}" for number in range(count))
+        return tuple(map(printable, self.description.classes)) or tuple(f"class {number}" for number in range(count))
 
     def _is_binary(self) -> bool:
         task = self.description.task or (
@@ -126,6 +130,8 @@ class Model:
             raise UsageError(
                 f"{self.where} is {checkpoints.STAGES[self.stage]}; {verb} needs {needed}: choose another --checkpoint"
             )
+        if verb == "predict" and not self.description.settings["num_classes"]:
+            raise UsageError(f"{self.where} has no head, so it predicts nothing: embed, or choose another --checkpoint")
 
     # What one batch of windows gives. eeg: (B, N, A, T), units of 100 uV; channels: (N + 1,) rows
 
@@ -179,6 +185,9 @@ class Model:
         self.check(verb)
         if pool not in POOLS:
             raise UsageError(f"--pool {pool}: allowed are {', '.join(POOLS)}")
+        if batch_size < 1:
+            raise UsageError(f"--batch_size {batch_size}: must be at least 1")
+        self._compare(windows)
         function = partial(self._embed, pool=pool) if verb == "embed" else getattr(self, f"_{verb}")
         rows = self._table_rows()
         channels = torch.tensor(embedding_rows(windows.electrodes, table_rows=rows, where=windows.where))
@@ -190,8 +199,26 @@ class Model:
                 part = slice(first, min(first + batch_size, len(windows)))
                 eeg = torch.from_numpy(windows.batch(part.start, part.stop)).to(self.device) / UNIT
                 found = function(rearrange(eeg, "B N (A T) -> B N A T", T=PATCH_SAMPLES), channels)
+                if not all(torch.isfinite(value).all() for value in found.values()):
+                    raise InputError(
+                        f"{windows.where}: windows {part.start} to {part.stop - 1} give NaN or infinity: the signal is "
+                        f"of another unit (--scale), or the weights of {self.where} are damaged"
+                    )
                 yield part, {name: value.cpu().numpy() for name, value in found.items()}
                 bar.update(part.stop - part.start)
+
+    def _compare(self, windows: Windows) -> None:
+        """Say where a recording has other electrodes than a classifier was trained with."""
+        trained, given = self.description.electrodes, windows.electrodes
+        if self.stage == "classifier" and trained and set(trained) != set(given):
+            lacks, new = [name for name in trained if name not in given], [n for n in given if n not in trained]
+            parts = [f"{words} {', '.join(names)}" for words, names in (("without", lacks), ("besides", new)) if names]
+            logger.warning(
+                "%s: other electrodes than %s was trained with (%s): what it says may be worse.",
+                windows.where,
+                self.where,
+                "; ".join(parts),
+            )
 
     def _table_rows(self) -> int:
         """Rows of the electrode table."""
@@ -220,11 +247,13 @@ class Model:
         """
         if window is None:
             window = self.description.window_seconds or None
+        if electrodes is not None and isinstance(eeg, mne.io.BaseRaw | mne.BaseEpochs):
+            raise UsageError("electrodes name an array's rows; channels of MNE's objects have names: pipeline renames")
         options = Options(
             pipeline or Pipeline(block_bytes=BLOCK_BYTES),
             prepared,
             scale,
-            window or self.description.window_seconds or None,
+            window,
             stride,
         )
         if isinstance(eeg, mne.io.BaseRaw):
@@ -232,7 +261,8 @@ class Model:
         if isinstance(eeg, mne.BaseEpochs):
             return of_epochs(eeg, options)
         if isinstance(eeg, Tensor):
-            eeg = eeg.detach().cpu().numpy()
+            eeg = eeg.detach().cpu()
+            eeg = (eeg.float() if eeg.dtype == torch.bfloat16 else eeg).numpy()  # NumPy has no such type
         if isinstance(eeg, np.ndarray):
             return of_array(eeg, electrodes, options)
         raise InputError(

@@ -10,6 +10,7 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +18,8 @@ import h5py
 import numpy as np
 
 from errors import UsageError
-from files import check_writable, written_aside
+from files import check_file, written_aside
+from hdf5_files import written
 from recordings import Windows
 
 SUFFIXES = (".npz", ".hdf5", ".h5", ".csv")
@@ -32,7 +34,7 @@ def check_output(path: Path) -> None:
         raise UsageError(
             f"--output {path}: the name must end with one of {', '.join(SUFFIXES)}, which say what is written"
         )
-    check_writable(path.parent)
+    check_file(path)
 
 
 class Results:
@@ -51,7 +53,8 @@ class Results:
 
     def __exit__(self, *_: object) -> None:
         """Remove the temporary file."""
-        self._file.close()
+        with suppress(OSError, RuntimeError):  # on a full disk, of which a write has told already
+            self._file.close()
         self._folder.cleanup()
 
     def __len__(self) -> int:
@@ -73,6 +76,11 @@ class Results:
             group["recording"] = list(windows.recordings)
             group.attrs["classes"] = list(windows.classes)
         return group
+
+    @staticmethod
+    def name(group: h5py.Group) -> str:
+        """What a recording is called in the file."""
+        return str(group.name).removeprefix("/")
 
     @staticmethod
     def add(group: h5py.Group, part: slice, arrays: Mapping[str, np.ndarray], total: int) -> None:
@@ -97,7 +105,7 @@ class Results:
                     _write_csv(self._file, text)
                 self._write_recordings(path)
             else:
-                with h5py.File(part, "w") as file:
+                with written(), h5py.File(part, "w", track_order=True) as file:
                     file.attrs.update(self._file.attrs)
                     for name in self._file:
                         self._file.copy(name, file)
@@ -105,8 +113,8 @@ class Results:
     def _write_recordings(self, path: Path) -> None:
         """The table of whole recordings, beside that of their windows."""
         rows = [
-            [name, *values]
-            for group in self._file.values()
+            [f"{place}/{name}" if "recording" in group else name, *values]
+            for place, group in self._file.items()
             if "recording_probabilities" in group
             for name, values in zip(
                 group["recordings"].asstr()[()], group["recording_probabilities"][()].tolist(), strict=True
@@ -166,14 +174,11 @@ def _copy_array(archive: zipfile.ZipFile, name: str, data: h5py.Dataset) -> None
 def _write_csv(file: h5py.File, text: TextIO) -> None:
     """One table: a row for each window, each electrode of it or each patch, as the results are."""
     writer = csv.writer(text)
-    header: list[str] = []
-    for name, group in file.items():
-        table = _Table(name, group)
-        if header and table.header != header:
-            raise UsageError("recordings of different kinds do not fit into one CSV table: write .npz or .hdf5")
-        if not header:
-            writer.writerow(header := table.header)
-        writer.writerows(table.rows())
+    tables = [_Table(name, group) for name, group in file.items()]
+    labels = max((table.label_columns for table in tables), key=len)  # recordings without a label leave them empty
+    writer.writerow([*tables[0].places, *labels, *tables[0].columns()])
+    for table in tables:
+        writer.writerows(table.rows(len(labels)))
 
 
 class _Table:
@@ -186,10 +191,11 @@ class _Table:
         self.labels = group.get("label")
         several = self.labels is not None and self.labels.ndim > 1  # targets of a regression
         labels = [f"label_{number}" for number in range(self.labels.shape[1])] if several else ["label"]
-        places = ["recording", "start_seconds", *AXES[1 : self.depth], *(labels if self.labels is not None else [])]
-        self.header = [*places, *self._columns()]
+        self.places = ["recording", "start_seconds", *AXES[1 : self.depth]]
+        self.label_columns = labels if self.labels is not None else []
 
-    def _columns(self) -> list[str]:
+    def columns(self) -> list[str]:
+        """Names of the values."""
         found: list[str] = []
         for key, data in self.data.items():
             if key == "probabilities":
@@ -200,8 +206,8 @@ class _Table:
                 found.append("code" if key == "codes" else key)
         return found
 
-    def rows(self) -> Iterator[list[Any]]:
-        """In the order of windows, electrodes and seconds."""
+    def rows(self, labels_wide: int) -> Iterator[list[Any]]:
+        """In the order of windows, electrodes and seconds. labels_wide: columns for labels."""
         starts, electrodes = self.group["start_seconds"][()], [str(name) for name in self.group.attrs["electrodes"]]
         names = self.group["recording"].asstr()[()] if "recording" in self.group else None
         labels = None if self.labels is None else self.labels[()]
@@ -211,6 +217,7 @@ class _Table:
                 window = first + offset
                 place = [self.name if names is None else f"{self.name}/{names[window]}", starts[window]]
                 end = [] if labels is None else [*np.ravel(labels[window]).tolist()]
+                end += [""] * (labels_wide - len(end))
                 for inner in np.ndindex(*pieces[0].shape[1 : self.depth]):
                     axes: list[Any] = [electrodes[inner[0]]] if inner else []
                     axes += [inner[1]] if len(inner) > 1 else []

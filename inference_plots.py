@@ -1,5 +1,6 @@
 """Pictures of `run_inference.py`: predictions over time, spectra, features in the plane. PNG, memory of fixed size."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # the backend comes first: there may be no display
 
 from errors import InputError, UsageError
-from files import check_writable, written_aside
+from files import check_file, written_aside
 from layers import PATCH_SAMPLES
 from recordings import Windows
 
 COLUMNS = 1500  # of a trace: each shows the least and the largest value of its samples
-POINTS = 3000  # windows in a t-SNE picture, the first ones of each recording
+POINTS = 3000  # windows in a t-SNE picture, drawn by chance where there are more
+LONGEST = 100  # bytes of a recording's name in that of its picture
 EXAMPLES = 3  # electrodes whose spectra are drawn
 INK, STRONG, GRID = "#1f2d3d", "#c0392b", "#e6ebf0"
+
+matplotlib.rcParams["text.parse_math"] = False  # names may hold dollars
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -28,7 +32,7 @@ def picture(verb: str, path: Path, *, many: bool) -> Any:
     """What draws a verb's picture, fed with `add` and `end`, finished with `finish`. many: of several recordings."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"--plot {path}: the name must end with .png")
-    check_writable(path.parent, "--plot")
+    check_file(path, "--plot")
     return {"predict": Timeline, "reconstruct": SpectraPicture, "embed": Map}[verb](path, many)
 
 
@@ -40,10 +44,15 @@ class _Picture:
 
     def save(self, figure: Any, name: str = "") -> None:
         """Write the file, aside first."""
+        if len(name.encode()) > LONGEST:
+            name = f"{name[: LONGEST // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         path = self.path.with_name(f"{self.path.stem}-{name}.png") if self.many and name else self.path
         with written_aside(path) as part:
             figure.savefig(part, dpi=110, format="png")
         plt.close(figure)
+
+    def forget(self) -> None:
+        """What was added of a recording that failed on the way."""
 
     def finish(self) -> None:
         """After the last recording."""
@@ -55,9 +64,10 @@ class Timeline(_Picture):
     def __init__(self, path: Path, many: bool) -> None:
         """See `picture`."""
         super().__init__(path, many)
-        self._clear()
+        self.forget()
 
-    def _clear(self) -> None:
+    def forget(self) -> None:
+        """See `_Picture`."""
         self.low = self.high = np.empty((0, 0))
         self.predicted: list[np.ndarray] = []
 
@@ -95,7 +105,7 @@ class Timeline(_Picture):
         self._draw_prediction(lower, windows, model, np.concatenate(self.predicted))
         lower.set(xlabel="time, s", xlim=(0, seconds))
         self.save(figure, windows.name)
-        self._clear()
+        self.forget()
 
     def _draw_signal(self, axis: Any, windows: Windows, seconds: float) -> None:
         low, high = self.low, self.high
@@ -180,40 +190,57 @@ class Map(_Picture):
     def __init__(self, path: Path, many: bool) -> None:
         """See `picture`."""
         super().__init__(path, many)
-        self.features: list[np.ndarray] = []
-        self.groups: list[str] = []
+        self.points: list[tuple[np.ndarray, str]] = []  # features and group
+        self.seen = 0  # windows
+        self._before = [*self.points], self.seen  # without the recording under way
+        self._random = np.random.default_rng(0)
         self.what = "recording"
 
     def add(self, windows: Windows, part: slice, arrays: Arrays) -> None:
         """Take some windows' features."""
         features = arrays["features"]
-        room = max(0, POINTS - len(self.groups))
-        self.features.append(features.reshape(len(features), -1, features.shape[-1]).mean(1)[:room])
-        numbers = range(part.start, part.stop)[:room]
-        labels = windows.labels
-        if labels is not None and labels.ndim == 1:
+        means = features.reshape(len(features), -1, features.shape[-1]).mean(1)
+        labels = windows.labels if windows.labels is not None and windows.labels.ndim == 1 else None
+        if labels is not None:
             self.what = "label"
-            self.groups += [windows.classes[int(labels[number])] for number in numbers]
-        else:
-            self.groups += [windows.recordings[number] if windows.recordings else windows.name for number in numbers]
+        for number, row in zip(range(part.start, part.stop), means, strict=True):
+            if labels is not None:
+                group = windows.classes[int(labels[number])]
+            else:
+                group = windows.recordings[number] if windows.recordings else windows.name
+            self._draw((row.copy(), group))
+
+    def _draw(self, point: tuple[np.ndarray, str]) -> None:
+        """Take a window such that all have the same chance to be among the points in the end."""
+        self.seen += 1
+        if len(self.points) < POINTS:
+            self.points.append(point)
+        elif (place := int(self._random.integers(self.seen))) < POINTS:
+            self.points[place] = point
 
     def end(self, windows: Windows, model: Any) -> None:
         """One picture shows all recordings."""
+        self._before = [*self.points], self.seen
+
+    def forget(self) -> None:
+        """See `_Picture`."""
+        self.points, self.seen = [*self._before[0]], self._before[1]
 
     def finish(self) -> None:
         """Draw all. Raises InputError where there is too little to draw."""
-        features = np.concatenate(self.features)
-        if len(features) < 3:
-            raise InputError(f"--plot {self.path}: {len(features)} window(s) are too few for t-SNE; leave --plot out")
+        if len(self.points) < 3:
+            raise InputError(f"--plot {self.path}: {self.seen} window(s) are too few for t-SNE; leave --plot out")
+        features = np.stack([row for row, _ in self.points])
         place = TSNE(perplexity=min(30, (len(features) - 1) / 3), init="pca", random_state=0).fit_transform(features)
         figure, axis = plt.subplots(figsize=(8, 7), layout="constrained")
-        groups = np.array(self.groups)
+        groups = np.array([group for _, group in self.points])
         for number, name in enumerate(np.unique(groups)):
             mine = groups == name
             color = plt.get_cmap("tab10" if len(np.unique(groups)) <= 10 else "tab20")(number % 20)
             x, y = place[mine].T
             axis.scatter(x, y, s=14, color=color, alpha=0.75, linewidth=0, label=f"{name} ({mine.sum()})")
-        axis.set_title(f"t-SNE of the features of {len(features)} windows, by {self.what}", loc="left", fontsize=10)
+        count = f"{len(features)}" if len(features) == self.seen else f"{len(features)} of {self.seen}"
+        axis.set_title(f"t-SNE of the features of {count} windows, by {self.what}", loc="left", fontsize=10)
         axis.set(xticks=[], yticks=[])
         if len(np.unique(groups)) <= 20:
             axis.legend(fontsize=8, framealpha=0.9)

@@ -6,14 +6,13 @@ HDF5 files and arrays are taken as they are. Without torch.
 
 import logging
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import h5py
 import joblib
 import mne
 import numpy as np
@@ -23,7 +22,7 @@ from dataset_maker.common import FilterSettings, Pipeline, check_header, prepare
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
 from electrodes import resolve
 from errors import InputError, UsageError
-from hdf5_files import SUFFIXES, open_file, readable
+from hdf5_files import SUFFIXES, open_file, readable, settle, temporary
 from labelled_files import LabelledFile, Samples, read_eeg, read_labelled, read_samples
 from pretraining_files import (
     MAX_SECONDS,
@@ -40,6 +39,7 @@ from scans import complete_recordings, complete_samples
 
 logger = logging.getLogger(__name__)
 
+KINDS = (*RECORDINGS, *SUFFIXES)  # of files that are read
 IN_MEMORY = 64 << 20  # bytes of a prepared signal; a longer one waits in a temporary file
 BLOCK_BYTES = 64 << 20  # of a recording in float64 that is filtered as a whole
 
@@ -56,12 +56,12 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raise UsageError for values that cannot be."""
-        if self.window is not None and not 1 <= self.window <= MAX_SECONDS:
+        if self.window is not None and not (isinstance(self.window, Integral) and 1 <= self.window <= MAX_SECONDS):
             raise UsageError(f"--window {self.window}: allowed are 1 to {MAX_SECONDS} whole seconds")
         if self.stride is not None and not 1 / SAMPLING_RATE <= self.stride < math.inf:
             raise UsageError(f"--stride {self.stride:g}: must be a number of seconds from {1 / SAMPLING_RATE:g}")
-        if self.scale is not None and not (math.isfinite(self.scale) and self.scale):
-            raise UsageError(f"--scale {self.scale:g}: must be a finite number that is not 0")
+        if self.scale is not None and not 1e-30 <= abs(self.scale) <= 1e30:  # float32 holds it
+            raise UsageError(f"--scale {self.scale:g}: must be a number that is not 0, of a size from 1e-30 to 1e30")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def cut(signal: _Signal, options: Options) -> Windows:
     Raises InputError if the recording is shorter than a window or no window is left.
     """
     window = options.window * SAMPLING_RATE if options.window else default_window(len(signal.electrodes))
-    stride = round(options.stride * SAMPLING_RATE) if options.stride else window
+    stride = round(min(options.stride * SAMPLING_RATE, signal.length)) if options.stride else window
     if signal.length < window:
         raise InputError(
             f"{signal.where}: lasts {signal.length / SAMPLING_RATE:.2f} s, a window {window // SAMPLING_RATE} s: "
@@ -144,12 +144,13 @@ def cut(signal: _Signal, options: Options) -> Windows:
 
 def of_raw(raw: mne.io.BaseRaw, options: Options, *, where: str = "recording", name: str = "recording") -> Windows:
     """Windows of an MNE recording, which stays as it is. Raises InputError for one that cannot be used."""
-    check_header(raw, where)
-    return cut(_signal_of_raw(raw.copy(), options, where=where, name=name), options)
+    if not raw.preload:  # what is in memory may have more samples than its file, after resampling
+        check_header(raw, where)
+    return cut(_signal_of_raw(raw.copy(), options, set(), where=where, name=name), options)
 
 
-def _signal_of_raw(raw: mne.io.BaseRaw, options: Options, *, where: str, name: str) -> _Signal:
-    """raw: may be changed."""
+def _signal_of_raw(raw: mne.io.BaseRaw, options: Options, told: set[str], *, where: str, name: str) -> _Signal:
+    """raw: may be changed. told: notes that the user has read already; grows."""
     pipeline = options.pipeline
     if options.prepared:
         rate = float(raw.info["sfreq"])
@@ -162,8 +163,11 @@ def _signal_of_raw(raw: mne.io.BaseRaw, options: Options, *, where: str, name: s
         pipeline = replace(pipeline, filter=settings)
     with fft.set_workers(joblib.cpu_count()):
         prepared = prepare(raw, pipeline, where=where, store=_place)
+    settle(prepared.eeg)
     for note in prepared.report["notes"]:
-        logger.warning("%s: %s.", where, note)
+        if note not in told:
+            logger.warning("%s: %s.", where, note)
+    told.update(prepared.report["notes"])
     factor = _factor(options, prepared.quality, where)
     eeg, electrodes = prepared.eeg, tuple(prepared.electrodes)
 
@@ -178,8 +182,7 @@ def _place(electrodes: Sequence[str], rate: float, length: int) -> Any:
     shape = len(electrodes), length
     if 4 * math.prod(shape) <= IN_MEMORY:
         return np.empty(shape, dtype=np.float32)
-    file = h5py.File(tempfile.TemporaryFile(), "w")  # noqa: SIM115 # it goes with the last that reads from it
-    return file.create_dataset("eeg", shape, np.float32, chunks=(shape[0], 10 * SAMPLING_RATE))
+    return temporary(shape, (shape[0], 10 * SAMPLING_RATE))
 
 
 def _factor(options: Options, seen: Quality, where: str) -> np.float32:
@@ -192,30 +195,46 @@ def _factor(options: Options, seen: Quality, where: str) -> np.float32:
 
 
 def of_epochs(epochs: mne.BaseEpochs, options: Options, *, where: str = "epochs") -> Windows:
-    """Windows of MNE epochs: as many as fit into each; times count from the recording's first sample."""
-    info = epochs.info
-    onsets = epochs.events[:, 0] / info["sfreq"] + epochs.tmin
-    signals: list[_Signal] = []
-    for data in epochs.get_data(copy=True):
-        raw = mne.io.RawArray(data, info, verbose="error")
-        signals.append(_signal_of_raw(raw, options, where=f"{where}, epoch {len(signals)}", name="epochs"))
-    if not signals:
+    """Windows of MNE epochs: as many as fit into each; times count as those of `epochs.events` do."""
+    data = epochs.get_data(copy=True)  # before the events are looked at: reading drops bad epochs
+    rate = getattr(epochs, "_raw_sfreq", None) or epochs.info["sfreq"]  # of the events, whatever was resampled since
+    told: set[str] = set()
+
+    def signal(number: int) -> _Signal:
+        raw = mne.io.RawArray(data[number], epochs.info, verbose="error")
+        return _signal_of_raw(raw, options, told, where=f"{where}, epoch {number}", name="epochs")
+
+    if not len(data):
         raise InputError(f"{where}: there is no epoch")
-    return _of_parts(signals, onsets, options)
+    openers = [partial(signal, number) for number in range(len(data))]
+    return _of_parts(openers, epochs.events[:, 0] / rate + epochs.tmin, options, where)
 
 
-def _of_parts(signals: Sequence[_Signal], onsets: np.ndarray, options: Options) -> Windows:
-    """Windows of several equally long pieces of one recording, each cut by itself. onsets: (pieces,) s."""
-    first = signals[0]
-    if options.window is None:  # else the shortest whole number of seconds that all have
-        longest = min(default_window(len(first.electrodes)), first.length) // SAMPLING_RATE
-        options = replace(options, window=max(1, longest))
-    found = [cut(signal, options) for signal in signals]
+def _of_parts(openers: Sequence[Callable[[], _Signal]], onsets: np.ndarray, options: Options, where: str) -> Windows:
+    """Windows of several equally long pieces of one recording, each cut by itself; those without any are left out.
+
+    onsets: (pieces,) s. Raises InputError if no window is left.
+    """
+    found, failed = list[Windows](), list[InputError]()
+    for opener, onset in zip(openers, onsets, strict=True):
+        try:
+            signal = opener()
+            if options.window is None:  # the longest whole number of seconds that all have
+                longest = min(default_window(len(signal.electrodes)), signal.length) // SAMPLING_RATE
+                options = replace(options, window=max(1, longest))
+            part = cut(signal, options)
+            found.append(replace(part, starts=part.starts + onset))
+        except InputError as error:
+            failed.append(error)
+    if not found:
+        raise failed[0]
+    if failed:
+        logger.warning("%s: %d of %d are left out; the first: %s", where, len(failed), len(openers), failed[0])
     owners = np.repeat(np.arange(len(found)), [len(part) for part in found])
     inside = np.concatenate([np.arange(len(part)) for part in found])
     return replace(
         found[0],
-        starts=np.concatenate([part.starts + onset for part, onset in zip(found, onsets, strict=True)]),
+        starts=np.concatenate([part.starts for part in found]),
         read=lambda number: found[owners[number]].read(int(inside[number])),
         left_out=sum(part.left_out for part in found),
     )
@@ -226,14 +245,15 @@ def of_array(eeg: np.ndarray, electrodes: Sequence[str] | None, options: Options
 
     Raises InputError for another shape, unknown electrodes, values that are not finite and unlikely units.
     """
-    if eeg.ndim not in (2, 3) or eeg.dtype.kind not in "fiu" or not eeg.size:
+    if np.ma.isMaskedArray(eeg) or eeg.ndim not in (2, 3) or eeg.dtype.kind not in "fiu" or not eeg.size:
         raise InputError(
-            f"{where}: {eeg.dtype} of shape {eeg.shape}; expected numbers (electrodes, time) or (pieces, electrodes, "
-            f"time), in uV at {SAMPLING_RATE} Hz"
+            f"{where}: {type(eeg).__name__} of {eeg.dtype}, shape {eeg.shape}; expected numbers (electrodes, time) or "
+            f"(pieces, electrodes, time), in uV at {SAMPLING_RATE} Hz, without a mask"
         )
     names = _canonical(electrodes, eeg.shape[-2], where)
     pieces = np.asarray(eeg if eeg.ndim == 3 else eeg[None])
-    bad = np.argwhere(~np.isfinite(pieces))
+    with np.errstate(over="ignore"):  # beyond float32 is infinite to a model, too
+        bad = np.argwhere(~np.isfinite(pieces.astype(np.float32, copy=False)))
     if len(bad):
         _, row, sample = bad[0]
         raise InputError(
@@ -255,7 +275,8 @@ def of_array(eeg: np.ndarray, electrodes: Sequence[str] | None, options: Options
             valid,
         )
 
-    return _of_parts([signal(piece) for piece in pieces], np.arange(len(pieces)) * length / SAMPLING_RATE, options)
+    openers = [partial(signal, piece) for piece in pieces]
+    return _of_parts(openers, np.arange(len(pieces)) * length / SAMPLING_RATE, options, where)
 
 
 def _float32(eeg: np.ndarray) -> np.ndarray:
@@ -281,7 +302,7 @@ def find(inputs: Sequence[Path], options: Options, *, split: str | None = None) 
 
     Files are what MNE reads, or HDF5 of ours; labelled ones give one entry for each split, or for `split` only.
     """
-    paths = find_files(inputs, (*RECORDINGS, *SUFFIXES))
+    paths = find_files(inputs, KINDS)
     raws = [path for path in paths if path.suffix.lower() not in SUFFIXES]
     names = dict(zip(raws, unique_names([path.stem for path in raws], raws), strict=True))
     for path in paths:
@@ -294,7 +315,7 @@ def find(inputs: Sequence[Path], options: Options, *, split: str | None = None) 
 def _open_raw(path: Path, name: str, options: Options) -> Windows:
     raw = read_raw(path)
     check_header(raw, str(path))
-    return cut(_signal_of_raw(raw, options, where=str(path), name=name), options)
+    return cut(_signal_of_raw(raw, options, set(), where=str(path), name=name), options)
 
 
 def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[tuple[str, Opener]]:
@@ -342,9 +363,8 @@ def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
     where = f"{file.path}, group {split}"
     if split not in file.splits:
         raise InputError(f"{file.path}: has no group {split}, only {', '.join(file.splits)}; correct --split")
-    parts = complete_samples(
-        {split: read_samples(file, split)}, montage=file.montage, seconds=file.seconds, thorough=True
-    )
+    every = {name: read_samples(file, name) for name in file.splits}  # what is kept of a scan is of a whole file
+    parts = complete_samples(every, montage=file.montage, seconds=file.seconds, thorough=True)
     names = _canonical(file.montage, len(file.montage), where)
     samples = LabelledSamples(parts[split])
     if not len(samples.rows):

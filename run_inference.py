@@ -4,9 +4,13 @@
 """
 
 import argparse
+import errno
 import inspect
 import logging
+import os
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,13 @@ import conversion
 import inference
 import inference_plots
 from dataset_maker import common
-from errors import ArgumentParser, InputError, UsageError, one_line, run_script
+from dataset_maker.sources import find_files
+from downloads import checkpoint_place, fetched
+from errors import INTERRUPTED, ArgumentParser, InputError, Interrupted, UsageError, one_line, run_script
 from inference_files import Results, check_output
 from labelled_files import SPLITS
 from progress import log_to_terminal
-from recordings import BLOCK_BYTES, Options, Windows, find
+from recordings import BLOCK_BYTES, KINDS, Options, Windows, find
 from version import code_version
 
 logger = logging.getLogger(__name__)
@@ -51,7 +57,14 @@ def get_args() -> argparse.Namespace:
 
 def _add_arguments(parser: argparse.ArgumentParser, plot: str | None) -> None:
     """Flags of the verbs that read recordings."""
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of stage 1, 2 or 3")
+    parser.add_argument(
+        "--checkpoint",
+        type=checkpoint_place,
+        required=True,
+        metavar="FILE",
+        help="of stage 1, 2 or 3; a path, or a URL that ends with #sha256=DIGEST",
+    )
+    parser.add_argument("--averaged", action="store_true", help="the averaged weights of --model_ema")
     parser.add_argument(
         "--input", type=Path, nargs="+", required=True, metavar="RECORDING", help="files, or folders of them"
     )
@@ -76,13 +89,35 @@ def infer(args: argparse.Namespace) -> None:
     if args.batch_size < 1:
         raise UsageError(f"--batch_size {args.batch_size}: must be at least 1")
     check_output(args.output)
+    _check_overwriting(args)
     pipeline = common.build_pipeline(args, block_bytes=BLOCK_BYTES)
-    model = inference.load(args.checkpoint, device=args.device)
+    model = inference.load(fetched(args.checkpoint), device=args.device, averaged=args.averaged)
     model.check(args.verb)
     window = model.description.window_seconds or None if args.window is None else args.window
     options = Options(pipeline, args.prepared, args.scale, window, args.stride)
     found = list(find(args.input, options, split=args.split))
     picture = inference_plots.picture(args.verb, plot, many=len(found) > 1) if plot else None
+    try:
+        _infer(args, model, found, picture)
+    except OSError as error:  # all other files are opened where their errors are known
+        reason = os.strerror(error.errno or errno.EIO)
+        raise UsageError(
+            f"temporary files cannot be written in {tempfile.gettempdir()} ({reason}): free space, or name "
+            "another folder in the environment variable TMPDIR"
+        ) from error
+
+
+def _check_overwriting(args: argparse.Namespace) -> None:
+    """Raise UsageError if the output would take the place of a recording or the checkpoint."""
+    if not args.output.exists():
+        return
+    for path in (*find_files(args.input, KINDS), *([args.checkpoint] if isinstance(args.checkpoint, Path) else [])):
+        if path.exists() and args.output.samefile(path):
+            raise UsageError(f"--output {args.output} would overwrite {path}, which is read: choose another name")
+
+
+def _infer(args: argparse.Namespace, model: inference.Model, found: list[Any], picture: Any | None) -> None:
+    """The same, once everything is known. found: as `recordings.find` gives it."""
     failed = []
     with Results(_description(args, model)) as results:
         for where, opened in found:
@@ -111,6 +146,7 @@ def _one(
 ) -> None:
     """Run the verb on one recording, or leave no trace of it."""
     group = results.begin(windows)
+    windows = replace(windows, name=results.name(group))
     means = RecordingMeans(windows)
     try:
         if args.verb == "predict":
@@ -134,6 +170,8 @@ def _one(
             picture.end(windows, model)
     except BaseException:
         results.remove(group)
+        if picture:
+            picture.forget()
         raise
 
 
@@ -164,7 +202,8 @@ def _description(args: argparse.Namespace, model: inference.Model) -> dict[str, 
     """How the results were made."""
     return {
         "verb": args.verb,
-        "checkpoint": args.checkpoint.name,
+        "checkpoint": fetched(args.checkpoint).name,
+        "averaged": int(args.averaged),
         "model": model.description.model,
         "code_version": code_version(),
         "sampling_rate": 200.0,
@@ -179,7 +218,10 @@ def main(args: argparse.Namespace) -> None:
     """Do what the verb says."""
     log_to_terminal(logging.INFO)
     function: Callable[[argparse.Namespace], None] = args.run
-    function(args)
+    try:
+        function(args)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; the same command begins anew", INTERRUPTED) from None
 
 
 if __name__ == "__main__":

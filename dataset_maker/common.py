@@ -188,16 +188,21 @@ def select_electrodes(
     path = Path(raw.filenames[0]) if raw.filenames and raw.filenames[0] else Path()
     counts = samples_per_record(path)
     own = {counts[name] for name in kept} if set(kept) <= counts.keys() else set()
-    if own and max(own) < max(counts.values()):
+    one_rate = raw.preload or len(own) < 2
+    if own and max(own) < max(counts.values()) and not raw.preload:
         # MNE brings every piece that it reads to the fastest channel's rate, with errors at the piece's ends: a fast
-        # channel that is not EEG stays closed.
-        raw = open_raw(path, include=kept)
+        # channel that is not EEG stays closed. A recording that a caller has changed is not opened again.
+        fresh = open_raw(path, include=kept)
+        if abs(fresh.n_times / fresh.info["sfreq"] - raw.n_times / raw.info["sfreq"]) < 1.5 / fresh.info["sfreq"]:
+            raw = fresh
+        else:
+            one_rate = False
     raw.pick(kept)
     raw.rename_channels(resolution.kept, verbose="error")
     reasons = {name: "not EEG by its type in the file" for name in types if types[name] != "eeg"}
     for name in resolution.dropped:
         reasons[name] = "not EEG by its name" if is_known_non_eeg(name) else "listed to be left out"
-    return raw, reasons, len(own) < 2
+    return raw, reasons, one_rate
 
 
 def plan_stages(rate: float, settings: FilterSettings, seconds: float) -> dict[str, Any]:

@@ -241,3 +241,64 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path: Path, modules: dict[st
     path = saved(tmp_path / "a.pth", modules["classifier"])
     with pytest.raises(UsageError, match="--device cuda:77"):
         inference.load(path, device="cuda:77")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"window": 0}, "--window 0: allowed are 1 to 16"),
+        ({"window": 1.5}, "--window 1.5: allowed are 1 to 16 whole seconds"),
+        ({"batch_size": 0}, "--batch_size 0: must be at least 1"),
+        ({"batch_size": -1}, "--batch_size -1: must be at least 1"),
+        ({"scale": 1e300}, r"--scale 1e\+300: must be"),
+        ({"scale": 1e-60}, "--scale 1e-60: must be"),
+    ],
+)
+def test_values_that_cannot_be_are_one_line(models: dict[str, Model], options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        models["pretraining"].embed(signal(3, 800), electrodes=NAMES, **options)
+
+
+def test_results_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    module: Any = random_module(CLASSIFIER, num_classes=2)
+    with torch.no_grad():
+        module.head.bias[1] = torch.nan
+    model = inference.load(saved(tmp_path / "a.pth", module))
+    with pytest.raises(InputError, match=r"windows 0 to 2 give NaN or infinity: .* the weights of .*a.pth are damaged"):
+        model.predict(signal(3, 1200), electrodes=NAMES, window=2)
+
+
+def test_a_classifier_without_a_head_predicts_nothing(tmp_path: Path) -> None:
+    model = inference.load(saved(tmp_path / "a.pth", random_module(CLASSIFIER, num_classes=0)))
+    with pytest.raises(UsageError, match=r"a.pth has no head, so it predicts nothing: embed, or choose another"):
+        model.predict(signal(3, 400), electrodes=NAMES)
+    assert model.embed(signal(3, 400), electrodes=NAMES, pool="mean").features.shape == (1, 200)
+
+
+def test_names_for_the_channels_of_a_raw_are_refused(models: dict[str, Model]) -> None:
+    with pytest.raises(UsageError, match="electrodes name an array's rows"):
+        models["pretraining"].embed(raw_of(["F3", "FZ", "F4"], 200, noise(3, 8, 200)), electrodes=NAMES, window=4)
+
+
+def test_half_precision_tensors_are_recordings(models: dict[str, Model]) -> None:
+    eeg = signal(3, 800)
+    for kind in (torch.bfloat16, torch.float16):
+        given = torch.from_numpy(eeg).to(kind)
+        found = models["pretraining"].embed(given, electrodes=NAMES, window=2).features
+        expected = models["pretraining"].embed(given.float().numpy(), electrodes=NAMES, window=2).features
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_other_electrodes_than_those_of_the_training_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = DATA | {"task": "binary", "classes": ["a", "b"]}
+    model = inference.load(saved(tmp_path / "a.pth", random_module(CLASSIFIER, num_classes=1), data_set=data))
+    model.predict(signal(3, 800), electrodes=["C4", "Cz", "C3"])
+    assert caplog.text == "", "their order does not matter"
+    model.predict(signal(3, 800), electrodes=["C4", "Cz", "O1"])
+    assert "a.pth was trained with (without C3; besides O1): what it says may be worse" in caplog.text
+
+
+def test_what_a_terminal_obeys_in_a_class_name_is_escaped(tmp_path: Path) -> None:
+    data = DATA | {"task": "multiclass", "classes": ["a\x1b[31m", "b\nc", "d\0"]}
+    model = inference.load(saved(tmp_path / "a.pth", random_module(CLASSIFIER, num_classes=3), data_set=data))
+    assert model.classes == (r"a\x1b[31m", r"b\nc", r"d\x00")

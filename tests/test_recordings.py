@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import edfio
 import mne
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from maker_helpers import noise, raw_of, save
 from recordings import Options, Windows, find, of_array, of_epochs, of_raw
 
 NAMES = ["C3", "Cz", "C4"]
+RATES = {"C3": 200, "Cz": 200, "ECG": 400}  # Hz
 
 
 def whole(windows: Windows) -> np.ndarray:
@@ -211,3 +213,72 @@ def test_positions_in_a_file_are_exact(tmp_path: Path) -> None:
     (windows,) = opened(path, Options(window=4, stride=0.005, scale=1))
     assert len(windows) == 1201
     assert windows.read(1200)[1, [0, -1]].tolist() == [101_200, 101_999] and windows.starts[1200] == 6
+
+
+# Odd, but sound
+
+
+def test_an_epoch_that_cannot_be_used_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    eeg = noise(3, 20, 200)
+    eeg[:, 800:1600] = 0  # the second epoch of five
+    epochs = mne.make_fixed_length_epochs(raw_of(NAMES, 200, eeg), 4, verbose="error")
+    windows = of_epochs(epochs, Options())
+    assert windows.starts.tolist() == [0, 8, 12, 16] and windows.batch(0, 4).shape == (4, 3, 800)
+    assert "epochs: 1 of 5 are left out; the first: epochs, epoch 1: no second is usable" in caplog.text
+    assert caplog.text.count("shorter than the high-pass filter") == 1, "said once, not for every epoch"
+
+
+def test_epochs_that_mne_drops_when_it_reads_them_do_not_count() -> None:
+    raw = raw_of(NAMES, 200, noise(3, 20, 200))
+    events = mne.make_fixed_length_events(raw, duration=3.5)  # 0, 3.5, ... 17.5: the first and the last do not fit
+    epochs = mne.Epochs(raw, events, tmin=-0.5, tmax=2.995, baseline=None, preload=False, verbose="error")
+    assert of_epochs(epochs, Options(window=2)).starts.tolist() == [3, 6.5, 10, 13.5]
+
+
+def test_times_of_resampled_epochs_are_those_of_their_events() -> None:
+    epochs = mne.make_fixed_length_epochs(raw_of(NAMES, 400, noise(3, 12, 400)), 4, preload=True, verbose="error")
+    epochs = epochs.resample(200, verbose="error")
+    assert of_epochs(epochs, Options(prepared=True)).starts.tolist() == [0, 4, 8]
+
+
+def test_a_stride_longer_than_any_recording_gives_its_first_window() -> None:
+    assert of_array(signal(3, 800), NAMES, Options(window=2, stride=1e300)).starts.tolist() == [0]
+
+
+def test_a_masked_array_and_values_beyond_float32_are_refused() -> None:
+    eeg = signal(3, 800).astype(np.float64)
+    with pytest.raises(InputError, match=r"array: MaskedArray of float64, .* without a mask"):
+        of_array(np.ma.masked_array(eeg, mask=eeg > 30), NAMES, Options())
+    eeg[1, 300] = 1e300
+    with pytest.raises(InputError, match=r"1 values are NaN or infinite, the first one of CZ at 1.50 s"):
+        of_array(eeg, NAMES, Options())
+
+
+def test_what_a_caller_did_to_an_edf_recording_stays_done(tmp_path: Path) -> None:
+    path = tmp_path / "a.edf"
+    signals = [(noise(1, 20, rate, seed)[0], rate, name) for seed, (name, rate) in enumerate(RATES.items())]
+    edfio.Edf([edfio.EdfSignal(row, rate, label=name, physical_dimension="uV") for row, rate, name in signals]).write(
+        path
+    )
+    for preload in (True, False):
+        cropped = mne.io.read_raw(path, preload=preload, verbose="error").crop(4, 12, include_tmax=False)
+        windows = of_raw(cropped, Options(window=4))
+        assert windows.starts.tolist() == [0, 4] and windows.electrodes == ("C3", "CZ")
+    scaled = mne.io.read_raw(path, preload=True, verbose="error").apply_function(lambda eeg: 3 * eeg)
+    plain = of_raw(mne.io.read_raw(path, preload=True, verbose="error"), Options(window=4))
+    np.testing.assert_allclose(whole(of_raw(scaled, Options(window=4))), 3 * whole(plain), rtol=1e-4, atol=1e-3)
+
+
+def test_a_recording_that_was_resampled_in_memory_is_no_forgery(tmp_path: Path) -> None:
+    path = save(tmp_path / "a_raw.fif", ["CZ"], rate=100, seconds=60)
+    raw = mne.io.read_raw(path, preload=True, verbose="error").resample(2000, verbose="error")
+    assert raw.n_times > path.stat().st_size, "more samples than the file has bytes"
+    assert len(of_raw(raw, Options(window=10))) == 6
+
+
+def test_a_kept_scan_serves_every_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_labelled(
+        tmp_path / "set.hdf5", {"train": (signal(2, 3, 400), [0, 1]), "test": (signal(2, 3, 400), [1, 0])}
+    )
+    assert len(opened(path)) == 2 and len(opened(path, split="test")) == 1
+    assert "kept scan" not in caplog.text
