@@ -4,12 +4,10 @@ SPEC, section 5. Without torch, so that dataset makers can use it. What the two 
 `pretraining_files.py` and `labelled_files.py`.
 """
 
-import errno
 import functools
 import math
 import os
 import re
-import tempfile
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -72,29 +70,6 @@ def printable(text: str | bytes) -> str:
     """Text of a file for people: what a terminal cannot show, or would obey, is escaped."""
     known = text if isinstance(text, str) else text.decode(errors="surrogateescape")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in known)
-
-
-def temporary(shape: Sequence[int], chunks: Sequence[int]) -> h5py.Dataset:
-    """Room for float32 in a file without a name, which goes with the last reader; `settle` it when it is written."""
-    with tempfile.NamedTemporaryFile() as named:  # by HDF5's own way of writing, which notices a full disk
-        file = h5py.File(named.name, "w")
-    return file.create_dataset("values", tuple(shape), np.float32, chunks=tuple(chunks))
-
-
-def settle(values: Any) -> None:
-    """Raise OSError if a data set is not whole on the disk; anything else is."""
-    if isinstance(values, h5py.Dataset):
-        with written():
-            values.file.flush()
-
-
-@contextmanager
-def written() -> Iterator[None]:
-    """Errors of HDF5's writing as OSError, whichever of its caches they come from."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise OSError(errno.EIO, "HDF5 cannot write") from error
 
 
 @functools.lru_cache(maxsize=OPEN_FILES)

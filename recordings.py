@@ -22,7 +22,7 @@ from dataset_maker.common import FilterSettings, Pipeline, check_header, prepare
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
 from electrodes import resolve
 from errors import InputError, UsageError
-from hdf5_files import SUFFIXES, open_file, readable, settle, temporary
+from hdf5_files import SUFFIXES, open_file, readable
 from labelled_files import LabelledFile, Samples, read_eeg, read_labelled, read_samples
 from pretraining_files import (
     MAX_SECONDS,
@@ -36,6 +36,7 @@ from pretraining_files import (
 )
 from quality import Quality, SignalScan, amplitude_histogram, unit_warnings
 from scans import complete_recordings, complete_samples
+from temporary_arrays import TemporarySignal
 
 logger = logging.getLogger(__name__)
 
@@ -159,11 +160,9 @@ def _signal_of_raw(raw: mne.io.BaseRaw, options: Options, told: set[str], *, whe
                 f"{where}: sampled at {rate:g} Hz, the models take {SAMPLING_RATE} Hz: leave --prepared out, or "
                 "resample it"
             )
-        settings = FilterSettings(l_freq=None, h_freq=None, notch=None, sampling_rate=None)
-        pipeline = replace(pipeline, filter=settings)
+        pipeline = replace(pipeline, filter=FilterSettings(None, None, None, None))
     with fft.set_workers(joblib.cpu_count()):
         prepared = prepare(raw, pipeline, where=where, store=_place)
-    settle(prepared.eeg)
     for note in prepared.report["notes"]:
         if note not in told:
             logger.warning("%s: %s.", where, note)
@@ -182,7 +181,7 @@ def _place(electrodes: Sequence[str], rate: float, length: int) -> Any:
     shape = len(electrodes), length
     if 4 * math.prod(shape) <= IN_MEMORY:
         return np.empty(shape, dtype=np.float32)
-    return temporary(shape, (shape[0], 10 * SAMPLING_RATE))
+    return TemporarySignal(*shape)
 
 
 def _factor(options: Options, seen: Quality, where: str) -> np.float32:

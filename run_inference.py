@@ -119,24 +119,23 @@ def _check_overwriting(args: argparse.Namespace) -> None:
 def _infer(args: argparse.Namespace, model: inference.Model, found: list[Any], picture: Any | None) -> None:
     """The same, once everything is known. found: as `recordings.find` gives it."""
     failed = []
-    with Results(_description(args, model)) as results:
-        for where, opened in found:
-            try:
-                windows = opened()
-                _one(args, model, windows, results, picture)
-            except UsageError:
+    results = Results(_description(args, model))
+    for where, opened in found:
+        try:
+            _one(args, model, opened(), results, picture)
+        except UsageError:
+            raise
+        except InputError as error:
+            if len(found) == 1:
                 raise
-            except InputError as error:
-                if len(found) == 1:
-                    raise
-                failed.append(where)
-                logger.error("left out: %s", one_line(error))
-        if not len(results):
-            raise InputError(f"none of {len(found)} recordings could be used, nothing is written: see above")
-        results.write(args.output)
-        if picture:
-            picture.finish()
-        logger.info("%d recording(s) in %s", len(results), args.output)
+            failed.append(where)
+            logger.error("left out: %s", one_line(error))
+    if not len(results):
+        raise InputError(f"none of {len(found)} recordings could be used, nothing is written: see above")
+    results.write(args.output)
+    if picture:
+        picture.finish()
+    logger.info("%d recording(s) in %s", len(results), args.output)
     if failed:
         raise InputError(f"{len(failed)} of {len(found)} recordings are left out of {args.output}: see above")
 
@@ -145,23 +144,23 @@ def _one(
     args: argparse.Namespace, model: inference.Model, windows: Windows, results: Results, picture: Any | None
 ) -> None:
     """Run the verb on one recording, or leave no trace of it."""
-    group = results.begin(windows)
-    windows = replace(windows, name=results.name(group))
+    entry = results.begin(windows)
+    windows = replace(windows, name=entry.name)
     means = RecordingMeans(windows)
     try:
         if args.verb == "predict":
-            group.attrs["outputs"] = list(model.classes)
+            entry.attributes["outputs"] = list(model.classes)
         batches = model.batches(
             args.verb, windows, batch_size=args.batch_size, pool=getattr(args, "pool", "patches"), visible=True
         )
         for part, arrays in batches:
-            results.add(group, part, arrays, len(windows))
+            entry.add(part, arrays, len(windows))
             if args.verb == "predict":
                 means.add(part, arrays["probabilities"])
             if picture:
                 picture.add(windows, part, arrays)
         if args.verb == "predict":
-            group["recordings"], group["recording_probabilities"] = means.names, means.values
+            entry.arrays |= {"recordings": np.array(means.names), "recording_probabilities": means.values}
             if windows.labels is None:
                 shown = zip(model.classes, means.values[0], strict=True)
                 words = ", ".join(f"{name} {value:.3f}" for name, value in shown)
@@ -169,7 +168,7 @@ def _one(
         if picture:
             picture.end(windows, model)
     except BaseException:
-        results.remove(group)
+        results.remove(entry)
         if picture:
             picture.forget()
         raise

@@ -181,7 +181,7 @@ def test_a_full_disk_of_temporary_files_is_one_line(
 ) -> None:
     path = write_pretraining(tmp_path / "a.hdf5", TRIO, [signal(3, 20 * 200)])
     full = OSError(errno.ENOSPC, "No space left on device")
-    with patch.object(inference_files.Results, "add", side_effect=full):
+    with patch.object(inference_files.Entry, "add", side_effect=full):
         assert run("embed", checkpoints["embed"], [path], tmp_path / "o.npz") == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "temporary files cannot be written in" in line and "TMPDIR" in line and not list(tmp_path.glob("o*"))
@@ -198,7 +198,6 @@ def small_disk(room: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # HDF5 tries again at its end
 def test_a_signal_that_finds_no_room_on_the_disk_is_one_line(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

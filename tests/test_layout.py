@@ -14,7 +14,7 @@ MAX_FILE, MAX_FUNCTION = 400, 60  # lines
 # A module imports only from lower levels, model files and engines not from each other, so within a level nothing does.
 LEVELS = [
     {"errors", "version"},
-    {"electrodes", "files", "batches", "hdf5_files", "quality", "lean_ops"},
+    {"electrodes", "files", "batches", "hdf5_files", "quality", "lean_ops", "temporary_arrays"},
     {
         "checkpoints",
         "metrics",
