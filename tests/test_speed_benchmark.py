@@ -252,7 +252,7 @@ TUEV = next(task for task in cost.FINE_TUNINGS if task.name.startswith("TUEV"))
 
 def test_fine_tuning_trains_on_train_and_evaluates_val_and_test_every_epoch() -> None:
     counted = cost.Counted(parameters=10**6, flops=10**9, kept_bytes=10**6, evaluation_flops=3 * 10**8)
-    # 68445 windows are 134 steps of 512, each 0.512 s at 1e12 FLOP/s; 15487 + 29421 windows take 0.3 ms each; 50 epochs.
+    # 68445 windows are 134 steps of 512, each 0.512 s at 1e12 FLOP/s; 15487 + 29421 take 0.3 ms each; 50 epochs.
     seconds = 50 * (134 * 0.512 + 44908 * 3e-4)
     assert cost.fine_tuning_hours(TUEV, counted, 1e12, 1, 1e12) == pytest.approx(seconds / 3600)
     assert cost.fine_tuning_hours(TUEV, counted, 1e12, 8, 1e12) == pytest.approx(seconds / 8 / 3600)
