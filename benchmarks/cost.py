@@ -7,12 +7,16 @@ the base model (and any other model that the file holds), or `--assume` FLOP/s f
 Several devices share the windows; gradients travel meanwhile, 2 (n - 1) / n x 4 bytes a parameter and step through each
 device's link, and cost time only as far as they take longer than the backward pass (two thirds of a step).
 Memory = 16 bytes a parameter (weights, gradients, two moments, float32) + what the backward pass keeps of each window,
-which is counted on one window with torch's hook for saved tensors. `--check` compares both with measurements.
+which is counted on one window with torch's hook for saved tensors. The last table compares predictions with
+measurements. Fine-tuning on TUAB and TUEV, with the published numbers of windows: every epoch trains on all of train
+and evaluates all of val and test; `--data` adds the minutes that reading these windows alone would take one process.
 """
 
 import argparse
+import json
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +30,8 @@ from torch import Tensor, nn
 
 from errors import ArgumentParser, InputError, run_script
 from files import write_json
+from labelled_files import PUBLISHED
+from modeling_finetune import SIZES
 from modeling_pretrain import random_mask
 from modeling_vqnsp import VQNSP
 
@@ -59,12 +65,30 @@ TRAININGS = (
 
 
 @dataclass(frozen=True)
+class FineTuning:
+    """A fine-tuning of the base model as in the paper."""
+
+    name: str  # in published_splits.json
+    electrodes: int
+    seconds: int  # of a window
+    outputs: int
+    model: str = next(iter(SIZES))
+    epochs: int = 50
+    batch: int = 512
+
+
+FINE_TUNINGS = (FineTuning("TUAB v3.0.1", 23, 10, 1), FineTuning("TUEV v2.0.1", 23, 5, 6))
+LOADER = "loader, 1 workers"  # of data.py: what the run scripts use unless told otherwise
+
+
+@dataclass(frozen=True)
 class Counted:
     """What one window and one step of a training need."""
 
     parameters: int  # that learn
     flops: int  # of a window, forward, backward and tokenisation
     kept_bytes: int  # of a window, for the backward pass
+    evaluation_flops: int = 0  # of a window that is only evaluated
 
 
 def inputs() -> tuple[Tensor, list[int], Tensor]:
@@ -82,10 +106,8 @@ def loss_of(training: Training, model: nn.Module) -> Tensor:
     return model(eeg, channels, mask, codes).loss
 
 
-def count(training: Training, precision: torch.dtype | None) -> Counted:
-    """Count on one window, on the CPU. precision: of autocast, None for float32."""
-    options: dict[str, Any] = {"quantize_kmeans_init": False} if training.case == "a" else {}
-    model = create_model(training.model, **options).train()
+def kept_by(model: nn.Module, loss: Callable[[], Tensor], precision: torch.dtype | None) -> int:
+    """Bytes that the backward pass of a loss keeps. precision: of autocast, None for float32."""
     # Parameters, which are there once, their transposes, and the gradient of the head, which comes with the loss.
     shapes = {tuple(sorted(parameter.shape)) for parameter in model.parameters()}
     held: dict[int, torch.UntypedStorage] = {}  # by address, which nothing else can take meanwhile
@@ -99,16 +121,42 @@ def count(training: Training, precision: torch.dtype | None) -> Counted:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", dtype=precision, enabled=precision is not None),
     ):
-        loss_of(training, model)
-    kept = sum(storage.nbytes() for storage in {s.data_ptr(): s for s in held.values()}.values())
-    held.clear()
+        loss()
+    return sum(storage.nbytes() for storage in {s.data_ptr(): s for s in held.values()}.values())
+
+
+def learning(model: nn.Module) -> int:
+    """Number of parameters that learn."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def count(training: Training, precision: torch.dtype | None) -> Counted:
+    """Count on one window, on the CPU. precision: of autocast, None for float32."""
+    options: dict[str, Any] = {"quantize_kmeans_init": False} if training.case == "a" else {}
+    model = create_model(training.model, **options).train()
+    kept = kept_by(model, lambda: loss_of(training, model), precision)
     flops = measuring.flops_of(lambda: loss_of(training, model).backward())
     if training.case == "c":
         eeg, channels, _ = inputs()
         tokenizer = cast(VQNSP, create_model(TRAININGS[0].model, quantize_kmeans_init=False)).eval()
         flops += measuring.flops_of(lambda: tokenizer.get_codebook_indices(eeg, channels))
-    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return Counted(learning, flops, kept)
+    return Counted(learning(model), flops, kept)
+
+
+def count_fine_tuning(task: FineTuning, precision: torch.dtype | None) -> Counted:
+    """Count a window that trains and one that is evaluated, on the CPU. precision: of autocast, None for float32."""
+    model = create_model(task.model, num_classes=task.outputs).train()
+    eeg = 0.3 * torch.randn(1, task.electrodes, task.seconds, 200)
+    channels = list(range(task.electrodes + 1))
+
+    def loss() -> Tensor:
+        return model(eeg, channels).square().mean()
+
+    kept = kept_by(model, loss, precision)
+    flops = measuring.flops_of(lambda: loss().backward())
+    with torch.no_grad():
+        evaluation = measuring.flops_of(lambda: model.eval()(eeg, channels))
+    return Counted(learning(model), flops, kept, evaluation)
 
 
 def windows(training: Training, hours: float) -> int:
@@ -116,7 +164,9 @@ def windows(training: Training, hours: float) -> int:
     return int(hours * 3600 / training.stride) * training.epochs
 
 
-def step_seconds(training: Training, counted: Counted, rate: float, gpus: int, link: float) -> tuple[float, float]:
+def step_seconds(
+    training: Training | FineTuning, counted: Counted, rate: float, gpus: int, link: float
+) -> tuple[float, float]:
     """Seconds of a step's arithmetic, and those that its gradients take longer than the backward pass."""
     compute = training.batch / gpus * counted.flops / rate
     travel = 2 * (gpus - 1) / gpus * 4 * counted.parameters / link
@@ -127,6 +177,36 @@ def hours_of(training: Training, counted: Counted, eeg_hours: float, rate: float
     """Hours of the whole training."""
     steps = windows(training, eeg_hours) / training.batch
     return steps * sum(step_seconds(training, counted, rate, gpus, link)) / 3600
+
+
+def fine_tuning_hours(task: FineTuning, counted: Counted, rate: float, gpus: int, link: float) -> float:
+    """Hours of a whole fine-tuning with one seed, evaluations included, if windows are there when they are needed."""
+    train, *evaluated = published_windows(task)
+    learning_seconds = math.ceil(train / task.batch) * sum(step_seconds(task, counted, rate, gpus, link))
+    return task.epochs * (learning_seconds + sum(evaluated) * counted.evaluation_flops / rate / gpus) / 3600
+
+
+def published_windows(task: FineTuning) -> list[int]:
+    """Windows of train, val and test."""
+    return json.loads(PUBLISHED.read_text(encoding="utf-8"))["sizes"][task.name]
+
+
+def file_bytes(task: FineTuning) -> int:
+    """Bytes of all signals in a float32 file."""
+    return sum(published_windows(task)) * task.electrodes * task.seconds * 200 * 4
+
+
+def reading_rate(path: Path) -> float:
+    """Bytes a second that one loading process delivers, of a results file of `data.py`. Raises InputError without."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = [row for geometry in found["geometries"] for row in geometry["rows"]]
+        return next(1e6 * row["mb_per_second"] for row in rows if row["case"] == LOADER)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise InputError(
+            f"--data {path} is no results file of data.py ({type(error).__name__}: {error}): make one with "
+            "python benchmarks/data.py --json FILE"
+        ) from error
 
 
 def memory_bytes(counted: Counted, batch: int) -> int:
@@ -177,6 +257,36 @@ def tables(counted: dict[str, Counted], rate: dict[str, float]) -> list[str]:
     ]
 
 
+def fine_tuning_rows(rate: float, precision: torch.dtype | None, reading: float | None) -> dict[str, dict[str, Any]]:
+    """What each fine-tuning takes, by name. rate: FLOP/s; reading: bytes a second, None for unknown."""
+    link, found = LINKS["one 400 Gb/s port, 50 GB/s"], {}
+    for task in FINE_TUNINGS:
+        counted = count_fine_tuning(task, precision)
+        found[task.name] = {
+            "windows": published_windows(task),
+            "gflop_trained": counted.flops / 1e9,
+            "gflop_evaluated": counted.evaluation_flops / 1e9,
+            "file_gb": file_bytes(task) / 1e9,
+            "gb_of_64_windows": memory_bytes(counted, 64) / 1e9,
+            "minutes": {str(n): 60 * fine_tuning_hours(task, counted, rate, n, link) for n in (1, 8)},
+            "reading_minutes": reading and task.epochs * file_bytes(task) / reading / 60,
+        }
+    return found
+
+
+def fine_tuning_table(rows: dict[str, dict[str, Any]]) -> str:
+    """The rows as a table."""
+    header = ["fine-tuning, one seed", "GFLOP a window: train, evaluate", "GB of file", "GB, 64 windows"]
+    lines = []
+    for name, row in rows.items():
+        flops = f"{row['gflop_trained']:.1f}, {row['gflop_evaluated']:.1f}"
+        sizes = [f"{row['file_gb']:.1f}", f"{row['gb_of_64_windows']:.1f}"]
+        reading = row["reading_minutes"]
+        times = [f"{minutes:,.1f}" for minutes in row["minutes"].values()]
+        lines.append([name, flops, *sizes, *times, f"{reading:.0f}" if reading else "-"])
+    return markdown([*header, "min, 1", "min, 8", "min of reading, 1 process"], lines)
+
+
 def check(counted: dict[str, Counted], speed: dict[str, Any], rate: dict[str, float]) -> str:
     """Predictions from the base model's rate, beside what was measured."""
     rows = []
@@ -192,6 +302,7 @@ def get_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--speed", type=Path, required=True, help="results of speed.py")
     parser.add_argument("--assume", type=float, default=None, help="FLOP/s of a device that was not measured")
+    parser.add_argument("--data", type=Path, default=None, help="results of data.py, for the minutes of reading")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of what is kept in memory")
     parser.add_argument("--json", type=Path, default=None)
     return parser.parse_args()
@@ -203,12 +314,16 @@ def main(args: argparse.Namespace) -> None:
     measured = rates(speed)
     if not {"tokenizer", "Base"} <= measured.keys():
         raise InputError(f"{args.speed}: no rows of the product for cases a and c at {ELECTRODES}x{SECONDS}, base")
+    reading = reading_rate(args.data) if args.data else None
     precision = {"fp32": None, "bf16": torch.bfloat16}[args.precision]
     counted = {training.name: count(training, precision) for training in TRAININGS}
     rate = {t.name: args.assume or measured.get(t.name, measured["Base"]) for t in TRAININGS}
-    print("\n\n".join([*tables(counted, rate), check(counted, speed, measured)]))
+    tasks = fine_tuning_rows(args.assume or measured["Base"], precision, reading)
+    print("\n\n".join([*tables(counted, rate), fine_tuning_table(tasks), check(counted, speed, measured)]))
     if args.json:
-        write_json(args.json, {"rates": rate, "counted": {name: vars(c) for name, c in counted.items()}})
+        counts = {name: vars(c) for name, c in counted.items()}
+        machine = measuring.hardware("cpu")
+        write_json(args.json, {"machine": machine, "rates": rate, "counted": counts, "fine_tuning": tasks})
 
 
 if __name__ == "__main__":

@@ -245,3 +245,44 @@ def test_what_is_counted_grows_with_depth_as_blocks_do() -> None:
     block = 12 * width**2 * 2 * tokens + 2 * 2 * tokens**2 * width
     assert flops["base"].flops - flops["tiny"].flops == pytest.approx(2 * 3 * blocks * block, rel=1e-3)
     assert flops["base"].parameters - flops["tiny"].parameters == blocks * (12 * width**2 + 12 * width + 4 * 20)
+
+
+TUEV = next(task for task in cost.FINE_TUNINGS if task.name.startswith("TUEV"))
+
+
+def test_fine_tuning_trains_on_train_and_evaluates_val_and_test_every_epoch() -> None:
+    counted = cost.Counted(parameters=10**6, flops=10**9, kept_bytes=10**6, evaluation_flops=3 * 10**8)
+    # 68445 windows are 134 steps of 512, each 0.512 s at 1e12 FLOP/s; 15487 + 29421 take 0.3 ms each; 50 epochs.
+    seconds = 50 * (134 * 0.512 + 44908 * 3e-4)
+    assert cost.fine_tuning_hours(TUEV, counted, 1e12, 1, 1e12) == pytest.approx(seconds / 3600)
+    assert cost.fine_tuning_hours(TUEV, counted, 1e12, 8, 1e12) == pytest.approx(seconds / 8 / 3600)
+    assert cost.file_bytes(TUEV) == 113353 * 23 * 1000 * 4
+
+
+def test_what_a_window_of_tuab_takes_is_what_was_counted_of_the_straightforward_formulation() -> None:
+    task = next(task for task in cost.FINE_TUNINGS if task.name.startswith("TUAB"))
+    rows = json.loads((SCRIPTS / "results/speed-cpu.json").read_text())["rows"]
+    plain = {row["case"]: row["gflops_per_sample"] for row in rows if row["geometry"] == "23x10"}
+    found = cost.count_fine_tuning(task, None)
+    assert found.flops / 1e9 == pytest.approx(plain["d"], rel=1e-4)
+    assert found.evaluation_flops / 1e9 == pytest.approx(plain["e"], rel=1e-4)
+    assert found.parameters == pytest.approx(5.82e6, rel=2e-3) and found.kept_bytes > 30e6
+
+
+def test_reading_takes_the_rate_of_one_loading_process(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    rows = [{"case": f"loader, {n} workers", "mb_per_second": 100.0 + n} for n in range(3)]
+    path.write_text(json.dumps({"geometries": [{"rows": rows}]}))
+    assert cost.reading_rate(path) == 101e6
+    for content in ('{"rows": []}', '{"geometries": [{"rows": []}]}', "[]", "{"):
+        path.write_text(content)
+        with pytest.raises(InputError, match=r"^--data .*data.json is no results file of data.py .* --json FILE"):
+            cost.reading_rate(path)
+
+
+def test_the_table_of_fine_tuning_has_a_row_for_each_set_with_and_without_the_rate_of_reading() -> None:
+    row = {"gflop_trained": 9.5, "gflop_evaluated": 3.2, "file_gb": 75.3, "gb_of_64_windows": 1.5}
+    row |= {"minutes": {"1": 6.66, "8": 0.83}}
+    text = cost.fine_tuning_table({"a": row | {"reading_minutes": 70.2}, "b": row | {"reading_minutes": None}})
+    line = "9.5, 3.2 | 75.3 | 1.5 | 6.7 | 0.8"
+    assert text.splitlines()[2:] == [f"| a | {line} | 70 |", f"| b | {line} | - |"]
