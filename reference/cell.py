@@ -3,7 +3,7 @@
 `python -m reference.cell tokenizer --data reference_run`
 
 A cell whose JSON is there is not run again, and one that was stopped goes on: finished commands are not repeated, and
-the project's scripts continue from their last checkpoint. `--plan` lists cells and seeds in the order of `run.sh`.
+the project's scripts continue from their last checkpoint. `--plan` lists cells and seeds in the order of `run.sh`, with the minutes expected on two free cores.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from errors import ArgumentParser, InputError, UsageError, run_script
 from files import check_writable, write_json
 from reference import records
 from reference.cells import Cell, Step, cells, folder_of, plan
-from reference.settings import SIZES
+from reference.settings import SIZES, expected_minutes
 
 logger = logging.getLogger("reference")
 
@@ -146,7 +146,8 @@ def check_needs(cell: Cell, args: argparse.Namespace, data: Path) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run a cell, or list all."""
     if args.plan:
-        print("\n".join(f"{name} {seed}" for name, seed in plan(args.size)))
+        for name, seed in plan(args.size):
+            print(name, seed, *([f"{expected_minutes(name)} min"] if args.size == "cpu" else []))
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     cell = cells(args.size)[args.name]

@@ -11,7 +11,7 @@ from reference.settings import SECONDS, SIZES, STRIDE, Budget, Size
 
 PLACES = ("DATA", "EEGMAT", "EEGMMIDB")
 # Turns, in their order.
-MAIN, ABLATIONS, FIXED, FURTHER_ROWS, MAIN_SEEDS, ABLATION_SEEDS, FIXED_ROWS, LAST = range(8)
+MAIN, ABLATIONS, FIXED, FIXED_SEEDS, FURTHER_ROWS, MAIN_SEEDS, ABLATION_SEEDS, FIXED_ROWS, LAST = range(9)
 TABLES = ("data", "stages", "cv", "fixed", "ablation")
 TOKENIZER = {"base": "vqnsp_encoder_base_decoder_3x200x12", "tiny": "vqnsp_encoder_tiny_decoder_1x200x4"}
 NO_EEGMAT = ("DATA/pretrain/eeghdf", "DATA/pretrain/eegmmidb")
@@ -95,13 +95,18 @@ def _data(size: Size) -> Cell:
     return Cell("data", "data", "recordings to HDF5", lambda seed: steps)
 
 
+def warm_up(epochs: int) -> int:
+    """Epochs of warming up: a tenth, at least one of three or more."""
+    return max(1, epochs // 10) if epochs > 2 else 0
+
+
 def tokenizer_words(budget: Budget, data: Sequence[str], seed: int, more: str = "", codes: int | None = None) -> Step:
     """Stage 1."""
     epochs = budget.tokenizer_epochs
     text = (
         f"run_vqnsp_training.py --model {TOKENIZER[budget.model]} --codebook_n_emd {codes or budget.codes} "
         f"--batch_size {budget.batch} --lr {budget.peak * 128 / budget.batch:g} --epochs {epochs} "
-        f"--warmup_epochs {epochs // 10} --save_ckpt_freq {epochs} {_windows(data, seed)} {more}"
+        f"--warmup_epochs {warm_up(epochs)} --save_ckpt_freq {epochs} {_windows(data, seed)} {more}"
     )
     return Step("tokenizer", tuple(shlex.split(text)))
 
@@ -115,7 +120,7 @@ def pretraining_words(
         f"{'-m reference.one_mask' if one_mask else 'run_labram_pretraining.py'} "
         f"--model labram_{budget.model}_patch200_1600_8k_vocab --tokenizer_model {TOKENIZER[budget.model]} "
         f"--tokenizer_weight {tokenizer}/checkpoint.pth --batch_size {budget.batch} --lr {budget.pretraining_peak:g} "
-        f"--epochs {epochs} --warmup_epochs {epochs // 8} --save_ckpt_freq {epochs} {_windows(data, seed)} {more}"
+        f"--epochs {epochs} --warmup_epochs {warm_up(epochs)} --save_ckpt_freq {epochs} {_windows(data, seed)} {more}"
     )
     return Step("pretraining", tuple(shlex.split(text)))
 
@@ -133,11 +138,13 @@ def _stages(size: Size) -> list[Cell]:
     for suffix, data, said in (("", NO_EEGMAT, ""), ("-eegmat", WITH_EEGMAT, ", with eegmat 00-27 unlabelled")):
         first, second = f"tokenizer{suffix}", f"pretraining{suffix}"
 
-        def one(seed: int, data: Sequence[str] = data) -> list[Step]:
-            return [tokenizer_words(size.stages, data, seed)]
+        budget = size.with_eegmat if suffix else size.stages
 
-        def two(seed: int, data: Sequence[str] = data, first: str = first) -> list[Step]:
-            return [pretraining_words(size.stages, data, seed, folder_of(first, seed, "tokenizer"))]
+        def one(seed: int, data: Sequence[str] = data, budget: Budget = budget) -> list[Step]:
+            return [tokenizer_words(budget, data, seed)]
+
+        def two(seed: int, data: Sequence[str] = data, budget: Budget = budget, first: str = first) -> list[Step]:
+            return [pretraining_words(budget, data, seed, folder_of(first, seed, "tokenizer"))]
 
         # What only the fixed split needs comes after everything that cross-validation needs.
         turn = (FIXED, FIXED) if suffix else (MAIN, MAIN)
@@ -151,7 +158,7 @@ def _fine_tuning(more: str = "", *, pretrained: bool = True, epochs: str = "epoc
         number = getattr(size, epochs)
         return (
             f"run_class_finetuning.py --model labram_{size.stages.model}_patch200_200 --batch_size {size.batch} "
-            f"--epochs {number} --warmup_epochs {number // 6} --save_ckpt_freq {number} "
+            f"--epochs {number} --warmup_epochs {warm_up(number)} --save_ckpt_freq {number} "
             f"{f'--finetune {weights}' if pretrained else ''} {more}"
         )
 
@@ -224,7 +231,7 @@ def _arithmetic(size: Size, *, fixed: bool) -> list[Cell]:
         seeds = size.seeds if way.seeded else (0,)
         first, further = (FIXED_ROWS, LAST) if fixed else (FURTHER_ROWS, LAST)
         if not way.later:
-            first, further = (FIXED, FIXED) if fixed else (MAIN, MAIN_SEEDS)
+            first, further = (FIXED, FIXED_SEEDS) if fixed else (MAIN, MAIN_SEEDS)
         found.append(Cell(f"{prefix}-{way.name}", prefix, way.title, steps, needs, seeds, (first, further)))
     return found
 

@@ -34,7 +34,7 @@ def stage_curves(found: Found) -> Any:
     """Losses and codebook of stage 1, loss of stage 2."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
     log = _log(found, "tokenizer")
-    _plot(axes[0], [("training", log, "train_loss", "o-"), ("held out", log, "val_loss", "s--")], "tokenizer", "loss")
+    _plot(axes[0], [("training", log, "train_loss", "o-"), ("held out", log, "test_loss", "s--")], "tokenizer", "loss")
     codes: list[Curve] = [("codes in use", log, "train_used_code", "o-")]
     _plot(axes[1], [*codes, ("perplexity", log, "train_perplexity", "s--")], "tokenizer's codebook", "codes")
     log = _log(found, "pretraining")
@@ -50,7 +50,7 @@ def codebook_curves(found: Found) -> Any:
     pairs = {"revival": "ablation-codes-8192", "no revival": "ablation-codes-8192-no-revival"}
     for axis, key, title in zip(
         axes,
-        ("train_used_code", "train_perplexity", "val_loss"),
+        ("train_used_code", "train_perplexity", "test_loss"),
         ("codes in use, of 8192", "perplexity", "held-out loss"),
         strict=True,
     ):

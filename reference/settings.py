@@ -24,6 +24,7 @@ class Size:
     """One way to go through all cells."""
 
     stages: Budget
+    with_eegmat: Budget  # fewer epochs, because there are 2.3 times as many windows
     ablation: Budget
     epochs: int  # of fine-tuning
     long: int  # of the rows that train longer
@@ -36,18 +37,20 @@ class Size:
 
 SIZES = {
     "cpu": Size(
-        stages=Budget("base", 512, tokenizer_epochs=12, pretraining_epochs=8, batch=16),
-        ablation=Budget("tiny", 512, tokenizer_epochs=6, pretraining_epochs=4, batch=16),
-        epochs=6,
-        long=18,
+        stages=Budget("base", 512, tokenizer_epochs=10, pretraining_epochs=7, batch=16),
+        with_eegmat=Budget("base", 512, tokenizer_epochs=6, pretraining_epochs=4, batch=16),
+        ablation=Budget("tiny", 512, tokenizer_epochs=4, pretraining_epochs=3, batch=16),
+        epochs=4,
+        long=12,
         probe=50,
-        eegnet=20,
+        eegnet=15,
         batch=32,
         folds=8,
         seeds=(0, 1, 2),
     ),
     "gpu": Size(
         stages=Budget("base", 512, tokenizer_epochs=100, pretraining_epochs=100, batch=64),
+        with_eegmat=Budget("base", 512, tokenizer_epochs=60, pretraining_epochs=60, batch=64),
         ablation=Budget("tiny", 512, tokenizer_epochs=50, pretraining_epochs=50, batch=64),
         epochs=30,
         long=90,
@@ -59,6 +62,7 @@ SIZES = {
     ),
     "test": Size(
         stages=Budget("tiny", 8, tokenizer_epochs=1, pretraining_epochs=1, batch=4),
+        with_eegmat=Budget("tiny", 8, tokenizer_epochs=1, pretraining_epochs=1, batch=4),
         ablation=Budget("tiny", 8, tokenizer_epochs=1, pretraining_epochs=1, batch=4),
         epochs=1,
         long=2,
@@ -69,3 +73,27 @@ SIZES = {
         seeds=(0,),
     ),
 }
+
+# Expected minutes of the size cpu on two free cores, from the rates in benchmarks/results/speed-cpu.json and the number
+# of patches; what cells did take stands in their JSONs. By the end of a cell's name; of `cv-` and of `fixed-`.
+STAGE_MINUTES = {"data": 1, "tokenizer": 13, "pretraining": 19, "tokenizer-eegmat": 13, "pretraining-eegmat": 19}
+WAY_MINUTES = {
+    "logistic": (1, 1),
+    "features": (2, 1),
+    "pretrained": (29, 4),
+    "scratch": (29, 4),
+    "cls": (29, 4),
+    "last8": (23, 3),
+    "probe": (8, 1),
+    "eegnet": (9, 2),
+    "long": (83, 11),
+}
+ABLATION_MINUTES = 6
+
+
+def expected_minutes(cell: str) -> int:
+    """Minutes that a cell of the size cpu should take."""
+    if cell in STAGE_MINUTES:
+        return STAGE_MINUTES[cell]
+    kind, _, rest = cell.partition("-")
+    return ABLATION_MINUTES if kind == "ablation" else WAY_MINUTES[rest.removesuffix("-even")][kind == "fixed"]

@@ -88,7 +88,8 @@ def stages(found: Found, size: str) -> str:
     def row(held: list[dict[str, Any]]) -> list[str]:
         log = held[0]["runs"][0]["log"]
         first = mean([record["runs"][0]["log"][0]["train_loss"] for record in held])
-        keys = ("train_loss", "val_loss", "val_unigram_loss", "val_mlm_acc")
+        held_out = "test_loss" if held[0]["cell"].startswith("tokenizer") else "val_loss"  # as each stage calls it
+        keys = ("train_loss", held_out, "val_unigram_loss", "val_mlm_acc")
         codes = of_last(held, 0, "train_used_code", 0)
         last = [of_last(held, 0, key) for key in keys]
         minutes = mean([record["seconds"] / 60 for record in held], 0)
@@ -142,7 +143,7 @@ def ablation(found: Found, size: str) -> str:
     def row(held: list[dict[str, Any]]) -> list[str]:
         masks = 1 if "one-mask" in held[0]["cell"] else 2
         gains = [gain(record["runs"][1]["log"][-1], masks) for record in held]
-        texts = [of_last(held, 0, "val_loss"), of_last(held, 0, "train_used_code", 0)]
+        texts = [of_last(held, 0, "test_loss"), of_last(held, 0, "train_used_code", 0)]
         texts += [of_last(held, 0, "train_perplexity", 0), mean(gains)]
         texts += [mean([record["metrics"][name] for record in held]) for name in ("balanced_accuracy", "roc_auc")]
         return [*texts, mean([record["seconds"] / 60 for record in held], 0)]

@@ -237,7 +237,7 @@ def test_sigterm_reaches_the_command_which_ends_by_itself(tmp_path: Path) -> Non
 def test_run_sh_goes_through_the_plan_and_past_a_cell_that_fails(tmp_path: Path) -> None:
     fake = tmp_path / "python"
     fake.write_text(
-        '#!/bin/sh\nif [ "$3" = --plan ]; then printf "a 0\\nb 0\\nb 1\\n"; exit; fi\n'
+        '#!/bin/sh\nif [ "$3" = --plan ]; then printf "a 0 7 min\\nb 0\\nb 1\\n"; exit; fi\n'
         f'echo "$@" >> {tmp_path}/calls\n[ "$3" != a ]\n'
     )
     fake.chmod(0o755)
@@ -393,7 +393,13 @@ def test_tables_and_figures_are_made_of_the_cells_that_are_there(chain: Path, tm
         auc = result(chain, "cv-logistic-even")["metrics"]["roc_auc"]
         assert re.search(rf"\| the same, classes weighted \| 1 \|.*{auc:.3f} \[", text)
         log = result(chain, "tokenizer")["runs"][0]["log"]
-        assert f"| tokenizer | 1 | 1 | {log[0]['train_loss']:.3f} | {log[-1]['train_loss']:.3f} |" in text
+        losses = [log[0]["train_loss"], log[-1]["train_loss"], log[-1]["test_loss"]]
+        assert f"| tokenizer | 1 | 1 | {' | '.join(f'{loss:.3f}' for loss in losses)} |" in text
+        masked = result(chain, "ablation-one-mask")["runs"]
+        last = masked[1]["log"][-1]
+        gained = last["val_unigram_loss"] / 2 - last["val_loss"]
+        (row,) = [line.split(" | ") for line in text.splitlines() if line.startswith("| no symmetric masking |")]
+        assert row[2] == f"{masked[0]['log'][-1]['test_loss']:.3f}" and row[5] == f"{gained:.3f}"
         assert (tmp_path / "figures" / "stage-curves.png").stat().st_size > 10_000
         kept = json.loads((tmp_path / "results" / "intervals.json").read_text())
         assert len(kept) >= 3 and any("cv-scratch less cv-logistic-even" in key for key in kept)
