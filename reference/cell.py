@@ -3,7 +3,8 @@
 `python -m reference.cell tokenizer --data reference_run`
 
 A cell whose JSON is there is not run again, and one that was stopped goes on: finished commands are not repeated, and
-the project's scripts continue from their last checkpoint. `--plan` lists cells and seeds in the order of `run.sh`, with the minutes expected on two free cores.
+the project's scripts continue from their last checkpoint. `--plan` lists cells and seeds in the order of `run.sh`, of
+the size cpu with the minutes expected on two free cores.
 """
 
 import argparse
@@ -127,6 +128,14 @@ def run_step(cell: Cell, seed: int, step: Step, places: Mapping[str, Path | None
     return records.of_run(step.name, folder, mark["seconds"])
 
 
+def tidy(cell: Cell, seed: int, data: Path) -> None:
+    """Remove the checkpoints of a finished cell, 0.35 GB a run, but for the ones that other cells start from."""
+    for step in cell.steps(seed):
+        for path in (data / folder_of(cell.name, seed, step.name).removeprefix("DATA/")).glob("*.pth*"):
+            if cell.table != "stages" or not path.name.startswith("checkpoint.pth"):
+                path.unlink()
+
+
 def check_needs(cell: Cell, args: argparse.Namespace, data: Path) -> None:
     """Raise InputError where a cell that this one starts from is not finished here."""
     known = cells(args.size)
@@ -173,6 +182,7 @@ def main(args: argparse.Namespace) -> None:
         "runs": runs,
     }
     records.write(path, record)
+    tidy(cell, args.seed, args.data)
     logger.info("%s: %.1f minutes.", path, record["seconds"] / 60)
 
 

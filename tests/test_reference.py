@@ -118,6 +118,11 @@ def test_every_cell_leaves_one_json_with_all_that_is_needed_to_repeat_it(chain: 
         assert record["seconds"] == pytest.approx(sum(run["seconds"] for run in record["runs"]), abs=0.1)
 
 
+def test_of_checkpoints_only_those_are_kept_that_other_cells_start_from(chain: Path) -> None:
+    left = {path.parent.parent.name for path in (chain / "run" / "runs").glob("*/*/*.pth")}
+    assert left == {"tokenizer.seed-0", "pretraining.seed-0", "tokenizer-eegmat.seed-0"}
+
+
 def test_weights_of_cross_validation_have_not_seen_eegmat_and_the_others_its_training_subjects_only() -> None:
     found = cells.cells("cpu")
     for name in ("tokenizer", "pretraining", *(name for name in found if name.startswith("ablation"))):
