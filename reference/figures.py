@@ -50,8 +50,8 @@ def codebook_curves(found: Found) -> Any:
     pairs = {"revival": "ablation-codes-8192", "no revival": "ablation-codes-8192-no-revival"}
     for axis, key, title in zip(
         axes,
-        ("train_used_code", "train_perplexity", "test_loss"),
-        ("codes in use, of 8192", "perplexity", "held-out loss"),
+        ("test_used_code", "test_perplexity", "test_loss"),
+        ("codes in use of 8192, held out", "perplexity, held out", "held-out loss"),
         strict=True,
     ):
         curves: list[Curve] = [(name, _log(found, cell), key, "o-") for name, cell in pairs.items()]

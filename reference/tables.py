@@ -170,10 +170,15 @@ def runs(found: Found, size: str) -> str:
             place = f"{machine['processor']}, {machine['threads']} threads"
             link = f"[{name}](results/{records.path_of(Path(), name, seed).name})"
             rows.append([link, str(seed), f"{record['seconds'] / 60:.1f}", place, versions, machine["code_version"]])
-    missing = [f"{name} {seed}" for name, seed in plan(size) if not _has(found, name, seed)]
+    missing: dict[str, list[str]] = {}
+    for name, seed in plan(size):
+        if not _has(found, name, seed):
+            missing.setdefault(name, []).append(str(seed))
     texts = [markdown(["cell", "seed", "minutes", "processor", "versions", "code"], rows)] if rows else []
     if missing:
-        texts.append(f"Not run yet (cell and seed), {len(missing)} of {len(plan(size))}: {', '.join(missing)}.")
+        listed = ", ".join(f"{name} ({', '.join(seeds)})" for name, seeds in missing.items())
+        number = sum(map(len, missing.values()))
+        texts.append(f"Not run yet, {number} of {len(plan(size))} cells, with their seeds: {listed}.")
     return "\n\n".join(texts)
 
 
