@@ -38,13 +38,13 @@ class Size:
 SIZES = {
     "cpu": Size(
         stages=Budget("base", 512, tokenizer_epochs=10, pretraining_epochs=7, batch=16),
-        with_eegmat=Budget("base", 512, tokenizer_epochs=6, pretraining_epochs=4, batch=16),
+        with_eegmat=Budget("base", 512, tokenizer_epochs=5, pretraining_epochs=3, batch=16),
         ablation=Budget("tiny", 512, tokenizer_epochs=4, pretraining_epochs=3, batch=16),
-        epochs=4,
-        long=12,
+        epochs=3,
+        long=9,
         probe=50,
         eegnet=15,
-        batch=32,
+        batch=16,
         folds=8,
         seeds=(0, 1, 2),
     ),
@@ -74,19 +74,19 @@ SIZES = {
     ),
 }
 
-# Expected minutes of the size cpu on two free cores, from the rates in benchmarks/results/speed-cpu.json and the number
-# of patches; what cells did take stands in their JSONs. By the end of a cell's name; of `cv-` and of `fixed-`.
-STAGE_MINUTES = {"data": 1, "tokenizer": 13, "pretraining": 19, "tokenizer-eegmat": 13, "pretraining-eegmat": 19}
+# Expected minutes of the size cpu on two free cores, from the numbers of patches, the rates in
+# benchmarks/results/speed-cpu.json and short trials; what cells did take stands in their JSONs. By the end of a cell's name; of `cv-` and of `fixed-`.
+STAGE_MINUTES = {"data": 1, "tokenizer": 13, "pretraining": 19, "tokenizer-eegmat": 11, "pretraining-eegmat": 15}
 WAY_MINUTES = {
     "logistic": (1, 1),
     "features": (2, 1),
-    "pretrained": (29, 4),
-    "scratch": (29, 4),
-    "cls": (29, 4),
-    "last8": (23, 3),
+    "pretrained": (27, 4),
+    "scratch": (27, 4),
+    "cls": (27, 4),
+    "last8": (21, 3),
     "probe": (8, 1),
     "eegnet": (9, 2),
-    "long": (83, 11),
+    "long": (78, 11),
 }
 ABLATION_MINUTES = 6
 
