@@ -75,7 +75,8 @@ SIZES = {
 }
 
 # Expected minutes of the size cpu on two free cores, from the numbers of patches, the rates in
-# benchmarks/results/speed-cpu.json and short trials; what cells did take stands in their JSONs. By the end of a cell's name; of `cv-` and of `fixed-`.
+# benchmarks/results/speed-cpu.json and short trials; what cells did take stands in their JSONs. Ways: by the part of a
+# cell's name after `cv-` or `fixed-`, first of the former.
 STAGE_MINUTES = {"data": 1, "tokenizer": 13, "pretraining": 19, "tokenizer-eegmat": 11, "pretraining-eegmat": 15}
 WAY_MINUTES = {
     "logistic": (1, 1),
