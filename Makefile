@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: env demo test soak
+.PHONY: env demo test soak reference
 env:
 	$(PYTHON) bootstrap.py env --venv $(VENV)
 demo:
@@ -11,3 +11,7 @@ test:
 	$(PYTHON) bootstrap.py test --venv $(VENV)
 soak:
 	$(PYTHON) bootstrap.py soak --venv $(VENV)
+# Folders and settings: make reference FLAGS="--eegmat DIR --eegmmidb DIR"
+reference:
+	$(PYTHON) bootstrap.py env --venv $(VENV)
+	PYTHON=$(VENV)/bin/python bash reference/run.sh $(FLAGS)

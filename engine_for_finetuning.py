@@ -18,15 +18,24 @@ from training_state import TrainingState
 from utils import Run
 
 
-def task_loss(task: str, logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
-    """BCE with one output for two classes, cross-entropy for more, MSE for regression. logits: (B, outputs)."""
+def task_loss(
+    task: str, logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
+    """BCE with one output for two classes, cross-entropy for more, MSE for regression. logits: (B, outputs).
+
+    class_weights: (classes,), by which each sample's loss counts. The mean stays one over samples, not over weights,
+    so that micro-batches and processes add up to the whole batch.
+    """
     # Not in half precision: targets of a regression would be rounded.
     logits = logits if logits.dtype == torch.float64 else logits.float()
+    if task == "regression":
+        return F.mse_loss(logits, labels.to(logits.dtype))
+    reduction = "mean" if class_weights is None else "none"
     if task == "binary":
-        return F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype))
-    if task == "multiclass":
-        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    return F.mse_loss(logits, labels.to(logits.dtype))
+        loss = F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction=reduction)
+    else:
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction=reduction)
+    return loss if class_weights is None else (class_weights.to(loss)[labels] * loss).mean()
 
 
 def hits(task: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -44,14 +53,15 @@ def train_one_epoch(
     task: str,
     *,
     smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
     after_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train for an epoch. smoothing: of the labels of several classes; after_step: called after every step taken."""
+    """Train for an epoch. smoothing, class_weights: of `task_loss`; after_step: called after every step taken."""
     model, update = state.model.train(), state.update
     for eeg, channels, labels, _ in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV
         with update.forward():
             logits = model(eeg, channels)  # (B, outputs)
-            loss = task_loss(task, logits, labels, smoothing=smoothing)
+            loss = task_loss(task, logits, labels, smoothing=smoothing, class_weights=class_weights)
         stepped = update(loss)
         state.log.add({"loss": loss, **hits(task, logits, labels)}, n=len(eeg))
         if stepped:

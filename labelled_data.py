@@ -110,6 +110,16 @@ class LabelledWindows(Dataset):
         return {**place, **extent(self[key][0]())}
 
 
+def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
+    """Weight of each class, (classes,): samples / (classes present x samples of the class), as in scikit-learn.
+
+    labels: (samples,) int64. The weights of the samples have mean 1; a class without samples gets 1.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return torch.from_numpy(np.where(counts > 0, weights, 1.0))
+
+
 def collate_labelled(samples: Sequence[tuple[Read, Tensor, Any, int]]) -> LabelledBatch:
     """Read samples into a labelled batch."""
     eeg = to_units((s[0]() for s in samples), len(samples))

@@ -23,6 +23,7 @@ from eeg_data import Loaders
 from engine_for_finetuning import Selected, evaluate, save_predictions, train_one_epoch
 from errors import ArgumentParser, InputError, UsageError, run_script
 from fingerprint import fingerprint
+from labelled_data import balanced_weights
 from metrics import SELECT_BY, BestEpoch
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,12 @@ def get_args() -> argparse.Namespace:
     task = parser.add_argument_group("fine-tuning")
     task.add_argument("--layer_decay", type=float, default=0.65, help="0.8 for large and huge")
     task.add_argument("--smoothing", type=float, default=0.1, help="label smoothing for more than two classes")
+    task.add_argument(
+        "--class_weights",
+        choices=("none", "balanced"),
+        default="none",
+        help="balanced: in training each class counts alike, however many samples it has",
+    )
     task.add_argument("--select_by", default=None, help="metric that selects the epoch (default: the paper's rule)")
     task.add_argument("--model_ema", action="store_true", help="average the weights and evaluate the average")
     task.add_argument("--model_ema_decay", type=float, default=0.9999)
@@ -175,6 +182,8 @@ def run_one(args: argparse.Namespace) -> None:
             raise InputError(
                 f"--nb_classes {args.nb_classes}, but {file.path} needs {outputs} output(s): leave the flag out"
             )
+        if args.class_weights != "none" and file.task == "regression":
+            raise UsageError(f"--class_weights {args.class_weights}: {file.path} is a regression, which has no classes")
         best = BestEpoch(args.select_by or SELECT_BY[file.task], file.task, patience=args.patience)
         accumulation = optim_factory.micro_batches(args, run, flag="update_freq")
         loaders = labelled_data.build_labelled_loaders(args, run, file, accumulation=accumulation)
@@ -202,6 +211,7 @@ def run_one(args: argparse.Namespace) -> None:
             **optim_factory.meant(args, accumulation, flag="update_freq"),
             **adaptation.meant(args),
             "select_by": best.name,
+            "class_weights": None if args.class_weights == "none" else args.class_weights,  # as before there was a flag
             "layer_scale_init_value": model.module.init_values,
         }
         same = fingerprint(args, run, data=loaders.summary(), meant=meant)
@@ -230,6 +240,8 @@ def fine_tune(
     module, best, run = state.model.module, evaluation.best, evaluation.run
     judged = ema.module if ema else module
     epoch = state.resume(args)
+    data: Any = loaders.train.dataset
+    weights = balanced_weights(data.labels, len(data.classes)) if args.class_weights == "balanced" else None
     if args.linear_probe and epoch < args.epochs and not best.stopped:
         # After resuming, which may bring another trunk than --finetune.
         loaders = adaptation.build_feature_loaders(module, loaders, args, run)
@@ -241,6 +253,7 @@ def fine_tune(
             epoch,
             evaluation.task,
             smoothing=args.smoothing,
+            class_weights=weights,
             after_step=(lambda: ema.update(module)) if ema else lambda: None,
         )
         stats: dict[str, float] = {}

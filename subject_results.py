@@ -104,10 +104,10 @@ def unit_rows(task: str, runs: Sequence[Predictions], units: Units) -> list[dict
     return rows
 
 
-def bootstrap(task: str, runs: Sequence[Predictions], units: Units, *, draws: int, seed: int = 0) -> Intervals:
-    """Percentile intervals of all metrics over draws of whole units; all runs are measured on the same draws.
+def drawn_metrics(task: str, runs: Sequence[Predictions], units: Units, *, draws: int, seed: int = 0) -> np.ndarray:
+    """All metrics of all runs on draws of whole units, (draws, runs, metrics); NaN where one is not defined.
 
-    runs: predictions of the same samples. A draw in which a metric is not defined is left out and counted.
+    The draws depend on seed and number of units alone, so that calls for other runs can be compared draw by draw.
     """
     generator = np.random.default_rng(seed)
     values = []
@@ -116,7 +116,15 @@ def bootstrap(task: str, runs: Sequence[Predictions], units: Units, *, draws: in
         places = np.concatenate([units.places[i] for i in drawn])
         measured = [metrics.compute(task, run.logits[places], run.labels[places]) for run in runs]
         values.append([list(one.values()) for one in measured])
-    table = np.array(values)  # (draws, runs, metrics)
+    return np.array(values)
+
+
+def bootstrap(task: str, runs: Sequence[Predictions], units: Units, *, draws: int, seed: int = 0) -> Intervals:
+    """Percentile intervals of all metrics over draws of whole units; all runs are measured on the same draws.
+
+    runs: predictions of the same samples. A draw in which a metric is not defined is left out and counted.
+    """
+    table = drawn_metrics(task, runs, units, draws=draws, seed=seed)
     defined = np.isfinite(table).all(axis=(1, 2))
     names, table = metrics.METRICS[task], table[defined]
     if not len(table):

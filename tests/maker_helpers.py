@@ -47,9 +47,11 @@ def opened(folder: Path) -> dict[str, dict[str, h5py.Dataset]]:
     return {path.name: {key: group["eeg"] for key, group in h5py.File(path).items()} for path in folder.glob("*.hdf5")}
 
 
-def eeghdf_file(path: Path, names: tuple[str, ...] = ("EEG Fp1", "EEG A1", "X2", "EEG Mark1", "EEG Cz")) -> np.ndarray:
+def eeghdf_file(
+    path: Path, names: tuple[str, ...] = ("EEG Fp1", "EEG A1", "X2", "EEG Mark1", "EEG Cz"), *, samples: int = 800
+) -> np.ndarray:
     """Write a file as the package eeghdf does, with a patient; return its int16 counts (N, time)."""
-    counts = np.random.default_rng(0).integers(-3000, 3000, (len(names), 800), dtype=np.int16)
+    counts = np.random.default_rng(0).integers(-3000, 3000, (len(names), samples), dtype=np.int16)
     with h5py.File(path, "w") as file:
         file.create_group("patient").attrs.update(patient_name="Jane Roe", birthdate="1981-02-03")
         record = file.create_group("record-0")

@@ -188,6 +188,17 @@ def test_the_loss_of_more_classes_is_cross_entropy_with_smoothed_targets(smoothi
     assert float(found) == pytest.approx(-(targets * log_shares).sum(1).mean(), rel=1e-12)
 
 
+def test_weights_of_classes_multiply_each_samples_loss_and_the_mean_is_over_samples() -> None:
+    weights, labels = torch.tensor([0.5, 4.0]), torch.tensor([0, 1, 1])
+    logits = torch.tensor([[0.0], [2.0], [-1.0]], dtype=torch.float64)
+    each = [0.5 * math.log(2), 4 * math.log(1 + math.exp(-2)), 4 * math.log(1 + math.exp(1))]
+    assert float(task_loss("binary", logits, labels, class_weights=weights)) == pytest.approx(np.mean(each), rel=1e-12)
+    logits = torch.tensor([[1.0, 2.0, 0.0], [0.5, -1.0, 3.0]], dtype=torch.float64)
+    each = [-w * float(row.log_softmax(0)[i]) for w, row, i in zip((4, 0.25), logits, (1, 2), strict=True)]
+    found = task_loss("multiclass", logits, torch.tensor([1, 2]), class_weights=torch.tensor([1, 4, 0.25]))
+    assert float(found) == pytest.approx(np.mean(each), rel=1e-12)
+
+
 def test_the_loss_of_a_regression_is_the_mean_square() -> None:
     outputs, targets = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.0, 2.0], [3.0, 1.0]])
     assert float(task_loss("regression", outputs, targets)) == pytest.approx((1 + 9) / 4)

@@ -8,12 +8,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 
 from data_helpers import PAIR, TRIO, only_line, parse, plain_run, signal, write_labelled
 from eeg_data import Loaders
 from electrodes import ELECTRODES
 from errors import InputError
-from labelled_data import LabelledWindows, add_labelled_arguments, build_labelled_loaders
+from labelled_data import LabelledWindows, add_labelled_arguments, balanced_weights, build_labelled_loaders
 from labelled_files import DATASETS, labelled_path, read_labelled
 
 
@@ -405,3 +406,9 @@ def test_a_pre_training_file_is_no_labelled_file(tmp_path: Path) -> None:
     with h5py.File(path, "w") as file:
         file.create_group("someone")["eeg"] = signal(len(PAIR), 400)
     refused(path, "no labelled file", "dataset_maker")
+
+
+def test_balanced_weights_are_scikit_learns_and_a_class_without_samples_gets_one() -> None:
+    labels = np.array([0, 2, 2, 2, 0, 2, 2])
+    expected = compute_class_weight("balanced", classes=np.array([0, 2]), y=labels)
+    np.testing.assert_allclose(balanced_weights(labels, 3).numpy(), [expected[0], 1.0, expected[1]], rtol=1e-12)

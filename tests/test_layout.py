@@ -54,7 +54,8 @@ STANDALONE = {"bootstrap"}  # runs before anything is installed: imports the sta
 TOP = sorted(path.stem for path in ROOT.glob("*.py"))
 MAKERS = sorted((ROOT / "dataset_maker").glob("*.py"))
 DEMO = sorted((ROOT / "demo").glob("*.py"))
-PRODUCT = [*(ROOT / f"{module}.py" for module in TOP), *MAKERS, *DEMO]
+REFERENCE = sorted((ROOT / "reference").glob("*.py"))
+PRODUCT = [*(ROOT / f"{module}.py" for module in TOP), *MAKERS, *DEMO, *REFERENCE]
 TESTS = sorted((ROOT / "tests").glob("*.py"))
 
 
@@ -92,7 +93,7 @@ def test_every_top_level_module_has_a_level() -> None:
 
 @pytest.mark.parametrize("module", sorted(LEVEL))
 def test_imports_point_down_the_levels(module: str) -> None:
-    aside = {"demo", "tests"} | (set() if module in USE_MAKERS else {"dataset_maker"})
+    aside = {"demo", "tests", "reference"} | (set() if module in USE_MAKERS else {"dataset_maker"})
     project = imports(ROOT / f"{module}.py") & (LEVEL.keys() | STANDALONE | aside)
     wrong = [name for name in project if LEVEL.get(name, 99) >= LEVEL[module]]
     assert not wrong, f"{module} (level {LEVEL[module]}) imports {wrong}"

@@ -20,7 +20,7 @@ from readme_text import ROOT, parse
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 README = parse(TEXT)
 pytestmark = pytest.mark.timeout(900)  # a test alone runs the whole session before it
-FOLDERS = ("tests/", "benchmarks/", "dataset_maker/", "demo/")
+FOLDERS = ("tests/", "benchmarks/", "dataset_maker/", "demo/", "reference/")
 SOURCES = (".py", ".md", ".cff", ".toml")
 # Packages that the product is only compared with are there in the tested environment.
 NOT_HERE = r"No matching distribution found|Could not find a version|No module named '(braindecode|vector_quantize_)"

@@ -328,6 +328,35 @@ def test_model_ema_is_the_average_that_is_evaluated_and_saved(tiny: Path, tmp_pa
     )
 
 
+def test_balanced_class_weights_reach_the_loss_and_none_is_as_before_there_was_a_flag(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """With a head of zeros a sample's loss is log 2 times its weight; of labels 0 0 0 1 that is 2/3 or 2."""
+    few = labelled_file(tmp_path / "few.hdf5", counts={"train": 4, "val": 4}, labels=[0, 0, 0, 1])
+    words = [*CLASSIFIER, "--dataset", few, "--init_scale", "0", "--lr", "0", "--min_lr", "0"]
+    words += ["--batch_size", "1", "--overfit_batch"]
+    losses = {}
+    for name, flags in (
+        ("plain", []),
+        ("none", ["--class_weights", "none"]),
+        ("even", ["--class_weights", "balanced"]),
+    ):
+        assert call("run_class_finetuning", *words, *flags, "--output_dir", tmp_path / name) == 0
+        losses[name] = log(tmp_path / name)[0]["train_loss"] / math.log(2)
+    assert losses["plain"] == losses["none"] == pytest.approx(1, rel=1e-6)
+    assert min(abs(losses["even"] - weight) for weight in (2 / 3, 2)) < 1e-6
+    saved = [checkpoint(tmp_path / name / "checkpoint.pth")["fingerprint"]["flags"] for name in losses]
+    assert [flags["class_weights"] for flags in saved] == [None, None, "balanced"]
+
+
+def test_class_weights_of_a_regression_are_refused(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*stage_three(tiny, "age.hdf5"), "--class_weights", "balanced", "--output_dir", tmp_path]
+    assert call("run_class_finetuning", *words) == 2
+    assert "which has no classes" in capsys.readouterr().err
+
+
 def test_use_cls_pools_by_the_class_token(tiny: Path, tmp_path: Path) -> None:
     assert call("run_class_finetuning", *stage_three(tiny), "--use_cls", "--output_dir", tmp_path) == 0
     keys = checkpoint(tmp_path / "checkpoint.pth")["model"].keys()

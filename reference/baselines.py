@@ -1,0 +1,176 @@
+"""What MentalArithmetic is without LaBraM: logistic regression on band powers, EEGNet; and on LaBraM's own features.
+
+`python -m reference.baselines logistic|eegnet|features --dataset FILE.hdf5 --output_dir DIR`
+
+All see the same windows and splits as `run_class_finetuning.py` and select as it does, by validation AUROC: logistic
+regression the strength of its regularisation, EEGNet the epoch. They leave the same files, log.txt and predictions.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from scipy.signal import welch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+import metrics
+from engine_for_finetuning import save_predictions, task_loss
+from errors import ArgumentParser, InputError, UsageError, run_script
+from files import check_writable, written_aside
+from labelled_data import LabelledWindows, balanced_weights
+from labelled_files import SAMPLING_RATE, read_labelled
+from metrics import SELECT_BY, BestEpoch
+
+BANDS = {"delta": (1, 4), "theta": (4, 8), "alpha": (8, 13), "beta": (13, 30), "gamma": (30, 45)}  # Hz
+SEGMENT = 2 * SAMPLING_RATE  # samples of Welch's segments, which overlap by half
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C: the smaller, the stronger the regularisation
+EEGNET_BATCH, EEGNET_RATE = 64, 1e-3
+
+Logits = dict[str, np.ndarray]  # of each split, (samples, 1)
+
+
+def get_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = ArgumentParser(prog="python -m reference.baselines", description=__doc__)
+    parser.add_argument("kind", choices=("logistic", "eegnet", "features"))
+    parser.add_argument("--dataset", type=Path, required=True, metavar="FILE", help="labelled HDF5 of two classes")
+    parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="for log.txt and predictions")
+    parser.add_argument("--class_weights", choices=("none", "balanced"), default="none", help="as in stage 3")
+    parser.add_argument("--features", type=Path, metavar="FILE", help="HDF5 of `run_inference.py embed --pool mean`")
+    parser.add_argument("--epochs", type=int, default=20, help="of EEGNet")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def band_powers(eeg: np.ndarray) -> np.ndarray:
+    """Log band powers by Welch's method. eeg: (n, N, time) uV at 200 Hz -> (n, 5 N): electrode after electrode.
+
+    A band's power is the mean of the density over the bins from its lower end to below its upper one, in uV^2/Hz.
+    """
+    frequencies, density = welch(eeg.astype(np.float64), SAMPLING_RATE, nperseg=min(SEGMENT, eeg.shape[-1]))
+    inside = [(frequencies >= low) & (frequencies < high) for low, high in BANDS.values()]
+    powers = np.stack([density[..., bins].mean(axis=-1) for bins in inside], axis=-1)  # (n, N, 5)
+    return np.log(powers + np.finfo(np.float64).tiny).reshape(len(eeg), -1)
+
+
+def read_splits(path: Path) -> tuple[dict[str, LabelledWindows], str]:
+    """The usable windows of each split, and the task. Raises InputError for other than two classes, or no val."""
+    file = read_labelled(path)
+    if file.task != "binary" or "val" not in file.splits:
+        raise InputError(f"{path}: a file of two classes with a group val is needed, by which everything is selected")
+    return {split: LabelledWindows(file, split) for split in file.splits}, file.task
+
+
+def eeg_of(windows: LabelledWindows) -> np.ndarray:
+    """All windows of a split, (n, N, time) in uV."""
+    return np.stack([windows[(0, 0, index)][0]() for index in range(len(windows))])
+
+
+def features_of(path: Path, windows: LabelledWindows) -> np.ndarray:
+    """Rows of a file of features that belong to a split's windows, (n, D), whatever split they have there.
+
+    Windows of a recording are in order in both. Raises InputError where the file has other windows.
+    """
+    rows: dict[str, list[np.ndarray]] = {}
+    try:
+        with h5py.File(path, "r") as file:
+            for group in file.values():
+                for name, row in zip(group["recording"].asstr()[()], group["features"][()], strict=True):
+                    rows.setdefault(name, []).append(row)
+    except (OSError, KeyError) as error:
+        raise InputError(f"--features {path}: {error}: make it with run_inference.py embed --pool mean") from error
+    wanted = Counter(windows.recordings)
+    if any(len(rows.get(name, ())) != number for name, number in wanted.items()):
+        raise InputError(f"--features {path} has other windows than {windows.path}: make it from a file of the same")
+    following = {name: iter(rows[name]) for name in wanted}
+    return np.stack([next(following[name]) for name in windows.recordings])
+
+
+def logistic(features: dict[str, np.ndarray], labels: Logits, weights: str) -> Iterator[tuple[dict[str, Any], Logits]]:
+    """Fit with each strength of regularisation, the strongest first; yields what to log and all splits' logits."""
+    for strength in STRENGTHS:
+        fitted = LogisticRegression(C=strength, class_weight=None if weights == "none" else weights, max_iter=2000)
+        model = make_pipeline(StandardScaler(), fitted).fit(features["train"], labels["train"])
+        yield {"C": strength}, {split: model.decision_function(x)[:, None] for split, x in features.items()}
+
+
+def eegnet(
+    eeg: dict[str, np.ndarray], labels: Logits, weights: str, *, epochs: int, seed: int
+) -> Iterator[tuple[dict[str, Any], Logits]]:
+    """Train braindecode's EEGNet with its defaults; yields after each epoch what to log and all splits' logits."""
+    try:
+        from braindecode.models import EEGNet
+    except ImportError as error:
+        raise UsageError(
+            f"EEGNet is braindecode's, which cannot be imported ({error}): pip install --requirement "
+            "benchmarks/requirements.txt --constraint constraints.txt"
+        ) from error
+    torch.manual_seed(seed)
+    data = {split: torch.from_numpy(values / 100).float() for split, values in eeg.items()}  # units of 100 uV
+    target = torch.from_numpy(labels["train"])
+    counted = balanced_weights(labels["train"], 2) if weights == "balanced" else None
+    model = EEGNet(n_chans=data["train"].shape[1], n_outputs=1, n_times=data["train"].shape[2])
+    optimizer = torch.optim.Adam(model.parameters(), lr=EEGNET_RATE)
+    for _ in range(epochs):
+        model.train()
+        losses = []
+        for rows in torch.randperm(len(target)).split(EEGNET_BATCH):
+            loss = task_loss("binary", model(data["train"][rows]), target[rows], class_weights=counted)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        yield {"train_loss": float(np.mean(losses))}, {split: predict(model, x) for split, x in data.items()}
+
+
+@torch.no_grad()
+def predict(model: torch.nn.Module, eeg: Tensor) -> np.ndarray:
+    """Logits of all windows, (n, 1)."""
+    model.eval()
+    return torch.cat([model(part) for part in eeg.split(EEGNET_BATCH)]).double().numpy()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Fit, select by validation AUROC, write log.txt and the predictions."""
+    check_writable(args.output_dir, "--output_dir")
+    splits, task = read_splits(args.dataset)
+    labels = {split: windows.labels for split, windows in splits.items()}
+    if args.kind == "features":
+        if args.features is None:
+            raise UsageError("features needs --features FILE, which `run_inference.py embed --pool mean` writes")
+        values = {split: features_of(args.features, windows) for split, windows in splits.items()}
+        attempts = logistic(values, labels, args.class_weights)
+    elif args.kind == "logistic":
+        values = {split: band_powers(eeg_of(windows)) for split, windows in splits.items()}
+        attempts = logistic(values, labels, args.class_weights)
+    else:
+        values = {split: eeg_of(windows) for split, windows in splits.items()}
+        attempts = eegnet(values, labels, args.class_weights, epochs=args.epochs, seed=args.seed)
+    best, lines = BestEpoch(SELECT_BY[task], task), []
+    selected: Logits = {}
+    for epoch, (said, logits) in enumerate(attempts):
+        found = {name: metrics.compute(task, logits[name], labels[name]) for name in splits if name != "train"}
+        stats = {f"{name}_{key}": value for name, values in found.items() for key, value in values.items()}
+        lines.append({"epoch": epoch, **said, **stats})
+        if best.update(epoch, stats):
+            selected = logits
+        last = epoch, logits
+    assert best.epoch is not None
+    for name in found:
+        path = args.output_dir / f"predictions-{name}.npz"
+        save_predictions(path, splits[name], selected=(best.epoch, selected[name]), last=(last[0], last[1][name]))
+    with written_aside(args.output_dir / "log.txt") as part:
+        part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+if __name__ == "__main__":
+    run_script(main, get_args())
