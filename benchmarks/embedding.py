@@ -7,8 +7,6 @@ Python, and at putting the same windows, prepared, through the model alone. The 
 
 import argparse
 import json
-import logging
-import os
 import sys
 import tempfile
 import time
@@ -96,6 +94,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    logging.getLogger("run_inference").setLevel(logging.ERROR)
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
     main(get_args())
