@@ -173,7 +173,9 @@ def read(path: str | Path) -> dict[str, Any]:
         raise
     except Exception as error:  # torch raises many types for files that are no checkpoints
         reason = str(error).strip().split("\n")[0][:200]
-        raise InputError(f"{path} is no readable checkpoint (damaged, cut short, or holding code): {reason}") from error
+        raise InputError(
+            f"{path} is no readable checkpoint (damaged, cut short, or holding code): get or train it again ({reason})"
+        ) from error
     if not isinstance(state, dict):
         raise InputError(f"{path} is no checkpoint: it holds a {type(state).__name__}, expected a dict with `model`")
     return state

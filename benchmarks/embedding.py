@@ -23,7 +23,9 @@ from timm.models import create_model
 import checkpoints
 import inference
 import run_inference
-from errors import ArgumentParser
+from errors import ArgumentParser, UsageError, run_script
+from files import check_file
+from modeling_finetune import SIZES
 from recordings import Options, find
 
 MODEL = "labram_base_patch200_200"
@@ -61,6 +63,12 @@ def timed(step: Callable[[], object]) -> float:
 
 def main(args: argparse.Namespace) -> None:
     """Measure and print."""
+    if args.minutes * 60 < 16 or args.rate < 1 or args.repeats < 1:
+        raise UsageError("--minutes must be at least 0.27 (a window of 16 s), --rate and --repeats at least 1")
+    if args.model not in SIZES:
+        raise UsageError(f"--model {args.model}: allowed are {', '.join(SIZES)}")
+    if args.json:
+        check_file(args.json, "--json")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_edf(folder / "hour.edf", args.minutes / 60, args.electrodes, args.rate)
@@ -94,4 +102,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(get_args())
+    run_script(main, get_args())

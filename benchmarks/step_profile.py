@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from entrants import Setting, entrants
+from entrants import CASES, Setting, entrants
 from speed import GEOMETRIES
 from torch.profiler import ProfilerActivity, profile
 
@@ -88,6 +88,8 @@ def main(args: argparse.Namespace) -> None:
     """Profile and print."""
     if min(args.batch, args.repeats) < 1:
         raise UsageError("--batch and --repeats must be at least 1")
+    if unknown := [name for name in args.entrants if name not in CASES[args.case]]:
+        raise UsageError(f"--entrants {unknown[0]}: allowed in case {args.case} are {', '.join(CASES[args.case])}")
     electrodes, window = GEOMETRIES[args.geometry]
     setting = Setting(args.case, electrodes, window, "base", args.batch, "cpu", "fp32", args.tiny)
     found = {}

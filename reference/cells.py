@@ -9,10 +9,8 @@ from dataclasses import dataclass
 
 from reference.settings import SECONDS, SIZES, STRIDE, Budget, Size
 
-PLACES = ("DATA", "EEGMAT", "EEGMMIDB")
 # Turns, in their order.
 MAIN, ABLATIONS, FIXED, FIXED_SEEDS, FURTHER_ROWS, MAIN_SEEDS, ABLATION_SEEDS, FIXED_ROWS, LAST = range(9)
-TABLES = ("data", "stages", "cv", "fixed", "ablation")
 TOKENIZER = {"base": "vqnsp_encoder_base_decoder_3x200x12", "tiny": "vqnsp_encoder_tiny_decoder_1x200x4"}
 NO_EEGMAT = ("DATA/pretrain/eeghdf", "DATA/pretrain/eegmmidb")
 WITH_EEGMAT = (*NO_EEGMAT, "DATA/pretrain/eegmat")

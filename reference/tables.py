@@ -25,20 +25,23 @@ BASE = "cv-logistic-even"  # what the rows of cross-validation are held against
 SHOWN = {"balanced_accuracy": "balanced accuracy", "pr_auc": "AUPRC", "roc_auc": "AUROC"}
 NOT_RUN = "not run yet"
 NOTHING = "-"
+SHIPPED = FOLDER / "results"
 Found = dict[str, list[dict[str, Any]]]  # records of each cell, by seed
 
 
 def get_args() -> argparse.Namespace:
     """Read the command line."""
     parser = ArgumentParser(prog="python -m reference.tables", description=__doc__)
-    parser.add_argument("--results", type=Path, default=FOLDER / "results", help="folder of the JSONs")
+    parser.add_argument("--results", type=Path, default=SHIPPED, help="folder of the JSONs")
     parser.add_argument("--readme", type=Path, default=FOLDER / "README.md", help="file with the markers")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where the text is another")
     return parser.parse_args()
 
 
 def load(folder: Path) -> tuple[Found, str]:
-    """All records by cell and seed, and their size. Raises InputError where sizes are mixed."""
+    """All records by cell and seed, and their size. Raises InputError for no folder, and where sizes are mixed."""
+    if not folder.is_dir() and folder != SHIPPED:  # which is not there before the first cell
+        raise InputError(f"--results {folder} is no folder: name the --output of the cells")
     found: Found = {}
     for path in sorted(folder.glob("*.json")):
         if path.name != FILE:

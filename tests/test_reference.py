@@ -381,7 +381,7 @@ def test_the_shipped_readme_is_what_the_shipped_jsons_give() -> None:
 
 def test_without_any_cell_the_tables_say_so_and_give_no_number(tmp_path: Path) -> None:
     readme = shutil.copy(ROOT / "reference" / "README.md", tmp_path)
-    tabled(tmp_path / "none", readme)
+    tabled(tmp_path, readme)
     text = Path(readme).read_text()
     part = text[text.index("<!-- begin cross-validation -->") : text.index("<!-- end cross-validation -->")]
     assert part.count(tables.NOT_RUN) == len(cells.WAYS) and not re.search(r"\d\.\d", part)
@@ -435,3 +435,8 @@ def test_cells_of_two_sizes_and_damaged_ones_are_refused(chain: Path, tmp_path: 
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         tables.load(tmp_path)
+
+
+def test_a_folder_of_results_that_is_not_there_is_an_error_and_not_an_empty_table(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder: name the --output of the cells"):
+        tables.load(tmp_path / "none")

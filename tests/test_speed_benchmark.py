@@ -186,6 +186,24 @@ def test_the_share_of_embedding_is_the_models_time_over_the_commands(
     assert found["patches"] == 16 * 2 and "of the model's own rate" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("module", "words", "says"),
+    [
+        (embedding, ["--minutes", -3], "--minutes must be at least 0.27"),
+        (embedding, ["--repeats", 0], "--repeats at least 1"),
+        (embedding, ["--model", "none"], "--model none: allowed are labram_base"),
+        (embedding, ["--json", "/dev/null/a.json"], "--json /dev/null cannot be written"),
+        (step_profile, ["--batch", 0], "--batch and --repeats must be at least 1"),
+        (step_profile, ["--case", "b", "--entrants", "nobody"], "--entrants nobody: allowed in case b are ours, plain"),
+    ],
+)
+def test_words_that_cannot_be_right_are_refused_before_anything_is_measured(
+    module: Any, words: list[Any], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        run(module, *words)
+
+
 def test_the_readmes_table_is_that_of_the_results(capsys: pytest.CaptureFixture[str]) -> None:
     run(speed, "--show", SCRIPTS / "results" / "speed-cpu.json")
     table = capsys.readouterr().out
