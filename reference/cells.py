@@ -173,26 +173,21 @@ def _baseline(kind: str, more: str = "") -> Callable[[Size, str], str]:
 
 EVEN = "--class_weights balanced"
 PROBE = "--linear_probe --lr 5e-3"
+# The weighted rows come first: only they can be held against weighted logistic regression at a threshold of 0.5.
 WAYS = (
     Way("logistic", "logistic regression, band powers", _baseline("logistic"), seeded=False),
     Way("logistic-even", "the same, classes weighted", _baseline("logistic", EVEN), seeded=False),
-    Way("pretrained", "LaBraM, pre-trained", _fine_tuning(), True),
-    Way("scratch", "LaBraM, from scratch", _fine_tuning(pretrained=False)),
-    Way("probe", "LaBraM, linear probe", _fine_tuning(PROBE, epochs="probe"), True),
-    Way("last8", "LaBraM, last eight blocks", _fine_tuning("--freeze_blocks 4"), True),
-    Way("eegnet", "EEGNet", _baseline("eegnet")),
-    Way("pretrained-even", "LaBraM, pre-trained, classes weighted", _fine_tuning(EVEN), True),
     Way("features-even", "logistic regression, LaBraM's features, weighted", _baseline("features", EVEN), True, False),
-    Way("eegnet-even", "EEGNet, classes weighted", _baseline("eegnet", EVEN), later=True),
-    Way(
-        "probe-even",
-        "linear probe, classes weighted",
-        _fine_tuning(f"{PROBE} {EVEN}", epochs="probe"),
-        True,
-        later=True,
-    ),
-    Way("last8-even", "last eight blocks, weighted", _fine_tuning(f"--freeze_blocks 4 {EVEN}"), True, later=True),
-    Way("scratch-even", "from scratch, classes weighted", _fine_tuning(EVEN, pretrained=False), later=True),
+    Way("pretrained-even", "LaBraM, pre-trained, classes weighted", _fine_tuning(EVEN), True),
+    Way("scratch-even", "LaBraM, from scratch, classes weighted", _fine_tuning(EVEN, pretrained=False)),
+    Way("probe-even", "LaBraM, linear probe, classes weighted", _fine_tuning(f"{PROBE} {EVEN}", epochs="probe"), True),
+    Way("eegnet-even", "EEGNet, classes weighted", _baseline("eegnet", EVEN)),
+    Way("last8-even", "LaBraM, last eight blocks, weighted", _fine_tuning(f"--freeze_blocks 4 {EVEN}"), True),
+    Way("pretrained", "LaBraM, pre-trained", _fine_tuning(), True),
+    Way("scratch", "LaBraM, from scratch", _fine_tuning(pretrained=False), later=True),
+    Way("probe", "LaBraM, linear probe", _fine_tuning(PROBE, epochs="probe"), True, later=True),
+    Way("eegnet", "EEGNet", _baseline("eegnet"), later=True),
+    Way("last8", "LaBraM, last eight blocks", _fine_tuning("--freeze_blocks 4"), True, later=True),
     Way("cls-even", "pre-trained, CLS token, weighted", _fine_tuning(f"--use_cls {EVEN}"), True, later=True),
     Way("long-even", "pre-trained, three times as long, weighted", _fine_tuning(EVEN, epochs="long"), True, later=True),
 )

@@ -62,7 +62,7 @@ def codebook_curves(found: Found) -> Any:
 def fine_tuning_curves(found: Found) -> Any:
     """Training loss and validation AUROC of the first fold."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
-    ways = {"pre-trained": "cv-pretrained", "from scratch": "cv-scratch"}
+    ways = {"pre-trained": "cv-pretrained-even", "from scratch": "cv-scratch-even"}
     for axis, key, title in zip(
         axes, ("train_loss", "val_roc_auc"), ("training loss", "validation AUROC"), strict=True
     ):
@@ -78,7 +78,11 @@ FIGURES: dict[str, tuple[Callable[[Found], Any], tuple[str, ...], str]] = {
         ("ablation-codes-8192", "ablation-codes-8192-no-revival"),
         "a codebook without and with revival",
     ),
-    "fine-tuning curves": (fine_tuning_curves, ("cv-pretrained", "cv-scratch"), "fine-tuning on MentalArithmetic"),
+    "fine-tuning curves": (
+        fine_tuning_curves,
+        ("cv-pretrained-even", "cv-scratch-even"),
+        "fine-tuning on MentalArithmetic",
+    ),
 }
 
 
