@@ -1,7 +1,8 @@
 """Make the project's environment and run something in it, with nothing but Python's standard library.
 
-`python3 bootstrap.py env|demo|test|soak [further arguments]`, the commands behind `make env`, `make demo`, `make test`
-and `make soak`, which kills runs at more moments than `make test` does.
+`python3 bootstrap.py env|demo|test|coverage|soak [further arguments]`, the commands behind `make env`, `make demo`,
+`make test`, `make coverage`, which counts the lines that the tests reach, and `make soak`, which kills runs at more
+moments than `make test` does.
 The environment is .venv, or --venv FOLDER; it is made once and renewed when the requirements change.
 """
 
@@ -23,6 +24,7 @@ PARALLEL = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-
 COMMANDS = {
     "demo": ("-m", "demo"),
     "test": ("-m", "pytest", *PARALLEL),
+    "coverage": ("-m", "pytest", *PARALLEL, "--cov", "--cov-report", "term"),
     "soak": ("-m", "pytest", "tests/test_recovery.py"),
 }
 VARIABLES = {"soak": {"LABRAM_SOAK": "20"}}  # moments a stage, unless the variable is set already
@@ -55,7 +57,8 @@ def main() -> int:
     args, further = parser.parse_known_args()
     try:
         # What the tests compare with holds back the newest torch, so only the tested versions have it.
-        files = (REQUIREMENTS, COMPARED) if args.command == "test" and not args.newest else (REQUIREMENTS,)
+        compared = args.command in ("test", "coverage") and not args.newest
+        files = (REQUIREMENTS, COMPARED) if compared else (REQUIREMENTS,)
         python = make_environment(args.venv.absolute(), pinned=not args.newest, requirements=files)
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"error: the environment {args.venv} could not be made: {error}", file=sys.stderr)

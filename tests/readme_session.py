@@ -52,6 +52,7 @@ ADDED = {
 # Of the tests that a command starts, a few are enough to show that it does.
 VARIABLES = {
     r"^make test|bootstrap\.py test": {"PYTEST_ADDOPTS": "tests/test_errors.py"},
+    r"^make coverage|bootstrap\.py coverage": {"PYTEST_ADDOPTS": "tests/test_errors.py --cov-fail-under 0"},
     r"^make soak|bootstrap\.py soak": {"PYTEST_ADDOPTS": "-k processes_begin_when_all_are_made"},
 }
 # What takes no part: libraries are in memory already, so that a command need not load them (`readme_python.py`), except

@@ -85,7 +85,7 @@ def test_bootstrap_imports_nothing_beyond_the_standard_library() -> None:
 
 def test_every_make_target_is_the_bootstrap_command_that_the_readme_names() -> None:
     makefile, readme = (PROJECT / "Makefile").read_text(), (PROJECT / "README.md").read_text()
-    for target in ("env", "demo", "test"):
+    for target in ("env", "demo", "test", "coverage"):
         assert f"{target}:\n\t$(PYTHON) bootstrap.py {target} " in makefile
         assert f"make {target}" in readme and f"python3 bootstrap.py {target}" in readme
 
