@@ -1,5 +1,6 @@
 """What every test shares: imports from the repository's root, one thread, the folder of shared recordings."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # of a launch that is none of the tests'
+    os.environ.pop(name, None)
 torch.set_num_threads(1)  # models are tiny: a second thread waits more than it works
 
 

@@ -32,6 +32,11 @@ def signal(*shape: int, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng(seed).standard_normal(shape) * 30).astype(np.float32)
 
 
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Return noise of deviation 1, float64."""
+    return torch.tensor(np.random.default_rng(seed).standard_normal(shape))
+
+
 def counting(electrodes: int, samples: int) -> np.ndarray:
     """Return a signal that says where it is: row n holds 100000 n + sample, float32."""
     return (np.arange(samples) + 100_000 * np.arange(electrodes)[:, None]).astype(np.float32)
@@ -150,3 +155,19 @@ def only_line(error: "pytest.ExceptionInfo[BaseException]", *parts: Any) -> str:
     missing = [part for part in parts if str(part) not in text]
     assert not missing, f"{missing} not in: {text}"
     return text
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    """Compare nested state to the last bit."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_equal(a, b)
+    else:
+        assert one == other

@@ -48,6 +48,8 @@ def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
     looked.touch()
     if word == "slow":
         time.sleep(0.15)
+    while word == "held" and not path.with_suffix(".free").exists():
+        time.sleep(0.02)
     names = ["PZ", "CZ"] if word == "swapped" else ["CZ", "OZ"] if word == "others" else ["CZ", "PZ"]
     eeg = signal_of(path)[::-1] if word == "swapped" else signal_of(path)
     return mne.io.RawArray(eeg * 1e-6, mne.create_info(names, RATE, "eeg"), verbose="error")

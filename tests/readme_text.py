@@ -14,6 +14,7 @@ line before a command in a block, `(needs 8 GPUs)` behind inline code; nothing e
 
 import argparse
 import contextlib
+import functools
 import io
 import itertools
 import re
@@ -255,6 +256,7 @@ def scripts() -> list[str]:
     return [str(path.relative_to(ROOT)) for path in started if path.name != "worker.py"]
 
 
+@functools.cache
 def known_flags() -> set[str]:
     """Return the flags of all scripts and of torchrun."""
     parsers = [get_args_parser(), *(parser_of(script, None) for script in scripts())]

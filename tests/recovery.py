@@ -272,6 +272,14 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in CLOCK} for line in log(folder)]
 
 
+def assert_same_training(one: Path, other: Path) -> None:
+    """Compare weights, optimizer and log of two runs to the last bit; flags and paths may differ."""
+    states = [checkpoint(folder / "checkpoint.pth") for folder in (one, other)]
+    found = list(differences(*({part: state[part] for part in ("model", "optimizer")} for state in states)))
+    found += differences(log_lines(one), log_lines(other), "log.txt")
+    assert found == []
+
+
 def scalars(board: Path) -> dict[tuple[str, int], list[float]]:
     """Return what TensorBoard shows of a folder: the values of each tag and step that no later start cut off."""
     shown: dict[tuple[str, int], list[float]] = {}

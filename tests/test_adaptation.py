@@ -26,6 +26,7 @@ from errors import InputError, UsageError
 from golden_recipe import eeg, fill
 from modeling_finetune import NeuralTransformer
 from optim_factory import Update, parameter_groups
+from recovery import log_lines
 from run_helpers import CLASSIFIER, ROOT, call, checkpoint, free_port, labelled_file, log, predictions, start
 
 TINY = "labram_tiny_patch200_200"
@@ -285,7 +286,7 @@ def test_a_resumed_run_ends_bit_equal_with_its_averaged_weights_too(tasks: Path,
     assert whole["model"].get("lora_alpha", 8.0) == 8.0 == average(whole).get("lora_alpha", 8.0)
     moved = {name for name, value in whole["model"].items() if not torch.equal(value, average(whole)[name])}
     assert moved == expected_to_learn(mode, set(whole["model"])), "the average follows what learns and only that"
-    timeless = [[without_clock(line) for line in log(tmp_path / name)] for name in ("whole", "resumed")]
+    timeless = [log_lines(tmp_path / name) for name in ("whole", "resumed")]
     assert timeless[0][1:] == timeless[1]
     ends = [predictions(tmp_path / name / "predictions-test.npz")["last_logits"] for name in ("whole", "resumed")]
     np.testing.assert_array_equal(*ends)
@@ -297,10 +298,6 @@ def flat(state: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def average(state: dict[str, Any]) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in state["extras"]["model_ema"].items()}
-
-
-def without_clock(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in line.items() if key not in ("epoch_seconds", "samples_per_second")}
 
 
 def stopped_at(patch: pytest.MonkeyPatch, owner: Any, name: str, number: int) -> None:
@@ -336,8 +333,7 @@ def test_a_run_stopped_inside_an_epoch_and_again_before_its_next_step_ends_bit_e
     for part in ("model", "model_ema"):
         whole, stopped = (end["model"] if part == "model" else end["extras"][part] for end in ends)
         assert all(torch.equal(stopped[name], value) for name, value in whole.items())
-    whole, stopped = ([without_clock(line) for line in log(tmp_path / name)] for name in ("whole", "stopped"))
-    assert whole == stopped
+    assert log_lines(tmp_path / "whole") == log_lines(tmp_path / "stopped")
 
 
 @pytest.mark.parametrize("averaged", [[], ["--model_ema", "--model_ema_decay", "0.5"]], ids=["plain", "averaged"])
@@ -531,9 +527,7 @@ def test_without_patience_a_run_goes_to_its_last_epoch(
     assert len(log(tmp_path)) == 4 and "Stopped after" not in caplog.text
 
 
-def test_patience_without_validation_samples_is_wrong_usage(
-    tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_patience_without_validation_samples_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labelled_file(tmp_path / "task.hdf5", counts={"train": 8, "test": 4})
     given = [*CLASSIFIER, "--dataset", tmp_path / "task.hdf5", "--patience", "3", "--output_dir", tmp_path]
     assert call(SCRIPT, *given) == 2

@@ -148,14 +148,6 @@ def test_a_recording_shorter_than_the_window(fails: Any, tmp_path: Path) -> None
     fails(TRAIN, "--train_data", file, code=DATA, says=["shorter than its window", str(file), "1.5 s", "--time_window"])
 
 
-def test_short_recordings_beside_long_ones_are_left_out_aloud(
-    tmp_path: Path, world: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    file = pretraining_file(tmp_path / "mixed.hdf5", seconds=(1.5, 8, 1))
-    assert call(TRAIN, *TOKENIZER, "--train_data", file, "--output_dir", tmp_path / "out") == 0
-    assert any("2 of 3 recordings" in record.getMessage() for record in caplog.records)
-
-
 @pytest.mark.parametrize("script", STAGES)
 def test_a_file_that_is_no_hdf5(fails: Any, tmp_path: Path, script: str) -> None:
     file = tmp_path / "text.hdf5"

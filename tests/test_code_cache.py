@@ -138,7 +138,7 @@ def test_the_codes_are_those_of_the_tokenizer_called_window_by_window(world: Pat
     assert len(np.concatenate(pieces(filled / "train", 0))) == 5 + 5, "the window with an invalid second is left out"
 
 
-def test_the_manifest_says_what_the_codes_are_of(world: Path, filled: Path) -> None:
+def test_the_manifest_says_what_the_codes_are_of(filled: Path) -> None:
     manifest = json.loads((filled / "train" / "manifest.json").read_text())
     assert manifest["made of"].items() >= {"tokenizer": TINY, "codebook": 16, "precision": "float64"}.items()
     assert manifest["made of"]["device"] == "cpu" and manifest["made of"]["windows"].startswith("13 ")
@@ -491,7 +491,7 @@ def test_a_damaged_manifest_is_named(refused: Any, filled: Path, tmp_path: Path,
     refused(tmp_path / "codes", says=["manifest.json", "delete"])
 
 
-def test_a_folder_of_other_files_is_left_alone(refused: Any, filled: Path, world: Path, tmp_path: Path) -> None:
+def test_a_folder_of_other_files_is_left_alone(refused: Any, filled: Path, tmp_path: Path) -> None:
     shutil.copytree(filled, tmp_path / "codes")
     (tmp_path / "codes" / "train" / "manifest.json").unlink()
     refused(tmp_path / "codes", code=2, says=["0-0.npy", "manifest.json"])

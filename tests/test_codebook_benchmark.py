@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_helpers import TRIO, signal, write_pretraining
+from data_helpers import TRIO, random, signal, write_pretraining
 from errors import InputError
 from norm_ema_quantizer import NormEMAVectorQuantizer, l2_normalize
 
@@ -25,10 +25,6 @@ codebook = importlib.import_module("codebook")
 variants = importlib.import_module("codebook_variants")
 
 WHY = "needs vector-quantize-pytorch, which the project does not depend on; compared with 1.32.0"
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.tensor(np.random.default_rng(seed).standard_normal(shape))
 
 
 def quantizer(rows: Tensor) -> NormEMAVectorQuantizer:

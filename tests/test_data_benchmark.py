@@ -5,7 +5,6 @@ import importlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +70,20 @@ def test_sequential_reads_are_of_as_many_bytes_and_go_through_the_whole_file(tmp
         assert 300_000 <= read < 300_000 + most
 
 
-def test_a_slower_reader_shows_as_slower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slower_reader_shows_as_slower_by_what_it_takes_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, run = data.make_file(tmp_path, "pretraining", SMALL, "float32", SIZE * 1e9), plain_run(tmp_path)
-    original = data.MontageWindows.__getitem__
+    original, now = data.MontageWindows.__getitem__, [0.0]
+
+    def takes(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(data.time, "perf_counter", lambda: (takes(0.01), now[0])[1])
     before = data.measure(settings(), path, SMALL, run)["loader, 0 workers"]
-    monkeypatch.setattr(data.MontageWindows, "__getitem__", lambda *args: (time.sleep(0.02), original(*args))[1])
+    monkeypatch.setattr(data.MontageWindows, "__getitem__", lambda *args: (takes(0.02), original(*args))[1])
     after = data.measure(settings(), path, SMALL, run)["loader, 0 workers"]
-    assert len(before) == len(after) == 2
-    assert max(after) <= 1 / 0.02 and np.median(after) < np.median(before)
+    assert before == pytest.approx([8 / 0.01] * 2) and after == pytest.approx([8 / (0.01 + 8 * 0.02)] * 2)
 
 
 def test_rows_are_medians_ranges_and_ratios_within_a_round() -> None:

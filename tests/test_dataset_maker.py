@@ -1,4 +1,4 @@
-"""The pipeline and the pre-training maker: golden values, closed forms, failures, nothing personal passed on."""
+"""The pipeline and the pre-training maker: golden values, closed forms, failures."""
 
 import errno
 import json
@@ -6,20 +6,18 @@ import os
 import struct
 import subprocess
 import sys
-from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import mne
 import numpy as np
 import pytest
 from scipy.io import savemat
 
 import mutants
-from dataset_maker import common, make_eeghdf, make_h5dataset_for_pretrain
+from dataset_maker import common, make_h5dataset_for_pretrain
 from dataset_maker.sources import find_files
 from errors import InputError, UsageError
-from maker_helpers import eeghdf_file, noise, opened, raw_of, run_maker, save
+from maker_helpers import noise, opened, raw_of, run_maker, save
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -257,7 +255,7 @@ def test_failed_recordings_are_named_the_others_are_written_and_the_exit_code_is
         assert reason in entry["reason"]
 
 
-def test_seconds_that_are_not_finite_are_bridged_and_marked_the_others_stay_as_they_are(tmp_path: Path) -> None:
+def test_seconds_that_are_not_finite_are_bridged_and_marked_the_others_stay_as_they_are() -> None:
     eeg = noise(2, 30, 250)
     holes = eeg.copy()
     holes[1, 2600:2900] = np.nan  # 10.4 to 11.6 s
@@ -385,30 +383,6 @@ def test_wrong_input_is_one_line_and_its_exit_code(
     assert run_maker(make_h5dataset_for_pretrain, "--output", "out", *words) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and text in line
-
-
-def test_nothing_that_names_a_person_or_a_day_passes_on(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    raw = raw_of(["CZ", "ECG"], 200, noise(2, 5, 200))
-    raw.info["description"] = "Roe description"
-    raw.info["experimenter"] = "Roe technician"
-    raw.info["subject_info"] = {
-        "last_name": "Roe",
-        "first_name": "Jane",
-        "birthday": date(1981, 2, 3),
-        "his_id": "Roe7",
-    }
-    raw.set_meas_date(datetime(2019, 3, 4, tzinfo=timezone.utc))
-    raw.set_annotations(mne.Annotations([1.0], [1.0], ["Jane Roe moved"], orig_time=raw.info["meas_date"]))
-    raw.save(tmp_path / "a_raw.fif", verbose="error")
-    eeghdf_file(tmp_path / "b.eeg.h5")
-    assert run_maker(make_h5dataset_for_pretrain, "--input", tmp_path, "--output", tmp_path / "out") == 0
-    assert run_maker(make_eeghdf, "--input", tmp_path, "--output", tmp_path / "out2") == 0
-    printed = "".join(capfd.readouterr()).encode()
-    files = [path.read_bytes() for path in tmp_path.glob("out*/**/*") if path.is_file()]
-    files += [path.read_bytes() for path in tmp_path.glob("*.json")]
-    assert len(files) == 8  # data, journal, lock and report of each
-    for planted in (b"Roe", b"Jane", b"1981", b"2019"):
-        assert not any(planted in content for content in [*files, printed])
 
 
 def test_a_maker_starts_by_its_path_and_as_a_module(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@
 are run. Numbers in tables are held against the files that they come from, or computed again.
 """
 
-import functools
 import json
 import math
 import re
@@ -28,7 +27,7 @@ from engine_for_finetuning import task_loss
 from maker_helpers import noise, raw_of, run_maker
 from pretraining_files import default_window
 from readme_data import recording
-from readme_text import ROOT, parse
+from readme_text import ROOT, known_flags, parse
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in DOCS}
@@ -47,11 +46,6 @@ FILES = {item.name: json.loads(item.text) for item in PARSED["faq.md"].items if 
 SPHERE = "biosemi64"  # MNE's spherical positions of 10-10 names
 
 
-@functools.cache
-def known_flags() -> set[str]:
-    return readme_text.known_flags()
-
-
 def tables(text: str) -> list[list[list[str]]]:
     """Return the cells of each table, without the line under its header."""
     found: list[list[list[str]]] = [[]]
@@ -60,14 +54,13 @@ def tables(text: str) -> list[list[list[str]]]:
             found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
         elif found[-1]:
             found.append([])
-    return [
-        [row for row in table if set("".join(row)) > {"-"} or set("".join(row)) != {"-"}] for table in found if table
-    ]
+    return [[row for row in table if set("".join(row)) != {"-"}] for table in found if table]
 
 
 def table(text: str, first: str) -> list[list[str]]:
     """Return the rows of the table whose header begins with this cell, header left out."""
     (found,) = [rows[1:] for rows in tables(text) if rows[0][0] == first]
+    assert found, f"the table {first} has no rows"
     return found
 
 

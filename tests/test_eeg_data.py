@@ -151,7 +151,7 @@ def test_windows_with_an_invalid_second_are_left_out_of_the_released_ones(
         windows.locate(len(windows))
 
 
-def test_memory_of_windows_grows_with_recordings_not_with_windows(tmp_path: Path) -> None:
+def test_memory_of_windows_grows_with_recordings_not_with_windows() -> None:
     recordings = [
         Recording(Path("a"), f"r{i}", PAIR, 10**9, ((5, 6), (10**6, 2 * 10**6))) for i in range(100)
     ]  # 58 days each

@@ -56,6 +56,7 @@ def unclean(message: str) -> str | None:
 
 def plain_differences(folder: Path, requests: list[list[Any]]) -> list[str | None]:
     """Return, for each `[form, source, made, options]`, how it differs from what a fresh process reads."""
+    assert requests, "no mutant was read: there is nothing to compare"
     (folder / "requests.json").write_text(json.dumps(requests))
     command = [sys.executable, str(TESTS / "plain_readers.py"), str(folder / "requests.json")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60 + 2 * len(requests))

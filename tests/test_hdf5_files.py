@@ -167,7 +167,7 @@ def test_groups_nested_thousandfold_are_looked_through(tmp_path: Path) -> None:
 def test_a_file_is_opened_once_by_a_process_and_only_to_be_read(tmp_path: Path) -> None:
     path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 400)])
     assert open_file(path) is open_file(path)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="no write intent"):
         open_file(path).create_group("new")
 
 
@@ -402,5 +402,5 @@ def test_hidden_files_and_folders_and_folders_named_like_files_are_no_data(tmp_p
         write_pretraining(good.parent / name, PAIR, [signal(2, 200)])
     (good.parent / "folder.hdf5").mkdir()
     assert files_below(good.parent) == [good]
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="no data found at"):
         find_files([good.parent / "folder.hdf5"], "--train_data")

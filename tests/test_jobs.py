@@ -105,7 +105,7 @@ def test_a_recording_that_was_mended_is_converted_when_the_maker_is_started_agai
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     paths = write(tmp_path / "in", a="fine", b="broken later", c="fine")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="1 of 3 recordings were left out"):
         convert(paths, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.hdf5")}
     paths[1].write_text("fine")
@@ -236,12 +236,13 @@ def test_a_killed_maker_resumes_and_ends_with_the_files_of_one_never_killed(
 
 
 def test_two_makers_do_not_write_into_one_folder_at_once(tmp_path: Path) -> None:
-    paths = write(tmp_path / "in", a="slow", b="slow", c="slow", d="slow")
+    paths = write(tmp_path / "in", a="held", b="fine")
     process = start(tmp_path / "in", tmp_path / "out", processes=1)
     while not (tmp_path / "out" / ".making" / "lock").exists():
         time.sleep(0.02)
     with pytest.raises(InputError, match="another maker is at work here"):
         convert(paths, tmp_path / "out")
+    (tmp_path / "in" / "a.free").touch()
     assert process.wait(60) == 0
     assert_whole(tmp_path / "out", paths)
 
@@ -268,8 +269,8 @@ def test_too_little_disk_is_refused_before_anything_is_converted(
 
 
 def test_limits_that_cannot_be_are_wrong_usage() -> None:
-    for wrong in ((0.0, 4.0), (10.0, 0.5), (float("nan"), 4.0)):
-        with pytest.raises(UsageError):
+    for flag, wrong in (("time", (0.0, 4.0)), ("memory", (10.0, 0.5)), ("time", (float("nan"), 4.0))):
+        with pytest.raises(UsageError, match=f"--{flag}_limit"):
             Limits(*wrong)
     args = argparse.Namespace(jobs=0, dask=None, time_limit=1.0, memory_limit=4.0)
     with pytest.raises(UsageError, match="--jobs 0"):
@@ -300,7 +301,7 @@ def make_labelled(paths: list[Path], output: Path, **more: Any) -> None:
 
 
 def test_a_labelled_file_holds_the_recordings_in_order_their_rows_in_one_order_and_counts_what_it_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path,
 ) -> None:
     paths = write(tmp_path / "in", a="fine", b="swapped", c="others", d="broken", v="fine")
     with pytest.raises(InputError, match="2 of 5 recordings were left out"):
@@ -480,7 +481,7 @@ def test_a_dask_address_where_nothing_answers_is_one_line(tmp_path: Path, monkey
         convert(paths, tmp_path / "out", dask="tcp://127.0.0.1:1")
 
 
-def test_a_process_ends_when_its_maker_is_gone(tmp_path: Path) -> None:
+def test_a_process_ends_when_its_maker_is_gone() -> None:
     code = """
 import time
 from dataset_maker.sandbox import Limits, sandbox

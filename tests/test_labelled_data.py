@@ -61,12 +61,6 @@ def test_regression_targets_without_a_second_axis_are_one_output(tmp_path: Path)
     assert next(iter(loaders(path, "--batch_size", 3).train)).labels.shape == (3, 1)
 
 
-@pytest.mark.parametrize("name", DATASETS)
-def test_a_known_name_is_its_file_in_data_dir(tmp_path: Path, name: str) -> None:
-    path = write_labelled(tmp_path / "folder" / f"{name}.hdf5", {"train": two_classes(2)})
-    assert labelled_path(name, tmp_path / "folder") == path
-
-
 def test_the_path_of_any_labelled_file_is_a_dataset(tmp_path: Path) -> None:
     path = write_labelled(tmp_path / "mine.h5", {"train": two_classes(2)})
     assert labelled_path(str(path), tmp_path / "elsewhere") == path

@@ -158,20 +158,28 @@ def test_absurd_datasets_are_refused(tmp_path: Path, damage: dict) -> None:
     only_line(error, path, "group train")
 
 
-@pytest.mark.parametrize("key", ["eeg", "label", "recording", "subject"])
-def test_a_column_that_claims_more_than_its_file_holds_is_refused(tmp_path: Path, key: str) -> None:
-    path = write_labelled(
-        tmp_path / "a.hdf5", {"train": two_classes(2)}, leave_out=["eeg", "label", "recording", "subject"]
-    )
-    n = 10**10
+@pytest.mark.parametrize(
+    ("key", "shape", "kind"),
+    [
+        ("eeg", (10**6, 3, 400), "f4"),
+        ("label", (2, 10**9), "i8"),
+        ("recording", (2,), "S1000000000"),
+        ("subject", (2,), "S1000000000"),
+    ],
+)
+def test_a_column_that_claims_more_than_its_file_holds_is_refused(
+    tmp_path: Path, key: str, shape: tuple[int, ...], kind: str
+) -> None:
+    whole = {"eeg": ((3, 200), "f4"), "label": ((), "i1"), "recording": ((), "S1"), "subject": ((), "S1")}
+    path = write_labelled(tmp_path / "a.hdf5", {"train": two_classes(2)}, leave_out=whole)
     with h5py.File(path, "r+") as file:
-        kinds = {"label": "i8", "recording": h5py.string_dtype(), "subject": h5py.string_dtype()}
-        file["train"].create_dataset("eeg", (n, 3, 400), "f4", chunks=(1, 3, 400))
-        for name, kind in kinds.items():
-            file["train"].create_dataset(name, (n,), kind, chunks=(1024,))
+        for name, (rest, dtype) in whole.items():
+            if name != key:
+                file["train"][name] = np.zeros((shape[0], *rest), dtype)
+        file["train"].create_dataset(key, shape, kind)
     with pytest.raises(InputError) as error:
         read_labelled(path)
-    only_line(error, path, "group train", "claims")
+    only_line(error, path, f"group train, `{key}`: claims")
 
 
 @pytest.mark.parametrize(

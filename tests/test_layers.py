@@ -15,6 +15,7 @@ import layers
 import modeling_finetune
 import modeling_pretrain
 import modeling_vqnsp
+from data_helpers import random
 from electrodes import embedding_rows
 from errors import InputError
 from golden_recipe import fill
@@ -24,10 +25,6 @@ TOKENIZER = "vqnsp_encoder_tiny_decoder_1x200x4"
 MASKED = "labram_tiny_patch200_1600_8k_vocab"
 CLASSIFIER = "labram_tiny_patch200_200"
 REGISTERED = [*modeling_vqnsp.SIZES, *modeling_pretrain.SIZES, *modeling_finetune.SIZES]
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.tensor(np.random.default_rng(seed).standard_normal(shape))
 
 
 def values(module: nn.Module) -> dict[str, np.ndarray]:

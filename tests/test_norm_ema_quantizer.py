@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import norm_ema_quantizer
+from data_helpers import random
 from errors import InputError
 from norm_ema_quantizer import (
     CodebookRevival,
@@ -23,10 +24,6 @@ from norm_ema_quantizer import (
 )
 
 K, WIDTH = 12, 6
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.tensor(np.random.default_rng(seed).standard_normal(shape))
 
 
 def unit(x: np.ndarray) -> np.ndarray:

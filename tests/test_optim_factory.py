@@ -20,7 +20,7 @@ import modeling_finetune  # noqa: F401  # registers its models, as the two below
 import modeling_pretrain  # noqa: F401
 import modeling_vqnsp  # noqa: F401
 import optim_factory
-from data_helpers import only_line, parse, plain_run, process_group
+from data_helpers import assert_equal, only_line, parse, plain_run, process_group
 from errors import InputError, UsageError
 from optim_factory import Update, build_update, cosine_schedule, layer_scale, micro_batches, parameter_groups
 
@@ -168,22 +168,6 @@ def mse(update: Update, x: Tensor, y: Tensor) -> Tensor:
 
 def weights(update: Update) -> dict[str, Tensor]:
     return copy.deepcopy(update.model.module.state_dict())
-
-
-def assert_equal(one: Any, other: Any) -> None:
-    """Compare nested state to the last bit."""
-    if isinstance(one, Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_equal(a, b)
-    else:
-        assert one == other
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
@@ -387,7 +371,7 @@ def test_flags_reach_the_optimizer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "adadelta"])
-def test_every_optimizer_of_timm_takes_a_step_that_changes_the_weights(tmp_path: Path, name: str) -> None:
+def test_optimizers_of_timm_take_steps_that_change_the_weights(tmp_path: Path, name: str) -> None:
     update = built(tmp_path, "--opt", name, "--warmup_epochs", 0, "--lr", 0.1)
     before = weights(update)
     assert update(mse(update, *samples(4)))

@@ -100,7 +100,7 @@ def test_a_batch_is_bit_for_bit_the_windows_stacked_and_divided(rows: int, secon
 
 
 def test_windows_of_unlike_shape_are_no_batch() -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"\(2,200\).*\(2,400\)"):
         to_units([signal(2, 400), signal(2, 200)], 2)
 
 

@@ -5,7 +5,6 @@ size. The commands run in the README's order, so a test alone (`-k "line 75"`) r
 """
 
 import fnmatch
-import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 import readme_text
 from readme_session import ADDED, Ended, Session, session, with_added
-from readme_text import ROOT, parse
+from readme_text import ROOT, known_flags, parse
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 README = parse(TEXT)
@@ -32,11 +31,6 @@ def contents(folder: Path) -> set[str]:
 
 
 BEFORE = contents(ROOT)
-
-
-@functools.cache
-def known_flags() -> set[str]:
-    return readme_text.known_flags()
 
 
 @pytest.fixture(scope="module")

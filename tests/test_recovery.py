@@ -200,7 +200,7 @@ def test_the_tests_processes_begin_when_all_are_made(tmp_path: Path) -> None:
     assert not early and {path.name for path in tmp_path.iterdir()} == {"0", "1", "2"}
 
 
-def test_the_comparison_sees_a_single_bit(tmp_path: Path) -> None:
+def test_the_comparison_sees_a_single_bit() -> None:
     whole = reference("classifier")
     state = checkpoint(whole / "run" / "checkpoint.pth")
     other = checkpoint(whole / "run" / "checkpoint.pth")

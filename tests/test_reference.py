@@ -88,16 +88,18 @@ def run_cell(name: str, *flags: Any) -> None:
         cell.main(cell.get_args())
 
 
+CELLS = ("data", "tokenizer", "pretraining", "tokenizer-eegmat", "cv-logistic-even", "cv-pretrained-even")
+CELLS += ("cv-scratch", "cv-probe", "cv-features-even", "fixed-logistic", "ablation-one-mask")
+
+
 @pytest.fixture(scope="module")
 def chain(recordings: Path) -> Path:
     """Results of the cells that others start from, and one of each kind."""
-    for name in ("data", "tokenizer", "pretraining", "tokenizer-eegmat", "cv-logistic-even", "cv-pretrained-even"):
-        run_cell(name, *words(recordings))
-    for name in ("cv-scratch", "cv-probe", "cv-features-even", "fixed-logistic"):
+    for name in CELLS[:-1]:
         run_cell(name, *words(recordings))
     with pytest.MonkeyPatch.context() as undone:
         undone.setattr(MaskedModel, "forward", MaskedModel.forward)  # put back what one_mask replaces
-        run_cell("ablation-one-mask", *words(recordings))
+        run_cell(CELLS[-1], *words(recordings))
     return recordings
 
 
@@ -109,12 +111,14 @@ def result(recordings: Path, name: str) -> dict[str, Any]:
 
 
 def test_every_cell_leaves_one_json_with_all_that_is_needed_to_repeat_it(chain: Path) -> None:
-    for path in (chain / "results").glob("*.json"):
+    results = sorted((chain / "results").glob("*.json"))
+    assert [path.name for path in results] == sorted(f"{name}.seed-0.json" for name in CELLS)
+    for path in results:
         record = json.loads(path.read_text())
         assert record["size"] == SIZE and record["seed"] == 0 and len(record["commands"]) == len(record["runs"])
         assert str(chain) not in path.read_text(), "places of this machine"
         assert record["machine"]["libraries"]["torch"] and record["machine"]["code_version"]
-        assert all(command.startswith("python ") for command in record["commands"])
+        assert record["commands"] and all(command.startswith("python ") for command in record["commands"])
         assert record["seconds"] == pytest.approx(sum(run["seconds"] for run in record["runs"]), abs=0.1)
 
 
@@ -125,10 +129,12 @@ def test_of_checkpoints_only_those_are_kept_that_other_cells_start_from(chain: P
 
 def test_weights_of_cross_validation_have_not_seen_eegmat_and_the_others_its_training_subjects_only() -> None:
     found = cells.cells("cpu")
-    for name in ("tokenizer", "pretraining", *(name for name in found if name.startswith("ablation"))):
+    ablations, validated = ([name for name in found if name.startswith(kind)] for kind in ("ablation", "cv-"))
+    assert ablations and validated
+    for name in ("tokenizer", "pretraining", *ablations):
         stages = [command for command in cell.commands_of(found[name], 0) if "--train_data" in command]
         assert stages and not any("eegmat" in command for command in stages)
-    for name in (name for name in found if name.startswith("cv-")):
+    for name in validated:
         assert not any("pretraining-eegmat" in command for command in cell.commands_of(found[name], 0))
     (unlabelled,) = [c for c in cell.commands_of(found["data"], 0) if "pretrain/eegmat" in c]
     patterns = [word.removeprefix("EEGMAT/") for word in unlabelled.split() if word.startswith("EEGMAT/")]

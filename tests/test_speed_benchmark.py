@@ -3,7 +3,6 @@
 import importlib
 import json
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -48,10 +47,16 @@ def test_rounds_take_turns_and_leave_the_first_out() -> None:
     assert calls == ["one", "other"] * 5 and [len(values) for values in seconds.values()] == [3, 3]
 
 
-def test_a_step_that_sleeps_longer_is_that_much_slower_round_by_round() -> None:
-    steps = {"slow": lambda: time.sleep(0.06), "fast": lambda: time.sleep(0.02)}
+def test_a_step_that_takes_longer_is_that_much_slower_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, slow, fast = [0.0], iter([90.0, 6.0, 4.0, 10.0]), iter([1.0, 2.0, 2.0, 2.0])  # the first round is no round
+
+    def takes(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: now[0])
+    steps = {"slow": lambda: takes(next(slow)), "fast": lambda: takes(next(fast))}
     found = measuring.ratio(measuring.rounds(steps, 3, "cpu"), "slow", "fast")
-    assert 1.5 < found["median"] < 4.5 and found["low"] <= found["median"] <= found["high"]
+    assert found == {"median": 3, "low": 2, "high": 5, "repeats": 3}
 
 
 def test_peak_memory_is_what_a_step_held_at_most() -> None:

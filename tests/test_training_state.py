@@ -16,6 +16,7 @@ import torch
 
 import checkpoints
 from metrics import BestEpoch
+from recovery import assert_same_training, differences
 from run_helpers import CLASSIFIER, ROOT, call, checkpoint, labelled_file, log, predictions, start
 
 EPOCHS = 3
@@ -41,19 +42,11 @@ def straight(tmp_path_factory: pytest.TempPathFactory, task: Path) -> Path:
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Compare weights, optimizer, log and predictions of two finished runs to the last bit."""
-    states = [checkpoint(folder / "checkpoint.pth") for folder in (one, other)]
-    for name, value in states[0]["model"].items():
-        assert torch.equal(value, states[1]["model"][name]), name
-    for number, moments in states[0]["optimizer"]["state"].items():
-        for name, value in moments.items():
-            assert torch.equal(value, states[1]["optimizer"]["state"][number][name]), (number, name)
-    clock = ("epoch_seconds", "samples_per_second")
-    logs = [[{k: v for k, v in line.items() if k not in clock} for line in log(folder)] for folder in (one, other)]
-    assert logs[0] == logs[1] and len(logs[0]) == EPOCHS
+    assert_same_training(one, other)
+    assert len(log(one)) == EPOCHS
     for split in ("val", "test"):
         found = [predictions(folder / f"predictions-{split}.npz") for folder in (one, other)]
-        for name in found[0]:
-            np.testing.assert_array_equal(found[0][name], found[1][name])
+        assert list(differences(*found)) == []
 
 
 def test_a_loading_process_that_stays_from_epoch_to_epoch_changes_nothing(
