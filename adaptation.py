@@ -201,7 +201,7 @@ class FeatureWindows(LabelledWindows):
         self.windows, self.features = windows, features
 
     def __getitem__(self, key: Key) -> tuple[Any, Tensor, Any, int]:
-        """Features (D,), channels (N + 1,), label, index among the kept samples."""
+        """Features (D,), channels (N + 1,), label, index among the usable samples."""
         return self.features[key[2]], self.channels, self.labels[key[2]], key[2]
 
     def describe(self, key: Key) -> dict[str, Any]:

@@ -312,6 +312,12 @@ def stage_of(weights: Iterable[str]) -> str | None:
     return "classifier" if {"cls_token", "patch_embed.conv1.weight"} <= keys else None
 
 
+def depth_of(keys: Iterable[str], prefix: str = "") -> int:
+    """Number of transformer blocks that state-dict keys speak of. prefix: before `blocks.`."""
+    numbers = (key.removeprefix(prefix).split(".")[1] for key in keys if key.startswith(f"{prefix}blocks."))
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+
+
 def check_stage(weights: Mapping[str, Tensor], stage: Iterable[str], where: str | Path) -> None:
     """Raise InputError unless the weights are of one of these stages."""
     found, wanted = stage_of(weights), list(stage)

@@ -71,7 +71,7 @@ class MontageWindows(Dataset):
         stride: int = PATCH_SAMPLES,
         start: float = 0,
         end: float = 1,
-        table_rows: int = 129,
+        table_rows: int = PUBLISHED_ELECTRODES + 1,
     ) -> None:
         """window and stride in samples; start and end as fractions of each recording."""
         self.recordings = list(recordings)

@@ -82,14 +82,17 @@ def resolve(
 
     rename: name in the file -> electrode; drop: names to leave out. Both may be spelt as in the file or plainly
     (`PG1` for `EEG Pg1-REF`), and names that this recording lacks do not matter. `where` opens error messages.
-    Raises InputError for unknown names, for two channels of one electrode and when no channel is left.
+    Raises InputError for unknown names, for two channels of one name or electrode and when no channel is left.
     """
     where = f"{where}: " if where else ""
     unwanted = {name for wanted in drop for name in _matches(names, wanted)}
     renamed = {name: new for wanted, new in (rename or {}).items() for name in _matches(names, wanted)}
     if wrong := [new for new in renamed.values() if canonical_name(new) is None]:
         raise InputError(f"{where}--rename gives names that are no known electrodes: {', '.join(map(_nearest, wrong))}")
-    found = {name: canonical_name(renamed.get(name, name)) for name in names if name not in unwanted}
+    left = [name for name in names if name not in unwanted]
+    if twice := [name for name in left if left.count(name) > 1]:
+        raise InputError(f"{where}two channels are called {_shown(twice[0])}: each electrode has one name")
+    found = {name: canonical_name(renamed.get(name, name)) for name in left}
     kept = {name: electrode for name, electrode in found.items() if electrode is not None}
     if unknown := [name for name in found if name not in kept and not is_known_non_eeg(name)]:
         raise InputError(

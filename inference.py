@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 32  # windows
 POOLS = ("patches", "electrodes", "mean")
-STAGES = {  # of checkpoints, that can do it
+VERBS = {  # and the stages of checkpoints that can do each
     "tokenize": ("tokenizer",),
     "reconstruct": ("tokenizer",),
     "embed": ("pretraining", "classifier"),
@@ -125,8 +125,8 @@ class Model:
 
     def check(self, verb: str) -> None:
         """Raise UsageError if this is no model for the verb."""
-        if self.stage not in STAGES[verb]:
-            needed = " or ".join(checkpoints.STAGES[stage] for stage in STAGES[verb])
+        if self.stage not in VERBS[verb]:
+            needed = " or ".join(checkpoints.STAGES[stage] for stage in VERBS[verb])
             raise UsageError(
                 f"{self.where} is {checkpoints.STAGES[self.stage]}; {verb} needs {needed}: choose another --checkpoint"
             )
@@ -245,8 +245,6 @@ class Model:
         pipeline: filters and names in place of the usual. scale: factor on the values; without it, amplitudes that no
         EEG in uV has are refused. Raises InputError for recordings that cannot be used.
         """
-        if window is None:
-            window = self.description.window_seconds or None
         if electrodes is not None and isinstance(eeg, mne.io.BaseRaw | mne.BaseEpochs):
             raise UsageError("electrodes name an array's rows; channels of MNE's objects have names: pipeline renames")
         options = Options(
@@ -255,6 +253,7 @@ class Model:
             scale,
             window,
             stride,
+            self.description.window_seconds or None,
         )
         if isinstance(eeg, mne.io.BaseRaw):
             return of_raw(eeg, options)
@@ -280,12 +279,12 @@ class Model:
     def tokenize(self, eeg: Any, *, batch_size: int = BATCH, **options: Any) -> Codes:
         """Code of every patch, by a tokenizer."""
         windows, found = self._whole("tokenize", eeg, batch_size, options)
-        return Codes(**_place(windows), **found)
+        return Codes(**_common(windows), **found)
 
     def reconstruct(self, eeg: Any, *, batch_size: int = BATCH, **options: Any) -> Spectra:
         """True spectrum of every patch, and the one that a tokenizer predicts from the codes."""
         windows, found = self._whole("reconstruct", eeg, batch_size, options)
-        return Spectra(**_place(windows), **found)
+        return Spectra(**_common(windows), **found)
 
     def embed(self, eeg: Any, *, pool: str = "patches", batch_size: int = BATCH, **options: Any) -> Features:
         """Features of a masked model or a classifier, of every patch, or means over time or over time and electrodes.
@@ -293,16 +292,16 @@ class Model:
         The mean over both is what a classifier's head sees, where that takes the mean and not the CLS token.
         """
         windows, found = self._whole("embed", eeg, batch_size, options, pool=pool)
-        return Features(**_place(windows), **found)
+        return Features(**_common(windows), **found)
 
     def predict(self, eeg: Any, *, batch_size: int = BATCH, **options: Any) -> Predictions:
         """Probability of every class, by a classifier, or the values of a regression."""
         windows, found = self._whole("predict", eeg, batch_size, options)
         mean = found["probabilities"].mean(axis=0, dtype=np.float64)
-        return Predictions(**_place(windows), classes=self.classes, **found, recording_probabilities=mean)
+        return Predictions(**_common(windows), classes=self.classes, **found, recording_probabilities=mean)
 
 
-def _place(windows: Windows) -> dict[str, Any]:
+def _common(windows: Windows) -> dict[str, Any]:
     """What all results say of their windows."""
     seconds = windows.samples / PATCH_SAMPLES
     return {

@@ -33,7 +33,7 @@ def picture(verb: str, path: Path, *, many: bool) -> Any:
     if path.suffix.lower() != ".png":
         raise UsageError(f"--plot {path}: the name must end with .png")
     check_file(path, "--plot")
-    return {"predict": Timeline, "reconstruct": SpectraPicture, "embed": Map}[verb](path, many)
+    return {"predict": Timeline, "reconstruct": SpectraPicture, "embed": TSNEPicture}[verb](path, many)
 
 
 class _Picture:
@@ -184,7 +184,7 @@ class SpectraPicture(_Picture):
         self.save(figure, windows.name)
 
 
-class Map(_Picture):
+class TSNEPicture(_Picture):
     """Windows of all recordings in the plane, by t-SNE of their features' means."""
 
     def __init__(self, path: Path, many: bool) -> None:

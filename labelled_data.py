@@ -1,7 +1,6 @@
 """Labelled HDF5 files to batches for stage 3. What a file holds: `labelled_files.py`."""
 
 import argparse
-import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,10 +15,10 @@ from torch.utils.data import Dataset
 import quality
 from batches import EvaluationBatches, Key, TrainingBatches
 from eeg_data import Loaders, Read, add_loader_arguments, extent, first_alone, make_loader, to_units
-from electrodes import embedding_rows
+from electrodes import PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError
 from fingerprint import digest_of
-from labelled_files import DATASETS, LabelledFile, Samples, published_sizes, read_eeg, read_samples
+from labelled_files import DATASETS, LabelledFile, Samples, UsableSamples, published_sizes, read_eeg, read_samples
 from scans import complete_samples, samples_quality
 from utils import Run, add_switch
 
@@ -55,43 +54,27 @@ def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
     add_loader_arguments(group)
 
 
-class LabelledWindows(Dataset):
-    """One split of a labelled set without the samples that hold an invalid second, by key (epoch, 0, sample)."""
+class LabelledWindows(UsableSamples, Dataset):
+    """The usable samples of one split of a labelled set as a data set, by key (epoch, 0, sample)."""
 
     def __init__(
-        self, file: LabelledFile, split: str, *, table_rows: int = 129, parts: Sequence[Samples] | None = None
+        self,
+        file: LabelledFile,
+        split: str,
+        *,
+        table_rows: int = PUBLISHED_ELECTRODES + 1,
+        parts: Sequence[Samples] | None = None,
     ) -> None:
         """split: train, val or test; parts: what was read of it already. Raises InputError for unusable labels."""
-        parts = read_samples(file, split) if parts is None else parts
+        super().__init__(read_samples(file, split) if parts is None else parts)
         self.path, self.split = file.path, split
         self.name, self.task, self.classes = file.name, file.task, file.classes
         self.channels = torch.tensor(embedding_rows(file.montage, table_rows=table_rows, where=str(file.path)))
-        self._files = [part.path for part in parts]
-        self._ends = np.cumsum([len(part) for part in parts])
-        usable = [np.ones(len(part), bool) if part.valid is None else part.valid.all(axis=1) for part in parts]
-        # (kept,): which samples of the split, shard after shard, they are.
-        self.samples = np.flatnonzero(np.concatenate(usable))
-        self.left_out = int(self._ends[-1]) - len(self.samples)
-        self.labels = np.concatenate([part.labels for part in parts])[self.samples]
-        recordings = list(itertools.chain.from_iterable(part.recordings for part in parts))
-        subjects = list(itertools.chain.from_iterable(part.subjects for part in parts))
-        self.recordings = [recordings[i] for i in self.samples]
-        self.subjects = [subjects[i] for i in self.samples]
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.labels)
 
     def __getitem__(self, key: Key) -> tuple[Read, Tensor, Any, int]:
-        """What reads the EEG, (N, A*T) float32 in uV; channels (N + 1,), label, index among the kept samples."""
-        path, row = self._place(key)
+        """What reads the EEG, (N, A*T) float32 in uV; channels (N + 1,), label, index among the usable samples."""
+        path, row = self.place(key[2])
         return partial(read_eeg, path, self.split, row), self.channels, self.labels[key[2]], key[2]
-
-    def _place(self, key: Key) -> tuple[Path, int]:
-        """File and row of a sample."""
-        place = int(self.samples[key[2]])
-        shard = int(np.searchsorted(self._ends, place, side="right"))
-        return self._files[shard], place - (int(self._ends[shard - 1]) if shard else 0)
 
     @property
     def groups(self) -> list[str | None]:
@@ -105,7 +88,7 @@ class LabelledWindows(Dataset):
 
     def describe(self, key: Key) -> dict[str, Any]:
         """Where a sample is from and its largest value."""
-        path, row = self._place(key)
+        path, row = self.place(key[2])
         place = {"file": str(path), "recording": self.recordings[key[2]], "split": self.split, "sample": row}
         return {**place, **extent(self[key][0]())}
 

@@ -4,8 +4,10 @@ A file describes itself (task, classes, montage), so that a new data set needs n
 that `dataset_maker.inspect` can use it; batches are made in `labelled_data.py`.
 """
 
+import itertools
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -233,6 +235,32 @@ def _read_labels(dataset: h5py.Dataset, file: LabelledFile, where: str) -> np.nd
             f"{len(file.classes) - 1}): correct the file or its attribute `classes`"
         )
     return labels.astype(np.int64)
+
+
+class UsableSamples:
+    """The samples of a split without those that hold an invalid second, shard after shard: n of them."""
+
+    def __init__(self, parts: Sequence[Samples]) -> None:
+        """parts: all of the split; one that does not know its valid seconds keeps every sample."""
+        usable = [np.ones(len(part), bool) if part.valid is None else part.valid.all(axis=1) for part in parts]
+        self._files, self._ends = [part.path for part in parts], np.cumsum([len(part) for part in parts])
+        self.samples = np.flatnonzero(np.concatenate(usable))  # (n,): which ones of the split they are
+        self.left_out = int(self._ends[-1]) - len(self.samples)
+        self.labels = np.concatenate([part.labels for part in parts])[self.samples]  # (n,) or (n, outputs)
+        recordings = list(itertools.chain.from_iterable(part.recordings for part in parts))
+        subjects = list(itertools.chain.from_iterable(part.subjects for part in parts))
+        self.recordings = [recordings[i] for i in self.samples]
+        self.subjects = [subjects[i] for i in self.samples]
+
+    def __len__(self) -> int:
+        """Number of samples, n."""
+        return len(self.labels)
+
+    def place(self, index: int) -> tuple[Path, int]:
+        """File of a sample, and its row in it. index: among the usable ones."""
+        sample = int(self.samples[index])
+        shard = int(np.searchsorted(self._ends, sample, side="right"))
+        return self._files[shard], sample - (int(self._ends[shard - 1]) if shard else 0)
 
 
 def read_eeg(path: Path, split: str, first: int, end: int | None = None) -> np.ndarray:

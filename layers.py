@@ -35,7 +35,7 @@ Channels = Sequence[int] | Tensor | None  # `[0, row, row, ...]` of length N + 1
 def to_patches(eeg: Tensor) -> Tensor:
     """Split EEG into one-second patches. eeg: (B, N, A*T) -> (B, N, A, T).
 
-    Raises ValueError if the length is no multiple of T. Source: paper, section 2.1.
+    Raises InputError if the length is no multiple of T. Source: paper, section 2.1.
     """
     if eeg.ndim != 3 or eeg.shape[-1] % PATCH_SAMPLES or not eeg.shape[-1]:
         raise InputError(
@@ -46,7 +46,7 @@ def to_patches(eeg: Tensor) -> Tensor:
 
 
 def check_window(samples: int) -> int:
-    """Return `samples` if it is a window that the models can take: 1 to 16 whole seconds. Raises ValueError if not."""
+    """Return `samples` if it is a window that the models can take: 1 to 16 whole seconds. Raises InputError if not."""
     if samples < PATCH_SAMPLES or samples % PATCH_SAMPLES or samples > MAX_PATCHES * PATCH_SAMPLES:
         raise InputError(
             f"a window of {samples} samples does not fit the models: allowed are multiples of {PATCH_SAMPLES} up to "
@@ -264,7 +264,7 @@ class Trunk(nn.Module):
     def position_embedding(self, table: Tensor, channels: Channels, electrodes: int) -> Tensor:
         """Rows of the position embedding (`table`) for CLS and each electrode: (1, N + 1, D).
 
-        Raises ValueError if `channels` does not name N electrodes or names a row that the table does not have.
+        Raises InputError if `channels` does not name N electrodes or names a row that the table does not have.
         """
         rows = table.shape[1]
         if channels is None:

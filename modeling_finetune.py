@@ -3,7 +3,6 @@
 Paper, section 2.4. The model, its sizes, and loading stage 2 into it.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,8 +153,9 @@ def load_pretrained(model: NeuralTransformer, state: dict[str, Tensor], *, where
         else:
             way_out = " (--num_electrodes 136)" if key == "pos_embed" and value.shape[2] == own[key].shape[2] else ""
             wrong.append(f"{key} is {tuple(value.shape)}, the model has {tuple(own[key].shape)}{way_out}")
-    if _depth(weights) != len(model.blocks) or _depth(report.unexpected) > len(model.blocks):
-        found = max(_depth(weights), _depth(report.unexpected))
+    depths = checkpoints.depth_of(weights), checkpoints.depth_of(report.unexpected)
+    if depths[0] != len(model.blocks) or depths[1] > len(model.blocks):
+        found = max(depths)
         wrong.append(f"blocks.*: {found} transformer blocks, the model has {len(model.blocks)}")
     if wrong:
         raise InputError(
@@ -165,12 +165,6 @@ def load_pretrained(model: NeuralTransformer, state: dict[str, Tensor], *, where
     report.loaded = len(weights)
     model.load_state_dict(weights, strict=False)
     return report
-
-
-def _depth(keys: Iterable[str]) -> int:
-    """Number of transformer blocks that state-dict keys speak of."""
-    numbers = (key.split(".")[1] for key in keys if key.startswith("blocks."))
-    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -128,7 +128,7 @@ class VQNSP(nn.Module):
     def forward(self, eeg: Tensor, input_chans: Channels = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss. eeg: (B, N, A*T), units of 100 uV -> loss (), log of its parts (tensors without gradient).
 
-        Raises ValueError if the length is no multiple of T.
+        Raises InputError if the length is no multiple of T.
         """
         patches = to_patches(eeg)  # (B, N, A, T)
         amplitude, phase = spectrum_targets(patches)

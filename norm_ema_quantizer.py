@@ -322,7 +322,7 @@ class CodebookRevival:
         return {"idle_vectors": self.idle_vectors, "idle_steps": self.idle_steps, "revived": self.revived}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`. Raises ValueError for another codebook size."""
+        """Continue from `state_dict()`. Raises InputError for another codebook size."""
         if len(state["idle_vectors"]) != self.quantizer.codebook_size:
             raise InputError(
                 f"the saved revival state has {len(state['idle_vectors'])} rows, "

@@ -1,12 +1,12 @@
 """Recordings on their way to a trained model: windows of EEG at 200 Hz in uV, read when they are needed.
 
-What MNE reads goes through the pipeline of `dataset_maker`, unless the caller says that it has been through one; our
-HDF5 files and arrays are taken as they are. Without torch.
+What MNE reads goes through the pipeline of `dataset_maker`, unless the caller says that it has been through one; arrays
+are taken as they are. Files: `recording_files.py`. Without torch.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral
@@ -18,29 +18,22 @@ import mne
 import numpy as np
 from scipy import fft
 
-from dataset_maker.common import FilterSettings, Pipeline, check_header, prepare, read_raw
-from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
+from dataset_maker.common import FilterSettings, Pipeline, check_header, prepare
 from electrodes import resolve
 from errors import InputError, UsageError
-from hdf5_files import SUFFIXES, open_file, readable
-from labelled_files import LabelledFile, Samples, read_eeg, read_labelled, read_samples
 from pretraining_files import (
     MAX_SECONDS,
     SAMPLING_RATE,
     Recording,
-    covered,
     default_window,
-    read_recordings,
     seconds_of,
     stretches,
 )
-from quality import Quality, SignalScan, amplitude_histogram, unit_warnings
-from scans import complete_recordings, complete_samples
+from quality import Quality, amplitude_histogram, unit_warnings
 from temporary_arrays import TemporarySignal
 
 logger = logging.getLogger(__name__)
 
-KINDS = (*RECORDINGS, *SUFFIXES)  # of files that are read
 IN_MEMORY = 64 << 20  # bytes of a prepared signal; a longer one waits in a temporary file
 BLOCK_BYTES = 64 << 20  # of a recording in float64 that is filtered as a whole
 
@@ -52,17 +45,24 @@ class Options:
     pipeline: Pipeline = field(default_factory=lambda: Pipeline(block_bytes=BLOCK_BYTES))
     prepared: bool = False  # True: what MNE reads has been filtered and resampled already
     scale: float | None = None  # factor on the values; None: 1, and amplitudes that no EEG in uV has are refused
-    window: int | None = None  # s; None: as many as 256 patches allow, 16 at most
+    window: int | None = None  # s; None: `usual_window`
     stride: float | None = None  # s; None: the window
+    usual_window: int | None = None  # s; a classifier's own; None: as many as 256 patches allow, 16 at most
 
     def __post_init__(self) -> None:
         """Raise UsageError for values that cannot be."""
-        if self.window is not None and not (isinstance(self.window, Integral) and 1 <= self.window <= MAX_SECONDS):
-            raise UsageError(f"--window {self.window}: allowed are 1 to {MAX_SECONDS} whole seconds")
+        for window in (self.window, self.usual_window):
+            if window is not None and not (isinstance(window, Integral) and 1 <= window <= MAX_SECONDS):
+                raise UsageError(f"--window {window}: allowed are 1 to {MAX_SECONDS} whole seconds")
         if self.stride is not None and not 1 / SAMPLING_RATE <= self.stride < math.inf:
             raise UsageError(f"--stride {self.stride:g}: must be a number of seconds from {1 / SAMPLING_RATE:g}")
         if self.scale is not None and not 1e-30 <= abs(self.scale) <= 1e30:  # float32 holds it
             raise UsageError(f"--scale {self.scale:g}: must be a number that is not 0, of a size from 1e-30 to 1e30")
+
+    @property
+    def seconds(self) -> int | None:
+        """Of a window; None: as many as fit, for as many electrodes as there are."""
+        return self.usual_window if self.window is None else self.window
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class _Signal:
+class Signal:
     """One recording at 200 Hz in uV, from which windows are cut."""
 
     where: str
@@ -101,12 +101,12 @@ class _Signal:
     valid: np.ndarray  # (seconds,) bool
 
 
-def cut(signal: _Signal, options: Options) -> Windows:
+def cut(signal: Signal, options: Options) -> Windows:
     """Windows of a recording that touch no second that cannot be used.
 
     Raises InputError if the recording is shorter than a window or no window is left.
     """
-    window = options.window * SAMPLING_RATE if options.window else default_window(len(signal.electrodes))
+    window = options.seconds * SAMPLING_RATE if options.seconds else default_window(len(signal.electrodes))
     stride = round(min(options.stride * SAMPLING_RATE, signal.length)) if options.stride else window
     if signal.length < window:
         raise InputError(
@@ -129,7 +129,8 @@ def cut(signal: _Signal, options: Options) -> Windows:
     if not len(numbers):
         raise InputError(
             f"{signal.where}: every window of {window // SAMPLING_RATE} s touches a second that cannot be used (not "
-            "finite, or all electrodes flat): choose a shorter --window, or leave electrodes out with --drop"
+            "finite, or all electrodes flat): choose a shorter --window, or leave electrodes out with --drop (of our "
+            "HDF5 files when they are made)"
         )
     first = numbers * stride
     return Windows(
@@ -147,10 +148,10 @@ def of_raw(raw: mne.io.BaseRaw, options: Options, *, where: str = "recording", n
     """Windows of an MNE recording, which stays as it is. Raises InputError for one that cannot be used."""
     if not raw.preload:  # what is in memory may have more samples than its file, after resampling
         check_header(raw, where)
-    return cut(_signal_of_raw(raw.copy(), options, set(), where=where, name=name), options)
+    return cut(signal_of_raw(raw.copy(), options, set(), where=where, name=name), options)
 
 
-def _signal_of_raw(raw: mne.io.BaseRaw, options: Options, told: set[str], *, where: str, name: str) -> _Signal:
+def signal_of_raw(raw: mne.io.BaseRaw, options: Options, told: set[str], *, where: str, name: str) -> Signal:
     """raw: may be changed. told: notes that the user has read already; grows."""
     pipeline = options.pipeline
     if options.prepared:
@@ -162,21 +163,21 @@ def _signal_of_raw(raw: mne.io.BaseRaw, options: Options, told: set[str], *, whe
             )
         pipeline = replace(pipeline, filter=FilterSettings(None, None, None, None))
     with fft.set_workers(joblib.cpu_count()):
-        prepared = prepare(raw, pipeline, where=where, store=_place)
+        prepared = prepare(raw, pipeline, where=where, store=_store)
     for note in prepared.report["notes"]:
         if note not in told:
             logger.warning("%s: %s.", where, note)
     told.update(prepared.report["notes"])
-    factor = _factor(options, prepared.quality, where)
+    factor = unit_factor(options, prepared.quality, where)
     eeg, electrodes = prepared.eeg, tuple(prepared.electrodes)
 
     def read(start: int, samples: int) -> np.ndarray:
         return eeg[:, start : start + samples] * factor
 
-    return _Signal(where, name, electrodes, prepared.length, read, prepared.quality.valid)
+    return Signal(where, name, electrodes, prepared.length, read, prepared.quality.valid)
 
 
-def _place(electrodes: Sequence[str], rate: float, length: int) -> Any:
+def _store(electrodes: Sequence[str], rate: float, length: int) -> Any:
     """Where a prepared signal goes, (N, length) float32: memory, or a temporary file that goes with the last reader."""
     shape = len(electrodes), length
     if 4 * math.prod(shape) <= IN_MEMORY:
@@ -184,7 +185,7 @@ def _place(electrodes: Sequence[str], rate: float, length: int) -> Any:
     return TemporarySignal(*shape)
 
 
-def _factor(options: Options, seen: Quality, where: str) -> np.float32:
+def unit_factor(options: Options, seen: Quality, where: str) -> np.float32:
     """What values are multiplied with. Raises InputError for amplitudes that no EEG in uV has."""
     if options.scale is not None:
         return np.float32(options.scale)
@@ -199,9 +200,9 @@ def of_epochs(epochs: mne.BaseEpochs, options: Options, *, where: str = "epochs"
     rate = getattr(epochs, "_raw_sfreq", None) or epochs.info["sfreq"]  # of the events, whatever was resampled since
     told: set[str] = set()
 
-    def signal(number: int) -> _Signal:
+    def signal(number: int) -> Signal:
         raw = mne.io.RawArray(data[number], epochs.info, verbose="error")
-        return _signal_of_raw(raw, options, told, where=f"{where}, epoch {number}", name="epochs")
+        return signal_of_raw(raw, options, told, where=f"{where}, epoch {number}", name="epochs")
 
     if not len(data):
         raise InputError(f"{where}: there is no epoch")
@@ -209,7 +210,7 @@ def of_epochs(epochs: mne.BaseEpochs, options: Options, *, where: str = "epochs"
     return _of_parts(openers, epochs.events[:, 0] / rate + epochs.tmin, options, where)
 
 
-def _of_parts(openers: Sequence[Callable[[], _Signal]], onsets: np.ndarray, options: Options, where: str) -> Windows:
+def _of_parts(openers: Sequence[Callable[[], Signal]], onsets: np.ndarray, options: Options, where: str) -> Windows:
     """Windows of several equally long pieces of one recording, each cut by itself; those without any are left out.
 
     onsets: (pieces,) s. Raises InputError if no window is left.
@@ -218,7 +219,7 @@ def _of_parts(openers: Sequence[Callable[[], _Signal]], onsets: np.ndarray, opti
     for opener, onset in zip(openers, onsets, strict=True):
         try:
             signal = opener()
-            if options.window is None:  # the longest whole number of seconds that all have
+            if options.seconds is None:  # the longest whole number of seconds that all have
                 longest = min(default_window(len(signal.electrodes)), signal.length) // SAMPLING_RATE
                 options = replace(options, window=max(1, longest))
             part = cut(signal, options)
@@ -262,10 +263,10 @@ def of_array(eeg: np.ndarray, electrodes: Sequence[str] | None, options: Options
     length = pieces.shape[-1]
     valid = np.ones(seconds_of(length), bool)
     histogram = np.sum([amplitude_histogram(piece) for piece in pieces], axis=0)
-    factor = _factor(options, Quality(valid, {}, {}, {}, histogram), where)
+    factor = unit_factor(options, Quality(valid, {}, {}, {}, histogram), where)
 
-    def signal(piece: np.ndarray) -> _Signal:
-        return _Signal(
+    def signal(piece: np.ndarray) -> Signal:
+        return Signal(
             where,
             "array",
             names,
@@ -291,110 +292,3 @@ def _canonical(electrodes: Sequence[str] | None, rows: int, where: str) -> tuple
     if resolution.dropped:
         raise InputError(f"{where}: not EEG by their names: {', '.join(resolution.dropped)}; leave these rows out")
     return tuple(resolution.kept.values())
-
-
-Opener = Callable[[], Windows]
-
-
-def find(inputs: Sequence[Path], options: Options, *, split: str | None = None) -> Iterator[tuple[str, Opener]]:
-    """Every recording of these files and folders: where it is, and what opens it (raising InputError if it cannot).
-
-    Files are what MNE reads, or HDF5 of ours; labelled ones give one entry for each split, or for `split` only.
-    """
-    paths = find_files(inputs, KINDS)
-    raws = [path for path in paths if path.suffix.lower() not in SUFFIXES]
-    names = dict(zip(raws, unique_names([path.stem for path in raws], raws), strict=True))
-    for path in paths:
-        if path in names:
-            yield str(path), partial(_open_raw, path, names[path], options)
-        else:
-            yield from _find_in_hdf5(path, options, split)
-
-
-def _open_raw(path: Path, name: str, options: Options) -> Windows:
-    raw = read_raw(path)
-    check_header(raw, str(path))
-    return cut(_signal_of_raw(raw, options, set(), where=str(path), name=name), options)
-
-
-def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[tuple[str, Opener]]:
-    """Recordings or splits of one file; a file that cannot be read is one entry that says so when it is opened."""
-    try:
-        file = open_file(path)
-        with readable(path):
-            labelled = "task" in file.attrs
-        if not labelled:
-            recordings, _ = complete_recordings(read_recordings(path))
-            for recording in recordings:
-                yield recording.where, partial(_open_recording, recording, options)
-            return
-        description = read_labelled(path)
-        for name in (split,) if split else description.splits:
-            yield f"{path}, group {name}", partial(_open_split, description, name, options)
-    except InputError as error:
-        yield str(path), partial(_failed, error)
-
-
-def _failed(error: InputError) -> Windows:
-    raise error
-
-
-def _open_recording(recording: Recording, options: Options) -> Windows:
-    names = _canonical(recording.montage, len(recording.montage), recording.where)
-    invalid = covered(recording.invalid or (), seconds_of(recording.length))
-    quality = recording.quality()
-    if quality is None:
-        scan = SignalScan(names, SAMPLING_RATE)
-        for block in recording.blocks():
-            scan.add(block)
-        quality = scan.result()
-    factor = _factor(options, quality, recording.where)
-
-    def read(start: int, samples: int) -> np.ndarray:
-        return recording.read(start, samples) * factor
-
-    name = plain_name(recording.name)
-    return cut(_Signal(recording.where, name, names, recording.length, read, ~invalid), options)
-
-
-def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
-    """The samples of a split are its windows, whatever `options` says of them."""
-    where = f"{file.path}, group {split}"
-    if split not in file.splits:
-        raise InputError(f"{file.path}: has no group {split}, only {', '.join(file.splits)}; correct --split")
-    every = {name: read_samples(file, name) for name in file.splits}  # what is kept of a scan is of a whole file
-    parts = complete_samples(every, montage=file.montage, seconds=file.seconds, thorough=True)
-    names = _canonical(file.montage, len(file.montage), where)
-    samples = LabelledSamples(parts[split])
-    if not len(samples.rows):
-        raise InputError(f"{where}: no sample can be used: make the file again")
-    factor = _factor(options, Quality.merged(part.quality for part in parts[split] if part.quality is not None), where)
-    return Windows(
-        where,
-        split,
-        names,
-        file.seconds * SAMPLING_RATE,
-        np.zeros(len(samples.rows)),
-        lambda number: samples.read(number) * factor,
-        samples.left_out,
-        samples.recordings,
-        samples.labels,
-        file.classes,
-    )
-
-
-class LabelledSamples:
-    """The samples of a split that hold no invalid second, shard after shard."""
-
-    def __init__(self, parts: Sequence[Samples]) -> None:
-        """parts: all of the split, which know their valid seconds."""
-        usable = [np.ones(len(part), bool) if part.valid is None else part.valid.all(axis=1) for part in parts]
-        self.rows = [(part, int(row)) for part, keep in zip(parts, usable, strict=True) for row in np.flatnonzero(keep)]
-        self.left_out = sum(map(len, parts)) - len(self.rows)
-        self.labels = np.array([part.labels[row] for part, row in self.rows])
-        self.recordings = [plain_name(part.recordings[row]) for part, row in self.rows]
-
-    def read(self, number: int) -> np.ndarray:
-        """One sample, (N, samples) float32 in uV."""
-        part, row = self.rows[number]
-        return read_eeg(part.path, part.split, row)

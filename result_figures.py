@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from sklearn import metrics as sk
 
 from results import Predictions, RunResult
-from subject_results import Units, probabilities, taken_for
+from subject_results import Units, predicted_classes, probabilities
 
 SIZE = (5.0, 4.2)  # inches
 DPI = 160
@@ -76,7 +76,7 @@ def confusion(task: str, runs: Sequence[Predictions], classes: Sequence[str]) ->
     every = np.arange(len(classes))
     shares = []
     for run in runs:
-        counts = sk.confusion_matrix(run.labels, taken_for(task, run.logits), labels=every)
+        counts = sk.confusion_matrix(run.labels, predicted_classes(task, run.logits), labels=every)
         shares.append(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
     mean = np.mean(shares, axis=0)
     with rc_context(STYLE):

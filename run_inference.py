@@ -24,10 +24,14 @@ from dataset_maker import common
 from dataset_maker.sources import find_files
 from downloads import checkpoint_place, fetched
 from errors import INTERRUPTED, ArgumentParser, InputError, Interrupted, UsageError, one_line, run_script
+from hdf5_files import SUFFIXES
 from inference_files import Results, check_output
 from labelled_files import SPLITS
+from pretraining_files import SAMPLING_RATE
 from progress import log_to_terminal
-from recordings import BLOCK_BYTES, KINDS, Options, Windows, find
+from recording_files import KINDS, find
+from recordings import BLOCK_BYTES, Options, Windows
+from torch_errors import in_words
 from version import code_version
 
 logger = logging.getLogger(__name__)
@@ -42,7 +46,7 @@ def get_args() -> argparse.Namespace:
         "reconstruct": "true and predicted spectra",
         "predict": "the signal and the prediction over time, a picture for each recording",
     }
-    for verb in inference.STAGES:
+    for verb in inference.VERBS:
         words = inspect.getdoc(getattr(inference.Model, verb)) or ""
         sub = verbs.add_parser(verb, help=words.splitlines()[0], description=words)
         _add_arguments(sub, plots.get(verb))
@@ -93,8 +97,8 @@ def infer(args: argparse.Namespace) -> None:
     pipeline = common.build_pipeline(args, block_bytes=BLOCK_BYTES)
     model = inference.load(fetched(args.checkpoint), device=args.device, averaged=args.averaged)
     model.check(args.verb)
-    window = model.description.window_seconds or None if args.window is None else args.window
-    options = Options(pipeline, args.prepared, args.scale, window, args.stride)
+    usual_window = model.description.window_seconds or None
+    options = Options(pipeline, args.prepared, args.scale, args.window, args.stride, usual_window)
     found = list(find(args.input, options, split=args.split))
     picture = inference_plots.picture(args.verb, plot, many=len(found) > 1) if plot else None
     try:
@@ -117,7 +121,7 @@ def _check_overwriting(args: argparse.Namespace) -> None:
 
 
 def _infer(args: argparse.Namespace, model: inference.Model, found: list[Any], picture: Any | None) -> None:
-    """The same, once everything is known. found: as `recordings.find` gives it."""
+    """The same, once everything is known. found: as `recording_files.find` gives it."""
     failed = []
     results = Results(_description(args, model))
     for where, opened in found:
@@ -199,17 +203,16 @@ class RecordingMeans:
 
 def _description(args: argparse.Namespace, model: inference.Model) -> dict[str, Any]:
     """How the results were made."""
+    filtered = not args.prepared and any(path.suffix.lower() not in SUFFIXES for path in find_files(args.input, KINDS))
     return {
         "verb": args.verb,
         "checkpoint": fetched(args.checkpoint).name,
         "averaged": int(args.averaged),
         "model": model.description.model,
         "code_version": code_version(),
-        "sampling_rate": 200.0,
+        "sampling_rate": float(SAMPLING_RATE),
         **({"pool": args.pool} if args.verb == "embed" else {}),
-        "pipeline": "as it is"
-        if args.prepared
-        else {name: getattr(args, name) for name in ("l_freq", "h_freq", "notch")},
+        "pipeline": {name: getattr(args, name) for name in ("l_freq", "h_freq", "notch")} if filtered else "as it is",
     }
 
 
@@ -218,7 +221,8 @@ def main(args: argparse.Namespace) -> None:
     log_to_terminal(logging.INFO)
     function: Callable[[argparse.Namespace], None] = args.run
     try:
-        function(args)
+        with in_words(args):
+            function(args)
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command begins anew", INTERRUPTED) from None
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 RULES = 1  # of a scan: another number makes all that is kept unknown
 BLOCK = 2**22  # values read at once
 
-Progress = Callable[[int], Any]  # told how many seconds more were looked at
+SecondsDone = Callable[[int], Any]  # told how many seconds more were looked at
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Source:
 
     path: Path
     groups: dict[str, dict[str, int]]  # group of signals with the same electrodes -> signal -> seconds
-    look: Callable[[str, Progress], Quality]  # at a signal
+    look: Callable[[str, SecondsDone], Quality]  # at a signal
 
     @property
     def seconds(self) -> int:
@@ -104,7 +104,7 @@ def _keep(path: Path, scan: Scan) -> None:
         )
 
 
-def _look_at_all(source: Source, progress: Progress) -> Scan:
+def _look_at_all(source: Source, progress: SecondsDone) -> Scan:
     invalid: dict[str, Stretches] = {}
 
     def each(signals: Mapping[str, int]) -> Iterator[Quality]:
@@ -147,7 +147,7 @@ def _key(recording: Recording) -> str:
 def _recordings_source(path: Path, recordings: Sequence[Recording]) -> Source:
     by_name = {recording.name: recording for recording in recordings}
 
-    def look(name: str, progress: Progress) -> Quality:
+    def look(name: str, progress: SecondsDone) -> Quality:
         scan = SignalScan(by_name[name].montage, SAMPLING_RATE)
         for eeg in by_name[name].blocks(BLOCK):
             scan.add(eeg)
@@ -215,13 +215,13 @@ def recordings_quality(recordings: Sequence[Recording], scans: Mapping[Path, Sca
 def _samples_source(path: Path, splits: Sequence[Samples], montage: Sequence[str], seconds: int) -> Source:
     by_name = {samples.split: samples for samples in splits}
 
-    def look(split: str, progress: Progress) -> Quality:
+    def look(split: str, progress: SecondsDone) -> Quality:
         return Quality.merged(_by_recording(by_name[split], montage, seconds, progress))
 
     return Source(path, {split: {split: len(samples) * seconds} for split, samples in by_name.items()}, look)
 
 
-def _by_recording(samples: Samples, montage: Sequence[str], seconds: int, progress: Progress) -> Iterator[Quality]:
+def _by_recording(samples: Samples, montage: Sequence[str], seconds: int, progress: SecondsDone) -> Iterator[Quality]:
     """Scans of the samples, those of a recording as one signal: what is flat is judged by a recording's movement."""
     step = max(1, BLOCK // (len(montage) * seconds * SAMPLING_RATE))
     scan = SignalScan(montage, SAMPLING_RATE)

@@ -60,8 +60,8 @@ def probabilities(task: str, logits: np.ndarray) -> np.ndarray:
     return expit(logits[:, 0]) if task == "binary" else softmax(logits, axis=1)
 
 
-def taken_for(task: str, logits: np.ndarray) -> np.ndarray:
-    """The class that each window is taken for, (n,), by the rule of `metrics`."""
+def predicted_classes(task: str, logits: np.ndarray) -> np.ndarray:
+    """logits: (n, outputs) -> the class that each window is taken for, (n,), by the rule of `metrics`."""
     return (logits[:, 0] >= 0).astype(int) if task == "binary" else logits.argmax(axis=1)
 
 
@@ -85,9 +85,10 @@ def unit_metrics(task: str, found: Predictions, units: Units) -> dict[str, float
 
 
 def unit_rows(task: str, runs: Sequence[Predictions], units: Units) -> list[dict[str, Any]]:
-    """What is known of each unit, means over runs: windows, labels, and
+    """What is known of each unit, means over runs, by name: `name`, `windows`, and what the task has.
 
-    for classes `right`, the share of windows, and for two `probability` of class 1; for regression `rmse`, `pearson`.
+    For classes `labels`, `right` (share of windows) and, of two, `probability` of class 1; for regression `rmse`,
+    `pearson`.
     """
     rows = []
     for name, places in zip(units.names, units.places, strict=True):
@@ -97,7 +98,8 @@ def unit_rows(task: str, runs: Sequence[Predictions], units: Units) -> list[dict
             row |= {key: float(np.mean([one[key] for one in found])) for key in ("rmse", "pearson")}
         else:
             row["labels"] = sorted({int(label) for label in runs[0].labels[places]})
-            row["right"] = float(np.mean([taken_for(task, run.logits[places]) == run.labels[places] for run in runs]))
+            right = [predicted_classes(task, run.logits[places]) == run.labels[places] for run in runs]
+            row["right"] = float(np.mean(right))
             if task == "binary":
                 row["probability"] = float(np.mean([probabilities(task, run.logits[places]) for run in runs]))
         rows.append(row)

@@ -55,8 +55,9 @@ def main(args: argparse.Namespace) -> None:
     log_to_terminal(logging.INFO)
     if args.draws < 2:
         raise UsageError(f"--draws {args.draws}: allowed are numbers from 2")
-    if args.report is not None and args.report.is_dir():
-        raise UsageError(f"--report {args.report} is a folder: name a file in it")
+    for flag, path in (("--output", args.output), ("--report", args.report)):
+        if path is not None and path.is_dir():
+            raise UsageError(f"{flag} {path} is a folder: name a file in it")
     runs, notes = read_runs(args.folders, select_by=args.select_by)
     if not runs:
         raise InputError("; ".join(notes))

@@ -31,6 +31,7 @@ from files import check_writable
 from interruption import Interruption
 from layers import check_window, compile_blocks
 from progress import log_to_terminal, plain
+from torch_errors import in_words
 from version import code_version, source_digest
 
 logger = logging.getLogger(__name__)
@@ -47,12 +48,11 @@ FLAG_LIMITS = {
     **dict.fromkeys(("lr", "min_lr", "weight_decay", "weight_decay_end", "clip_grad", "opt_eps"), (0, math.inf)),
     **dict.fromkeys(("drop", "drop_path", "attn_drop_rate", "smoothing"), (0, ALMOST_ONE)),
     **dict.fromkeys(("ema_decay", "model_ema_decay", "layer_decay"), (0, 1)),
+    "opt_betas": (0, math.nextafter(1, 0)),
 }
 OWN_FLAGS = {"output_dir", "log_dir", "device", "num_workers"}  # that may differ between the processes of a run
 _last_groups: list[Any] = []
 _run_numbers = itertools.count()  # of the runs of this process
-COMPILER = ("torch._dynamo", "torch._inductor")
-LOST_PEER = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "remote process exited")
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -257,17 +257,11 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     processes = dist.get_world_size()
     place = (device, dist.get_rank(), processes, args.seed, args.output_dir, amp_dtype, dtype)
     try:
-        compiled = device.type == "cuda" if args.compile is None else args.compile
-        run = Run(*place, compiled, Interruption(patient), patient)
-        run.check_same(_told(args))
-        yield run
-    except InputError:
-        raise
-    except Exception as error:
-        told = _in_words(error, processes)
-        if told is None:
-            raise
-        raise told from error
+        with in_words(args, processes=processes):
+            compiled = device.type == "cuda" if args.compile is None else args.compile
+            run = Run(*place, compiled, Interruption(patient), patient)
+            run.check_same(_told(args))
+            yield run
     finally:
         # After an error of one process the others still wait for it in an exchange, and a group with one under way
         # may not be destroyed: `errors.run_script` ends such a process without.
@@ -303,22 +297,6 @@ def _init_groups(device: torch.device) -> Any:
     # waits for Python, for ever.
     _last_groups[:] = [dist.group.WORLD, patient]
     return patient
-
-
-def _in_words(error: Exception, processes: int) -> InputError | None:
-    """What a user should read in place of an error of torch's that has no type of its own; None: it stays as it is."""
-    text = str(error).strip()
-    if processes > 1 and any(sign in text for sign in LOST_PEER):
-        return PeerLost("ended because another process of the run did")
-    if "DataLoader worker" in text:
-        return InputError(
-            f"a loading process ended ({text.splitlines()[0]}): for want of memory try fewer --num_workers; the same "
-            "command goes on from the last checkpoint"
-        )
-    if type(error).__module__.startswith(COMPILER):
-        reason = next((line for line in text.splitlines() if line), type(error).__name__)
-        return InputError(f"--compile: torch.compile failed ({reason}): leave it out with --no_compile")
-    return None
 
 
 def find_device(name: str, local_rank: int = 0) -> torch.device:
@@ -362,9 +340,10 @@ def _check_flags(args: argparse.Namespace) -> None:
     """Raise UsageError for a number that cannot be right, whichever script it belongs to."""
     for name, value in vars(args).items():
         low, high = FLAG_LIMITS.get(name, (-math.inf, math.inf))
-        if isinstance(value, int | float) and not low <= value <= high:
-            allowed = f"numbers from {low}" + ("" if high == math.inf else f" to {high}")
-            raise UsageError(f"--{name} {value}: allowed are {allowed}")
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int | float) and not low <= number <= high:
+                allowed = f"numbers from {low}" + ("" if high == math.inf else f" to {high}")
+                raise UsageError(f"--{name} {number}: allowed are {allowed}")
     try:
         check_window(args.input_size)
     except InputError as error:

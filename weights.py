@@ -81,7 +81,7 @@ def recognise(weights: Mapping[str, Tensor], where: str | Path) -> Description:
     checkpoints.check_stage(weights, checkpoints.STAGES, where)
     stage = checkpoints.stage_of(weights)
     if stage == "tokenizer":
-        depths = {f"{part}_depth": _depth(weights, f"{part}.") for part in ("encoder", "decoder")}
+        depths = {f"{part}_depth": checkpoints.depth_of(weights, f"{part}.") for part in ("encoder", "decoder")}
         width = _shape(weights, "encoder.cls_token", 3, where)[2]
         codes, code_dim = _shape(weights, "quantize.embedding.weight", 2, where)
         rows = _shape(weights, "encoder.pos_embed", 3, where)[1]
@@ -106,19 +106,13 @@ def _trunk(weights: Mapping[str, Tensor], stage: str, prefix: str, where: str | 
     """Name and settings of a transformer whose keys begin with `prefix`."""
     width = _shape(weights, f"{prefix}cls_token", 3, where)[2]
     head = _shape(weights, f"{prefix}blocks.0.attn.q_norm.weight", 1, where)[0]
-    name = _name(stage, {"width": width, "depth": _depth(weights, prefix), "heads": width // head}, where)
+    name = _name(stage, {"width": width, "depth": checkpoints.depth_of(weights, prefix), "heads": width // head}, where)
     settings: dict[str, Any] = {"use_abs_pos_emb": f"{prefix}pos_embed" in weights}
     if settings["use_abs_pos_emb"]:
         settings["num_electrodes"] = _shape(weights, f"{prefix}pos_embed", 3, where)[1] - 1
     if f"{prefix}blocks.0.gamma_1" not in weights:
         settings["init_values"] = 0.0
     return name, settings
-
-
-def _depth(weights: Iterable[str], prefix: str) -> int:
-    """Number of blocks that keys speak of."""
-    numbers = {key.removeprefix(prefix).split(".")[1] for key in weights if key.startswith(f"{prefix}blocks.")}
-    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
 
 def _shape(weights: Mapping[str, Tensor], key: str, dimensions: int, where: str | Path) -> tuple[int, ...]:

@@ -26,7 +26,8 @@ import run_inference
 from errors import ArgumentParser, UsageError, run_script
 from files import check_file
 from modeling_finetune import SIZES
-from recordings import Options, find
+from recording_files import find
+from recordings import Options
 
 MODEL = "labram_base_patch200_200"
 

@@ -23,9 +23,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 import metrics
+from eeg_data import UNIT
 from engine_for_finetuning import save_predictions, task_loss
 from errors import ArgumentParser, InputError, UsageError, run_script
 from files import check_writable, written_aside
+from hdf5_files import readable
 from labelled_data import LabelledWindows, balanced_weights
 from labelled_files import SAMPLING_RATE, read_labelled
 from metrics import SELECT_BY, BestEpoch
@@ -81,13 +83,10 @@ def features_of(path: Path, windows: LabelledWindows) -> np.ndarray:
     Windows of a recording are in order in both. Raises InputError where the file has other windows.
     """
     rows: dict[str, list[np.ndarray]] = {}
-    try:
-        with h5py.File(path, "r") as file:
-            for group in file.values():
-                for name, row in zip(group["recording"].asstr()[()], group["features"][()], strict=True):
-                    rows.setdefault(name, []).append(row)
-    except (OSError, KeyError) as error:
-        raise InputError(f"--features {path}: {error}: make it with run_inference.py embed --pool mean") from error
+    with readable(f"--features {path}", "make it with run_inference.py embed --pool mean"), h5py.File(path) as file:
+        for group in file.values():
+            for name, row in zip(group["recording"].asstr()[()], group["features"][()], strict=True):
+                rows.setdefault(name, []).append(row)
     wanted = Counter(windows.recordings)
     if any(len(rows.get(name, ())) != number for name, number in wanted.items()):
         raise InputError(f"--features {path} has other windows than {windows.path}: make it from a file of the same")
@@ -115,7 +114,7 @@ def eegnet(
             "benchmarks/requirements.txt --constraint constraints.txt"
         ) from error
     torch.manual_seed(seed)
-    data = {split: torch.from_numpy(values / 100).float() for split, values in eeg.items()}  # units of 100 uV
+    data = {split: torch.from_numpy(values / UNIT).float() for split, values in eeg.items()}
     target = torch.from_numpy(labels["train"])
     counted = balanced_weights(labels["train"], 2) if weights == "balanced" else None
     model = EEGNet(n_chans=data["train"].shape[1], n_outputs=1, n_times=data["train"].shape[2])
@@ -139,35 +138,41 @@ def predict(model: torch.nn.Module, eeg: Tensor) -> np.ndarray:
     return torch.cat([model(part) for part in eeg.split(EEGNET_BATCH)]).double().numpy()
 
 
+def attempts(args: argparse.Namespace, splits: dict[str, LabelledWindows]) -> Iterator[tuple[dict[str, Any], Logits]]:
+    """What the flags let try, one after the other: what to log of each, and all splits' logits."""
+    labels = {split: windows.labels for split, windows in splits.items()}
+    if args.kind == "eegnet":
+        eeg = {split: eeg_of(windows) for split, windows in splits.items()}
+        return eegnet(eeg, labels, args.class_weights, epochs=args.epochs, seed=args.seed)
+    if args.kind == "logistic":
+        features = {split: band_powers(eeg_of(windows)) for split, windows in splits.items()}
+    elif args.features is None:
+        raise UsageError("features needs --features FILE, which `run_inference.py embed --pool mean` writes")
+    else:
+        features = {split: features_of(args.features, windows) for split, windows in splits.items()}
+    return logistic(features, labels, args.class_weights)
+
+
 def main(args: argparse.Namespace) -> None:
     """Fit, select by validation AUROC, write log.txt and the predictions."""
     check_writable(args.output_dir, "--output_dir")
     splits, task = read_splits(args.dataset)
-    labels = {split: windows.labels for split, windows in splits.items()}
-    if args.kind == "features":
-        if args.features is None:
-            raise UsageError("features needs --features FILE, which `run_inference.py embed --pool mean` writes")
-        values = {split: features_of(args.features, windows) for split, windows in splits.items()}
-        attempts = logistic(values, labels, args.class_weights)
-    elif args.kind == "logistic":
-        values = {split: band_powers(eeg_of(windows)) for split, windows in splits.items()}
-        attempts = logistic(values, labels, args.class_weights)
-    else:
-        values = {split: eeg_of(windows) for split, windows in splits.items()}
-        attempts = eegnet(values, labels, args.class_weights, epochs=args.epochs, seed=args.seed)
+    measured = {name: windows for name, windows in splits.items() if name != "train"}
     best, lines = BestEpoch(SELECT_BY[task], task), []
     selected: Logits = {}
-    for epoch, (said, logits) in enumerate(attempts):
-        found = {name: metrics.compute(task, logits[name], labels[name]) for name in splits if name != "train"}
-        stats = {f"{name}_{key}": value for name, values in found.items() for key, value in values.items()}
+    last: Logits = {}
+    for epoch, (said, last) in enumerate(attempts(args, splits)):
+        stats: dict[str, float] = {}
+        for name, windows in measured.items():
+            found = metrics.compute(task, last[name], windows.labels)
+            stats |= {f"{name}_{key}": value for key, value in found.items()}
         lines.append({"epoch": epoch, **said, **stats})
         if best.update(epoch, stats):
-            selected = logits
-        last = epoch, logits
+            selected = last
     assert best.epoch is not None
-    for name in found:
+    for name, windows in measured.items():
         path = args.output_dir / f"predictions-{name}.npz"
-        save_predictions(path, splits[name], selected=(best.epoch, selected[name]), last=(last[0], last[1][name]))
+        save_predictions(path, windows, selected=(best.epoch, selected[name]), last=(len(lines) - 1, last[name]))
     with written_aside(args.output_dir / "log.txt") as part:
         part.write_text("".join(json.dumps(line) + "\n" for line in lines))
 

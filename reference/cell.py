@@ -62,6 +62,11 @@ def words_of(cell: Cell, seed: int, step: Step) -> tuple[str, ...]:
     return (*step.words, "--output_dir", folder_of(cell.name, seed, step.name))
 
 
+def run_folder(data: Path, cell: str, seed: int, step: Step) -> Path:
+    """Where a step's run lies in the folder that stands for DATA."""
+    return data / folder_of(cell, seed, step.name).removeprefix("DATA/")
+
+
 def filled(words: tuple[str, ...], places: Mapping[str, Path | None]) -> Iterator[str]:
     """Words with real folders for DATA, EEGMAT and EEGMMIDB, patterns of files in the latter resolved.
 
@@ -108,7 +113,7 @@ def run_step(cell: Cell, seed: int, step: Step, places: Mapping[str, Path | None
     """Run a command unless it is finished; returns what goes into the JSON."""
     data = places["DATA"]
     assert data is not None
-    folder = data / folder_of(cell.name, seed, step.name).removeprefix("DATA/")
+    folder = run_folder(data, cell.name, seed, step)
     folder.mkdir(parents=True, exist_ok=True)
     words = words_of(cell, seed, step)
     command = shlex.join(("python", *words))
@@ -131,12 +136,12 @@ def run_step(cell: Cell, seed: int, step: Step, places: Mapping[str, Path | None
 def tidy(cell: Cell, seed: int, data: Path) -> None:
     """Remove the checkpoints of a finished cell, 0.35 GB a run, but for the ones that other cells start from."""
     for step in cell.steps(seed):
-        for path in (data / folder_of(cell.name, seed, step.name).removeprefix("DATA/")).glob("*.pth*"):
+        for path in run_folder(data, cell.name, seed, step).glob("*.pth*"):
             if cell.table != "stages" or not path.name.startswith("checkpoint.pth"):
                 path.unlink()
 
 
-def check_needs(cell: Cell, args: argparse.Namespace, data: Path) -> None:
+def check_needs(cell: Cell, args: argparse.Namespace) -> None:
     """Raise InputError where a cell that this one starts from is not finished here."""
     known = cells(args.size)
     for name in cell.needs:
@@ -145,7 +150,7 @@ def check_needs(cell: Cell, args: argparse.Namespace, data: Path) -> None:
         if not path.is_file():
             raise InputError(f"cell {cell.name} needs cell {name}, which has no {path}: run {begin} first")
         for step in known[name].steps(0):
-            if not (data / folder_of(name, 0, step.name).removeprefix("DATA/") / MARK).is_file():
+            if not (run_folder(args.data, name, 0, step) / MARK).is_file():
                 raise InputError(
                     f"cell {name} was run elsewhere: there is {path}, but what it made is not in {args.data}. Name "
                     "an empty folder with --output to run all of it here"
@@ -169,7 +174,7 @@ def main(args: argparse.Namespace) -> None:
         return
     check_writable(args.data, "--data")
     check_writable(args.output)
-    check_needs(cell, args, args.data)
+    check_needs(cell, args)
     resolved = {"DATA": args.data, "EEGMAT": args.eegmat, "EEGMMIDB": args.eegmmidb}
     places = {name: folder.resolve() if folder is not None else None for name, folder in resolved.items()}
     runs = [run_step(cell, args.seed, step, places) for step in cell.steps(args.seed)]

@@ -16,8 +16,9 @@ Found = dict[str, list[dict[str, Any]]]
 Curve = tuple[str, Sequence[dict[str, Any]], str, str]  # cell's title, lines of its log, key, style
 
 
-def _log(found: Found, cell: str, run: int = 0) -> Sequence[dict[str, Any]]:
-    return found[cell][0]["runs"][run]["log"]
+def _log(found: Found, cell: str) -> Sequence[dict[str, Any]]:
+    """Lines of the log of a cell's first seed and first run."""
+    return found[cell][0]["runs"][0]["log"]
 
 
 def _plot(axis: Any, curves: Sequence[Curve], title: str, label: str) -> None:

@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import math
 import os
 import platform
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import metrics
 from errors import InputError
 from files import written_aside
+from progress import plain
 from results import Predictions, read_log, read_predictions
 from version import code_version, source_digest
 
@@ -145,15 +145,7 @@ def _processor() -> str:
 def write(path: Path, record: dict[str, Any]) -> None:
     """Write a cell's JSON, a line for each line of a log; NaN is null."""
     with written_aside(path) as part:
-        part.write_text(_dump(_plain(record), 0) + "\n", encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        part.write_text(_dump(plain(record), 0) + "\n", encoding="utf-8")
 
 
 def _dump(value: Any, depth: int) -> str:

@@ -164,29 +164,24 @@ def gain(line: dict[str, float | None], masks: int) -> float | None:
 
 def runs(found: Found, size: str) -> str:
     """Which cells stand behind the tables, where and how long they ran, and which are not run yet."""
-    rows = []
-    for name, seed in plan(size):
-        record = next((record for record in found.get(name, []) if record["seed"] == seed), None)
-        if record is not None:
-            machine = record["machine"]
-            versions = ", ".join(f"{key} {machine['libraries'][key]}" for key in ("torch", "numpy", "mne"))
-            place = f"{machine['processor']}, {machine['threads']} threads"
-            link = f"[{name}](results/{records.path_of(Path(), name, seed).name})"
-            rows.append([link, str(seed), f"{record['seconds'] / 60:.1f}", place, versions, machine["code_version"]])
+    rows: list[list[str]] = []
     missing: dict[str, list[str]] = {}
     for name, seed in plan(size):
-        if not _has(found, name, seed):
+        record = next((record for record in found.get(name, []) if record["seed"] == seed), None)
+        if record is None:
             missing.setdefault(name, []).append(str(seed))
+            continue
+        machine = record["machine"]
+        versions = ", ".join(f"{key} {machine['libraries'][key]}" for key in ("torch", "numpy", "mne"))
+        place = f"{machine['processor']}, {machine['threads']} threads"
+        link = f"[{name}](results/{records.path_of(Path(), name, seed).name})"
+        rows.append([link, str(seed), f"{record['seconds'] / 60:.1f}", place, versions, machine["code_version"]])
     texts = [markdown(["cell", "seed", "minutes", "processor", "versions", "code"], rows)] if rows else []
     if missing:
         listed = ", ".join(f"{name} ({', '.join(seeds)})" for name, seeds in missing.items())
         number = sum(map(len, missing.values()))
         texts.append(f"Not run yet, {number} of {len(plan(size))} cells, with their seeds: {listed}.")
     return "\n\n".join(texts)
-
-
-def _has(found: Found, name: str, seed: int) -> bool:
-    return any(record["seed"] == seed for record in found.get(name, []))
 
 
 def sections(found: Found, size: str, intervals: Intervals) -> dict[str, str]:

@@ -23,7 +23,7 @@ NAMES = ["C3", "Cz", "C4"]
 ROWS = [0, *(ELECTRODES.index(name.upper()) + 1 for name in NAMES)]
 CLASSIFIER = "labram_tiny_patch200_200"
 BAD_STAGES = [
-    (stage, verb) for verb, stages in inference.STAGES.items() for stage in checkpoints.STAGES if stage not in stages
+    (stage, verb) for verb, stages in inference.VERBS.items() for stage in checkpoints.STAGES if stage not in stages
 ]
 
 

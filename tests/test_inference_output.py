@@ -147,7 +147,7 @@ def test_points_of_a_map_are_drawn_from_all_windows(
     monkeypatch.setattr(inference_plots, "POINTS", 20)
     path = write_labelled(tmp_path / "set.hdf5", {"test": (signal(60, 3, 200), [0] * 30 + [1] * 30)})
     maps = []
-    with patch.object(inference_plots.Map, "finish", lambda self: maps.append(self)):
+    with patch.object(inference_plots.TSNEPicture, "finish", lambda self: maps.append(self)):
         assert run("embed", checkpoints["embed"], [path], tmp_path / "o.h5", "--plot", tmp_path / "t.png") == 0
     groups = [group for _, group in maps[0].points]
     assert len(groups) == 20 and maps[0].seen == 60 and 4 <= groups.count("task") <= 16

@@ -14,7 +14,7 @@ MAX_FILE, MAX_FUNCTION = 400, 60  # lines
 # A module imports only from lower levels, model files and engines not from each other, so within a level nothing does.
 LEVELS = [
     {"errors", "version"},
-    {"electrodes", "files", "batches", "hdf5_files", "quality", "lean_ops", "temporary_arrays"},
+    {"electrodes", "files", "batches", "hdf5_files", "quality", "lean_ops", "temporary_arrays", "torch_errors"},
     {
         "checkpoints",
         "metrics",
@@ -38,7 +38,7 @@ LEVELS = [
     {"scans", "fingerprint", "run_log", "weights"},
     {"optim_factory", "eeg_data", "conversion", "recordings", "results"},
     {"labelled_data", "training_state", "code_cache", "result_tables", "subject_results"}
-    | {"inference", "inference_files", "inference_plots"},
+    | {"recording_files", "inference", "inference_files", "inference_plots"},
     {"engine_for_vqnsp", "engine_for_pretraining", "engine_for_finetuning", "adaptation"}
     | {"table_formats", "result_figures"},
     {"report_page", "seeds"},
@@ -48,7 +48,8 @@ LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in mod
 MODELS = [module for module in sorted(LEVEL) if module.startswith("modeling_")]
 FOR_MAKERS = {"electrodes", "errors", "files", "version", "hdf5_files", "quality"}
 FOR_MAKERS |= {"pretraining_files", "labelled_files", "scans"}
-USE_MAKERS = {"recordings", "inference", "run_inference"}  # what a model sees was made by the same pipeline
+# What a model sees was made by the same pipeline.
+USE_MAKERS = {"recordings", "recording_files", "inference", "run_inference"}
 STANDALONE = {"bootstrap"}  # runs before anything is installed: imports the standard library only
 
 TOP = sorted(path.stem for path in ROOT.glob("*.py"))

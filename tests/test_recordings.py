@@ -13,7 +13,8 @@ from data_helpers import TRIO, counting, signal, write_labelled, write_pretraini
 from electrodes import ELECTRODES
 from errors import InputError, UsageError
 from maker_helpers import noise, raw_of, save
-from recordings import Options, Windows, find, of_array, of_epochs, of_raw
+from recording_files import find
+from recordings import Options, Windows, of_array, of_epochs, of_raw
 
 NAMES = ["C3", "Cz", "C4"]
 RATES = {"C3": 200, "Cz": 200, "ECG": 400}  # Hz
@@ -179,7 +180,7 @@ def test_a_pretraining_file_gives_its_recordings_as_they_are(tmp_path: Path) -> 
 def test_a_labelled_file_gives_its_samples_with_labels(tmp_path: Path) -> None:
     splits = {"train": (signal(4, 3, 400), [0, 1, 1, 0]), "test": (signal(2, 3, 400, seed=1), [1, 0])}
     path = write_labelled(tmp_path / "a.hdf5", splits)
-    train, test = opened(path, Options(window=1))  # the window is the file's
+    train, test = opened(path, Options(usual_window=1))  # a classifier's; the window is the file's
     assert (len(train), len(test), train.samples) == (4, 2, 400)
     np.testing.assert_array_equal(whole(train), splits["train"][0])
     assert train.labels is not None and train.labels.tolist() == [0, 1, 1, 0] and train.classes == ("rest", "task")
@@ -213,6 +214,62 @@ def test_positions_in_a_file_are_exact(tmp_path: Path) -> None:
     (windows,) = opened(path, Options(window=4, stride=0.005, scale=1))
     assert len(windows) == 1201
     assert windows.read(1200)[1, [0, -1]].tolist() == [101_200, 101_999] and windows.starts[1200] == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"window": 1}, r"--window 1: the windows of .*a\.hdf5 are its samples of 2 s: leave the flag out, or give"),
+        ({"stride": 0.5}, r"--stride 0\.5: the windows of"),
+        ({"window": 3, "stride": 2}, r"--stride 2 --window 3: the windows of"),
+    ],
+)
+def test_windows_of_a_labelled_file_other_than_its_samples_are_refused_before_anything_is_opened(
+    tmp_path: Path, options: dict[str, Any], says: str
+) -> None:
+    path = write_labelled(tmp_path / "a.hdf5", {"train": (signal(4, 3, 400), [0, 1, 1, 0])})
+    with pytest.raises(UsageError, match=says):
+        list(find([path], Options(**options)))
+    with pytest.raises(UsageError, match=says):
+        list(find([path], Options(**options), split="train"))
+
+
+@pytest.mark.parametrize("flag", ["l_freq", "h_freq", "notch"])
+@pytest.mark.parametrize("kind", ["labelled", "pretraining"])
+def test_filters_for_a_file_that_is_filtered_are_refused(tmp_path: Path, flag: str, kind: str) -> None:
+    path = tmp_path / "a.hdf5"
+    if kind == "labelled":
+        write_labelled(path, {"train": (signal(2, 3, 400), [0, 1])})
+    else:
+        write_pretraining(path, TRIO, [signal(3, 1000)])
+    for value in (None, 40.0):
+        pipeline = recordings.Pipeline(filter=recordings.FilterSettings(**{flag: value}))
+        with pytest.raises(UsageError, match=rf"^--{flag}: .*a\.hdf5 holds EEG that is filtered"):
+            list(find([path], Options(pipeline=pipeline)))
+
+
+@pytest.mark.parametrize("kind", ["labelled", "pretraining"])
+def test_drop_and_rename_work_on_files_of_ours_and_what_is_no_eeg_is_left_out_aloud(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    names, eeg = ("EOG", "E7", "CZ", "C4"), signal(2, 4, 400)
+    path = tmp_path / "a.hdf5"
+    if kind == "labelled":
+        write_labelled(path, {"train": (eeg, [0, 1])}, names=names)
+    else:
+        write_pretraining(path, names, [eeg[0], eeg[1]])
+    with pytest.raises(InputError, match="unknown electrode names: 'E7'"):
+        opened(path)
+    options = Options(pipeline=recordings.Pipeline(rename={"E7": "C3"}, drop=("CZ",)), window=2)
+    found = opened(path, options)
+    assert {windows.electrodes for windows in found} == {("C3", "C4")}
+    np.testing.assert_array_equal(np.concatenate([whole(windows) for windows in found]), eeg[:, [1, 3]])
+    assert "left out: EOG, CZ." in caplog.text
+
+
+def test_two_channels_of_one_name_are_refused() -> None:
+    with pytest.raises(InputError, match="two channels are called 'C3'"):
+        of_array(signal(3, 400), ["C3", "CZ", "C3"], Options())
 
 
 # Odd, but sound

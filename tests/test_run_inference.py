@@ -310,6 +310,26 @@ def test_bad_words_are_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [("--window", 1), ("--stride", 1), ("--notch", 60), ("--l_freq", 0)], ids=str)
+def test_flags_that_a_labelled_file_cannot_follow_are_one_line(
+    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[Any, ...]
+) -> None:
+    path = write_labelled(tmp_path / "a.hdf5", {"train": (signal(2, 3, 400), [0, 1])})
+    assert run("predict", checkpoints["predict"], [path], tmp_path / "out.npz", *words) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"error: {words[0]}") and "leave the flag out" in lines[0]
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_flags_that_a_file_of_ours_can_follow_are_followed(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    path = write_pretraining(tmp_path / "a.hdf5", TRIO, [signal(3, 1000)])
+    words = ["--window", 3, "--stride", 1, "--drop", TRIO[1], "--notch", 50]  # as without the last
+    assert run("tokenize", checkpoints["tokenize"], [path], tmp_path / "out.npz", *words) == 0
+    assert read(tmp_path / "out.npz", "recording0", "codes").shape == (3, 2, 3)
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as file:
+        assert json.loads(str(file["description"]))["pipeline"] == "as it is", "it was filtered when the file was made"
+
+
 def test_a_checkpoint_of_another_stage_is_one_line(
     checkpoints: dict[str, Path], recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,6 +113,14 @@ def test_lengths_that_cannot_be_are_wrong_usage(tmp_path: Path, flag: str, value
     assert f"--{flag} {value}: allowed are numbers from {lowest}" in refused(tmp_path, f"--{flag}", value)
 
 
+@pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.99)], ids=str)
+def test_betas_that_no_optimizer_takes_are_wrong_usage(tmp_path: Path, betas: tuple[float, float]) -> None:
+    flags = ["--output_dir", tmp_path, "--device", "cpu", "--opt_betas", *betas]
+    with pytest.raises(UsageError) as error, setup_run(script_args(run_class_finetuning, *flags)):
+        pytest.fail("the run began")
+    only_line(error, "--opt_betas", "numbers from 0 to 0.99999")
+
+
 def test_micro_batches_below_one_are_wrong_usage(tmp_path: Path) -> None:
     args = script_args(run_class_finetuning, "--output_dir", tmp_path, "--device", "cpu", "--update_freq", 0)
     with pytest.raises(UsageError) as error, setup_run(args):
