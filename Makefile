@@ -1,4 +1,4 @@
-# Every target is one command that also works without make: see README.md.
+# Every target also works without make: by the commands below it (README.md, reference/README.md).
 PYTHON ?= python3
 VENV ?= .venv
 

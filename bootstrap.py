@@ -1,9 +1,7 @@
 """Make the project's environment and run something in it, with nothing but Python's standard library.
 
-`python3 bootstrap.py env|demo|test|coverage|soak [further arguments]`, the commands behind `make env`, `make demo`,
-`make test`, `make coverage`, which counts the lines that the tests reach, and `make soak`, which kills runs at more
-moments than `make test` does.
-The environment is .venv, or --venv FOLDER; it is made once and renewed when the requirements change.
+`python3 bootstrap.py env|demo|test|coverage|soak [further arguments]`: what `make` with the same word calls. The
+environment is made once and renewed when the requirements change. Further arguments go to the demo or to pytest.
 """
 
 import argparse
@@ -31,7 +29,11 @@ VARIABLES = {"soak": {"LABRAM_SOAK": "20"}}  # moments a stage, unless the varia
 
 
 def make_environment(folder: Path, *, pinned: bool, requirements: Sequence[Path] = (REQUIREMENTS,)) -> Path:
-    """Environment with the requirements installed; returns its Python. pinned: in the tested versions."""
+    """Make the environment, or renew what changed; returns its Python.
+
+    pinned: install the versions of constraints.txt, else the newest that are allowed. requirements: files, the
+    product's first. Raises OSError and CalledProcessError where it cannot be made.
+    """
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not (python.is_file() and (folder / "requirements.sha256").is_file()):  # also one that was cut off
         print(f"Making the environment {folder} (about 5.5 GB, 2 minutes).", flush=True)
@@ -51,8 +53,15 @@ def make_environment(folder: Path, *, pinned: bool, requirements: Sequence[Path]
 def main() -> int:
     """Make the environment and run the command in it; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["env", *COMMANDS])
-    parser.add_argument("--venv", type=Path, default=PROJECT / ".venv", help="folder of the environment")
+    parser.add_argument(
+        "command",
+        choices=["env", *COMMANDS],
+        help="only the environment; the demo; all tests; all tests, their lines counted; or runs that are killed at more "
+        "moments than in the tests",
+    )
+    parser.add_argument(
+        "--venv", type=Path, default=PROJECT / ".venv", help="folder of the environment (default: .venv beside this)"
+    )
     parser.add_argument("--newest", action="store_true", help="newest allowed versions instead of constraints.txt")
     args, further = parser.parse_known_args()
     try:

@@ -66,8 +66,10 @@ def sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file aside, then rename it."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     with written_aside(path) as part:
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        # Names of files need not be UTF-8: what is none of it goes in as JSON's own escape and comes back the same.
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def cache_folder() -> Path:

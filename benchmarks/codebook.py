@@ -47,16 +47,29 @@ def get_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="PATH", help="HDF5 files or folders")
     parser.add_argument("--val_data", type=Path, nargs="+", required=True, metavar="PATH", help="likewise, held out")
-    parser.add_argument("--folder", type=Path, default=Path("codebook_runs"), help="for what is finished")
+    parser.add_argument("--folder", type=Path, default=Path("codebook_runs"), help="of the finished trainings")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the table here")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=list(VARIANTS),
+        choices=VARIANTS,
+        metavar="NAME",
+        help=f"(default: all) {', '.join(VARIANTS)}",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and order")
-    parser.add_argument("--steps", type=int, default=300, help="of the optimizer")
+    parser.add_argument("--steps", type=int, default=300, help="of the optimizer, for each training")
     parser.add_argument("--codes", type=int, default=512, help="rows of the codebook")
     parser.add_argument("--batch_size", type=int, default=8, help="windows a step")
-    parser.add_argument("--seconds", type=int, default=4, help="of a window")
+    parser.add_argument("--seconds", type=int, default=4, help="length of a window")
     parser.add_argument("--lr", type=float, default=4e-4, help="highest learning rate")
-    parser.add_argument("--model", default="vqnsp_encoder_tiny_decoder_1x200x4", choices=SIZES, metavar="NAME")
+    parser.add_argument(
+        "--model",
+        default="vqnsp_encoder_tiny_decoder_1x200x4",
+        choices=SIZES,
+        metavar="NAME",
+        help="tokenizer (default: %(default)s)",
+    )
     return parser.parse_args(words)
 
 
@@ -106,7 +119,7 @@ def build(args: argparse.Namespace, variant: Variant, seed: int) -> VQNSP:
 
 
 def train(args: argparse.Namespace, variant: Variant, seed: int, montages: Sequence[MontageWindows]) -> dict[str, Any]:
-    """Train; returns the model, its upkeep, losses along the way and seconds of each step."""
+    """Train; returns the model, its reconstruction loss and its CPU seconds at each step."""
     model = build(args, variant, seed)
     upkeep = variant.upkeep(model.quantize, args.steps, seed)
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=WEIGHT_DECAY), lr=args.lr, betas=BETAS)
@@ -213,7 +226,7 @@ FORMS = {
 TITLES = ("loss", f"less {PRODUCT}'s", "amplitude", "phase", "codes used", "perplexity", "top ten", "time")
 
 
-def compared(cells: Sequence[dict[str, Any]], column: str, name: str) -> dict[int, float]:
+def by_seed(cells: Sequence[dict[str, Any]], column: str, name: str) -> dict[int, float]:
     """A column of one variant, by seed."""
     return {cell["seed"]: cell[column] for cell in cells if cell["variant"] == name}
 
@@ -224,7 +237,7 @@ def summarize(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Losses are also compared with the product's and times with the baseline's, each with that of the same seed: seeds
     differ more than variants do.
     """
-    losses, seconds = compared(cells, "loss", PRODUCT), compared(cells, "step_seconds", BASELINE)
+    losses, seconds = by_seed(cells, "loss", PRODUCT), by_seed(cells, "step_seconds", BASELINE)
     rows = []
     for name in dict.fromkeys(cell["variant"] for cell in cells):
         mine = [cell for cell in cells if cell["variant"] == name]

@@ -28,10 +28,10 @@ import torch
 from timm.models import create_model
 from torch import Tensor, nn
 
+import modeling_finetune  # noqa: F401 (registers its models)
 from errors import ArgumentParser, InputError, run_script
 from files import write_json
 from labelled_files import PUBLISHED
-from modeling_finetune import SIZES
 from modeling_pretrain import random_mask
 from modeling_vqnsp import VQNSP
 
@@ -71,8 +71,8 @@ class FineTuning:
     name: str  # in published_splits.json
     electrodes: int
     seconds: int  # of a window
-    outputs: int
-    model: str = next(iter(SIZES))
+    outputs: int  # of the head
+    model: str = "labram_base_patch200_200"
     epochs: int = 50
     batch: int = 512
 
@@ -298,13 +298,13 @@ def check(counted: dict[str, Counted], speed: dict[str, Any], rate: dict[str, fl
 
 
 def get_args() -> argparse.Namespace:
-    """Flags."""
+    """Flags of the cost model."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--speed", type=Path, required=True, help="results of speed.py")
-    parser.add_argument("--assume", type=float, default=None, help="FLOP/s of a device that was not measured")
-    parser.add_argument("--data", type=Path, default=None, help="results of data.py, for the minutes of reading")
+    parser.add_argument("--speed", type=Path, required=True, metavar="FILE", help="results of speed.py")
+    parser.add_argument("--assume", type=float, metavar="RATE", help="FLOP/s of a device that was not measured")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="results of data.py, for the minutes of reading")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of what is kept in memory")
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     return parser.parse_args()
 
 

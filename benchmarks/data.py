@@ -53,7 +53,7 @@ class Sequential(NamedTuple):
     time_axis: bool  # whether pieces are cut along time, else along samples
 
 
-# What is timed. Each case takes a number of stored bytes and reads so many.
+# What is timed: functions that read once more and return seconds and how much it was.
 
 
 def make_windows(path: Path, kind: str, geometry: Geometry, *, masks: bool) -> tuple[Dataset, int, Any]:
@@ -166,7 +166,7 @@ def measure(args: argparse.Namespace, path: Path, geometry: Geometry, run: Run) 
     warm(path)
     for turn in tqdm(range(args.repeats + 1), desc="measuring", disable=None, leave=False):
         found = {name: (read(size), stored) for name, read in reads.items()}
-        found |= {name: (load(), geometry.values) for name, load in loaders.items()}
+        found |= {name: (loaded(), geometry.values) for name, loaded in loaders.items()}
         for name, ((seconds, amount), each) in found.items():
             if turn:  # the first round warms up
                 rates[name].append(amount / each / seconds)
@@ -232,7 +232,7 @@ def table(geometry: Geometry, rows: Sequence[dict[str, Any]], stage: dict[str, A
     return "\n".join(lines)
 
 
-def load() -> list[float] | None:
+def load_average() -> list[float] | None:
     """How busy the machine is: others' work makes every number smaller."""
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
@@ -242,16 +242,28 @@ def get_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size_gb", type=float, default=4.0, help="of the file")
     parser.add_argument("--folder", type=Path, help="where the file is kept (default: a temporary one, removed)")
-    parser.add_argument("--format", choices=("pretraining", "labelled"), default="pretraining")
+    parser.add_argument("--format", choices=("pretraining", "labelled"), default="pretraining", help="of the file")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the file")
-    parser.add_argument("--geometry", type=Geometry.parse, nargs="+", default=[Geometry(32, 8)], metavar="NxSECONDS")
+    parser.add_argument(
+        "--geometry",
+        type=Geometry.parse,
+        nargs="+",
+        default=[Geometry(32, 8)],
+        metavar="NxSECONDS",
+        help="electrodes and length of a window (default: 32x8)",
+    )
     parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 1, 2], help="loading processes")
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=64, help="windows of a batch")
     parser.add_argument("--windows", type=int, default=4096, help="of a round")
     parser.add_argument("--repeats", type=int, default=7, help="rounds")
     parser.add_argument("--masks", action="store_true", help="also make each window's mask, as in stage 2")
     parser.add_argument("--device", default="cpu", help="where batches are brought; cuda: through page-locked memory")
-    parser.add_argument("--stage_rate", type=float, help="windows a second of the fastest stage (default: RESULTS)")
+    parser.add_argument(
+        "--stage_rate",
+        type=float,
+        metavar="RATE",
+        help="windows a second of the fastest stage (default: of speed.py's newest file in benchmarks/results)",
+    )
     parser.add_argument("--json", type=Path, help="file for all numbers")
     return parser.parse_args()
 
@@ -264,7 +276,7 @@ def main(args: argparse.Namespace) -> None:
     run = Run(torch.device(args.device), 0, 1, 0, Path(), None, torch.float32)
     report: dict[str, Any] = {
         "machine": measuring.hardware(args.device),
-        "load_before": load(),
+        "load_before": load_average(),
         "settings": settings(args),
     }
     report["geometries"] = []
@@ -278,7 +290,7 @@ def main(args: argparse.Namespace) -> None:
             print(table(geometry, rows, stage))
             found = {"geometry": str(geometry), "window_bytes": stored, "file_bytes": path.stat().st_size}
             report["geometries"].append({**found, "stage": stage, "rows": rows})
-    report["load_after"] = load()
+    report["load_after"] = load_average()
     if args.json is not None:
         write_json(args.json, report)
 

@@ -1,5 +1,7 @@
 """Files of noise in the makers' own layout, for `data.py`."""
 
+import argparse
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,7 @@ from dataset_maker.writers import LabelledShard, PretrainingShards
 from electrodes import ELECTRODES
 from errors import InputError
 from hdf5_files import files_below
-from pretraining_files import SAMPLING_RATE
+from pretraining_files import MAX_SECONDS, SAMPLING_RATE
 from quality import Quality, SignalScan
 
 RECORDING = 600  # s
@@ -30,9 +32,13 @@ class Geometry(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Geometry":
-        """From `32x8`."""
-        electrodes, seconds = (int(number) for number in text.split("x"))
-        return cls(electrodes, seconds)
+        """From `32x8`. Raises argparse's error for what no window of the models has."""
+        found = re.fullmatch(r"(\d{1,3})x(\d{1,2})", text, re.ASCII)
+        size = cls(int(found[1]), int(found[2])) if found else cls(0, 0)
+        if not (1 <= size.electrodes <= len(ELECTRODES) and 1 <= size.seconds <= MAX_SECONDS):
+            allowed = f"1 to {len(ELECTRODES)} electrodes x 1 to {MAX_SECONDS} seconds, such as 32x8"
+            raise argparse.ArgumentTypeError(f"{text!r}: must be {allowed}")
+        return size
 
     @property
     def values(self) -> int:

@@ -48,16 +48,30 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def get_args() -> argparse.Namespace:
-    """Flags."""
+    """Flags of the benchmark."""
     parser = ArgumentParser(description=__doc__)
     cuda = torch.cuda.is_available()
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     parser.add_argument("--precision", choices=TYPES, default=None, help="default: bf16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--geometries", nargs="+", choices=GEOMETRIES, default=list(GEOMETRIES))
-    parser.add_argument("--models", nargs="+", choices=("base", "large", "huge"), default=None)
-    parser.add_argument("--batch", type=int, default=None, help="default: 8 or 16 windows on a CPU, 64 or 128 on a GPU")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="letters above (default: all)")
+    parser.add_argument(
+        "--geometries",
+        nargs="+",
+        choices=GEOMETRIES,
+        default=list(GEOMETRIES),
+        help="electrodes x seconds of a window (default: both)",
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=("base", "large", "huge"),
+        default=None,
+        help="sizes (default: all on a GPU, base on a CPU)",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=None, help="windows (default: 8 or 16 on a CPU, 64 or 128 on a GPU)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument(
         "--steps", type=int, default=None, help="of a training, timed together (default: 1; 10 on a GPU)"
     )
@@ -101,19 +115,19 @@ def measure(setting: Setting, args: argparse.Namespace, best: float, copied: flo
     seconds, flops = found["seconds"], found["flops"]
     rows = []
     for name, values in seconds.items():
-        median = measuring.spread(values)
+        spread = measuring.spread(values)
         row: dict[str, Any] = {
             **asdict(setting),
             "geometry": f"{setting.electrodes}x{setting.window}",
             "variant": name,
-            "seconds": median,
-            "samples_per_second": samples(setting, args.steps) / median["median"],
+            "seconds": spread,
+            "samples_per_second": samples(setting, args.steps) / spread["median"],
             "gflops_per_sample": flops / samples(setting, args.steps) / 1e9,
-            "share_of_best_product": flops / median["median"] / best,
+            "share_of_best_product": flops / spread["median"] / best,
         }
         if name in OURS:
             intensity = flops / found["traffic"]
-            row["share_of_roofline"] = flops / median["median"] / min(best, copied * intensity)
+            row["share_of_roofline"] = flops / spread["median"] / min(best, copied * intensity)
             row["times_faster_than"] = {
                 other: measuring.ratio(seconds, other, name) for other in seconds if other not in (name, "ours")
             }
@@ -196,13 +210,13 @@ def main(args: argparse.Namespace) -> None:
     """Measure, print a table and write the JSON."""
     if args.show:
         print("\n".join(markdown(measuring.read_results(args.show)["rows"])))
-        return None
+        return
     if args.apart:
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
         asked = json.loads(args.apart)
         print(json.dumps(APART[asked["task"]](**asked["given"])))
-        return None
+        return
     measuring.check_numbers(args, "batch", "repeats", "steps")
     kind = TYPES[args.precision]
     largest = 512 if args.tiny else 4096 if args.device == "cpu" else 16384

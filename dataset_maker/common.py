@@ -18,7 +18,7 @@ import mne
 import numpy as np
 
 from dataset_maker.edf_header import is_edf, samples_per_record
-from dataset_maker.filters import apply_fir, kernels, resample
+from dataset_maker.filters import apply_fir, changes_rate, kernels, output_length, resample
 from dataset_maker.sources import RECORDINGS
 from electrodes import is_known_non_eeg, resolve
 from errors import InputError, UsageError
@@ -36,7 +36,7 @@ Store = Callable[[Sequence[str], float, int], Any]  # (electrodes, rate, samples
 
 @dataclass(frozen=True)
 class FilterSettings:
-    """Filter edges and rates in Hz, applied in this order; None leaves a stage out."""
+    """Filter edges and rates in Hz, applied in this order; None leaves a stage out. The defaults are the flags'."""
 
     l_freq: float | None = 0.1
     h_freq: float | None = 75.0
@@ -72,6 +72,10 @@ class Pipeline:
         """The inverse of `to_json`."""
         return cls(**{**values, "filter": FilterSettings(**values["filter"])})
 
+    def described(self) -> dict[str, Any]:
+        """What files and reports say of it: all that decides what the signals are, so not the size of the blocks."""
+        return {key: value for key, value in self.to_json().items() if key != "block_bytes"}
+
 
 @dataclass
 class Prepared:
@@ -86,20 +90,29 @@ class Prepared:
     extra: dict[str, Any] = field(default_factory=dict)  # what a maker's own reader wants to hand on
 
 
-def add_filter_arguments(parser: argparse.ArgumentParser, *, notch: float = 50.0) -> Any:
+def add_filter_arguments(parser: argparse.ArgumentParser, *, notch: float | None = FilterSettings.notch) -> Any:
     """Declare the filters' flags; `notch` is the maker's default mains frequency in Hz. Returns the group."""
     group = parser.add_argument_group("pipeline", "applied in this order; 0 leaves a stage out")
-    group.add_argument("--l_freq", type=float, default=0.1, help="high-pass edge, Hz (default %(default)s)")
-    group.add_argument("--h_freq", type=float, default=75.0, help="low-pass edge, Hz (default %(default)s)")
-    group.add_argument("--notch", type=float, default=notch, help="mains, Hz: 50, 60 or 0 (default %(default)s)")
+    hz: Any = {"type": float, "metavar": "HZ"}
+    group.add_argument("--l_freq", default=FilterSettings.l_freq, help="high-pass edge (default %(default)s)", **hz)
+    group.add_argument("--h_freq", default=FilterSettings.h_freq, help="low-pass edge (default %(default)s)", **hz)
+    group.add_argument("--notch", default=notch, help="mains: 50, 60 or 0 (default %(default)s)", **hz)
     return group
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, notch: float = 50.0) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, notch: float | None = FilterSettings.notch) -> None:
     """Declare the whole pipeline's flags."""
     group = add_filter_arguments(parser, notch=notch)
-    group.add_argument("--rsfreq", type=float, default=200.0, help="sampling rate to write, Hz (default %(default)s)")
-    group.add_argument("--trim_end", type=float, default=0.0, metavar="SECONDS", help="cut off every recording's end")
+    group.add_argument(
+        "--rsfreq",
+        type=float,
+        default=FilterSettings.sampling_rate,
+        metavar="HZ",
+        help="sampling rate to write (default %(default)s)",
+    )
+    group.add_argument(
+        "--trim_end", type=float, default=0.0, metavar="SECONDS", help="cut so much off every recording's end"
+    )
     add_name_arguments(parser)
 
 
@@ -110,16 +123,19 @@ def add_name_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rename", type=Path, metavar="MAP.json", help="JSON object: name in the file -> electrode")
 
 
-def build_pipeline(args: argparse.Namespace, **fixed: Any) -> Pipeline:
-    """Return the pipeline of the parsed flags; fixed: what the maker decides. Raises UsageError and InputError."""
+def build_pipeline(args: argparse.Namespace, *, drop: Sequence[str] = (), block_bytes: int = BLOCK_BYTES) -> Pipeline:
+    """Return the pipeline of the parsed flags; a stage whose flag the maker does not have is left out.
+
+    drop: channels that the maker leaves out beside those of --drop. Raises UsageError and InputError.
+    """
     l_freq, h_freq, notch = (getattr(args, name, 0.0) or None for name in ("l_freq", "h_freq", "notch"))
-    settings = FilterSettings(l_freq, h_freq, notch, getattr(args, "rsfreq", 200.0) or None)
+    settings = FilterSettings(l_freq, h_freq, notch, getattr(args, "rsfreq", FilterSettings.sampling_rate) or None)
     trim_end = getattr(args, "trim_end", 0.0)
     if not 0 <= trim_end < math.inf:
         raise UsageError(f"--trim_end {trim_end:g}: must be a number of seconds from 0")
     rename = load_rename(args.rename) if getattr(args, "rename", None) else {}
-    pipeline = Pipeline(settings, rename, tuple(getattr(args, "drop", ())), trim_end, getattr(args, "dtype", "float32"))
-    return replace(pipeline, **fixed)
+    dropped = (*getattr(args, "drop", ()), *drop)
+    return Pipeline(settings, rename, dropped, trim_end, getattr(args, "dtype", Pipeline.dtype), block_bytes)
 
 
 def load_rename(path: Path) -> dict[str, str]:
@@ -208,7 +224,7 @@ def select_electrodes(
 def plan_stages(rate: float, settings: FilterSettings, seconds: float) -> dict[str, Any]:
     """Return which stages a source of this rate (Hz) and length allows, and notes on what it does not.
 
-    Keys: source_rate, sampling_rate, l_freq, h_freq, notch (None where a stage is left out), notes.
+    Keys: source_rate, sampling_rate, resampled (bool), l_freq, h_freq, notch (None where a stage is left out), notes.
     """
     notes = []
     l_freq, h_freq, notch = settings.l_freq, settings.h_freq, settings.notch
@@ -221,8 +237,7 @@ def plan_stages(rate: float, settings: FilterSettings, seconds: float) -> dict[s
     if l_freq and seconds < 3.3 / l_freq:
         notes.append(f"shorter than the high-pass filter at {l_freq:g} Hz, which lasts {3.3 / l_freq:.0f} s")
     new_rate = settings.sampling_rate or rate
-    new_rate = rate if np.isclose(rate, new_rate, rtol=1e-6, atol=0) else new_rate  # what MNE's resampling ignores
-    rates = {"source_rate": rate, "sampling_rate": settings.sampling_rate or rate, "resampled": new_rate != rate}
+    rates = {"source_rate": rate, "sampling_rate": new_rate, "resampled": changes_rate(rate, new_rate)}
     return rates | {"l_freq": l_freq, "h_freq": h_freq, "notch": notch, "notes": notes}
 
 
@@ -350,7 +365,7 @@ def prepare(raw: mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording"
             whole = source.filtered(stages)
             length, blocks = whole.shape[1], iter([whole])
         else:
-            length = max(round(new_rate / rate * samples), 1) if stages["resampled"] else samples
+            length = output_length(samples, rate, new_rate)
             if not one_rate:  # MNE cannot bring pieces of them to one rate without errors at their ends
                 raise InputError(f"{where}: electrodes of different sampling rates in so long a recording; cut it")
             if source.has_gaps():

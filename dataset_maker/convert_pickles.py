@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from dataset_maker import common, labelled, safe_pickles
+from dataset_maker import common, labelled, make_TUAB, make_TUEV, safe_pickles, tuh_events
 from dataset_maker.common import FilterSettings, Pipeline, Prepared, Store
 from dataset_maker.labelled import Windows
 from dataset_maker.tuh import ELECTRODES
 from errors import ArgumentParser, InputError, run_script
 from quality import SignalScan, amplitude_histogram
 
-RATE = 200.0  # Hz
+RATE = 200.0  # Hz, of the pickles
 MAX_BYTES = 2 << 20  # a sample has 0.4 MB, twice that where bytes are written as text
 UNFILTERED = {"l_freq": 0.0, "h_freq": 0.0, "notch": 0.0}  # by this maker: the released ones did
 
@@ -42,7 +42,7 @@ class Kind:
     task: str
     classes: tuple[str, ...]
     folders: dict[str, str]  # split -> folder
-    name: str  # of a file: recording and running number
+    file_name: str  # pattern: recording and running number
     signal: str  # keys of the dictionary
     label: str
     first_label: int
@@ -52,23 +52,23 @@ class Kind:
 KINDS = {
     "TUAB": Kind(
         task="binary",
-        classes=("normal", "abnormal"),
+        classes=make_TUAB.CLASSES,
         folders={"train": "train", "val": "val", "test": "test"},
-        name=r"(.+)_(\d+)\.pkl",
+        file_name=r"(.+)_(\d+)\.pkl",
         signal="X",
         label="y",
         first_label=0,
-        window=10,
+        window=make_TUAB.WINDOW,
     ),
     "TUEV": Kind(
         task="multiclass",
-        classes=("SPSW", "GPED", "PLED", "EYEM", "ARTF", "BCKG"),
+        classes=make_TUEV.CLASSES,
         folders={"train": "processed_train", "val": "processed_eval", "test": "processed_test"},
-        name=r"(.+)-(\d+)\.pkl",
+        file_name=r"(.+)-(\d+)\.pkl",
         signal="signal",
         label="label",
         first_label=1,
-        window=5,
+        window=tuh_events.WINDOW,
     ),
 }
 
@@ -155,15 +155,14 @@ def find_tasks(root: Path, kind_name: str) -> list[dict[str, Any]]:
     for split, folder in kind.folders.items():
         recordings: dict[str, list[tuple[int, str]]] = {}
         for path in (root / folder).glob("*.pkl"):
-            if not (name := re.fullmatch(kind.name, path.name)):
+            if not (name := re.fullmatch(kind.file_name, path.name)):
                 raise InputError(f"{path}: not a name that the released {kind_name} maker gives; take it out of there")
             recordings.setdefault(name[1], []).append((int(name[2]), str(path)))
         for recording, numbered in sorted(recordings.items()):
             known = kind_name == "TUAB" or re.fullmatch(r"[a-z]{8}_\d+", recording)
             subject = recording.partition("_")[0] if known else recording
             first, *others = [path for _, path in sorted(numbered)]
-            size = sum(Path(path).stat().st_size for _, path in numbered)
-            task = {"path": first, "also": others, "bytes": size, "kind": kind_name}
+            task = {"path": first, "also": others, "kind": kind_name}
             tasks.append(task | {"recording": recording, "subject": subject, "split": split})
     if not tasks:
         raise InputError(f"--root {root}: no *.pkl in {', '.join(kind.folders.values())}")

@@ -30,6 +30,18 @@ def kernels(rate: float, l_freq: float | None, h_freq: float | None, notch: floa
     return tuple(found)
 
 
+def changes_rate(rate: float, new_rate: float) -> bool:
+    """Whether `raw.resample(new_rate)` does anything to a recording at `rate` Hz: it ignores a difference of 1e-6."""
+    return not np.isclose(new_rate, rate, rtol=1e-6, atol=0)
+
+
+def output_length(samples: int, rate: float, new_rate: float | None) -> int:
+    """Return the length that `raw.resample(new_rate)` gives a recording of `samples` at `rate` Hz."""
+    if new_rate is None or not changes_rate(rate, new_rate):
+        return samples
+    return max(round(new_rate / rate * samples), 1)
+
+
 def _reflected(eeg: np.ndarray, before: int, after: int) -> np.ndarray:
     """Continue eeg (N, time) at both ends by odd reflection, and by zeros where it is too short for that."""
     reach = eeg.shape[1] - 1
@@ -76,7 +88,7 @@ def _filter_into(filtered: np.ndarray, eeg: np.ndarray, kernel: np.ndarray) -> N
 def resample(eeg: np.ndarray, rate: float, new_rate: float) -> np.ndarray:
     """Resample eeg (N, time) by one FFT of its whole length, as `raw.resample(new_rate)`: (N, round(time * ratio))."""
     ratio, samples = new_rate / rate, eeg.shape[1]
-    length = max(round(ratio * samples), 1)
+    length = output_length(samples, rate, new_rate)
     padded = 1 << int(np.ceil(np.log2(samples + 2 * min(samples // 8, 100))))  # as MNE's npad="auto"
     before = (padded - samples) // 2
     new = max(round(ratio * padded), 1)

@@ -12,11 +12,10 @@ if not __package__:  # started by its path: the project's folder, not this one, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import json
 
 from dataset_maker import inspect_report
 from errors import ArgumentParser, InputError, one_line, run_script
-from files import check_writable, written_aside
+from files import check_file, write_json
 
 
 def get_args() -> argparse.Namespace:
@@ -30,9 +29,9 @@ def get_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Print a report of every set; ends with exit code 1 if a file cannot be read."""
-    for output in (args.plot, args.json):
+    for flag, output in (("--plot", args.plot), ("--json", args.json)):
         if output is not None:
-            check_writable(output.parent, f"the folder of {output.name}:")
+            check_file(output, flag)
     found: list[inspect_report.Found] = []
     unreadable = []
 
@@ -48,8 +47,7 @@ def main(args: argparse.Namespace) -> None:
         except InputError as error:
             complain(error)
     if args.json:
-        with written_aside(args.json) as part:
-            part.write_text(json.dumps([one.report for one in found], indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, [one.report for one in found])
     if args.plot and found:
         from dataset_maker import inspect_plot  # only here: matplotlib takes a second to start
 

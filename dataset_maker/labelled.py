@@ -59,21 +59,21 @@ def make(
     made: Mapping[str, Any],
     wrap: bool = False,
     drop: Sequence[str] = (),
-    rename: Mapping[str, str] | None = None,
     expected: str | Mapping[str, int] | None = None,
 ) -> None:
     """Convert the tasks' recordings into `args.output` with a bar, a summary and a report.
 
     maker: module with `windows(task, prepared)` and perhaps `read(task)`. tasks: each with path, recording, subject,
     split (unless its windows say), `also` for further files it depends on. electrodes: exact montage, None for what the
-    recordings have in common. window: seconds. wrap: windows may reach round the recording's ends. expected: samples
-    a split to compare with, or the name of published ones. Raises InputError at the end if recordings were left out,
-    and makes no file without samples or whose training split has a single class.
+    recordings have in common. window: seconds. made: what the file says of its source and split, beside the pipeline.
+    wrap: windows may reach round the recording's ends. drop: channels to leave out beside those of --drop. expected:
+    samples a split to compare with, or the name of published ones. Raises InputError at the end if recordings were left
+    out, and makes no file without samples or whose training split has a single class.
     """
-    pipeline = common.build_pipeline(args, drop=tuple(drop), rename=dict(rename or {}))
+    pipeline = common.build_pipeline(args, drop=drop)
     spread, output, began = Spread.from_args(args), args.output.resolve(), time.monotonic()
     tasks = jobs.stamped(tasks)
-    made = dict(made) | {key: value for key, value in pipeline.to_json().items() if key != "block_bytes"}
+    made = dict(made) | pipeline.described()
     description = {"name": name, "task": task, "classes": list(classes), "rate": pipeline.filter.sampling_rate}
     description |= {"window": window, "wrap": wrap, "electrodes": list(electrodes) if electrodes else None}
     single = output.suffix.lower() in SUFFIXES
@@ -211,6 +211,4 @@ def _show(whole: Mapping[str, Any], new_seconds: float, took: float) -> None:
         print("expected: " + ", ".join(f"{split} {count}" for split, count in expected.items()))
     if sides := whole["subjects_on_two_sides"]:
         print(f"warning: {len(sides)} subjects are on more than one side: {', '.join(list(sides)[:5])}")
-    if new_seconds:
-        print(f"{new_seconds / 3600:.2f} h of EEG in {took:.1f} s, {new_seconds / took / 60:.1f} h a minute")
-    print(f"report: {report.report_path(Path(whole['output']))}")
+    report.show_end(Path(whole["output"]), new_seconds, took)

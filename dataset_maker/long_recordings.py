@@ -29,7 +29,7 @@ import numpy as np
 from scipy import fft, signal, sparse
 from scipy.special import ndtr
 
-from dataset_maker.filters import apply_fir, kernels, resample
+from dataset_maker.filters import apply_fir, changes_rate, kernels, output_length, resample
 
 OVERLAP = 30.0  # s on both sides of a block that is resampled; half of it would double the width of _CutOffBand
 EDGE = 4.3 / (2 * pi)  # the smooth edge's standard deviation * OVERLAP: its response has decayed to exp(-4.3**2 / 2)
@@ -41,16 +41,6 @@ TAPS = 14  # coarse samples that a sample is spread to, of a Gaussian that has d
 WIDTH = 1.25  # the Gaussian's standard deviation in coarse samples
 
 Read = Callable[[int, int], np.ndarray]  # (start, stop) -> (N, stop - start)
-
-
-def _changes(rate: float, new_rate: float | None) -> bool:
-    """Tell whether `raw.resample` would do anything: it ignores a relative difference of 1e-6."""
-    return new_rate is not None and not np.isclose(new_rate, rate, rtol=1e-6, atol=0)
-
-
-def output_length(samples: int, rate: float, new_rate: float | None) -> int:
-    """Return the length that `raw.resample(new_rate)` gives a recording of `samples` at `rate` Hz."""
-    return max(round(float(new_rate or rate) / rate * samples), 1) if _changes(rate, new_rate) else samples
 
 
 def process_blocks(
@@ -76,7 +66,7 @@ def process_blocks(
     if samples < 1:
         raise ValueError(f"samples is {samples}, but a recording has at least 1")
     filters = _Filters(rate, l_freq, h_freq, notch)
-    resampled = new_rate is not None and _changes(rate, new_rate)
+    resampled = new_rate is not None and changes_rate(rate, new_rate)
     overlap = ceil(OVERLAP * rate) if resampled else 0
     block = max(block_samples, 2 * (overlap + filters.margin))
 

@@ -30,7 +30,7 @@ from errors import ArgumentParser, InputError, run_script
 
 CLASSES = ("SPSW", "GPED", "PLED", "EYEM", "ARTF", "BCKG")  # labels 1-6 of the files, 0-5 here
 TREE = "{train,eval}/SUBJECT/"
-OLD, PUBLISHED = "v2.0.0", "TUEV v2.0.1"  # versions whose counts are known
+OLD, NEW = "v2.0.0", "v2.0.1"  # versions whose counts are known; NEW unless the path says otherwise
 
 
 def get_args() -> argparse.Namespace:
@@ -70,7 +70,7 @@ def find_tasks(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main(args: argparse.Namespace) -> None:
     """Convert the corpus; raises InputError at the end if recordings were left out."""
-    published = f"TUEV {OLD}" if OLD in args.root.resolve().parts else PUBLISHED
+    version = OLD if OLD in args.root.resolve().parts else NEW
     labelled.make(
         args,
         maker="dataset_maker.make_TUEV",
@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
         wrap=True,
         drop=tuh.EXTRAS,
         made={"source": "TUEV"} | tuh.split_record(args),
-        expected=published if args.split == "published" else None,
+        expected=f"TUEV {version}" if args.split == "published" else None,
     )
 
 

@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
         args.output,
         maker="dataset_maker.make_eeghdf",
         source="eeghdf",
-        pipeline=common.build_pipeline(args, drop=(*args.drop, *further)),
+        pipeline=common.build_pipeline(args, drop=further),
         spread=jobs.Spread.from_args(args),
     )
 

@@ -15,8 +15,7 @@ from dataset_maker import common, jobs
 from dataset_maker.pretraining import convert_recordings
 from dataset_maker.sources import find_files
 from errors import ArgumentParser, run_script
-
-RATE = 200  # Hz, of the models
+from pretraining_files import SAMPLING_RATE
 
 
 def get_args() -> argparse.Namespace:
@@ -31,10 +30,9 @@ def get_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Convert every recording found; raises InputError at the end if any was left out."""
-    if args.rsfreq != RATE:
-        print(
-            f"warning: with --rsfreq {args.rsfreq:g} the files cannot train this project's models, which take {RATE} Hz"
-        )
+    if args.rsfreq != SAMPLING_RATE:
+        rate = f"{SAMPLING_RATE} Hz"
+        print(f"warning: with --rsfreq {args.rsfreq:g} the files cannot train this project's models, which take {rate}")
     convert_recordings(
         find_files(args.input),
         args.output,

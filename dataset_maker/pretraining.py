@@ -23,7 +23,7 @@ def convert_recordings(
     written, and an InputError at the end says how many failed.
     """
     began, output = time.monotonic(), output.resolve()
-    made = {"source": source} | {key: value for key, value in pipeline.to_json().items() if key != "block_bytes"}
+    made = {"source": source} | pipeline.described()
     tasks = jobs.stamped(
         {"path": path, "recording": path.name.removesuffix(".gz").rpartition(".")[0]} for path in paths
     )
@@ -54,10 +54,8 @@ def conclude(entries: Sequence[Any], output: Path, made: Any, new_seconds: float
     report.show(whole)
     for row in whole["montages"]:
         print(f"{output}: {len(row['electrodes'])} electrodes, {row['recordings']} recordings, {row['hours']:.2f} h")
-    if new_seconds:
-        print(f"{new_seconds / 3600:.2f} h of EEG in {took:.1f} s, {new_seconds / took / 60:.1f} h a minute")
     report.save(whole, output)
-    print(f"report: {report.report_path(output)}")
+    report.show_end(output, new_seconds, took)
     if count := len(whole["left_out"]):
         others = f"the others are in {output}" if whole["converted"] else "nothing was converted"
         raise InputError(f"{count} of {len(entries)} recordings were left out, named above; {others}")

@@ -25,7 +25,7 @@ def summary(entries: Sequence[Entry], made: Mapping[str, Any]) -> dict[str, Any]
     good = [entry for entry in entries if "error" not in entry]
     dropped: dict[str, Counter[str]] = {}  # reason -> channel -> recordings
     for entry in good:
-        for channel, reason in (entry["dropped"] or {}).items():
+        for channel, reason in entry["dropped"].items():
             dropped.setdefault(reason, Counter())[channel] += 1
     return {
         "made": dict(made),
@@ -94,6 +94,13 @@ def show(report: Mapping[str, Any]) -> None:
         )
 
 
+def show_end(output: Path, new_seconds: float, took: float) -> None:
+    """Print how fast this run converted, if it did anything, and where the report is. Both in s, the first of EEG."""
+    if new_seconds:
+        print(f"{new_seconds / 3600:.2f} h of EEG in {took:.1f} s, {new_seconds / took / 60:.1f} h a minute")
+    print(f"report: {report_path(output)}")
+
+
 def save(report: Mapping[str, Any], output: Path) -> None:
-    """Write the JSON."""
+    """Write the report's JSON beside the output."""
     write_json(report_path(output), report)

@@ -1,7 +1,7 @@
 """Which subject goes into which split: pure functions of the names, the same on every machine.
 
 Names are sorted first, so neither the order of files on a disk nor of arguments matters. The paper gives the counts
-of its splits, not the names; `published` gives the counts of `paper_numbers.json`.
+of its splits, not the names; `published` gives the counts of `published_splits.json`.
 """
 
 import random

@@ -1,7 +1,7 @@
 """What TUAB and TUEV share: the 23 channels, where their files lie, names of recordings, how subjects are split.
 
 Both are parts of the TUH EEG Corpus (Temple University Hospital; free after registration there; their terms forbid
-passing recordings on). SPEC, section 5. A recording must have exactly the 23 channels of the average-reference montage
+passing recordings on). A recording must have exactly the 23 channels of the average-reference montage
 beside known extras: the published numbers are of such recordings alone.
 """
 

@@ -1,6 +1,6 @@
 """Annotated one-second events of TUEV: reading `.rec` files, and which window belongs to which event.
 
-SPEC, section 5; `golden/tuev_events.npz`. A row of a `.rec` file is one channel's event, so the same window may come
+Held against `tests/golden/tuev_events.npz`. A row of a `.rec` file is one channel's event, so the same window may come
 several times, with one label or several; all are kept, as the published numbers have it, and counted.
 """
 

@@ -61,9 +61,8 @@ def survey(maker: ModuleType, task: Mapping[str, Any], pipeline: Pipeline) -> di
     seconds = samples / source_rate - pipeline.trim_end
     found = {"electrodes": list(raw.ch_names), "seconds": seconds, "rate": rate}
     if hasattr(maker, "windows"):
-        quality = Quality(np.ones(0, bool), {}, {}, {}, np.zeros(0, int))
         eeg = np.empty((len(raw.ch_names), 0), np.float32)  # windows follow from length and rate alone
-        prepared = Prepared(list(raw.ch_names), rate, round(seconds * rate), eeg, quality, {})
+        prepared = Prepared(list(raw.ch_names), rate, round(seconds * rate), eeg, Quality.merged(()), {})
         found["windows"] = len(maker.windows(task, prepared).starts)
     return found
 
@@ -151,7 +150,8 @@ class Worker:
             "electrodes": list(prepared.electrodes),
             "invalid_seconds": int((~prepared.quality.valid).sum()),
         }
-        return found | {key: prepared.report.get(key, []) for key in ("notes", "warnings", "dropped")}
+        report = prepared.report
+        return found | {key: report[key] for key in ("notes", "dropped")} | {"warnings": report.get("warnings", [])}
 
     def _labelled(self, task: dict) -> dict[str, Any]:
         before = dict(self.shard.counts)
@@ -201,7 +201,7 @@ class Worker:
             kinds = labels[which].tolist() if self.description["task"] != "regression" else ["all"] * len(which)
             found[split] = {str(label): count for label, count in sorted(Counter(kinds).items())}
         for split in found:  # only now, because what fails above is taken back
-            self.shard.describe(split, prepared.quality, prepared.report.get("notes", []))
+            self.shard.describe(split, prepared.quality, prepared.report["notes"])
         return found
 
     def files(self) -> list[str]:

@@ -1,7 +1,7 @@
 """The two kinds of HDF5 files the makers write: pre-training (shards in a folder) and labelled (shards, or one file).
 
-SPEC, section 5. A shard holds the recordings of one job, is written by one process aside and renamed when it is whole,
-so nothing half-written ever has a data file's name.
+Format: README, "Data files". A shard holds the recordings of one job, is written by one process aside and renamed when
+it is whole, so nothing half-written ever has a data file's name.
 """
 
 import hashlib
@@ -21,10 +21,9 @@ from dataset_maker.common import Prepared, Store
 from errors import InputError
 from files import check_writable, written_aside
 from labelled_files import SPLITS, TASKS
+from pretraining_files import SAMPLING_RATE
 from quality import Quality
 from version import code_version
-
-PATCH = 200  # samples, 1 s at 200 Hz
 
 
 def made_attribute(made: Mapping[str, Any]) -> str:
@@ -99,8 +98,8 @@ class PretrainingShards(_Aside):
 
         def dataset(electrodes: Sequence[str], rate: float, length: int) -> h5py.Dataset:
             group = self._file(electrodes, rate).create_group(recording)
-            shape = (len(electrodes), length)
-            return group.create_dataset("eeg", shape, dtype=self.dtype, chunks=(len(electrodes), min(PATCH, length)))
+            shape, chunk = (len(electrodes), length), (len(electrodes), min(SAMPLING_RATE, length))  # a patch
+            return group.create_dataset("eeg", shape, dtype=self.dtype, chunks=chunk)
 
         return dataset
 

@@ -28,7 +28,7 @@ TOKENIZER = {"base": "vqnsp_encoder_base_decoder_3x200x12", "tiny": "vqnsp_encod
 def get_args() -> argparse.Namespace:
     """Flags of the demo."""
     parser = ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("demo_run"), help="where everything goes: ./demo_run")
+    parser.add_argument("--folder", type=Path, default=Path("demo_run"), help="where everything goes")
     parser.add_argument("--size", choices=TOKENIZER, default="base", help="of the models; tiny is for a quick look")
     return parser.parse_args()
 
@@ -38,11 +38,11 @@ def stage(folder: Path, name: str, script: str, flags: str) -> float:
     output = folder / name
     shutil.rmtree(output, ignore_errors=True)
     shutil.rmtree(folder / "log" / name, ignore_errors=True)
-    words = [script, "--output_dir", str(output), "--log_dir", str(folder / "log" / name), *shlex.split(flags)]
-    logger.info("\n$ python %s", shlex.join(words))
+    words = ["--output_dir", str(output), "--log_dir", str(folder / "log" / name), *shlex.split(flags)]
+    logger.info("\n$ python %s", shlex.join([script, *words]))
     start = time.monotonic()
     environment = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), **os.environ}
-    result = subprocess.run([sys.executable, str(data.PROJECT / words[0]), *words[1:]], env=environment)
+    result = subprocess.run([sys.executable, str(data.PROJECT / script), *words], env=environment)
     if result.returncode:
         raise InputError(f"{script} failed: see its message above")
     return time.monotonic() - start

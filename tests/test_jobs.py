@@ -257,6 +257,22 @@ def test_two_processes_give_the_files_of_one(tmp_path: Path) -> None:
     assert list(recordings(tmp_path / "2")) == [path.stem for path in paths]  # files sort as their recordings
 
 
+def test_a_recording_whose_name_is_no_utf_8_is_converted_and_known_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / os.fsdecode(b"M\xfcller.odd")
+    try:
+        path.write_text("fine")
+    except OSError:
+        pytest.skip("this file system takes names of UTF-8 only")
+    for _ in range(2):
+        convert([path], tmp_path / "out")
+    assert "1 of 1 recordings were converted before" in capsys.readouterr().out
+    np.testing.assert_allclose(recordings(tmp_path / "out")["M_ller"], signal_of(path), atol=1e-4)
+    report = json.loads((tmp_path / "out.report.json").read_text(encoding="utf-8"))
+    assert report["converted"] == 1 and not report["left_out"]
+
+
 def test_too_little_disk_is_refused_before_anything_is_converted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

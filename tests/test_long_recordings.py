@@ -9,7 +9,8 @@ import mne
 import numpy as np
 import pytest
 
-from dataset_maker.long_recordings import Read, output_length, process_blocks
+from dataset_maker.filters import output_length
+from dataset_maker.long_recordings import Read, process_blocks
 
 SECONDS = 331  # of the recordings here: at the shortest blocks, 100 s, these are 4
 BLOCKS = {1: 1e9, 2: 200, 3: 120, 4: 0}  # number of blocks: seconds a block

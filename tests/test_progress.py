@@ -156,6 +156,12 @@ def test_a_json_file_is_replaced_whole_and_leaves_nothing_beside_it(
     assert json.loads(path.read_text()) == {"b": [2]}
 
 
+def test_a_json_file_gives_back_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"M\xfcller/\xc3\xa9.edf")
+    write_json(tmp_path / "a.json", {"path": name})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"path": name}
+
+
 def test_a_long_message_breaks_between_words_on_a_terminal_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     message = " ".join(f"name_{i} 0.5," for i in range(30))
     record = logging.LogRecord("x", logging.INFO, "f", 1, message, (), None)
