@@ -56,8 +56,8 @@ def main() -> int:
     parser.add_argument(
         "command",
         choices=["env", *COMMANDS],
-        help="only the environment; the demo; all tests; all tests, their lines counted; or runs that are killed at more "
-        "moments than in the tests",
+        help="only the environment; the demo; all tests; all tests, their lines counted; or runs that are killed "
+        "at more moments than in the tests",
     )
     parser.add_argument(
         "--venv", type=Path, default=PROJECT / ".venv", help="folder of the environment (default: .venv beside this)"

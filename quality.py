@@ -63,6 +63,10 @@ class Quality:
             seconds += part.seconds
         return cls(np.concatenate(valid), dict(not_finite), dict(flat), dict(saturated), histogram, seconds)
 
+    def __add__(self, other: "Quality") -> "Quality":
+        """Two as one; `valid` one after the other."""
+        return Quality.merged((self, other))
+
     def to_json(self) -> str:
         """Everything but `valid`."""
         bins = {str(i): int(self.histogram[i]) for i in np.flatnonzero(self.histogram)}

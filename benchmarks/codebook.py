@@ -1,15 +1,16 @@
 """Ways to keep a codebook alive, at equal budget: what each leaves of the spectra and of the codes.
 
     python benchmarks/codebook.py --data data/train --val_data data/val --folder codebook_runs --json table.json
+    python benchmarks/codebook.py --show table.json
 
 Trains a tokenizer with each variant of `codebook_variants.py` for the same number of steps, on the same windows in the
-same order, and measures it on held-out windows. A finished (variant, seed) is a file in --folder and is not run again.
-Runs on the CPU, in one process.
+same order, and measures it on held-out windows. A finished (variant, seed) is a file in --folder and is not run again;
+the table is of all that is finished there, so several calls with other variants and seeds, one after the other or at
+the same time, make one table. Runs on the CPU, in one process.
 """
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules
 
+import measuring
 import torch
 from codebook_variants import VARIANTS, Variant, prepare
 from einops import rearrange
@@ -27,7 +29,7 @@ from torch import Tensor
 
 from batches import EvaluationBatches, TrainingBatches
 from eeg_data import MontageWindows, to_units
-from errors import ArgumentParser, InputError, run_script
+from errors import ArgumentParser, InputError, UsageError, run_script
 from files import check_writable, write_json
 from hdf5_files import find_files
 from modeling_vqnsp import SIZES, VQNSP, spectrum_targets
@@ -45,10 +47,11 @@ CURVE = 12  # points of the training's course that are kept
 def get_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the benchmark."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="PATH", help="HDF5 files or folders")
-    parser.add_argument("--val_data", type=Path, nargs="+", required=True, metavar="PATH", help="likewise, held out")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, nargs="+", metavar="PATH", help="HDF5 files or folders")
+    parser.add_argument("--val_data", type=Path, nargs="+", metavar="PATH", help="likewise, held out")
+    measuring.add_results(parser, source)
     parser.add_argument("--folder", type=Path, default=Path("codebook_runs"), help="of the finished trainings")
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the table here")
     parser.add_argument(
         "--variants",
         nargs="+",
@@ -195,22 +198,29 @@ def settings(args: argparse.Namespace, data: dict[str, list[MontageWindows]]) ->
     return {**{name: getattr(args, name) for name in names}, **windows}
 
 
+def finished(folder: Path, common: dict[str, Any]) -> list[dict[str, Any]]:
+    """All cells that are in the folder, seed after seed. Raises InputError for one of other settings."""
+    cells = []
+    for path in (path for name in VARIANTS for path in folder.glob(f"{name}-*.json")):
+        kept = json.loads(path.read_text())
+        if kept["settings"] != common:
+            raise InputError(f"{path} was made with {kept['settings']}, not {common}: take another --folder")
+        cells.append(kept["cell"])
+    return sorted(cells, key=lambda cell: cell["seed"])
+
+
 def finish_cells(args: argparse.Namespace, data: dict[str, list[MontageWindows]]) -> list[dict[str, Any]]:
-    """All cells asked for, from their files where they are finished, else run now, seed after seed."""
-    common, cells = settings(args, data), []
+    """Run the cells asked for that are not finished, seed after seed; return all that are in the folder then."""
+    common = settings(args, data)
+    finished(args.folder, common)
     for seed in args.seeds:
         for name in args.variants:
             path = args.folder / f"{name}-{seed}.json"
-            if path.exists():
-                kept = json.loads(path.read_text())
-                if kept["settings"] != common:
-                    raise InputError(f"{path} was made with {kept['settings']}, not {common}: take another --folder")
-            else:
+            if not path.exists():
                 kept = {"settings": common, "cell": run_cell(args, name, seed, data)}
                 write_json(path, kept)
                 print(json.dumps(kept["cell"]), flush=True)
-            cells.append(kept["cell"])
-    return cells
+    return finished(args.folder, common)
 
 
 FORMS = {
@@ -263,30 +273,39 @@ def show(row: dict[str, Any], column: str, form: str) -> str:
 
 
 def table(rows: Sequence[dict[str, Any]], reference: dict[str, float]) -> str:
-    """A Markdown table, best first."""
-    lines = [f"| variant | seeds | {' | '.join(TITLES)} |", "|---|---|" + "---|" * len(TITLES)]
-    known = [format(reference[name], ".4f") for name in ("loss", "amplitude", "phase")]
-    lines.append(f"| best with one code | | {known[0]} | | {known[1]} | {known[2]} | 1 | 1 | 1.000 | |")
+    """A Markdown table, best first, of the columns that are known."""
+    forms = {column: form for column, form in FORMS.items() if any(row[column] is not None for row in rows)}
+    titles = [title for column, title in zip(FORMS, TITLES, strict=True) if column in forms]
+    lines = [f"| variant | seeds | {' | '.join(titles)} |", "|---|---|" + "---|" * len(titles)]
+    known = {column: format(reference[column], FORMS[column]) for column in ("loss", "amplitude", "phase")}
+    known |= {"used_code": "1", "perplexity": "1", "top10_share": "1.000"}
+    lines.append(f"| best with one code |  | {' | '.join(known.get(column, '') for column in forms)} |")
     for row in sorted(rows, key=lambda row: row["loss"]):
-        values = " | ".join(show(row, column, form) for column, form in FORMS.items())
+        values = " | ".join(show(row, column, form) for column, form in forms.items())
         lines.append(f"| {row['variant']} | {row['seeds']} | {values} |")
     return "\n".join(lines)
 
 
 def main(args: argparse.Namespace) -> None:
     """Run what is not finished, print the table."""
+    if args.show:
+        print(measuring.of_results(args.show, "codebook.py", lambda found: table(found["rows"], found["one_code"])))
+        return
+    if not args.val_data:
+        raise UsageError("--val_data is missing: name the held-out files, which the table is about")
+    measuring.check_numbers(args, "steps", "codes", "batch_size", "seconds", "lr")
     check_writable(args.folder, "--folder")
     data = {
         "train": read_windows(args.data, "--data", args.seconds),
         "val": read_windows(args.val_data, "--val_data", args.seconds),
     }
-    rows = summarize(finish_cells(args, data))
+    cells = finish_cells(args, data)
+    rows = summarize(cells)
     reference = one_code(data["val"], args.batch_size)
     print(table(rows, reference))
     if args.json is not None:
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-        report = {"settings": settings(args, data), "versions": versions, "one_code": reference, "rows": rows}
-        write_json(args.json, report)
+        report = {"machine": measuring.hardware("cpu"), "settings": settings(args, data), "one_code": reference}
+        write_json(args.json, {**report, "rows": rows, "cells": cells})
 
 
 if __name__ == "__main__":

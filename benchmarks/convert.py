@@ -1,18 +1,25 @@
 """Conversion of recordings: the maker beside a plain single-process MNE loop that does the same steps.
 
-`python benchmarks/convert.py --input FOLDER [--jobs 2] [--repeats 3]`. Whole processes are timed, start included, in
-turn, so that a noisy machine disturbs both alike; the ratio of the medians is what counts.
+`python benchmarks/convert.py --input FOLDER [--jobs 2] [--repeats 3] [--json FILE]`. Whole processes are timed, start
+included, in turn, so that a noisy machine disturbs both alike; the ratio of the medians is what counts. `--show FILE`
+prints what a file holds.
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import h5py
+import measuring
+
+from errors import ArgumentParser, UsageError, run_script
+from files import write_json
 
 PROJECT = Path(__file__).resolve().parents[1]
 PLAIN = """
@@ -48,32 +55,65 @@ def hours(folder: Path) -> float:
     return samples / 200 / 3600
 
 
-def main() -> None:
-    """Time both in turn and print the medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True, help="folder of EDF recordings, such as eegmat")
+def get_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = ArgumentParser(description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", type=Path, metavar="FOLDER", help="EDF recordings, such as eegmat")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
+    measuring.add_results(parser, source)
+    return parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Time both in turn."""
     maker = [sys.executable, str(PROJECT / "dataset_maker" / "make_h5dataset_for_pretrain.py"), "--input"]
+    source = str(args.input.absolute())
     times: dict[str, list[float]] = {"plain": [], "maker": []}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(args.repeats):
             plain, output = Path(folder) / f"plain{turn}", Path(folder) / f"maker{turn}"
             plain.mkdir()
-            script = [sys.executable, "-c", PLAIN, str(args.input), str(plain / "all.hdf5")]
+            script = [sys.executable, "-c", PLAIN, source, str(plain / "all.hdf5")]
             times["plain"].append(seconds(script))
-            command = [*maker, str(args.input), "--output", str(output), "--jobs", str(args.jobs)]
-            times["maker"].append(seconds(command))
+            times["maker"].append(seconds([*maker, source, "--output", str(output), "--jobs", str(args.jobs)]))
         assert abs(hours(plain) - hours(output)) < 1e-9, "both converted the same"
         length = hours(output)
-    for name, values in times.items():
-        middle = statistics.median(values)
-        spread = f"{min(values):.1f} to {max(values):.1f}"
-        print(f"{name:6} {middle:6.1f} s ({spread}), {length / middle * 60:5.1f} hours of EEG a minute")
-    ratio = statistics.median(times["maker"]) / statistics.median(times["plain"])
-    print(f"ratio  {ratio:6.2f} with --jobs {args.jobs}, {length:.2f} hours of EEG")
+    spreads = {name: measuring.spread(values) for name, values in times.items()}
+    return {
+        "machine": measuring.hardware("cpu"),
+        "settings": {"jobs": args.jobs, "repeats": args.repeats},
+        "hours": length,
+        "seconds": spreads,
+        "hours_a_minute": {name: 60 * length / found["median"] for name, found in spreads.items()},
+        "ratio_of_medians": spreads["maker"]["median"] / spreads["plain"]["median"],
+    }
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """What a --json file says, for people."""
+    said = []
+    for name, spread in found["seconds"].items():
+        times = f"{spread['median']:6.1f} s ({spread['low']:.1f} to {spread['high']:.1f})"
+        said.append(f"{name:6} {times}, {found['hours_a_minute'][name]:5.1f} hours of EEG a minute")
+    ratio, jobs = found["ratio_of_medians"], found["settings"]["jobs"]
+    return [*said, f"ratio  {ratio:6.2f} with --jobs {jobs}, {found['hours']:.2f} hours of EEG"]
+
+
+def main(args: argparse.Namespace) -> None:
+    """Measure, print, write the JSON."""
+    if args.show:
+        print("\n".join(measuring.of_results(args.show, "convert.py", lines)))
+        return
+    measuring.check_numbers(args, "jobs", "repeats")
+    if not any(args.input.rglob("*.edf")):
+        raise UsageError(f"--input {args.input}: no folder with EDF files (*.edf), name one")
+    found = measure(args)
+    print("\n".join(lines(found)))
+    if args.json:
+        write_json(args.json, found)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, get_args())

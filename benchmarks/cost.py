@@ -1,6 +1,7 @@
 """A cost model: from measured throughput to hours, gradient traffic and memory of whole trainings.
 
     python benchmarks/cost.py --speed benchmarks/results/speed-cpu.json [--assume 4e14] [--json FILE]
+    python benchmarks/cost.py --show FILE
 
 Time of a step on one device = FLOPs of its windows / rate, where the rate is what `speed.py` measured for the stage at
 the base model (and any other model that the file holds), or `--assume` FLOP/s for a device that was not measured.
@@ -198,15 +199,12 @@ def file_bytes(task: FineTuning) -> int:
 
 def reading_rate(path: Path) -> float:
     """Bytes a second that one loading process delivers, of a results file of `data.py`. Raises InputError without."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+
+    def rate(found: Any) -> float:
         rows = [row for geometry in found["geometries"] for row in geometry["rows"]]
         return next(1e6 * row["mb_per_second"] for row in rows if row["case"] == LOADER)
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise InputError(
-            f"--data {path} is no results file of data.py ({type(error).__name__}: {error}): make one with "
-            "python benchmarks/data.py --json FILE"
-        ) from error
+
+    return measuring.of_results(path, "data.py", rate)
 
 
 def memory_bytes(counted: Counted, batch: int) -> int:
@@ -287,7 +285,13 @@ def fine_tuning_table(rows: dict[str, dict[str, Any]]) -> str:
     return markdown([*header, "min, 1", "min, 8", "min of reading, 1 process"], lines)
 
 
-def check(counted: dict[str, Counted], speed: dict[str, Any], rate: dict[str, float]) -> str:
+def markdowns(found: dict[str, Any]) -> list[str]:
+    """All tables of a --json file."""
+    counted = {name: Counted(**values) for name, values in found["counted"].items()}
+    return [*tables(counted, found["rates"]), fine_tuning_table(found["fine_tuning"])]
+
+
+def check(counted: dict[str, Counted], rate: dict[str, float]) -> str:
     """Predictions from the base model's rate, beside what was measured."""
     rows = []
     for t in TRAININGS[1:]:
@@ -300,18 +304,22 @@ def check(counted: dict[str, Counted], speed: dict[str, Any], rate: dict[str, fl
 def get_args() -> argparse.Namespace:
     """Flags of the cost model."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--speed", type=Path, required=True, metavar="FILE", help="results of speed.py")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--speed", type=Path, metavar="FILE", help="results of speed.py")
+    measuring.add_results(parser, source)
     parser.add_argument("--assume", type=float, metavar="RATE", help="FLOP/s of a device that was not measured")
     parser.add_argument("--data", type=Path, metavar="FILE", help="results of data.py, for the minutes of reading")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of what is kept in memory")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
     """Print the tables."""
-    speed = measuring.read_results(args.speed)
-    measured = rates(speed)
+    if args.show:
+        print("\n\n".join(measuring.of_results(args.show, "cost.py", markdowns)))
+        return
+    measuring.check_numbers(args, "assume")
+    measured = measuring.of_results(args.speed, "speed.py", rates)
     if not {"tokenizer", "Base"} <= measured.keys():
         raise InputError(f"{args.speed}: no rows of the product for cases a and c at {ELECTRODES}x{SECONDS}, base")
     reading = reading_rate(args.data) if args.data else None
@@ -319,11 +327,11 @@ def main(args: argparse.Namespace) -> None:
     counted = {training.name: count(training, precision) for training in TRAININGS}
     rate = {t.name: args.assume or measured.get(t.name, measured["Base"]) for t in TRAININGS}
     tasks = fine_tuning_rows(args.assume or measured["Base"], precision, reading)
-    print("\n\n".join([*tables(counted, rate), fine_tuning_table(tasks), check(counted, speed, measured)]))
+    counts = {name: vars(c) for name, c in counted.items()}
+    found = {"machine": measuring.hardware("cpu"), "rates": rate, "counted": counts, "fine_tuning": tasks}
+    print("\n\n".join([*markdowns(found), check(counted, measured)]))
     if args.json:
-        counts = {name: vars(c) for name, c in counted.items()}
-        machine = measuring.hardware("cpu")
-        write_json(args.json, {"machine": machine, "rates": rate, "counted": counts, "fine_tuning": tasks})
+        write_json(args.json, found)
 
 
 if __name__ == "__main__":

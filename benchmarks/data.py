@@ -2,8 +2,8 @@
 
 `python benchmarks/data.py [--size_gb 4] [--folder DIR] [--json FILE]`. A file in the makers' own layout is made once
 (in --folder it stays, else it is removed), the cache is warmed, then everything is timed in turn, so that a noisy
-machine disturbs all alike; the ratios of one round are what counts. Not here: how the file is made
-(`data_files.py`), what a stage itself takes (`speed.py`).
+machine disturbs all alike; the ratios of one round are what counts. `--show FILE` prints the tables of a file. Not
+here: how the file is made (`data_files.py`), what a stage itself takes (`speed.py`).
 """
 
 import argparse
@@ -201,7 +201,7 @@ def fastest_stage(folder: Path, geometry: Geometry) -> dict[str, Any] | None:
     """The fastest of our stages in the newest results of `speed.py`, None if there are none."""
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
         rows = json.loads(path.read_text(encoding="utf-8")).get("rows", [])
-        place = {"variant": "ours", "geometry": str(geometry)}
+        place = {"variant": "ours", "geometry": str(geometry), "model": "base"}
         # Case q, the quantiser alone, takes no windows.
         mine = [row for row in rows if place.items() <= row.items() and row["case"] != "q"]
         if mine:
@@ -230,6 +230,23 @@ def table(geometry: Geometry, rows: Sequence[dict[str, Any]], stage: dict[str, A
     else:
         lines.append("fastest stage: not known; give --stage_rate, or run benchmarks/speed.py --json")
     return "\n".join(lines)
+
+
+def markdown(found: dict[str, Any]) -> list[str]:
+    """The tables of a --json file: a geometry each, an empty line between them."""
+    lines: list[str] = []
+    for geometry in found["geometries"]:
+        size = f"{geometry['geometry'].replace('x', ' x ')} s, {geometry['file_bytes'] / 1e9:.0f} GB"
+        columns = ("windows/s", "range", "MB/s", "of sequential (range)", "of the fastest stage")
+        lines += [*([""] if lines else []), f"| {size} | {' | '.join(columns)} |", "|---" * 6 + "|"]
+        for row in geometry["rows"]:
+            name = row["case"] + (" (held against)" if row["held_against"] else "")
+            low, high = row["windows_per_second_range"]
+            near, far = row["of_sequential_range"]
+            rates = f"{row['windows_per_second']:.0f} | {low:.0f} to {high:.0f} | {row['mb_per_second']:.0f}"
+            stage = f"{row['of_stage']:.0f}" if row["of_stage"] else "-"
+            lines.append(f"| {name} | {rates} | {row['of_sequential']:.2f} ({near:.2f} to {far:.2f}) | {stage} |")
+    return lines
 
 
 def load_average() -> list[float] | None:
@@ -264,12 +281,15 @@ def get_args() -> argparse.Namespace:
         metavar="RATE",
         help="windows a second of the fastest stage (default: of speed.py's newest file in benchmarks/results)",
     )
-    parser.add_argument("--json", type=Path, help="file for all numbers")
+    measuring.add_results(parser)
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
     """Time every geometry, print tables, write the file of numbers."""
+    if args.show:
+        print("\n".join(measuring.of_results(args.show, "data.py", markdown)))
+        return
     measuring.check_numbers(args, "size_gb", "batch_size", "windows", "repeats", "stage_rate")
     if args.folder is not None:
         check_writable(args.folder, "--folder")
@@ -297,7 +317,7 @@ def main(args: argparse.Namespace) -> None:
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, without places."""
-    kept = {key: value for key, value in vars(args).items() if key not in ("folder", "json")}
+    kept = {key: value for key, value in vars(args).items() if key not in ("folder", "json", "show")}
     return {**kept, "geometry": [str(geometry) for geometry in args.geometry]}
 
 

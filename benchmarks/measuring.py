@@ -1,4 +1,7 @@
-"""How the benchmarks measure: interleaved rounds, peak memory, the machine's best matrix product and bandwidth."""
+"""How the benchmarks measure: interleaved rounds, peak memory, the machine's best matrix product and bandwidth.
+
+And what they have in common: the flags of a results file, what it says of the machine, its table printed again.
+"""
 
 import argparse
 import datetime
@@ -10,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -18,36 +21,41 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from errors import InputError, UsageError
-from files import check_writable
+from files import check_file
 from version import code_version
 
-LIBRARIES = ("torch", "timm", "numpy", "braindecode", "vector-quantize-pytorch", "h5py")
+LIBRARIES = ("torch", "timm", "numpy", "braindecode", "vector-quantize-pytorch", "h5py", "mne", "scipy")
+Found = TypeVar("Found")
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Read a results file of `speed.py`. Raises InputError if it is none."""
+def add_results(parser: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup, show: Any = None) -> None:
+    """Declare --json and --show. show: a group for --show, of flags of which one has to be given."""
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write all numbers here")
+    text = "measure nothing, print the Markdown of a --json file"
+    (show or parser).add_argument("--show", type=Path, default=None, metavar="FILE", help=text)
+
+
+def of_results(path: Path, script: str, make: Callable[[Any], Found]) -> Found:
+    """What `make` finds in the results file of a script. Raises InputError if the file is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found["rows"], list):
-            raise TypeError("`rows` is no list")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return make(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
         raise InputError(
-            f"{path} is no results file of speed.py ({type(error).__name__}: {error}): make one with "
-            "python benchmarks/speed.py --json FILE"
+            f"{path} is no results file of {script} ({type(error).__name__}: {error}): make one with "
+            f"python benchmarks/{script} --json FILE"
         ) from error
-    return found
 
 
 def check_numbers(args: argparse.Namespace, *names: str) -> None:
-    """Raise UsageError for a flag of these that is not above 0, and for a GPU that is not there."""
+    """Raise UsageError for a flag of these not above 0, a GPU that is not there, a --json that cannot be written."""
     for name in names:
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise UsageError(f"--{name} {value}: allowed are numbers above 0")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
+    if getattr(args, "device", "cpu").startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {args.device}: no GPU was found; use --device cpu")
     if args.json is not None:
-        check_writable(args.json.absolute().parent, "--json")
+        check_file(args.json.absolute(), "--json")
 
 
 def wait(device: str) -> None:

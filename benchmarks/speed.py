@@ -76,8 +76,7 @@ def get_args() -> argparse.Namespace:
         "--steps", type=int, default=None, help="of a training, timed together (default: 1; 10 on a GPU)"
     )
     parser.add_argument("--no_memory", action="store_true", help="do not measure peak memory")
-    parser.add_argument("--json", type=Path, default=None, help="file for all numbers")
-    parser.add_argument("--show", type=Path, default=None, metavar="FILE", help="print a --json file's Markdown table")
+    measuring.add_results(parser)
     parser.add_argument("--tiny", action="store_true", help="a tiny model: a check that everything runs")
     parser.add_argument("--apart", default=None, help=argparse.SUPPRESS)  # for `in_a_process`
     args = parser.parse_args()
@@ -209,7 +208,7 @@ def markdown(rows: list[dict[str, Any]]) -> list[str]:
 def main(args: argparse.Namespace) -> None:
     """Measure, print a table and write the JSON."""
     if args.show:
-        print("\n".join(markdown(measuring.read_results(args.show)["rows"])))
+        print("\n".join(measuring.of_results(args.show, "speed.py", lambda found: markdown(found["rows"]))))
         return
     if args.apart:
         logging.disable(logging.WARNING)

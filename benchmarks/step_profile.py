@@ -1,27 +1,31 @@
 """Where the time of a step goes: torch's profile of one step of each entrant of a case of `speed.py`, in groups.
 
-`python benchmarks/step_profile.py --case a [--entrants ours plain] [--geometry 32x8] [--repeats 3]` prints seconds of
-each group (self time of the operations, medians over steps, each entrant in a process of its own).
+`python benchmarks/step_profile.py --case a [--entrants ours plain] [--geometry 32x8] [--repeats 3] [--json FILE]`
+prints seconds of each group (self time of the operations, medians over steps, each entrant in a process of its own);
+`--show FILE` prints those of a file.
 """
 
 import argparse
 import logging
 import multiprocessing
-import statistics
 import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import measuring
 import torch
 from entrants import CASES, Setting, entrants
 from speed import GEOMETRIES
 from torch.profiler import ProfilerActivity, profile
 
 from errors import ArgumentParser, UsageError, run_script
+from files import write_json
 
 # Operations by the beginning of their names; the first fit counts.
 GROUPS = {
@@ -46,6 +50,7 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--geometry", choices=GEOMETRIES, default="32x8")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
+    measuring.add_results(parser)
     parser.add_argument("--tiny", action="store_true", help="a tiny model: a check that everything runs")
     return parser.parse_args()
 
@@ -73,8 +78,12 @@ def profiled(setting: Setting, entrant: str, repeats: int) -> dict[str, list[flo
     return found
 
 
-def table(found: dict[str, dict[str, float]]) -> list[str]:
+def table(report: dict[str, Any]) -> list[str]:
     """Markdown: a row a group, a column an entrant, the largest groups first."""
+    found = {
+        entrant: {group: spread["median"] for group, spread in groups.items()}
+        for entrant, groups in report["seconds"].items()
+    }
     names = sorted(
         {name for groups in found.values() for name in groups}, key=lambda n: -found[next(iter(found))].get(n, 0)
     )
@@ -85,20 +94,26 @@ def table(found: dict[str, dict[str, float]]) -> list[str]:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Profile and print."""
+    """Profile, print, write the JSON."""
+    if args.show:
+        print("\n".join(measuring.of_results(args.show, "step_profile.py", table)))
+        return
     if min(args.batch, args.repeats) < 1:
         raise UsageError("--batch and --repeats must be at least 1")
     if unknown := [name for name in args.entrants if name not in CASES[args.case]]:
         raise UsageError(f"--entrants {unknown[0]}: allowed in case {args.case} are {', '.join(CASES[args.case])}")
+    measuring.check_numbers(args)
     electrodes, window = GEOMETRIES[args.geometry]
     setting = Setting(args.case, electrodes, window, "base", args.batch, "cpu", "fp32", args.tiny)
-    found = {}
+    report: dict[str, Any] = {"machine": measuring.hardware("cpu"), "settings": asdict(setting), "seconds": {}}
     for entrant in args.entrants:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
             seconds = alone.submit(profiled, setting, entrant, args.repeats).result()
-        found[entrant] = {name: statistics.median(values) for name, values in seconds.items()}
-    print("\n".join(table(found)))
+        report["seconds"][entrant] = {name: measuring.spread(values) for name, values in seconds.items()}
+    print("\n".join(table(report)))
     print(f"{args.case}, {args.geometry} s, batch {args.batch}, {torch.get_num_threads()} threads, fp32")
+    if args.json:
+        write_json(args.json, report)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ ADDED = {
     r"\bbenchmarks/convert\.py": "--jobs 1 --repeats 1",
     r"\bbenchmarks/long_recording\.py": "--hours 0.01 --electrodes 2",
     r"\bbenchmarks/speed\.py": "--tiny --batch 2 --cases b --geometries 23x10",
-    r"\bbenchmarks/embedding\.py": "--minutes 0.5 --electrodes 2 --repeats 1 --model labram_tiny_patch200_200",
+    r"\bbenchmarks/embedding\.py": "--minutes 0.5 --electrodes 2 --repeats 1 --rate 250 "
+    "--model labram_tiny_patch200_200",
     r"\bpip install\b": "--dry-run",
 }
 # Of the tests that a command starts, a few are enough to show that it does.

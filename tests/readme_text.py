@@ -47,6 +47,7 @@ LINE_MARK = re.compile(r"^\s*#\s*needs\s+(.*?)\s*$")
 INLINE_MARK = re.compile(r"^\s*\(needs\s+([^)]*)\)")
 ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*")
+FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 OPERATORS = {"&", "&&", "|", "||", ";", ">", ">>", "<", "(", ")"}
 
 
@@ -245,6 +246,17 @@ def parser_of(script: str, words: Sequence[str] | None) -> argparse.ArgumentPars
         except SystemExit as end:
             raise ValueError(f"{script} ends with {end.code}: {stream.getvalue().strip()}") from None
     raise ValueError(f"{script} parses no command line")
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """Return the cells of each table, without the line under its header."""
+    found: list[list[list[str]]] = [[]]
+    for line in FENCE.sub("", text).splitlines():
+        if line.startswith("|"):
+            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        elif found[-1]:
+            found.append([])
+    return [[row for row in table if set("".join(row)) != {"-"}] for table in found if table]
 
 
 def scripts() -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data_helpers import TRIO, random, signal, write_pretraining
-from errors import InputError
+from errors import InputError, UsageError
 from norm_ema_quantizer import NormEMAVectorQuantizer, l2_normalize
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "codebook.py"
@@ -70,7 +70,18 @@ def test_the_command_trains_each_variant_once_and_prints_mean_and_spread(
     assert report["rows"][0]["relative_seconds"] == 1
     with patch.object(codebook, "train", side_effect=AssertionError("a finished cell is trained again")):
         codebook.main(codebook.get_args(flags(folder)))
-    assert capsys.readouterr().out.splitlines() == done.stdout.splitlines()[4:]  # the table without the cells' lines
+        assert capsys.readouterr().out.splitlines() == done.stdout.splitlines()[4:]  # without the cells' lines
+        codebook.main(codebook.get_args([*flags(folder)[:-2], "published", "--seeds", "1"]))
+        assert capsys.readouterr().out.splitlines() == done.stdout.splitlines()[4:]  # of all that is finished
+    assert {f"{cell['variant']}-{cell['seed']}" for cell in report["cells"]} == cells.keys()
+    assert report["settings"]["steps"] == 3 and "code_version" in report["machine"]
+    codebook.main(codebook.get_args(["--show", str(folder / "table.json")]))
+    assert capsys.readouterr().out.splitlines() == done.stdout.splitlines()[4:]
+    (folder / "table.json").write_text("{}")
+    with pytest.raises(InputError, match=r"is no results file of codebook.py .* --json FILE"):
+        codebook.main(codebook.get_args(["--show", str(folder / "table.json")]))
+    with pytest.raises(UsageError, match="--val_data is missing"):
+        codebook.main(codebook.get_args(["--data", "x.hdf5"]))
 
 
 def test_variants_are_compared_seed_by_seed() -> None:
@@ -89,7 +100,12 @@ def test_variants_are_compared_seed_by_seed() -> None:
     row = codebook.summarize(cells)[2]
     assert (row["loss"], row["difference"], row["relative_seconds"]) == (3.0, -2.0, 2.5)
     assert row["difference_sd"] == pytest.approx(np.std([-1, -3], ddof=1)) and row["relative_seconds_sd"] is None
-    assert "| -2.0000 +- 1.4142 |" in codebook.table([row], {"loss": 1.0, "amplitude": 1.0, "phase": 1.0})
+    best = {"loss": 1.0, "amplitude": 1.0, "phase": 1.0}
+    assert "| -2.0000 +- 1.4142 |" in codebook.table([row], best) and " top ten | time |\n" in codebook.table(
+        [row], best
+    )
+    untimed = codebook.table(codebook.summarize([cell for cell in cells if cell["variant"] != "published"]), best)
+    assert " top ten |\n" in untimed and len({line.count("|") for line in untimed.splitlines()}) == 1
 
 
 def test_cells_of_other_settings_are_refused(folder: Path) -> None:

@@ -1,4 +1,7 @@
-"""The data benchmark: the table says what was measured, slow readers show as slow, the JSON holds everything."""
+"""The data benchmark: the table says what was measured, slow readers show as slow, the JSON holds everything.
+
+And those of the makers, `convert.py` and `long_recording.py`, at small size.
+"""
 
 import argparse
 import importlib
@@ -7,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import h5py
 import numpy as np
@@ -14,13 +18,15 @@ import pytest
 import torch
 
 from data_helpers import plain_run
-from errors import InputError
+from errors import InputError, UsageError
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "data.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
 data = importlib.import_module("data")
 data_files = importlib.import_module("data_files")
+convert = importlib.import_module("convert")
+long_recording = importlib.import_module("long_recording")
 
 SMALL = data.Geometry(3, 2)
 SIZE = 0.001  # GB
@@ -105,6 +111,25 @@ def test_a_table_has_at_most_80_columns() -> None:
     assert "99998-99999" in lines[3] and lines[-1].startswith("fastest stage: 4.5 windows/s (e)")
 
 
+def test_the_markdown_of_a_results_file_has_a_table_a_geometry() -> None:
+    rates = {"sequential, 1 MiB": [10.0, 20.0, 40.0], "loader, 0 workers": [5.0, 20.0, 10.0]}
+    found = [
+        {"geometry": "32x8", "file_bytes": 4_100_000_000, "rows": data.summarize(rates, 2_000_000, 5.0)},
+        {"geometry": "23x10", "file_bytes": 1_900_000_000, "rows": data.summarize(rates, 2_000_000, None)},
+    ]
+    assert data.markdown({"geometries": found}) == [
+        "| 32 x 8 s, 4 GB | windows/s | range | MB/s | of sequential (range) | of the fastest stage |",
+        "|---|---|---|---|---|---|",
+        "| sequential, 1 MiB (held against) | 20 | 10 to 40 | 40 | 1.00 (1.00 to 1.00) | 4 |",
+        "| loader, 0 workers | 10 | 5 to 20 | 20 | 0.50 (0.25 to 1.00) | 2 |",
+        "",
+        "| 23 x 10 s, 2 GB | windows/s | range | MB/s | of sequential (range) | of the fastest stage |",
+        "|---|---|---|---|---|---|",
+        "| sequential, 1 MiB (held against) | 20 | 10 to 40 | 40 | 1.00 (1.00 to 1.00) | - |",
+        "| loader, 0 workers | 10 | 5 to 20 | 20 | 0.50 (0.25 to 1.00) | - |",
+    ]
+
+
 def test_the_fastest_stage_is_ours_of_the_same_size_in_the_newest_file(tmp_path: Path) -> None:
     rows = [
         ("a", "32x8", "ours", 5.0),
@@ -113,7 +138,8 @@ def test_the_fastest_stage_is_ours_of_the_same_size_in_the_newest_file(tmp_path:
         ("e", "23x10", "ours", 7),
     ]
     keys = ("case", "geometry", "variant", "samples_per_second")
-    content = {"rows": [dict(zip(keys, row, strict=True)) for row in rows]}
+    content = {"rows": [dict(zip(keys, row, strict=True)) | {"model": "base"} for row in rows]}
+    content["rows"].append({**content["rows"][1], "model": "large", "samples_per_second": 98.0})
     (tmp_path / "speed.json").write_text(json.dumps(content))
     (tmp_path / "other.json").write_text(json.dumps({"geometries": []}))
     found = data.fastest_stage(tmp_path, data.Geometry(32, 8))
@@ -151,3 +177,69 @@ def test_the_script_prints_tables_and_writes_its_numbers_without_places(tmp_path
             assert len(row["rates"]) == 2 and min(row["rates"]) <= row["windows_per_second"] <= max(row["rates"])
             assert row["mb_per_second"] == pytest.approx(row["windows_per_second"] * size / 1e6)
             assert row["of_stage"] == pytest.approx(row["windows_per_second"] / 3)
+
+
+# The makers
+
+
+def run(module: Any, *words: Any) -> None:
+    with patch.object(sys, "argv", [module.__file__, *map(str, words)]):
+        module.main(module.get_args())
+
+
+def test_a_long_recordings_file_holds_time_and_memory_and_is_shown_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = np.ones(60_000_000)  # 480 MB of this process are none of the maker's
+    words = ["--hours", 0.01, "--electrodes", 2, "--folder", tmp_path / "place"]
+    run(long_recording, *words, "--json", tmp_path / "long.json")
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "long.json").read_text())
+    assert found["settings"] == {"hours": 0.01, "electrodes": 2, "rate": 256} and "libraries" in found["machine"]
+    assert found["edf_bytes"] == 256 * 3 + 36 * 2 * 256 * 2 and found["hdf5_bytes"] > 36 * 2 * 200 * 4
+    assert 30e6 < found["peak_bytes"] < held.nbytes and found["seconds"] > 0
+    run(long_recording, "--show", tmp_path / "long.json")
+    assert capsys.readouterr().out == printed and not list((tmp_path / "place").iterdir())
+
+
+def test_conversions_are_timed_beside_the_plain_loop_and_shown_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "edf").mkdir()
+    long_recording.write_edf(tmp_path / "edf/a.edf", 0.01, 2, 250)
+    words = ["--input", tmp_path / "edf", "--jobs", 1, "--repeats", 1]
+    run(convert, *words, "--json", tmp_path / "convert.json")
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "convert.json").read_text())
+    seconds = {name: values["median"] for name, values in found["seconds"].items()}
+    assert found["hours"] == pytest.approx(0.01) and found["settings"] == {"jobs": 1, "repeats": 1}
+    assert found["hours_a_minute"]["maker"] == pytest.approx(0.6 / seconds["maker"])
+    assert found["ratio_of_medians"] == pytest.approx(seconds["maker"] / seconds["plain"])
+    assert str(tmp_path) not in (tmp_path / "convert.json").read_text()
+    run(convert, "--show", tmp_path / "convert.json")
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "says"),
+    [
+        (convert, ["--input", "nowhere"], "--input nowhere: no folder with EDF files"),
+        (convert, ["--input", "nowhere", "--repeats", 0], "--repeats 0: allowed are numbers above 0"),
+        (long_recording, ["--hours", 0], "--hours 0.0: allowed are numbers above 0"),
+        (long_recording, ["--json", "/dev/null/a.json"], "--json /dev/null cannot be written"),
+    ],
+)
+def test_words_that_cannot_be_right_are_refused_before_anything_is_converted(
+    module: Any, words: list[Any], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        run(module, *words)
+
+
+@pytest.mark.parametrize("module", [data, convert, long_recording])
+def test_a_file_that_holds_no_results_is_one_line(module: Any, tmp_path: Path) -> None:
+    for content in ("{", "[]", '{"geometries": 3, "seconds": 1}'):
+        (tmp_path / "x.json").write_text(content)
+        name = Path(module.__file__).name
+        with pytest.raises(InputError, match=rf"x.json is no results file of {name} .* --json FILE"):
+            run(module, "--show", tmp_path / "x.json")

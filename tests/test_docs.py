@@ -27,7 +27,7 @@ from engine_for_finetuning import task_loss
 from maker_helpers import noise, raw_of, run_maker
 from pretraining_files import default_window
 from readme_data import recording
-from readme_text import ROOT, known_flags, parse
+from readme_text import FENCE, ROOT, known_flags, parse, tables
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in DOCS}
@@ -38,23 +38,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 FOLDERS = ("tests/", "benchmarks/", "dataset_maker/", "demo/", "docs/")
 SOURCES = (".py", ".md", ".cff", ".toml")
 NOT_OURS = ("rsync", "git")  # programs of commands that start nothing of the project
-FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 COMMANDS = [(name, item) for name, doc in PARSED.items() for item in doc.items if item.kind == "command"]
 SNIPPETS = [item.text for item in PARSED["faq.md"].items if item.kind == "snippet"]
 FILES = {item.name: json.loads(item.text) for item in PARSED["faq.md"].items if item.kind == "file"}
 SPHERE = "biosemi64"  # MNE's spherical positions of 10-10 names
-
-
-def tables(text: str) -> list[list[list[str]]]:
-    """Return the cells of each table, without the line under its header."""
-    found: list[list[list[str]]] = [[]]
-    for line in FENCE.sub("", text).splitlines():
-        if line.startswith("|"):
-            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
-        elif found[-1]:
-            found.append([])
-    return [[row for row in table if set("".join(row)) != {"-"}] for table in found if table]
 
 
 def table(text: str, first: str) -> list[list[str]]:
@@ -151,9 +139,8 @@ def test_counts_and_sizes_are_those_of_the_published_splits() -> None:
         assert size == f"{sum(known[name]) * electrodes * length * 200 * 4 / 1e9:.1f}"
     hours = sum(known["TUAB v3.0.1"]) * 10 / 3600
     assert f"TUAB is {hours:.0f} hours of windows" in " ".join(RECIPE.split())
-    assert "converts 22 hours of EEG a minute" in README and f"about {hours / 22:.0f} minutes" in " ".join(
-        RECIPE.split()
-    )
+    rate = re.search(r"converts (\d+) hours of EEG a minute", README)
+    assert rate and f"about {hours / int(rate[1]):.0f} minutes" in " ".join(RECIPE.split())
 
 
 @pytest.mark.parametrize("text", [RECIPE, BENCHMARKS], ids=["recipe", "benchmarks"])
