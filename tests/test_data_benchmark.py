@@ -38,6 +38,13 @@ def settings(**changed: Any) -> argparse.Namespace:
     return argparse.Namespace(**{**usual, "windows": 8, "repeats": 2, **changed})
 
 
+@pytest.mark.parametrize("text", ["32", "32x", "0x8", "32x0", "32x17", "137x1", "-3x2", "3x2x1"])
+def test_a_geometry_that_no_window_has_says_what_is_allowed(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}': must be 1 to 136 electrodes x 1 to 16 seconds"):
+        data.Geometry.parse(text)
+    assert data.Geometry.parse("136x16") == (136, 16)
+
+
 @pytest.mark.parametrize("kind", ["pretraining", "labelled"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_file_has_its_size_and_the_makers_layout_and_is_made_once(tmp_path: Path, kind: str, dtype: str) -> None:
