@@ -241,16 +241,16 @@ def test_percentiles_beyond_the_bins_are_their_edges() -> None:
 # Together, and as JSON
 
 
-def test_two_scans_merged_are_one_of_both() -> None:
+def test_two_scans_added_are_one_of_both() -> None:
     first, second = damaged(3, 3000, 200, 1), damaged(3, 1700, 200, 2)
     one, other = scan(first), scan(second)
-    both = Quality.merged((one, other))
+    both = one + other
     assert both.valid.tolist() == one.valid.tolist() + other.valid.tolist() and both.seconds == 15 + 9
     for kind in ("not_finite", "flat", "saturated"):
         own = [getattr(quality, kind) for quality in (one, other)]
         assert getattr(both, kind) == {n: own[0].get(n, 0) + own[1].get(n, 0) for n in {*own[0], *own[1]}}
     np.testing.assert_array_equal(both.histogram, one.histogram + other.histogram)
-    assert found(Quality.merged([one, other, one])) == found(Quality.merged([both, one]))
+    assert found(Quality.merged([one, other, one])) == found(both + one)
 
 
 def test_json_holds_everything_but_the_valid_seconds() -> None:
