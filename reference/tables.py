@@ -178,9 +178,11 @@ def runs(found: Found, size: str) -> str:
         rows.append([link, str(seed), f"{record['seconds'] / 60:.1f}", place, versions, machine["code_version"]])
     texts = [markdown(["cell", "seed", "minutes", "processor", "versions", "code"], rows)] if rows else []
     if missing:
-        listed = ", ".join(f"{name} ({', '.join(seeds)})" for name, seeds in missing.items())
-        number = sum(map(len, missing.values()))
-        texts.append(f"Not run yet, {number} of {len(plan(size))} cells, with their seeds: {listed}.")
+        texts.append(f"Not run yet, {sum(map(len, missing.values()))} of {len(plan(size))} cells with a seed:")
+        by_seeds: dict[str, list[str]] = {}
+        for name, seeds in missing.items():
+            by_seeds.setdefault(f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}", []).append(name)
+        texts.append("\n".join(f"* {seeds}: {', '.join(names)}" for seeds, names in by_seeds.items()))
     return "\n\n".join(texts)
 
 
