@@ -61,7 +61,7 @@ class Batch(NamedTuple):
 
 
 class MontageWindows(Dataset):
-    """Windows of the recordings of one montage without an invalid second; window by SPEC's rule unless given."""
+    """Windows of one montage without an invalid second, as long as 256 patches allow unless `window` is given."""
 
     def __init__(
         self,

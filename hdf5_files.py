@@ -1,6 +1,6 @@
 """Opening HDF5 files that others made: own handles, nothing followed out of the file, damage said in one line.
 
-SPEC, section 5. Without torch, so that dataset makers can use it. What the two kinds of files hold is in
+README, "Data files". Without torch, so that dataset makers can use it. What the two kinds of files hold is in
 `pretraining_files.py` and `labelled_files.py`.
 """
 

@@ -1,4 +1,4 @@
-"""What a labelled HDF5 file, or a folder of its shards, holds: task, classes, samples, valid seconds. SPEC, section 5.
+"""What a labelled HDF5 file, or a folder of its shards, holds: task, classes, samples, valid seconds.
 
 A file describes itself (task, classes, montage), so that a new data set needs no entry anywhere. Without torch, so
 that `dataset_maker.inspect` can use it; batches are made in `labelled_data.py`.

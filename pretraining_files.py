@@ -1,4 +1,4 @@
-"""What a pre-training HDF5 file holds: its recordings, their valid seconds, their windows. SPEC, section 5.
+"""What a pre-training HDF5 file holds: its recordings, their valid seconds, their windows.
 
 Without torch, so that `dataset_maker.inspect` can use it; batches are made in `eeg_data.py`.
 """
