@@ -57,6 +57,7 @@ RESULTS = {
     "long-recording-cpu.json": (PROJECT, "long_recording.py"),
 }
 WITHOUT_TABLE = ("speed-large-cpu.json", "convert-cpu.json", "long-recording-cpu.json")  # sentences alone
+COVERAGE = "coverage.md"  # of `make coverage`, with one more flag
 TABLED = [name for name in RESULTS if name not in WITHOUT_TABLE]
 
 # Tables that no results file gives, by document and first cell -> the test that checks them, or why there is none.
@@ -136,7 +137,16 @@ def test_the_command_that_writes_a_results_file_stands_in_the_document(name: str
 
 
 def test_every_file_of_results_is_one_that_a_document_uses() -> None:
-    assert {path.name for path in FOLDER.iterdir()} <= RESULTS.keys()
+    assert {path.name for path in FOLDER.iterdir()} <= RESULTS.keys() | {COVERAGE}
+
+
+def test_the_lines_that_tests_reach_are_those_of_the_report_and_more_than_nine_in_ten() -> None:
+    (rows,) = tables((FOLDER / COVERAGE).read_text(encoding="utf-8"))
+    share = {row[0].strip("*"): int(row[3].strip("*").removesuffix("%")) for row in rows[1:]}
+    total, least = share.pop("TOTAL"), min(share, key=share.__getitem__)
+    assert total > 90 and len(share) > 100
+    name = least.replace("\\", "")
+    assert f"{total} % of all lines, and least of `{name}`, {share[least]} % (`benchmarks/results/" in flat(PROJECT)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
