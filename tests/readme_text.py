@@ -256,7 +256,7 @@ def tables(text: str) -> list[list[list[str]]]:
             found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
         elif found[-1]:
             found.append([])
-    return [[row for row in table if set("".join(row)) != {"-"}] for table in found if table]
+    return [[row for row in table if set("".join(row)) - {" ", ":"} != {"-"}] for table in found if table]
 
 
 def scripts() -> list[str]:
