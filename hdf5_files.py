@@ -77,6 +77,8 @@ def _open(path: Path, pid: int) -> tuple[h5py.File, _Datasets]:
     """A process's own handle, read-only and without locks (network file systems); pid keeps forks apart."""
     try:
         file = h5py.File(path, "r", locking=False, rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=CHUNK_SLOTS)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file; give the path of one that a maker has made") from error
     except Exception as error:  # not only OSError where the first bytes are damaged
         raise InputError(f"{path} is no readable HDF5 file (damaged or cut short): make it again") from error
     with readable(path):

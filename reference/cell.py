@@ -146,7 +146,7 @@ def check_needs(cell: Cell, args: argparse.Namespace) -> None:
     known = cells(args.size)
     for name in cell.needs:
         path = records.path_of(args.output, name, 0)
-        begin = f"python -m reference.cell {name} --data {args.data}"
+        begin = f"python -m reference.cell {name} --size {args.size} --data {args.data} --output {args.output}"
         if not path.is_file():
             raise InputError(f"cell {cell.name} needs cell {name}, which has no {path}: run {begin} first")
         for step in known[name].steps(0):
@@ -177,6 +177,8 @@ def main(args: argparse.Namespace) -> None:
     check_needs(cell, args)
     resolved = {"DATA": args.data, "EEGMAT": args.eegmat, "EEGMMIDB": args.eegmmidb}
     places = {name: folder.resolve() if folder is not None else None for name, folder in resolved.items()}
+    for step in cell.steps(args.seed):  # a folder that is missing is said before anything has been run
+        list(filled(step.words, places))
     runs = [run_step(cell, args.seed, step, places) for step in cell.steps(args.seed)]
     record = {
         **settings,

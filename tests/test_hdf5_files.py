@@ -404,3 +404,8 @@ def test_hidden_files_and_folders_and_folders_named_like_files_are_no_data(tmp_p
     assert files_below(good.parent) == [good]
     with pytest.raises(InputError, match="no data found at"):
         find_files([good.parent / "folder.hdf5"], "--train_data")
+
+
+def test_a_file_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no such file"):
+        open_file(tmp_path / "none.hdf5")

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from data_helpers import only_line
 from dataset_maker.make_eegmat import ELECTRODES
-from errors import InputError
+from errors import InputError, UsageError
 from maker_helpers import eeghdf_file, noise
 from modeling_pretrain import MaskedModel, random_mask
 from reference import baselines, cell, cells, intervals, one_mask, settings, tables
@@ -182,9 +182,18 @@ def test_a_cell_whose_json_is_there_is_not_run_again_and_one_of_other_settings_i
     assert path.read_bytes() == before
 
 
+def test_a_folder_of_recordings_that_is_not_given_is_said_before_anything_is_run(tmp_path: Path) -> None:
+    flags = ["--size", SIZE, "--data", tmp_path / "run", "--output", tmp_path / "results"]
+    with patch.object(cell, "run_step", lambda *_: pytest.fail("a command was run")):
+        with pytest.raises(UsageError, match="--eegmmidb DIR"):
+            run_cell("data", *flags)
+        with pytest.raises(InputError, match=r"no file there is called"):
+            run_cell("data", *flags, "--eegmat", tmp_path, "--eegmmidb", tmp_path)
+
+
 def test_a_cell_without_what_it_starts_from_says_what_to_run_first(chain: Path, tmp_path: Path) -> None:
     flags = ["--size", SIZE, "--data", chain / "run", "--output", tmp_path]
-    with pytest.raises(InputError, match=r"needs cell data.*python -m reference.cell data"):
+    with pytest.raises(InputError, match=rf"needs cell data.*reference.cell data --size {SIZE} .*--output {tmp_path}"):
         run_cell("cv-scratch", *flags)
     shutil.copy(chain / "results" / "data.seed-0.json", tmp_path)
     with pytest.raises(InputError, match="was run elsewhere"):
