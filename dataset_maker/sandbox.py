@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from errors import InputError, UsageError
 PROJECT = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).resolve().with_name("worker.py")
 START_SECONDS = 300.0  # for a process to load its libraries, on a machine that does much else
+LEAVE_SECONDS = 5.0  # for an idle process to end by itself
 ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     # glibc gives large arrays back to the system and gets them anew, zeroed, a dozen times a recording: an eighth of
@@ -135,15 +136,22 @@ class Sandbox:
         """Whether the process can take another request."""
         return self._process.poll() is None
 
+    def leave(self) -> None:
+        """Let an idle process end by itself, as it does when there are no more requests; end it if it does not."""
+        assert self._process.stdin, "a pipe"
+        with suppress(OSError):
+            self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(LEAVE_SECONDS if self._ready else 0)
+        self.close()
+
     def close(self) -> None:
         """End the process."""
         self._end()
         for pipe in (self._process.stdin, self._process.stdout):
-            try:
-                assert pipe
+            assert pipe, "a pipe"
+            with suppress(OSError):  # what was left in the pipe has nowhere to go
                 pipe.close()
-            except OSError:  # what was left in the pipe has nowhere to go
-                pass
 
 
 _idle: "queue.LifoQueue[Sandbox]" = queue.LifoQueue()
@@ -172,6 +180,6 @@ def sandbox(limits: Limits) -> Iterator[Sandbox]:
 
 @atexit.register
 def close_all() -> None:
-    """End the idle processes."""
+    """Let the idle processes end."""
     while not _idle.empty():
-        _idle.get_nowait().close()
+        _idle.get_nowait().leave()

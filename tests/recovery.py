@@ -6,7 +6,6 @@ Event files are read with tensorboardX's message types alone, and what was cut o
 import atexit
 import functools
 import json
-import os
 import re
 import shutil
 import struct
@@ -29,6 +28,7 @@ from run_helpers import (
     MASKED,
     TOKENIZER,
     checkpoint,
+    clean_environment,
     kill_tree,
     labelled_file,
     log,
@@ -50,11 +50,9 @@ Fault = dict[str, Any]  # see fault_driver.py
 @functools.cache
 def server() -> subprocess.Popen[str]:
     """Return the process that launches, started once and ended with this one."""
-    env = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "OPENBLAS_NUM_THREADS": "1"}
-    env |= {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LABRAM_CACHE") if name in os.environ}
     process = subprocess.Popen(
         [sys.executable, str(TESTS / "torchrun_server.py")],
-        env=env,
+        env=clean_environment(OPENBLAS_NUM_THREADS="1"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

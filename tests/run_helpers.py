@@ -119,12 +119,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def clean_environment(**variables: str) -> dict[str, str]:
+    """Return the variables of a process without a GPU and with one thread; it counts its lines where we count ours."""
+    names = ("PATH", "HOME", "TMPDIR", "LABRAM_CACHE", "COVERAGE_PROCESS_CONFIG")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
+    return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+
+
 def start(
     words: Sequence[Any], *, cwd: Path, processes: int = 0, timeout: float = 240, check: bool = True, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `python words...` in a clean environment, with processes > 0 through torchrun; return how it ended."""
-    env = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LABRAM_CACHE") if name in os.environ}
-    env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+    env = clean_environment(**variables)
     command = [sys.executable]
     if processes:
         env["PET_MASTER_PORT"] = str(free_port())  # torchrun's --master_port: two runs on a machine do not meet

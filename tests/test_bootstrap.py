@@ -5,6 +5,7 @@ import functools
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,50 @@ def test_an_environment_that_was_cut_off_while_it_was_made_is_made_again(
     assert "Making the environment" in capsys.readouterr().out and len(commands) == 1
     bootstrap.make_environment(tmp_path / "venv", pinned=True)
     assert "Making the environment" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "installed", "begins"),
+    [
+        (["env"], 1, []),
+        (["demo", "--size", "tiny"], 1, ["-m", "demo", "--size", "tiny"]),
+        (["test", "-k", "errors"], 2, ["-m", "pytest", "-n", "logical"]),
+        (["test", "--newest"], 1, ["-m", "pytest", "-n", "logical"]),
+        (["coverage"], 2, ["-m", "pytest", "-n", "logical"]),
+        (["soak"], 1, ["-m", "pytest", "tests/test_recovery.py"]),
+    ],
+)
+def test_a_command_runs_in_the_environment_with_the_further_words_and_its_exit_code_is_ours(
+    words: list[str], installed: int, begins: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tools(monkeypatch)
+    seen: list[tuple[list[str], dict[str, str] | None]] = []
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        seen.append((command, options.get("env")))
+        return subprocess.CompletedProcess(command, 0 if options.get("check") else 3)
+
+    monkeypatch.setattr(bootstrap.subprocess, "run", run)
+    monkeypatch.delenv("LABRAM_SOAK", raising=False)
+    monkeypatch.setattr(sys, "argv", ["bootstrap.py", *words, "--venv", str(tmp_path / "venv")])
+    assert bootstrap.main() == (3 if begins else 0)
+    assert [command[1:4] == ["-m", "pip", "install"] for command, _ in seen] == [True] * installed + [False] * bool(
+        begins
+    )
+    if begins:
+        command, variables = seen[-1]
+        assert command[0] == str(tmp_path / "venv/bin/python") and command[1 : 1 + len(begins)] == begins
+        assert command[len(command) - len(words[1:]) :] == words[1:] or words[1:] == ["--newest"]
+        assert variables and variables.get("LABRAM_SOAK") == ("20" if words == ["soak"] else None)
+
+
+def test_an_environment_that_cannot_be_made_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_tools(monkeypatch, fail=True)
+    monkeypatch.setattr(sys, "argv", ["bootstrap.py", "env", "--venv", str(tmp_path / "venv")])
+    assert bootstrap.main() == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: the environment {tmp_path / 'venv'} could not")
 
 
 def test_bootstrap_imports_nothing_beyond_the_standard_library() -> None:

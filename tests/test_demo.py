@@ -1,7 +1,11 @@
-"""The demo's data handling, baselines, table and figures; the training itself is `make demo`."""
+"""The demo's data handling, stages, baselines, table and figures, at tiny size; `make demo` has the base models."""
 
+import argparse
+import json
+import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -10,8 +14,10 @@ import torch
 from timm.models import create_model
 
 import modeling_vqnsp
+from demo import __main__ as demo
 from demo import data, report
 from errors import InputError
+from run_helpers import call, labelled_file, pretraining_file
 
 
 def test_a_downloaded_file_with_other_content_is_refused_by_its_checksum(tmp_path: Path) -> None:
@@ -88,3 +94,42 @@ def test_figures_are_written_as_png(tmp_path: Path) -> None:
     report.plot_losses({"a": tmp_path, "b": tmp_path}, tmp_path / "l.png")
     for name in ("s.png", "l.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_demo_trains_all_stages_and_its_table_says_what_their_logs_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretraining_file(tmp_path / "data/pretrain/eeg.hdf5", seconds=(45, 45))
+    labelled_file(
+        tmp_path / "data/SCP1.hdf5", counts={"train": 16, "val": 8, "test": 8}, classes=("negativity", "positivity")
+    )
+
+    def run_here(words: list[str], env: dict[str, str]) -> Any:
+        code = call(Path(words[1]).stem, *words[2:], "--epochs", 2, "--num_workers", 0, "--device", "cpu")
+        return argparse.Namespace(returncode=code)
+
+    monkeypatch.setattr(demo, "subprocess", argparse.Namespace(run=run_here))
+    demo.main(argparse.Namespace(folder=tmp_path, size="tiny"))
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("tokenizer", "pretraining", "finetuning", "from_scratch"):
+        first, last = map(json.loads, (tmp_path / name / "log.txt").read_text().splitlines())
+        (row,) = (line.split()[1:3] for line in lines if line.startswith(f"{name} "))
+        assert row == [f"{first['train_loss']:.3f}", f"{last['train_loss']:.3f}"]
+    for name, title in (("finetuning", "LaBraM, pre-trained"), ("from_scratch", "LaBraM, without pre-training")):
+        predictions = np.load(tmp_path / name / "predictions-test.npz")
+        right = predictions["logits"].ravel() > 0
+        of_class = [np.mean(right[predictions["labels"] == label] == label) for label in (0, 1)]
+        (row,) = (line.split() for line in lines if line.strip().startswith(title))
+        assert row[-5] == f"{np.mean(of_class):.3f}" and row[-3:] == [f"{int(predictions['epoch']) + 1}", "of", "2)"]
+    starts = [json.loads((tmp_path / name / "environment.json").read_text()) for name in ("finetuning", "from_scratch")]
+    assert [bool(start["flags"]["finetune"]) for start in starts] == [True, False]
+    for name in ("losses.png", "spectra.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_stage_that_fails_ends_the_demo_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        demo, "subprocess", argparse.Namespace(run=lambda words, env: subprocess.CompletedProcess(words, 1))
+    )
+    with pytest.raises(InputError, match=r"run_vqnsp_training.py failed: see its message above"):
+        demo.train(tmp_path, "tiny", tmp_path, tmp_path)

@@ -497,6 +497,24 @@ def test_a_dask_address_where_nothing_answers_is_one_line(tmp_path: Path, monkey
         convert(paths, tmp_path / "out", dask="tcp://127.0.0.1:1")
 
 
+def test_an_idle_process_ends_by_itself_and_one_that_does_not_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = sandbox.Sandbox(Limits())
+    assert box.call("survey", maker="dataset_maker.make_eegmat", tasks=[], pipeline=Pipeline().to_json()) == []
+    box.leave()
+    assert box._process.returncode == 0
+    (tmp_path / "worker.py").write_text(
+        "print({})\nprint('{\"result\": 1}', flush=True)\nimport time\ntime.sleep(1000)"
+    )
+    monkeypatch.setattr(sandbox, "WORKER", tmp_path / "worker.py")
+    monkeypatch.setattr(sandbox, "LEAVE_SECONDS", 0.1)
+    box = sandbox.Sandbox(Limits())
+    assert box.call("files") == 1
+    box.leave()
+    assert box._process.returncode == -signal.SIGKILL
+
+
 def test_a_process_ends_when_its_maker_is_gone() -> None:
     code = """
 import time

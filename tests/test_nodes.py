@@ -4,7 +4,6 @@ The agents share a machine here but no folder: each has its own working director
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from run_helpers import (
     ROOT,
     TOKENIZER,
     checkpoint,
+    clean_environment,
     contents,
     free_port,
     kill_tree,
@@ -72,8 +72,7 @@ def agents(words: list[Any], folders: list[Path], *, timeout: float = 120) -> li
 
     timeout: in seconds, after which agents and their processes are killed.
     """
-    env = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LABRAM_CACHE") if name in os.environ}
-    env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = clean_environment()
     command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(folders)}", "--nproc_per_node=1"]
     command += ["--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free_port()}", "--rdzv_id=nodes"]
     command += ["--local_addr=localhost", *map(str, words)]
