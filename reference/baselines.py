@@ -35,7 +35,7 @@ from metrics import SELECT_BY, BestEpoch
 BANDS = {"delta": (1, 4), "theta": (4, 8), "alpha": (8, 13), "beta": (13, 30), "gamma": (30, 45)}  # Hz
 SEGMENT = 2 * SAMPLING_RATE  # samples of Welch's segments, which overlap by half
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C: the smaller, the stronger the regularisation
-EEGNET_BATCH, EEGNET_RATE = 64, 1e-3
+EEGNET_BATCH, EEGNET_RATE, EEGNET_EPOCHS = 64, 1e-3, 20
 
 Logits = dict[str, np.ndarray]  # of each split, (samples, 1)
 
@@ -48,9 +48,20 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="for log.txt and predictions")
     parser.add_argument("--class_weights", choices=("none", "balanced"), default="none", help="as in stage 3")
     parser.add_argument("--features", type=Path, metavar="FILE", help="HDF5 of `run_inference.py embed --pool mean`")
-    parser.add_argument("--epochs", type=int, default=20, help="of EEGNet")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, help=f"of EEGNet, {EEGNET_EPOCHS} if not given")
+    parser.add_argument("--seed", type=int, default=0, help="of EEGNet; the others draw nothing")
     return parser.parse_args()
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raise UsageError for flags that are missing, of another kind, or absurd."""
+    if args.kind == "features" and args.features is None:
+        raise UsageError("features needs --features FILE, which `run_inference.py embed --pool mean` writes")
+    for flag, value, kind in (("--features", args.features, "features"), ("--epochs", args.epochs, "eegnet")):
+        if value is not None and args.kind != kind:
+            raise UsageError(f"{flag} {value}: is for {kind}, not for {args.kind}; leave it out")
+    if args.epochs is not None and args.epochs < 1:
+        raise UsageError(f"--epochs {args.epochs}: must be at least 1")
 
 
 def band_powers(eeg: np.ndarray) -> np.ndarray:
@@ -143,11 +154,9 @@ def attempts(args: argparse.Namespace, splits: dict[str, LabelledWindows]) -> It
     labels = {split: windows.labels for split, windows in splits.items()}
     if args.kind == "eegnet":
         eeg = {split: eeg_of(windows) for split, windows in splits.items()}
-        return eegnet(eeg, labels, args.class_weights, epochs=args.epochs, seed=args.seed)
+        return eegnet(eeg, labels, args.class_weights, epochs=args.epochs or EEGNET_EPOCHS, seed=args.seed)
     if args.kind == "logistic":
         features = {split: band_powers(eeg_of(windows)) for split, windows in splits.items()}
-    elif args.features is None:
-        raise UsageError("features needs --features FILE, which `run_inference.py embed --pool mean` writes")
     else:
         features = {split: features_of(args.features, windows) for split, windows in splits.items()}
     return logistic(features, labels, args.class_weights)
@@ -155,6 +164,7 @@ def attempts(args: argparse.Namespace, splits: dict[str, LabelledWindows]) -> It
 
 def main(args: argparse.Namespace) -> None:
     """Fit, select by validation AUROC, write log.txt and the predictions."""
+    check_flags(args)
     check_writable(args.output_dir, "--output_dir")
     splits, task = read_splits(args.dataset)
     measured = {name: windows for name, windows in splits.items() if name != "train"}

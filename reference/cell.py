@@ -109,6 +109,17 @@ def call(words: list[str]) -> None:
         raise InputError(f"{words[1] if words[0] == '-m' else words[0]} failed: see its message above")
 
 
+def mark_of(folder: Path, command: str) -> dict[str, Any]:
+    """What a folder notes of this command; of another one, or where the note is damaged, that nothing is done."""
+    try:
+        held = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        if held["command"] == command:
+            return {"command": command, "seconds": float(held["seconds"]), "finished": held["finished"] is True}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {"command": command, "seconds": 0.0, "finished": False}
+
+
 def run_step(cell: Cell, seed: int, step: Step, places: Mapping[str, Path | None]) -> dict[str, Any]:
     """Run a command unless it is finished; returns what goes into the JSON."""
     data = places["DATA"]
@@ -117,10 +128,7 @@ def run_step(cell: Cell, seed: int, step: Step, places: Mapping[str, Path | None
     folder.mkdir(parents=True, exist_ok=True)
     words = words_of(cell, seed, step)
     command = shlex.join(("python", *words))
-    mark: dict[str, Any] = {"command": command, "seconds": 0.0, "finished": False}
-    if (folder / MARK).is_file():
-        held = json.loads((folder / MARK).read_text())
-        mark = held if held["command"] == command else mark
+    mark = mark_of(folder, command)
     if not mark["finished"]:
         logger.info("\n$ %s", command)
         begun = time.monotonic()

@@ -182,6 +182,26 @@ def test_a_cell_whose_json_is_there_is_not_run_again_and_one_of_other_settings_i
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("note", "begun"),
+    [
+        ('{"command": "python a", "seconds": 2.5, "finished": true}', (2.5, True)),
+        ('{"command": "python b", "seconds": 2.5, "finished": true}', (0, False)),
+        ('{"command": "python a", "sec', (0, False)),
+        ("[]", (0, False)),
+        ("\x00", (0, False)),
+        (None, (0, False)),
+    ],
+)
+def test_a_command_is_done_only_if_its_own_whole_note_says_so(
+    note: str | None, begun: tuple[float, bool], tmp_path: Path
+) -> None:
+    if note is not None:
+        (tmp_path / cell.MARK).write_text(note)
+    found = cell.mark_of(tmp_path, "python a")
+    assert (found["command"], found["seconds"], found["finished"]) == ("python a", *begun)
+
+
 def test_a_folder_of_recordings_that_is_not_given_is_said_before_anything_is_run(tmp_path: Path) -> None:
     flags = ["--size", SIZE, "--data", tmp_path / "run", "--output", tmp_path / "results"]
     with patch.object(cell, "run_step", lambda *_: pytest.fail("a command was run")):
@@ -324,6 +344,21 @@ def baseline(tmp_path: Path, kind: str, *flags: str) -> list[dict[str, float]]:
     return log(output)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["features"], "features needs --features FILE"),
+        (["logistic", "--features", "a.hdf5"], "--features a.hdf5: is for features, not for logistic"),
+        (["logistic", "--epochs", "3"], "--epochs 3: is for eegnet, not for logistic"),
+        (["eegnet", "--epochs", "0"], "--epochs 0: must be at least 1"),
+    ],
+)
+def test_a_flag_that_a_baseline_would_not_use_is_refused(words: list[str], says: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        baseline(tmp_path, *words)
+    only_line(error, says)
+
+
 def test_logistic_regression_learns_classes_of_other_amplitude_and_is_selected_by_validation(tmp_path: Path) -> None:
     lines = baseline(tmp_path, "logistic")
     assert [line["C"] for line in lines] == list(baselines.STRENGTHS)
@@ -358,8 +393,6 @@ def test_features_of_other_windows_are_refused(tmp_path: Path) -> None:
         baseline(tmp_path, "features", "--features", str(tmp_path / "f.hdf5"))
     with pytest.raises(InputError, match=r"run_inference\.py embed"):
         baseline(tmp_path, "features", "--features", str(tmp_path / "task.hdf5"))
-    with pytest.raises(InputError, match="needs --features"):
-        baseline(tmp_path, "features")
 
 
 # Without symmetric masking
