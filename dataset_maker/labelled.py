@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -199,16 +200,17 @@ def _report(
 
 
 def _show(whole: Mapping[str, Any], new_seconds: float, took: float) -> None:
-    """Print the summary."""
+    """Print the summary; what is doubtful about it goes to standard error."""
     report.show(whole)
     for split, found in whole["splits"].items():
         labels = ", ".join(f"{label} {count}" for label, count in found["labels"].items() if label != "all")
         samples = f"{split}: {found['samples']} samples, {found['recordings']} recordings, {found['subjects']} subjects"
         print(samples + (f" ({labels})" if labels else ""))
         if whole["task"] != "regression" and len(found["labels"]) == 1:
-            print(f"warning: {split} has a single class")
+            print(f"warning: {split} has a single class", file=sys.stderr)
     if expected := whole["expected_samples"]:
         print("expected: " + ", ".join(f"{split} {count}" for split, count in expected.items()))
     if sides := whole["subjects_on_two_sides"]:
-        print(f"warning: {len(sides)} subjects are on more than one side: {', '.join(list(sides)[:5])}")
+        some = ", ".join(list(sides)[:5])
+        print(f"warning: {len(sides)} subjects are on more than one side: {some}", file=sys.stderr)
     report.show_end(Path(whole["output"]), new_seconds, took)

@@ -31,8 +31,11 @@ def get_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Convert every recording found; raises InputError at the end if any was left out."""
     if args.rsfreq != SAMPLING_RATE:
-        rate = f"{SAMPLING_RATE} Hz"
-        print(f"warning: with --rsfreq {args.rsfreq:g} the files cannot train this project's models, which take {rate}")
+        print(
+            f"warning: with --rsfreq {args.rsfreq:g} the files cannot train this project's models, which take "
+            f"{SAMPLING_RATE} Hz",
+            file=sys.stderr,
+        )
     convert_recordings(
         find_files(args.input),
         args.output,

@@ -303,6 +303,19 @@ def test_the_end_can_be_trimmed(tmp_path: Path) -> None:
     np.testing.assert_allclose(part[:], whole[:, :700], atol=1e-5)
 
 
+def test_a_rate_that_the_models_do_not_take_is_a_warning_on_standard_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["--input", save(tmp_path / "a_raw.fif", ["C3", "C4"])]
+    words += ["--output", tmp_path / "out", "--rsfreq", 100]
+    assert run_maker(make_h5dataset_for_pretrain, *words) == 0
+    said = capsys.readouterr()
+    assert "warning" not in said.out
+    assert said.err.startswith(
+        "warning: with --rsfreq 100 the files cannot train this project's models, which take 200"
+    )
+
+
 def test_a_recording_cut_short_converts_as_far_as_it_goes_and_says_how_much_is_missing(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -83,9 +83,11 @@ def test_segments_give_windows_by_stride_with_their_own_splits(tmp_path: Path, c
         "b_raw.fif,1,2.9,left,test,3",  # shorter than a window
     )
     assert make(tmp_path, "--window", 2, "--stride", 1.5, "--name", "Try") == 0
-    printed = capsys.readouterr().out
+    said = capsys.readouterr()
     for count in ("1 segments that begin beyond", "2 segments that reach beyond", "2 segments shorter than a window"):
-        assert count in printed
+        assert count in said.out
+    doubts = ["val has a single class", "test has a single class", "2 subjects are on more than one side: 1, 2"]
+    assert said.err.splitlines() == [f"warning: {doubt}" for doubt in doubts]  # of jobs, too, warnings go there
     with h5py.File(tmp_path / "out.hdf5") as file:
         wanted = {
             "train": [("a", s * 300, 0) for s in range(6)] + [("b", 400, 1), ("b", 700, 1)],
