@@ -199,13 +199,17 @@ def settings(args: argparse.Namespace, data: dict[str, list[MontageWindows]]) ->
 
 
 def finished(folder: Path, common: dict[str, Any]) -> list[dict[str, Any]]:
-    """All cells that are in the folder, seed after seed. Raises InputError for one of other settings."""
+    """All cells that are in the folder, seed after seed. Raises InputError for a damaged one or other settings."""
     cells = []
     for path in (path for name in VARIANTS for path in folder.glob(f"{name}-*.json")):
-        kept = json.loads(path.read_text())
-        if kept["settings"] != common:
-            raise InputError(f"{path} was made with {kept['settings']}, not {common}: take another --folder")
-        cells.append(kept["cell"])
+        try:
+            kept = json.loads(path.read_text())
+            made_with, cell = kept["settings"], kept["cell"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{path} is no finished training ({type(error).__name__}): delete it") from error
+        if made_with != common:
+            raise InputError(f"{path} was made with {made_with}, not {common}: take another --folder")
+        cells.append(cell)
     return sorted(cells, key=lambda cell: cell["seed"])
 
 

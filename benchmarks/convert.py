@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import h5py
 import measuring
 
-from errors import ArgumentParser, UsageError, run_script
+from errors import ArgumentParser, InputError, UsageError, run_script
 from files import write_json
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -39,11 +39,15 @@ with h5py.File(sys.argv[2], "w") as file:
 """
 
 
-def seconds(command: list[str]) -> float:
-    """Run a command; returns how long it took."""
+def seconds(name: str, command: list[str]) -> float:
+    """Run a command; returns how long it took. Raises InputError with the last line that it said if it fails."""
     began = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=PROJECT)
-    return time.monotonic() - began
+    ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=PROJECT)
+    took = time.monotonic() - began
+    if ended.returncode:
+        said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
+        raise InputError(f"{name} cannot convert what is in --input: {said[-1]}")
+    return took
 
 
 def hours(folder: Path) -> float:
@@ -76,8 +80,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             plain, output = Path(folder) / f"plain{turn}", Path(folder) / f"maker{turn}"
             plain.mkdir()
             script = [sys.executable, "-c", PLAIN, source, str(plain / "all.hdf5")]
-            times["plain"].append(seconds(script))
-            times["maker"].append(seconds([*maker, source, "--output", str(output), "--jobs", str(args.jobs)]))
+            times["plain"].append(seconds("the plain loop", script))
+            command = [*maker, source, "--output", str(output), "--jobs", str(args.jobs)]
+            times["maker"].append(seconds("the maker", command))
         assert abs(hours(plain) - hours(output)) < 1e-9, "both converted the same"
         length = hours(output)
     spreads = {name: measuring.spread(values) for name, values in times.items()}

@@ -31,13 +31,13 @@ from data_files import Geometry, make_file
 
 from batches import TrainingBatches
 from eeg_data import MontageWindows, PretrainingDataset, collate, make_loader
-from errors import ArgumentParser, run_script
+from errors import ArgumentParser, UsageError, run_script
 from files import check_writable, write_json
 from labelled_data import LabelledWindows, collate_labelled
 from labelled_files import read_labelled
 from modeling_pretrain import random_mask
 from pretraining_files import SAMPLING_RATE, read_recordings
-from utils import Run
+from utils import Run, find_device
 
 RESULTS = Path(__file__).with_name("results")
 PIECES = (1 << 20, 1 << 23)  # bytes of a sequential read; the faster one counts
@@ -291,9 +291,11 @@ def main(args: argparse.Namespace) -> None:
         print("\n".join(measuring.of_results(args.show, "data.py", markdown)))
         return
     measuring.check_numbers(args, "size_gb", "batch_size", "windows", "repeats", "stage_rate")
+    if min(args.num_workers) < 0:
+        raise UsageError(f"--num_workers {min(args.num_workers)}: allowed are numbers from 0")
+    run = Run(find_device(args.device), 0, 1, 0, Path(), None, torch.float32)
     if args.folder is not None:
         check_writable(args.folder, "--folder")
-    run = Run(torch.device(args.device), 0, 1, 0, Path(), None, torch.float32)
     report: dict[str, Any] = {
         "machine": measuring.hardware(args.device),
         "load_before": load_average(),

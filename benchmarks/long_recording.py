@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import measuring
 import numpy as np
 
-from errors import ArgumentParser, run_script
+from errors import ArgumentParser, InputError, run_script
 from files import check_writable, write_json
 
 _NAMES = """
@@ -33,8 +33,9 @@ SCALE = 2 ** (10 if sys.platform == "linux" else 0)  # bytes in a unit of ru_max
 # with what the one held that starts it, and this one holds the recording's noise and torch.
 WATCH = """
 import resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr)
+code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
 """
 
 
@@ -75,13 +76,16 @@ def write_edf(path: Path, hours: float, electrodes: int, rate: int) -> None:
 
 
 def convert(source: Path, output: Path) -> tuple[float, int]:
-    """Convert with the maker; return the seconds and the largest process's peak bytes."""
+    """Convert with the maker; return the seconds and the largest process's peak bytes. Raises InputError."""
     maker = Path(__file__).resolve().parents[1] / "dataset_maker" / "make_h5dataset_for_pretrain.py"
     command = [sys.executable, str(maker), "--input", str(source), "--output", str(output), "--jobs", "1"]
     watched = [sys.executable, "-c", WATCH, *command, "--time_limit", "36000"]
     began = time.monotonic()
-    ended = subprocess.run(watched, check=True, stdout=subprocess.PIPE, text=True)
-    return time.monotonic() - began, int(ended.stdout) * SCALE
+    ended = subprocess.run(watched, stdout=subprocess.PIPE, text=True)
+    took = time.monotonic() - began
+    if ended.returncode:
+        raise InputError("the maker failed: see its message above")
+    return took, int(ended.stdout) * SCALE
 
 
 def get_args() -> argparse.Namespace:

@@ -114,6 +114,13 @@ def test_cells_of_other_settings_are_refused(folder: Path) -> None:
         codebook.main(codebook.get_args([*flags(folder), "--steps", "4"]))
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"settings": {}}'])
+def test_a_damaged_cell_is_named_with_what_to_do(content: str, tmp_path: Path) -> None:
+    (tmp_path / "published-0.json").write_text(content)
+    with pytest.raises(InputError, match=r"published-0\.json is no finished training \(\w+\): delete it"):
+        codebook.finished(tmp_path, {})
+
+
 @pytest.mark.parametrize("name", variants.VARIANTS)
 def test_every_variant_trains(name: str, folder: Path) -> None:
     args = codebook.get_args([*flags(folder), "--steps", "4"])

@@ -234,13 +234,23 @@ def test_conversions_are_timed_beside_the_plain_loop_and_shown_again(
         (convert, ["--input", "nowhere", "--repeats", 0], "--repeats 0: allowed are numbers above 0"),
         (long_recording, ["--hours", 0], "--hours 0.0: allowed are numbers above 0"),
         (long_recording, ["--json", "/dev/null/a.json"], "--json /dev/null cannot be written"),
+        (data, ["--num_workers", 1, -1], "--num_workers -1: allowed are numbers from 0"),
+        (data, ["--device", "abacus"], "--device abacus is no device"),
     ],
 )
-def test_words_that_cannot_be_right_are_refused_before_anything_is_converted(
+def test_words_that_cannot_be_right_are_refused_before_anything_is_measured(
     module: Any, words: list[Any], says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
         run(module, *words)
+
+
+def test_a_command_that_fails_is_one_line_with_its_reason(tmp_path: Path) -> None:
+    broken = [sys.executable, "-c", "raise ValueError('no EDF file')"]
+    with pytest.raises(InputError, match="the plain loop cannot convert what is in --input: ValueError: no EDF file"):
+        convert.seconds("the plain loop", broken)
+    with patch.object(long_recording.sys, "executable", "false"), pytest.raises(InputError, match="the maker failed"):
+        long_recording.convert(tmp_path / "a.edf", tmp_path / "out")
 
 
 @pytest.mark.parametrize("module", [data, convert, long_recording])
