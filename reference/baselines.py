@@ -36,6 +36,7 @@ BANDS = {"delta": (1, 4), "theta": (4, 8), "alpha": (8, 13), "beta": (13, 30), "
 SEGMENT = 2 * SAMPLING_RATE  # samples of Welch's segments, which overlap by half
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C: the smaller, the stronger the regularisation
 EEGNET_BATCH, EEGNET_RATE, EEGNET_EPOCHS = 64, 1e-3, 20
+WAY_OUT = "make it with run_inference.py embed --pool mean"  # of a file of features
 
 Logits = dict[str, np.ndarray]  # of each split, (samples, 1)
 
@@ -76,11 +77,18 @@ def band_powers(eeg: np.ndarray) -> np.ndarray:
 
 
 def read_splits(path: Path) -> tuple[dict[str, LabelledWindows], str]:
-    """The usable windows of each split, and the task. Raises InputError for other than two classes, or no val."""
+    """The usable windows of each split, and the task.
+
+    Raises InputError for other than two classes, for nothing in val, and for a train that holds a single class.
+    """
     file = read_labelled(path)
-    if file.task != "binary" or "val" not in file.splits:
+    found = {split: LabelledWindows(file, split) for split in file.splits}
+    splits = {split: windows for split, windows in found.items() if len(windows)}
+    if file.task != "binary" or "val" not in splits:
         raise InputError(f"{path}: a file of two classes with a group val is needed, by which everything is selected")
-    return {split: LabelledWindows(file, split) for split in file.splits}, file.task
+    if "train" not in splits or len(set(splits["train"].labels)) < 2:
+        raise InputError(f"{path}: a group train with usable windows of both classes is needed: make the file again")
+    return splits, file.task
 
 
 def eeg_of(windows: LabelledWindows) -> np.ndarray:
@@ -91,11 +99,14 @@ def eeg_of(windows: LabelledWindows) -> np.ndarray:
 def features_of(path: Path, windows: LabelledWindows) -> np.ndarray:
     """Rows of a file of features that belong to a split's windows, (n, D), whatever split they have there.
 
-    Windows of a recording are in order in both. Raises InputError where the file has other windows.
+    Windows of a recording are in order in both. Raises InputError where the file has other windows, or more than one
+    row of features a window.
     """
     rows: dict[str, list[np.ndarray]] = {}
-    with readable(f"--features {path}", "make it with run_inference.py embed --pool mean"), h5py.File(path) as file:
+    with readable(f"--features {path}", WAY_OUT), h5py.File(path) as file:
         for group in file.values():
+            if group["features"].ndim != 2:
+                raise InputError(f"--features {path}: `features` must be (windows, D): {WAY_OUT}")
             for name, row in zip(group["recording"].asstr()[()], group["features"][()], strict=True):
                 rows.setdefault(name, []).append(row)
     wanted = Counter(windows.recordings)

@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # the backend comes first: there may be no display
 
-from files import written_aside
+from files import check_writable, written_aside
 
 FOLDER = "figures"
 Found = dict[str, list[dict[str, Any]]]
@@ -46,7 +46,7 @@ def stage_curves(found: Found) -> Any:
 
 
 def codebook_curves(found: Found) -> Any:
-    """A codebook that collapses beside one that revival keeps alive: tiny models, 512 and 8192 codes."""
+    """A codebook that collapses beside one that revival keeps alive: tiny models, 8192 codes."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
     pairs = {"revival": "ablation-codes-8192", "no revival": "ablation-codes-8192-no-revival"}
     for axis, key, title in zip(
@@ -100,10 +100,10 @@ def link(name: str, found: Found) -> str:
 
 
 def draw(found: Found, folder: Path) -> None:
-    """Draw all figures whose cells are there."""
+    """Draw all figures whose cells are there. Raises UsageError for a folder that cannot be written."""
     for name, (make, needed, _) in FIGURES.items():
         if all(cell in found for cell in needed):
-            folder.mkdir(exist_ok=True)
+            check_writable(folder, "--readme")  # beside which it is
             figure = make(found)
             with written_aside(folder / file_of(name)) as part:
                 figure.savefig(part, dpi=110, format="png", metadata={"Software": None})

@@ -38,11 +38,11 @@ class Intervals:
         self.path = folder / FILE
         self._values: dict[str, np.ndarray] = {}  # means over seeds of each draw, (draws, metrics)
         self._used: dict[str, Ends] = {}
+        self._kept: dict[str, Ends] = {}
         try:
-            self._kept: dict[str, Ends] = (
-                json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
-            )
-        except (OSError, ValueError) as error:
+            if self.path.is_file():
+                self._kept = dict(json.loads(self.path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{self.path} cannot be read ({error}): delete it, it is made anew") from error
 
     def of_mean(self, found: Sequence[dict[str, Any]]) -> Ends:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# All cells of the reference run in an order in which tables are useful early, then the tables. Finished cells are not
-# run again and a stopped one goes on, so the same command continues. Flags are those of reference.cell:
+# All cells of the reference run, in an order in which tables are useful early; the tables are made by
+# `python -m reference.tables` at any time. Finished cells are not run again and a stopped one goes on, so the same
+# command continues. Flags are those of reference.cell:
 #   bash reference/run.sh --eegmat DIR --eegmmidb DIR [--data DIR] [--output DIR] [--size gpu]
 set -uo pipefail
 cd "$(dirname "$0")/.."
