@@ -241,7 +241,9 @@ def fine_tune(
     judged = ema.module if ema else module
     epoch = state.resume(args)
     data: Any = loaders.train.dataset
-    weights = balanced_weights(data.labels, len(data.classes)) if args.class_weights == "balanced" else None
+    weights = None
+    if args.class_weights == "balanced":
+        weights = balanced_weights(data.labels, len(data.classes)).to(run.device)  # not from the host at every step
     if args.linear_probe and epoch < args.epochs and not best.stopped:
         # After resuming, which may bring another trunk than --finetune.
         loaders = adaptation.build_feature_loaders(module, loaders, args, run)
