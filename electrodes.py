@@ -91,7 +91,10 @@ def resolve(
         raise InputError(f"{where}--rename gives names that are no known electrodes: {', '.join(map(_nearest, wrong))}")
     left = [name for name in names if name not in unwanted]
     if twice := [name for name in left if left.count(name) > 1]:
-        raise InputError(f"{where}two channels are called {_shown(twice[0])}: each electrode has one name")
+        name = _shown(twice[0])
+        raise InputError(
+            f"{where}two channels are called {name}: each electrode has one name. Leave both out with --drop {name}"
+        )
     found = {name: canonical_name(renamed.get(name, name)) for name in left}
     kept = {name: electrode for name, electrode in found.items() if electrode is not None}
     if unknown := [name for name in found if name not in kept and not is_known_non_eeg(name)]:

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from errors import ArgumentParser, InputError, UsageError, run_script
+from errors import INTERRUPTED, TERMINATED, ArgumentParser, InputError, Interrupted, UsageError, run_script
 from files import check_writable, write_json
 from reference import records
 from reference.cells import Cell, Step, cells, folder_of, plan
@@ -103,8 +103,10 @@ def call(words: list[str]) -> None:
                     continue
         finally:
             signal.signal(signal.SIGTERM, before)
-    if code in (130, 143, -signal.SIGINT, -signal.SIGTERM):
+    if code in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
+    if code in (TERMINATED, -signal.SIGTERM):
+        raise Interrupted("stopped by SIGTERM; the same command goes on from here", TERMINATED)
     if code:
         raise InputError(f"{words[1] if words[0] == '-m' else words[0]} failed: see its message above")
 

@@ -43,11 +43,6 @@ def test_a_test_group_without_usable_windows_is_not_measured(tmp_path: Path) -> 
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"log.txt", "predictions-val.npz"}
 
 
-def test_training_without_an_epoch_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--epochs 0: must be at least 1"):
-        run(tmp_path / "none.hdf5", "eegnet", "--epochs", "0")
-
-
 def test_features_of_every_patch_are_refused_with_how_to_make_those_of_a_window(tmp_path: Path) -> None:
     task = labelled_file(tmp_path / "task.hdf5", counts={"train": 2, "val": 2})
     with h5py.File(tmp_path / "features.hdf5", "w") as file:
