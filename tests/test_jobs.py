@@ -222,10 +222,10 @@ def test_a_killed_maker_resumes_and_ends_with_the_files_of_one_never_killed(
             wait_until(lambda: any((tmp_path / "out").glob(".making/*.json")), "a finished recording")
             readers = children(process.pid)
             process.send_signal(number)
+            assert process.wait(60) != 0
         finally:
             for name in held:
                 (tmp_path / "in" / f"{name}.free").touch()
-        assert process.wait(60) != 0
     for reader in readers:
         wait_until_gone(reader)
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.hdf5")}
