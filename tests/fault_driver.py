@@ -55,7 +55,7 @@ class Fault:
     def strike(self) -> None:
         """Let it happen, once."""
         self.spent = True
-        self.note.write_text(json.dumps({"time": time.time(), "step": self.step, **self.fault}))
+        self.note.write_text(json.dumps({"step": self.step, **self.fault}))
         if "limit" in self.fault:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.fault["limit"],) * 2)
             return
@@ -129,8 +129,8 @@ def note_start(notes: Path, attempt: int) -> None:
 
 
 def note_code(note: Path, code: int) -> None:
-    """Write down how and when this process ends."""
-    note.write_text(json.dumps({"time": time.time(), "code": code}))
+    """Write down how this process ends."""
+    note.write_text(json.dumps({"code": code}))
 
 
 def note_end(note: Path) -> None:

@@ -24,8 +24,10 @@ def signal_of(path: Path) -> np.ndarray:
     return np.random.default_rng(len(path.stem) + ord(path.stem[-1])).standard_normal((2, SECONDS * int(RATE))) * 20
 
 
-def behave(word: str) -> None:
-    """Do what the word says."""
+def behave(word: str, free: Path) -> None:
+    """Do what the word says; free: the file for which a held one waits."""
+    while word == "held" and not free.exists():
+        time.sleep(0.02)
     if word == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     if word == "hang":
@@ -41,15 +43,11 @@ def behave(word: str) -> None:
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
     """Return the recording, or behave as its file says, which may be at the first or the second look at it."""
     path = Path(task["path"])
-    word, _, later = path.read_text().partition(" later")
+    word, later, _ = path.read_text().partition(" later")
     looked = path.with_suffix(".looked")
     if not later or looked.exists():
-        behave(word)
+        behave(word, path.with_suffix(".free"))
     looked.touch()
-    if word == "slow":
-        time.sleep(0.15)
-    while word == "held" and not path.with_suffix(".free").exists():
-        time.sleep(0.02)
     names = ["PZ", "CZ"] if word == "swapped" else ["CZ", "OZ"] if word == "others" else ["CZ", "PZ"]
     eeg = signal_of(path)[::-1] if word == "swapped" else signal_of(path)
     return mne.io.RawArray(eeg * 1e-6, mne.create_info(names, RATE, "eeg"), verbose="error")

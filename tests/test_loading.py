@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from loading import context
 from run_helpers import ROOT
+from waiting import status, wait_until_gone
 
 held = threading.Lock()  # what a thread of the run holds while loading processes start
 
@@ -86,13 +87,6 @@ if __name__ == "__main__":
 """
 
 
-def wait_until_gone(process: int) -> None:
-    end = time.monotonic() + 30
-    while time.monotonic() < end and Path(f"/proc/{process}").exists():
-        time.sleep(0.05)
-    assert not Path(f"/proc/{process}").exists()
-
-
 def test_nothing_is_left_of_a_run_that_was_killed(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(KILLED.format(root=str(ROOT)))
     with subprocess.Popen([sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, text=True) as run:
@@ -141,5 +135,5 @@ def test_only_the_process_that_started_it_ends_a_loading_process_with_sigterm() 
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):
             os.kill(child, number)
         time.sleep(0.3)
-        assert Path(f"/proc/{child}/stat").read_text().split()[2] != "Z", "it ended"
+        assert status(child)["State"][0] != "Z", "it ended"
         assert parent.communicate("now\n", timeout=60)[0] == "0\n"

@@ -32,6 +32,7 @@ from run_helpers import (
 DRIVER = ROOT / "tests" / "process_driver.py"
 NAMES = ("tokenizer", "masked", "classifier")
 STEPS = 4
+TIMEOUT = 120  # seconds
 WALL_CLOCK = ("epoch_seconds", "samples_per_second")
 
 
@@ -67,10 +68,10 @@ class Nodes(NamedTuple):
     ended: list[subprocess.CompletedProcess[str]]
 
 
-def agents(words: list[Any], folders: list[Path], *, timeout: float = 120) -> list[subprocess.CompletedProcess[str]]:
+def agents(words: list[Any], folders: list[Path]) -> list[subprocess.CompletedProcess[str]]:
     """Run `words` in one process of each of several agents, each in its own folder; return how the agents ended.
 
-    timeout: in seconds, after which agents and their processes are killed.
+    After TIMEOUT seconds agents and their processes are killed.
     """
     env = clean_environment()
     command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(folders)}", "--nproc_per_node=1"]
@@ -80,14 +81,14 @@ def agents(words: list[Any], folders: list[Path], *, timeout: float = 120) -> li
         subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for folder in folders
     ]
-    end = time.monotonic() + timeout
+    end = time.monotonic() + TIMEOUT
     shown = []
     for node in nodes:
         try:
             shown.append(node.communicate(timeout=max(end - time.monotonic(), 1))[0])
         except subprocess.TimeoutExpired:
             kill_tree(node.pid)
-            shown.append(f"killed after {timeout:g} s\n{node.communicate()[0]}")
+            shown.append(f"killed after {TIMEOUT} s\n{node.communicate()[0]}")
     return [subprocess.CompletedProcess(command, node.returncode, out) for node, out in zip(nodes, shown, strict=True)]
 
 
@@ -157,7 +158,7 @@ def test_an_error_on_one_node_ends_the_other_one_too_and_is_shown_once(tmp_path:
     pretraining_file(folders[0] / "data" / "a.hdf5", seconds=(4,))
     folders[1].mkdir()
     words = [ROOT / "run_vqnsp_training.py", *TOKENIZER, "--train_data", "data", "--output_dir", "out"]
-    ended = agents(words, folders, timeout=60)
+    ended = agents(words, folders)
     shown = "\n\n".join(agent.stdout for agent in ended)
     assert [agent.returncode for agent in ended] == [1, 1], shown
     lines = [line for line in shown.splitlines() if "error: no data found at data: --train_data takes" in line]

@@ -32,11 +32,11 @@ from recovery import (
     server,
     unequal,
     usual,
-    wait_for,
     workplace,
 )
 from run_helpers import checkpoint, kill_tree
 from torchrun_server import start_together
+from waiting import wait_for
 
 MOMENTS = 4  # at which a run is stopped
 RUNS = -(-int(os.environ.get("LABRAM_SOAK", "4")) // MOMENTS)  # of each stage
@@ -112,11 +112,11 @@ def test_any_number_of_loading_processes_gives_the_same_run(workers: int, tmp_pa
 
 def test_a_run_whose_machine_died_ends_by_the_same_command_as_if_it_had_not(tmp_path: Path) -> None:
     def die(pid: int) -> None:
-        wait_for(tmp_path / "notes" / "start-0")
-        wait_for(tmp_path / "run" / "checkpoint.pth")
+        wait_for(tmp_path / "notes" / "fault-0")  # process 0 has halted itself, so that the run cannot end before
         kill_tree(pid)  # torchrun and all processes
 
-    same = usual("classifier", *OFTEN)
+    fault = {"at": "step", "after": 3, "rank": 0, "signal": "SIGSTOP"}
+    same = usual("classifier", *OFTEN, faults=[fault], restarts=0)
     assert same.run(tmp_path, during=die, check=False).code == -signal.SIGKILL
     again = same.run(tmp_path)
     assert again.starts()[-1] > (0, 0)

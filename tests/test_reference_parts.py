@@ -1,0 +1,134 @@
+"""Parts of the reference run that its cells on tiny recordings leave out: curves, the two recordings, expected time."""
+
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+from demo import data
+from files import sha256
+from reference import cell, cells, eeghdf, figures
+
+# Curves
+
+
+def logged(**columns: list[float | None]) -> dict[str, Any]:
+    """Return a cell's record whose first run logged these columns, an epoch a row; None: the epoch lacks the key."""
+    lines: list[dict[str, Any]] = []
+    for epoch, values in enumerate(zip(*columns.values(), strict=True)):
+        logged_ones = {key: value for key, value in zip(columns, values, strict=True) if value is not None}
+        lines.append({"epoch": epoch, **logged_ones})
+    return {"runs": [{"log": lines}, {"log": []}]}
+
+
+def curves(axis: Any) -> dict[str, list[tuple[float, float]]]:
+    """Return label -> points of what an axis shows."""
+    return {line.get_label(): [tuple(map(float, point)) for point in line.get_xydata()] for line in axis.lines}
+
+
+@pytest.fixture
+def found() -> dict[str, list[dict[str, Any]]]:
+    """Cells with the logs of which all figures are drawn."""
+    stages = {
+        "tokenizer": logged(
+            train_loss=[3, 2], test_loss=[3.5, None], train_used_code=[10, 12], train_perplexity=[5, 6.5]
+        ),
+        "pretraining": logged(
+            train_loss=[6, 5], val_loss=[6.5, 5.5], train_unigram_loss=[7, 6.9], val_unigram_loss=[None, None]
+        ),
+    }
+    books = {
+        "ablation-codes-8192": logged(test_used_code=[100, 4000], test_perplexity=[50, 2000], test_loss=[3, 2.5]),
+        "ablation-codes-8192-no-revival": logged(test_used_code=[9, 1], test_perplexity=[3, 1], test_loss=[3, 2.75]),
+    }
+    folds = {
+        "cv-pretrained-even": logged(train_loss=[0.7, 0.5], val_roc_auc=[0.5, 0.75]),
+        "cv-scratch-even": logged(train_loss=[0.7, 0.6], val_roc_auc=[0.5, 0.625]),
+    }
+    return {name: [record, logged(train_loss=[9])] for name, record in (stages | books | folds).items()}
+
+
+def test_curves_of_the_stages_are_the_logged_values_and_skip_epochs_without_one(found: dict[str, Any]) -> None:
+    tokenizer, codebook, masked = figures.stage_curves(found).axes
+    assert curves(tokenizer) == {"training": [(1, 3), (2, 2)], "held out": [(1, 3.5)]}
+    assert curves(codebook) == {"codes in use": [(1, 10), (2, 12)], "perplexity": [(1, 5), (2, 6.5)]}
+    assert curves(masked) == {
+        "training": [(1, 6), (2, 5)],
+        "held out": [(1, 6.5), (2, 5.5)],
+        "code frequencies alone, training": [(1, 7), (2, 6.9)],
+    }
+    assert masked.get_xlabel() == "epoch" and masked.get_ylabel() == "loss (nats)"
+
+
+def test_curves_of_the_codebook_show_it_with_and_without_revival(found: dict[str, Any]) -> None:
+    used, perplexity, loss = figures.codebook_curves(found).axes
+    assert curves(used) == {"revival": [(1, 100), (2, 4000)], "no revival": [(1, 9), (2, 1)]}
+    assert curves(perplexity) == {"revival": [(1, 50), (2, 2000)], "no revival": [(1, 3), (2, 1)]}
+    assert curves(loss) == {"revival": [(1, 3), (2, 2.5)], "no revival": [(1, 3), (2, 2.75)]}
+    assert used.get_ylabel() == "codes in use of 8192, held out"
+
+
+def test_curves_of_fine_tuning_show_it_with_and_without_pre_training(found: dict[str, Any]) -> None:
+    loss, auc = figures.fine_tuning_curves(found).axes
+    assert curves(loss) == {"pre-trained": [(1, 0.7), (2, 0.5)], "from scratch": [(1, 0.7), (2, 0.6)]}
+    assert curves(auc) == {"pre-trained": [(1, 0.5), (2, 0.75)], "from scratch": [(1, 0.5), (2, 0.625)]}
+    assert auc.get_ylabel() == "validation AUROC"
+
+
+def test_a_figure_is_drawn_and_linked_when_all_its_cells_are_there(found: dict[str, Any], tmp_path: Path) -> None:
+    del found["cv-scratch-even"]
+    figures.draw(found, tmp_path / "figures")
+    drawn = {path.name: plt.imread(path) for path in (tmp_path / "figures").iterdir()}
+    assert drawn.keys() == {"stage-curves.png", "codebook-curves.png"}
+    assert all(len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 2 for picture in drawn.values())
+    assert figures.link("fine-tuning curves", found) == "Not run yet: cv-scratch-even."
+    assert figures.link("codebook curves", found).endswith("](figures/codebook-curves.png)")
+    assert not plt.get_fignums(), "figures are kept in memory"
+
+
+# The two recordings
+
+
+def test_recordings_come_out_of_the_package_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "out" / "downloads"
+    output.mkdir(parents=True)
+    with tarfile.open(output / data.EEGHDF.file, "w:gz") as tar:
+        for name in data.RECORDINGS:
+            (tmp_path / name).write_bytes(name.encode())
+            tar.add(tmp_path / name, arcname=f"eeghdf/data/{name}")
+    source = data.Source("eeghdf", (), data.EEGHDF.file, sha256(output / data.EEGHDF.file))
+    monkeypatch.setattr(eeghdf, "EEGHDF", source)
+    monkeypatch.setattr(sys, "argv", ["eeghdf", "--output", str(output)])
+    eeghdf.main(eeghdf.get_args())
+    assert {name: (output / name).read_bytes() for name in data.RECORDINGS} == {
+        name: name.encode() for name in data.RECORDINGS
+    }
+    (output / data.EEGHDF.file).unlink()
+    with patch.object(data.subprocess, "run", lambda *_: pytest.fail("it was downloaded again")):
+        eeghdf.main(eeghdf.get_args())
+
+
+# Expected time
+
+
+@pytest.mark.parametrize("size", ["cpu", "test"])
+def test_the_plan_is_a_line_for_each_cell_and_seed_with_its_minutes_where_they_are_known(
+    size: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cell", "--plan", "--size", size])
+    cell.main(cell.get_args())
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(name, int(seed)) for name, seed, *_ in lines] == cells.plan(size)
+    if size == "test":
+        assert all(len(line) == 2 for line in lines)
+        return
+    assert all(line[3] == "min" and int(line[2]) > 0 for line in lines)
+    minutes = {name: int(number) for name, _, number, _ in lines}
+    even = [name for name in minutes if name.endswith("-even")]
+    assert even and all(minutes[name] == minutes[name.removesuffix("-even")] for name in even), "weights take no time"
+    assert minutes["cv-scratch"] > minutes["fixed-scratch"], "of eight trainings and of one"
