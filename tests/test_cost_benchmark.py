@@ -114,12 +114,12 @@ def test_a_file_without_a_rate_of_stages_1_and_2_is_refused(tmp_path: Path) -> N
 
 def test_a_gpu_that_is_not_there_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    embedding = importlib.import_module("embedding")
+    loading = importlib.import_module("data")
     with (
-        patch.object(sys, "argv", ["embedding.py", "--device", "cuda"]),
+        patch.object(sys, "argv", ["data.py", "--device", "cuda"]),
         pytest.raises(UsageError, match="--device cuda: no GPU was found; use --device cpu"),
     ):
-        embedding.main(embedding.get_args())
+        loading.main(loading.get_args())
 
 
 def test_a_result_names_the_versions_of_the_libraries_that_are_there_and_no_others(

@@ -2,6 +2,7 @@
 
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -32,8 +33,8 @@ def curves(axis: Any) -> dict[str, list[tuple[float, float]]]:
 
 
 @pytest.fixture
-def found() -> dict[str, list[dict[str, Any]]]:
-    """Cells with the logs of which all figures are drawn."""
+def found() -> Iterator[dict[str, list[dict[str, Any]]]]:
+    """Cells with the logs of which all figures are drawn; what is drawn of them is closed."""
     stages = {
         "tokenizer": logged(
             train_loss=[3, 2], test_loss=[3.5, None], train_used_code=[10, 12], train_perplexity=[5, 6.5]
@@ -50,7 +51,8 @@ def found() -> dict[str, list[dict[str, Any]]]:
         "cv-pretrained-even": logged(train_loss=[0.7, 0.5], val_roc_auc=[0.5, 0.75]),
         "cv-scratch-even": logged(train_loss=[0.7, 0.6], val_roc_auc=[0.5, 0.625]),
     }
-    return {name: [record, logged(train_loss=[9])] for name, record in (stages | books | folds).items()}
+    yield {name: [record, logged(train_loss=[9])] for name, record in (stages | books | folds).items()}
+    plt.close("all")
 
 
 def test_curves_of_the_stages_are_the_logged_values_and_skip_epochs_without_one(found: dict[str, Any]) -> None:
@@ -82,13 +84,14 @@ def test_curves_of_fine_tuning_show_it_with_and_without_pre_training(found: dict
 
 def test_a_figure_is_drawn_and_linked_when_all_its_cells_are_there(found: dict[str, Any], tmp_path: Path) -> None:
     del found["cv-scratch-even"]
+    before = plt.get_fignums()
     figures.draw(found, tmp_path / "figures")
     drawn = {path.name: plt.imread(path) for path in (tmp_path / "figures").iterdir()}
     assert drawn.keys() == {"stage-curves.png", "codebook-curves.png"}
     assert all(len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 2 for picture in drawn.values())
     assert figures.link("fine-tuning curves", found) == "Not run yet: cv-scratch-even."
     assert figures.link("codebook curves", found).endswith("](figures/codebook-curves.png)")
-    assert not plt.get_fignums(), "figures are kept in memory"
+    assert plt.get_fignums() == before, "figures are kept in memory"
 
 
 # The two recordings
@@ -129,6 +132,6 @@ def test_the_plan_is_a_line_for_each_cell_and_seed_with_its_minutes_where_they_a
         return
     assert all(line[3] == "min" and int(line[2]) > 0 for line in lines)
     minutes = {name: int(number) for name, _, number, _ in lines}
-    even = [name for name in minutes if name.endswith("-even")]
-    assert even and all(minutes[name] == minutes[name.removesuffix("-even")] for name in even), "weights take no time"
+    weighted = [name for name in minutes if f"{name}-even" in minutes]
+    assert weighted and all(minutes[name] == minutes[f"{name}-even"] for name in weighted), "weights take no time"
     assert minutes["cv-scratch"] > minutes["fixed-scratch"], "of eight trainings and of one"
