@@ -8,7 +8,6 @@ import threading
 import time
 from pathlib import Path
 
-import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from loading import context
@@ -29,7 +28,6 @@ class Parents(Dataset):
             return os.getppid()
 
 
-@pytest.mark.timeout(60)
 def test_a_lock_that_a_thread_of_the_run_holds_does_not_stop_a_loading_process() -> None:
     with held:
         (found,) = list(DataLoader(Parents(), batch_size=2, num_workers=1, multiprocessing_context=context()))
