@@ -235,11 +235,12 @@ def reason(error: Exception, where: str) -> str:
 
 
 def limit_memory(gigabytes: float) -> None:
-    """Bound this process's address space, where the system can."""
+    """Bound this process's address space, where the system can; no core file, for it would hold headers' texts."""
     try:
         import resource
     except ImportError:  # Windows
         return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = int(gigabytes * 2**30)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard != resource.RLIM_INFINITY:

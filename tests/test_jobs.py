@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -519,6 +520,13 @@ def test_an_idle_process_ends_by_itself_and_one_that_does_not_is_ended(
     assert box.call("files") == 1
     box.leave()
     assert box._process.returncode == -signal.SIGKILL
+
+
+def test_a_reader_that_crashes_leaves_no_core_file_with_what_headers_say() -> None:
+    box = sandbox.Sandbox(Limits())
+    assert box.call("survey", maker="dataset_maker.make_eegmat", tasks=[], pipeline=Pipeline().to_json()) == []
+    assert resource.prlimit(box._process.pid, resource.RLIMIT_CORE) == (0, 0)
+    box.close()
 
 
 def test_a_process_ends_when_its_maker_is_gone() -> None:
