@@ -243,6 +243,7 @@ def test_the_map_of_the_snippet_is_the_one_shown_and_the_maker_takes_it(
     raw.save(folder / "biosemi/x_raw.fif", verbose="error")
     words = ("--input", "biosemi", "--output", "data", "--rename", "rename.json", "--jobs", 1)
     assert run_maker(make_h5dataset_for_pretrain, *words) != 0  # without --drop
+    assert "unknown electrode names" in capsys.readouterr().err
     assert run_maker(make_h5dataset_for_pretrain, *words, "--drop", *Path("drop.txt").read_text().split()) == 0
     with h5py.File(next(folder.glob("data/*.hdf5"))) as file:
         order = [str(name) for name in next(iter(file.values()))["eeg"].attrs["chOrder"]]

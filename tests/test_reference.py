@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from modeling_pretrain import MaskedModel, random_mask
 from reference import baselines, cell, cells, intervals, one_mask, settings, tables
 from run_helpers import ROOT, labelled_file, log, predictions
 from subject_results import bootstrap, subjects_of
+from waiting import wait_for
 
 SIZE = "test"
 
@@ -267,8 +267,7 @@ def test_sigterm_reaches_the_command_which_ends_by_itself(tmp_path: Path) -> Non
     )
     outer = f"from reference.cell import call\nfrom errors import run_script\nrun_script(call, ['-c', {code!r}])"
     with subprocess.Popen([sys.executable, "-c", outer], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "ready").exists() and process.poll() is None:
-            time.sleep(0.05)
+        wait_for(tmp_path / "ready")
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=120)
     assert (tmp_path / "told").exists() and process.returncode == 143 and "goes on" in said
