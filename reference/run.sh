@@ -3,6 +3,7 @@
 # `python -m reference.tables` at any time. Finished cells are not run again and a stopped one goes on, so the same
 # command continues. Flags are those of reference.cell:
 #   bash reference/run.sh --eegmat DIR --eegmmidb DIR [--data DIR] [--output DIR] [--size gpu]
+# Folders that are not absolute are taken from the project's folder, wherever this is called.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
