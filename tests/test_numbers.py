@@ -141,11 +141,11 @@ def test_every_file_of_results_is_one_that_a_document_uses() -> None:
     assert {path.name for path in FOLDER.iterdir()} <= RESULTS.keys() | {COVERAGE}
 
 
-def test_the_lines_that_tests_reach_are_those_of_the_report_and_more_than_nine_in_ten() -> None:
+def test_the_lines_that_tests_reach_are_those_of_the_report_and_more_than_nine_in_ten_of_every_file() -> None:
     (rows,) = tables((FOLDER / COVERAGE).read_text(encoding="utf-8"))
     share = {row[0].strip("*"): int(row[3].strip("*").removesuffix("%")) for row in rows[1:]}
     total, least = share.pop("TOTAL"), min(share, key=share.__getitem__)
-    assert total > 90 and len(share) > 100
+    assert min(total, share[least]) > 90 and len(share) > 100
     name = least.replace("\\", "")
     assert f"{total} % of all lines, and least of `{name}`, {share[least]} % (`benchmarks/results/" in flat(PROJECT)
 
