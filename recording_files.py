@@ -33,10 +33,14 @@ def find(inputs: Sequence[Path], options: Options, *, split: str | None = None) 
     """Every recording of these files and folders: where it is, and what opens it (raising InputError if it cannot).
 
     Files are what MNE reads, or HDF5 of ours; labelled ones give one entry for each split, or for `split` only. Raises
-    UsageError for options that a file of ours cannot follow.
+    UsageError for options that contradict each other, or that a file of ours cannot follow.
     """
     paths = find_files(inputs, KINDS)
     raws = [path for path in paths if path.suffix.lower() not in SUFFIXES]
+    if options.prepared and (flags := _filter_flags(options.pipeline.filter)):
+        raise UsageError(
+            f"{' '.join(flags)}: --prepared says that signals are filtered already: leave one of the two out"
+        )
     names = dict(zip(raws, unique_names([path.stem for path in raws], raws), strict=True))
     for path in paths:
         if path in names:

@@ -100,6 +100,10 @@ def infer(args: argparse.Namespace) -> None:
     usual_window = model.description.window_seconds or None
     options = Options(pipeline, args.prepared, args.scale, args.window, args.stride, usual_window)
     found = list(find(args.input, options, split=args.split))
+    if args.split and not any(where.endswith(f", group {args.split}") for where, _ in found):
+        raise UsageError(
+            f"--split {args.split}: is for labelled HDF5, and none that can be read is in --input: leave the flag out"
+        )
     picture = inference_plots.picture(args.verb, plot, many=len(found) > 1) if plot else None
     try:
         _infer(args, model, found, picture)

@@ -291,6 +291,8 @@ def test_the_features_of_a_labelled_file_are_drawn(checkpoints: dict[str, Path],
         ("predict", ["--checkpoint", "missing.pth"], "missing.pth"),
         ("predict", ["--split", "all"], "invalid choice: 'all'"),
         ("predict", ["--input", "nowhere"], "nowhere: does not exist; correct --input"),
+        ("embed", ["--split", "val"], "--split val: is for labelled HDF5, and none that can be read is in --input"),
+        ("embed", ["--prepared", "--notch", "60"], "--notch: --prepared says that signals are filtered already"),
     ],
 )
 def test_bad_words_are_one_line(
@@ -318,6 +320,15 @@ def test_flags_that_a_labelled_file_cannot_follow_are_one_line(
     assert run("predict", checkpoints["predict"], [path], tmp_path / "out.npz", *words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith(f"error: {words[0]}") and "leave the flag out" in lines[0]
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_a_split_of_recordings_without_labels_is_one_line(
+    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_pretraining(tmp_path / "a.hdf5", TRIO, [signal(3, 1000)])
+    assert run("embed", checkpoints["embed"], [path], tmp_path / "out.npz", "--split", "val") == 2
+    assert capsys.readouterr().err.startswith("error: --split val: is for labelled HDF5")
     assert not (tmp_path / "out.npz").exists()
 
 
