@@ -113,7 +113,10 @@ def main(args: argparse.Namespace) -> None:
         for index, (start, end, _) in enumerate(task["clips"]):
             expected[SPLITS[index // CLIPS_PER_SPLIT]] += end - start
     if missing := SUBJECTS * len(clips) - len(tasks):
-        print(f"{missing} of the {SUBJECTS * len(clips)} files of the public release are not in {args.root}")
+        print(
+            f"{missing} of the {SUBJECTS * len(clips)} files of the public release are not in {args.root}",
+            file=sys.stderr,
+        )
     labelled.make(
         args,
         maker="dataset_maker.make_SEEDV",

@@ -156,7 +156,8 @@ def check_needs(cell: Cell, args: argparse.Namespace) -> None:
     known = cells(args.size)
     for name in cell.needs:
         path = records.path_of(args.output, name, 0)
-        begin = f"python -m reference.cell {name} --size {args.size} --data {args.data} --output {args.output}"
+        flags = ("--size", args.size, "--data", str(args.data), "--output", str(args.output))
+        begin = shlex.join(("python", "-m", "reference.cell", name, *flags))
         if not path.is_file():
             raise InputError(f"cell {cell.name} needs cell {name}, which has no {path}: run {begin} first")
         for step in known[name].steps(0):

@@ -114,7 +114,7 @@ def test_sessions_become_seconds_with_their_clips_labels_and_splits(
             np.testing.assert_allclose(wave[:, :, 5], amplitude, rtol=0.02)  # 10 Hz in 100 samples at 200 Hz
     printed = capfd.readouterr()
     assert "2 other files *.cnt are left out" in printed.err
-    assert "45 of the 48 files of the public release are not in" in printed.out
+    assert "45 of the 48 files of the public release are not in" in printed.err
     totals = {
         split: sum(len(expected_windows(s, number)) for s in CLIPS) for number, split in enumerate(make_SEEDV.SPLITS)
     }
