@@ -1,0 +1,133 @@
+"""What was tried inside the models: each operation as the product does it and otherwise, timed in turn.
+
+`python benchmarks/choices.py [--groups NAME ...] [--repeats 7] [--json FILE]` prints Markdown: time, how many times as
+long as the product's way (medians and ranges of rounds), and the peak of memory of each way above what its process
+held. Every group has a process of its own, and each way another for its memory. `--show FILE` prints a file's numbers.
+Not here: the operations themselves (`formulations.py`), whole steps beside other libraries (`speed.py`).
+"""
+
+import argparse
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules
+
+import measuring
+import torch
+from entrants import Setting, entrants
+from formulations import GROUPS, TINY, Size
+
+from errors import ArgumentParser, run_script
+from files import write_json
+
+# The C library's allocator, told never to give memory back: its settings are read when a process starts.
+KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+ALLOCATOR = {"allocator, tokenizer step": "a", "allocator, pre-training step": "c"}  # group -> case of `speed.py`
+USUAL, KEPT = "the system's settings", f"`{' '.join(f'{k}={v}' for k, v in KEEPING.items())}`"
+
+
+def get_args() -> argparse.Namespace:
+    """Flags of the benchmark."""
+    parser = ArgumentParser(description=__doc__)
+    names = [*GROUPS, *ALLOCATOR]
+    parser.add_argument("--groups", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--repeats", type=int, default=7, help="rounds; of the allocator, at most 3")
+    measuring.add_results(parser)
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes: a check that everything runs")
+    return parser.parse_args()
+
+
+def alone(task: Callable[..., Any], *given: Any, environment: dict[str, str] | None = None) -> Any:
+    """Let a process that has done nothing before do a task."""
+    spawned = multiprocessing.get_context("spawn")
+    with patch.dict(os.environ, environment or {}), ProcessPoolExecutor(1, spawned) as process:
+        return process.submit(task, *given).result()
+
+
+def timed(group: str, size: Size, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each way's rounds."""
+    return measuring.rounds(GROUPS[group](size), repeats, "cpu")
+
+
+def peak(group: str, size: Size, way: str) -> int:
+    """Bytes that a way takes at most."""
+    step = GROUPS[group](size)[way]
+    return measuring.peak_memory(step, "cpu")
+
+
+def training_step(case: str, tiny: bool) -> tuple[float, int]:
+    """Seconds of one training step of the product, after one to warm up, and the peak of memory of two more."""
+    logging.disable(logging.WARNING)
+    setting = Setting(case, 32, 8, "base", 2 if tiny else 16 if case == "a" else 8, "cpu", "fp32", tiny)
+    with ExitStack() as stack:
+        step = entrants(setting, 1, stack, only="ours")["ours"]
+        (seconds,) = measuring.rounds({"ours": step}, 1, "cpu")["ours"]
+        return seconds, measuring.peak_memory(step, "cpu")
+
+
+def measure(group: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of a group, the product's way first."""
+    size = TINY if args.tiny else Size()
+    if case := ALLOCATOR.get(group):
+        steps: dict[str, list[tuple[float, int]]] = {USUAL: [], KEPT: []}
+        for _ in range(min(3, args.repeats)):
+            for name, found in steps.items():
+                found.append(alone(training_step, case, args.tiny, environment=KEEPING if name == KEPT else None))
+        seconds = {name: [second for second, _ in found] for name, found in steps.items()}
+        peaks = {name: max(bytes_ for _, bytes_ in found) for name, found in steps.items()}
+    else:
+        seconds = alone(timed, group, size, args.repeats)
+        peaks = {way: alone(peak, group, size, way) for way in seconds}
+    kept = next(iter(seconds))
+    rows = []
+    for way, values in seconds.items():
+        row = {"group": group, "way": way, "seconds": measuring.spread(values), "peak_bytes": peaks[way]}
+        rows.append(row | ({} if way == kept else {"times_as_long": measuring.ratio(seconds, way, kept)}))
+    return rows
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """Markdown: a row a way, the product's in bold."""
+    lines = ["| operation | way | ms | times as long | peak MB |", "| --- | --- | --- | --- | --- |"]
+    for row in found["rows"]:
+        times = row.get("times_as_long")
+        way = row["way"] if times else f"**{row['way']}**"
+        longer = f"{times['median']:.2f} ({times['low']:.2f} to {times['high']:.2f})" if times else ""
+        group = "" if times else row["group"]
+        lines.append(
+            f"| {group} | {way} | {1e3 * row['seconds']['median']:.1f} | {longer} | {row['peak_bytes'] / 1e6:.0f} |"
+        )
+    return lines
+
+
+def main(args: argparse.Namespace) -> None:
+    """Measure, print the table, write the JSON."""
+    if args.show:
+        print("\n".join(measuring.of_results(args.show, "choices.py", table)))
+        return
+    measuring.check_numbers(args, "repeats")
+    machine = measuring.hardware("cpu")
+    rows: list[dict[str, Any]] = []
+    for group in args.groups:
+        found = measure(group, args)
+        print("\n".join(table({"rows": found})[2 * bool(rows) :]), flush=True)
+        rows += found
+    size = TINY if args.tiny else Size()
+    print(
+        f"{size.windows} windows of {size.electrodes} electrodes x {size.seconds} s, {torch.get_num_threads()} threads"
+    )
+    if args.json:
+        write_json(args.json, {"machine": machine, "size": asdict(size), "repeats": args.repeats, "rows": rows})
+
+
+if __name__ == "__main__":
+    run_script(main, get_args())
