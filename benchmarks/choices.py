@@ -1,8 +1,9 @@
 """What was tried inside the models: each operation as the product does it and otherwise, timed in turn.
 
 `python benchmarks/choices.py [--groups NAME ...] [--repeats 7] [--json FILE]` prints Markdown: time, how many times as
-long as the product's way (medians and ranges of rounds), and the peak of memory of each way above what its process
-held. Every group has a process of its own, and each way another for its memory. `--show FILE` prints a file's numbers.
+long as the product's way (medians and ranges of rounds), and the peak of memory of each way above what its process held
+before (not of the allocator's settings). Every group has a process of its own, and each way another for its memory.
+`--show FILE` prints a file's numbers.
 Not here: the operations themselves (`formulations.py`), whole steps beside other libraries (`speed.py`).
 """
 
@@ -64,33 +65,31 @@ def peak(group: str, size: Size, way: str) -> int:
     return measuring.peak_memory(step, "cpu")
 
 
-def training_step(case: str, tiny: bool) -> tuple[float, int]:
-    """Seconds of one training step of the product, after one to warm up, and the peak of memory of two more."""
+def training_step(case: str, tiny: bool) -> float:
+    """Seconds of one training step of the product, after one to warm up."""
     logging.disable(logging.WARNING)
     setting = Setting(case, 32, 8, "base", 2 if tiny else 16 if case == "a" else 8, "cpu", "fp32", tiny)
     with ExitStack() as stack:
-        step = entrants(setting, 1, stack, only="ours")["ours"]
-        (seconds,) = measuring.rounds({"ours": step}, 1, "cpu")["ours"]
-        return seconds, measuring.peak_memory(step, "cpu")
+        return measuring.rounds(entrants(setting, 1, stack, only="ours"), 1, "cpu")["ours"][0]
 
 
 def measure(group: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of a group, the product's way first."""
     size = TINY if args.tiny else Size()
+    peaks: dict[str, int] = {}
     if case := ALLOCATOR.get(group):
-        steps: dict[str, list[tuple[float, int]]] = {USUAL: [], KEPT: []}
+        seconds: dict[str, list[float]] = {USUAL: [], KEPT: []}
         for _ in range(min(3, args.repeats)):
-            for name, found in steps.items():
+            for name, found in seconds.items():
                 found.append(alone(training_step, case, args.tiny, environment=KEEPING if name == KEPT else None))
-        seconds = {name: [second for second, _ in found] for name, found in steps.items()}
-        peaks = {name: max(bytes_ for _, bytes_ in found) for name, found in steps.items()}
     else:
         seconds = alone(timed, group, size, args.repeats)
         peaks = {way: alone(peak, group, size, way) for way in seconds}
     kept = next(iter(seconds))
     rows = []
     for way, values in seconds.items():
-        row = {"group": group, "way": way, "seconds": measuring.spread(values), "peak_bytes": peaks[way]}
+        row: dict[str, Any] = {"group": group, "way": way, "seconds": measuring.spread(values)}
+        row |= {"peak_bytes": peaks[way]} if peaks else {}
         rows.append(row | ({} if way == kept else {"times_as_long": measuring.ratio(seconds, way, kept)}))
     return rows
 
@@ -103,9 +102,8 @@ def table(found: dict[str, Any]) -> list[str]:
         way = row["way"] if times else f"**{row['way']}**"
         longer = f"{times['median']:.2f} ({times['low']:.2f} to {times['high']:.2f})" if times else ""
         group = "" if times else row["group"]
-        lines.append(
-            f"| {group} | {way} | {1e3 * row['seconds']['median']:.1f} | {longer} | {row['peak_bytes'] / 1e6:.0f} |"
-        )
+        memory = f"{row['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in row else ""
+        lines.append(f"| {group} | {way} | {1e3 * row['seconds']['median']:.1f} | {longer} | {memory} |")
     return lines
 
 

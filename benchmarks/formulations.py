@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import layers
 from electrodes import ELECTRODES, embedding_rows
-from lean_ops import code_loss, gelu_linear
+from lean_ops import code_loss
 from modeling_pretrain import random_mask
 
 Found = tuple[Tensor, ...]
@@ -173,23 +173,6 @@ def products(size: Size, *, of_weights: bool) -> Ways:
     return ways
 
 
-def layer_of(weight: Tensor, bias: Tensor) -> Any:
-    """What the product's functions ask of a linear layer."""
-    return SimpleNamespace(weight=weight, bias=bias)
-
-
-def gelu(size: Size) -> Ways:
-    """GELU and the second layer of a block's MLP, forward and backward."""
-    layer = nn.Linear(4 * size.width, size.width)
-    hidden = size.draw(size.windows, size.tokens, 4 * size.width)
-    upstream = size.draw(size.windows, size.tokens, size.width)
-    run = lambda function: learning(function, upstream, hidden, layer.weight, layer.bias)  # noqa: E731
-    return {
-        "GELU computed again for the gradient": run(lambda x, weight, bias: gelu_linear(x, layer_of(weight, bias))),
-        "GELU kept": run(lambda x, weight, bias: F.linear(F.gelu(x), weight, bias)),
-    }
-
-
 # Parts of a step
 
 
@@ -204,7 +187,8 @@ def loss_over_codes(size: Size) -> Ways:
         return (F.cross_entropy(F.linear(x, weight, bias), codes, reduction="none") * shares).sum()
 
     def pieces(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return code_loss(x, layer_of(weight, bias), codes, shares)[0]
+        layer: Any = SimpleNamespace(weight=weight, bias=bias)
+        return code_loss(x, layer, codes, shares)[0]
 
     run = lambda function: learning(function, upstream, tokens, head.weight, head.bias)  # noqa: E731
     return {"8 MB of logits at a time": run(pieces), "all logits": run(whole)}
@@ -253,6 +237,18 @@ def classifier_loss(size: Size, model: Any) -> Callable[[], Tensor]:
     return lambda: model(eeg, size.channels).square().mean()
 
 
+def gelu(size: Size) -> Ways:
+    """Forward and backward pass of the classifier, whose blocks keep GELU's outputs for the gradient, too."""
+    model = size.build("200").train()
+    step = training(model, classifier_loss(size, model))
+
+    def kept() -> Found:
+        with patch.object(layers, "gelu_linear", lambda hidden, layer: layer(F.gelu(hidden))):
+            return step()
+
+    return {"GELU computed again for the gradient": step, "GELU's outputs kept": kept}
+
+
 def checkpointing(size: Size) -> Ways:
     """Forward and backward pass of the classifier, what enters each block kept alone."""
     plain, lean = (size.build("200", grad_checkpoint=lean).train() for lean in (False, True))
@@ -295,10 +291,10 @@ GROUPS: Mapping[str, Callable[[Size], Ways]] = {
     "norm of q": head_norm,
     "matrices of a block, forward": functools.partial(products, of_weights=False),
     "gradients of these matrices": functools.partial(products, of_weights=True),
-    "GELU and second layer": gelu,
     "loss over codes": loss_over_codes,
     "pre-training, half the windows": two_masks,
     "embedding": embedding,
+    "fine-tuning, GELU": gelu,
     "fine-tuning, memory": checkpointing,
     "fine-tuning, compiled": compiled,
     "AdamW": optimizer,

@@ -119,3 +119,20 @@ def test_wrong_flags_and_files_are_one_line(module: Any, tmp_path: Path) -> None
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(InputError, match=f"is no results file of {Path(module.__file__).name}"):
         run(module, "--show", tmp_path / "bad.json")
+
+
+def test_the_allocator_is_measured_with_and_without_its_settings_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def alone(task: Any, case: str, tiny: bool, *, environment: dict[str, str] | None) -> float:
+        asked.append((case, environment))
+        return 2.0 if environment else 1.0
+
+    monkeypatch.setattr(choices, "alone", alone)
+    usual, kept = choices.measure("allocator, pre-training step", choices.argparse.Namespace(tiny=True, repeats=7))
+    assert asked == [("c", None), ("c", choices.KEEPING)] * 3
+    assert usual["seconds"]["median"] == 1 and kept["times_as_long"]["median"] == 2 and "peak_bytes" not in kept
+
+
+def test_a_step_of_training_takes_time() -> None:
+    assert 0 < choices.alone(choices.training_step, "a", True) < math.inf
