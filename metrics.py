@@ -15,7 +15,6 @@ from sklearn import metrics as sk
 
 from errors import UsageError
 
-TASKS = ("binary", "multiclass", "regression")
 METRICS = {
     "binary": ("accuracy", "balanced_accuracy", "pr_auc", "roc_auc"),
     "multiclass": ("accuracy", "balanced_accuracy", "cohen_kappa", "f1_weighted"),
@@ -61,7 +60,7 @@ def regression_metrics(outputs: np.ndarray, targets: np.ndarray) -> dict[str, fl
 
 
 def compute(task: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Metrics of a task (one of TASKS) from the logits and labels of every sample of a set."""
+    """Metrics of a task (a key of METRICS) from the logits and labels of every sample of a set."""
     functions = {"binary": binary_metrics, "multiclass": multiclass_metrics, "regression": regression_metrics}
     return functions[task](np.asarray(logits, dtype=np.float64), np.asarray(labels))
 

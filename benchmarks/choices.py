@@ -85,23 +85,16 @@ def measure(group: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     else:
         seconds = alone(timed, group, size, args.repeats)
         peaks = {way: alone(peak, group, size, way) for way in seconds}
-    kept = next(iter(seconds))
-    rows = []
-    for way, values in seconds.items():
-        row: dict[str, Any] = {"group": group, "way": way, "seconds": measuring.spread(values)}
-        row |= {"peak_bytes": peaks[way]} if peaks else {}
-        rows.append(row | ({} if way == kept else {"times_as_long": measuring.ratio(seconds, way, kept)}))
-    return rows
+    rows = measuring.compared(seconds)
+    return [{"group": group, **row, **({"peak_bytes": peaks[row["way"]]} if peaks else {})} for row in rows]
 
 
 def table(found: dict[str, Any]) -> list[str]:
     """Markdown: a row a way, the product's in bold."""
     lines = ["| operation | way | ms | times as long | peak MB |", "| --- | --- | --- | --- | --- |"]
     for row in found["rows"]:
-        times = row.get("times_as_long")
-        way = row["way"] if times else f"**{row['way']}**"
-        longer = f"{times['median']:.2f} ({times['low']:.2f} to {times['high']:.2f})" if times else ""
-        group = "" if times else row["group"]
+        way, longer = measuring.compared_cells(row)
+        group = "" if longer else row["group"]
         memory = f"{row['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in row else ""
         lines.append(f"| {group} | {way} | {1e3 * row['seconds']['median']:.1f} | {longer} | {memory} |")
     return lines

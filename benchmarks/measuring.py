@@ -90,6 +90,23 @@ def ratio(seconds: Mapping[str, list[float]], slow: str, fast: str) -> dict[str,
     return spread([a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)])
 
 
+def compared(seconds: Mapping[str, list[float]], *, key: str = "seconds", count: int = 1) -> list[dict[str, Any]]:
+    """Rows of ways of doing the same: name, seconds of each of `count` things, how many times as long as the first."""
+    kept = next(iter(seconds))
+    rows = []
+    for way, values in seconds.items():
+        row = {"way": way, key: spread([value / count for value in values])}
+        rows.append(row | ({} if way == kept else {"times_as_long": ratio(seconds, way, kept)}))
+    return rows
+
+
+def compared_cells(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Markdown of such a row: its name, in bold if it is the first one's, and how many times as long it took."""
+    if (times := row.get("times_as_long")) is None:
+        return f"**{row['way']}**", ""
+    return row["way"], f"{times['median']:.2f} ({times['low']:.2f} to {times['high']:.2f})"
+
+
 def peak_memory(step: Callable[[], object], device: str) -> int:
     """Bytes that two calls took at most above what the process held before (on a CPU: Linux only)."""
     if device.startswith("cuda"):

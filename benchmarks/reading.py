@@ -151,12 +151,7 @@ def measure(path: Path, geometry: Geometry, windows: int, repeats: int) -> list[
     warm(path)
     steps = {name: partial(_all, make, batches) for name, make in ways(path, geometry).items()}
     seconds = measuring.rounds(steps, repeats, "cpu")
-    kept, count = next(iter(seconds)), sum(map(len, batches))
-    rows = []
-    for way, values in seconds.items():
-        row = {"way": way, "seconds_a_window": measuring.spread([value / count for value in values])}
-        rows.append(row | ({} if way == kept else {"times_as_long": measuring.ratio(seconds, way, kept)}))
-    return rows
+    return measuring.compared(seconds, key="seconds_a_window", count=sum(map(len, batches)))
 
 
 def _all(make: Callable[[list[tuple[str, int]]], Tensor], batches: Batches) -> None:
@@ -168,9 +163,7 @@ def table(found: dict[str, Any]) -> list[str]:
     """Markdown: a row a way, the product's in bold."""
     lines = ["| reading | us a window | times as long |", "| --- | --- | --- |"]
     for row in found["rows"]:
-        times = row.get("times_as_long")
-        way = row["way"] if times else f"**{row['way']}**"
-        longer = f"{times['median']:.2f} ({times['low']:.2f} to {times['high']:.2f})" if times else ""
+        way, longer = measuring.compared_cells(row)
         lines.append(f"| {way} | {1e6 * row['seconds_a_window']['median']:.0f} | {longer} |")
     return lines
 

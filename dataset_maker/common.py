@@ -150,7 +150,7 @@ def load_rename(path: Path) -> dict[str, str]:
 
 
 @contextmanager
-def readable(path: Path | str) -> Iterator[None]:
+def recording_readable(path: Path | str) -> Iterator[None]:
     """Turn whatever a reader raises on broken bytes into an InputError that names the file and quotes nothing of it."""
     try:
         yield
@@ -173,7 +173,7 @@ def open_raw(path: Path, **options: Any) -> mne.io.BaseRaw:
     """The same for any format that MNE knows; options: of its reader."""
     if is_edf(path):  # annotations are not used, and only in this encoding no byte of theirs makes MNE refuse a file
         options["encoding"] = "latin1"
-    with readable(path):
+    with recording_readable(path):
         return mne.io.read_raw(path, verbose="error", **options)  # "error": MNE's warnings may quote header texts
 
 
@@ -266,7 +266,7 @@ class _Source:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Samples start to stop, (N, stop - start) float64, bridged. Raises InputError if they cannot be read."""
-        with readable(self.where):
+        with recording_readable(self.where):
             eeg = self.raw.get_data(start=start, stop=stop, verbose="error")
         self._look(eeg, start, stop)
         return bridged(eeg)
@@ -292,7 +292,7 @@ class _Source:
     def _filtered_in_parts(self, stages: Mapping[str, Any]) -> np.ndarray:
         """The same by MNE's own methods, which do not filter across gaps that the recording marks."""
         raw = self.raw
-        with readable(self.where):
+        with recording_readable(self.where):
             raw.crop(tmax=(self.samples - 1) / self.rate)
             raw.load_data(verbose="error")
         raw[:, :] = self.read(0, self.samples)
@@ -349,7 +349,7 @@ def prepare(raw: mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording"
     their seconds marked invalid. A recording of more than `pipeline.block_bytes` is never held as a whole.
     Raises InputError for unknown electrodes, for signals that cannot be read and where no second is valid.
     """
-    with readable(where):
+    with recording_readable(where):
         raw, dropped, one_rate = select_electrodes(raw, pipeline, where)
         rate = float(raw.info["sfreq"])
         samples = raw.n_times - round(pipeline.trim_end * rate)

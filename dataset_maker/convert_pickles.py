@@ -85,7 +85,7 @@ def get_args() -> argparse.Namespace:
 
 def read_sample(path: Path, kind: Kind) -> tuple[np.ndarray, int]:
     """Return a pickle's signal (23, time) in uV and its label from 0. Raises InputError if it holds anything else."""
-    with common.readable(path):
+    with common.recording_readable(path):
         if (size := path.stat().st_size) > MAX_BYTES:
             raise InputError(f"{path}: {size} bytes, too many for one sample")
         data = path.read_bytes()

@@ -62,7 +62,7 @@ def get_args() -> argparse.Namespace:
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
     """Open a Neuroscan recording whose values may have 2 or 4 bytes, whatever its header's event table says."""
     path = Path(task["path"])
-    with common.readable(path):
+    with common.recording_readable(path):
         with path.open("rb") as file:
             header = file.read(900)
         (channels,), (samples,) = struct.unpack_from("<H", header, 370), struct.unpack_from("<i", header, 864)

@@ -45,7 +45,7 @@ def get_args() -> argparse.Namespace:
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
     """Read the one record of an eeghdf file: channels in volts at its nominal rate, nothing else of the file."""
     path = Path(task["path"])
-    with common.readable(path), h5py.File(path, "r", locking=False) as file:
+    with common.recording_readable(path), h5py.File(path, "r", locking=False) as file:
         hdf5_files.check(file, path)
         if records := [name for name in file if name.startswith("record-") and name != "record-0"]:
             raise InputError(f"{path}: holds {len(records) + 1} records, but only files with one are read")

@@ -51,7 +51,7 @@ def read_part(path: Path, part: str) -> str:
     name = f"SelfRegulationSCP1_{part}.ts"
     if not path.exists():
         raise InputError(f"{path}: does not exist; correct --input")
-    with common.readable(path):
+    with common.recording_readable(path):
         if path.is_dir():
             found = [file.read_bytes() for file in sorted(path.rglob(name))[:1]]
         else:

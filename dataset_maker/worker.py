@@ -54,7 +54,7 @@ def survey(maker: ModuleType, task: Mapping[str, Any], pipeline: Pipeline) -> di
     if hasattr(maker, "survey"):
         return maker.survey(task, pipeline)
     raw = _read(maker, task)
-    with common.readable(_where(task)):
+    with common.recording_readable(_where(task)):
         raw, _, _ = common.select_electrodes(raw, pipeline, _where(task))
         source_rate, samples = float(raw.info["sfreq"]), raw.n_times
     rate = pipeline.filter.sampling_rate or source_rate

@@ -29,7 +29,7 @@ def with_valid(path: Path, valid: Any, samples: int = 1900) -> Path:
 def test_the_formats_numbers_are_the_models_and_the_metrics() -> None:
     assert pretraining_files.SAMPLING_RATE == layers.PATCH_SAMPLES
     assert pretraining_files.MAX_SECONDS == layers.MAX_PATCHES
-    assert labelled_files.TASKS == metrics.TASKS
+    assert labelled_files.TASKS == tuple(metrics.METRICS) == tuple(metrics.SELECT_BY)
 
 
 @pytest.mark.parametrize("row", [[], [1], [0], [1, 1, 0, 1], [0, 0, 1, 1, 0], [1] * 7, [0, 1, 0, 1, 0]])
