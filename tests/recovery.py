@@ -102,7 +102,8 @@ class Ended:
         These are only said where torchrun, on a busy machine, takes seconds to end them.
         """
         lines = [line for line in self.said(attempt).splitlines() if ERROR.match(line)]
-        return [line for line in lines if not line.endswith("error: ended because another process of the run did")]
+        # Not at the line's end: what another process says may follow in the same line.
+        return [line for line in lines if "error: ended because another process of the run did" not in line]
 
 
 @dataclass

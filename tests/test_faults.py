@@ -270,6 +270,7 @@ def test_a_full_disk_ends_all_with_a_line_and_the_same_command_goes_on_when_ther
     ended = same.run(tmp_path, check=False)
     assert ended.code == 1, ended.text
     assert ended.codes()[0] == 2, ended.said()
+    assert len(ended.errors()) == 1, ended.said()
     (line,) = ended.errors()
     assert str(tmp_path / "run" / file) in line and "cannot be written" in line
     assert "Traceback" not in ended.said()
