@@ -9,16 +9,11 @@ Not here: the operations themselves (`formulations.py`), whole steps beside othe
 
 import argparse
 import logging
-import multiprocessing
-import os
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules
 
@@ -45,13 +40,6 @@ def get_args() -> argparse.Namespace:
     measuring.add_results(parser)
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: a check that everything runs")
     return parser.parse_args()
-
-
-def alone(task: Callable[..., Any], *given: Any, environment: dict[str, str] | None = None) -> Any:
-    """Let a process that has done nothing before do a task."""
-    spawned = multiprocessing.get_context("spawn")
-    with patch.dict(os.environ, environment or {}), ProcessPoolExecutor(1, spawned) as process:
-        return process.submit(task, *given).result()
 
 
 def timed(group: str, size: Size, repeats: int) -> dict[str, list[float]]:
@@ -81,10 +69,11 @@ def measure(group: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         seconds: dict[str, list[float]] = {USUAL: [], KEPT: []}
         for _ in range(min(3, args.repeats)):
             for name, found in seconds.items():
-                found.append(alone(training_step, case, args.tiny, environment=KEEPING if name == KEPT else None))
+                settings = KEEPING if name == KEPT else {}
+                found.append(measuring.alone(training_step, case, args.tiny, environment=settings))
     else:
-        seconds = alone(timed, group, size, args.repeats)
-        peaks = {way: alone(peak, group, size, way) for way in seconds}
+        seconds = measuring.alone(timed, group, size, args.repeats)
+        peaks = {way: measuring.alone(peak, group, size, way) for way in seconds}
     rows = measuring.compared(seconds)
     return [{"group": group, **row, **({"peak_bytes": peaks[row["way"]]} if peaks else {})} for row in rows]
 

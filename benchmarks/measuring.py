@@ -6,14 +6,19 @@ And what they have in common: the flags of a results file, what it says of the m
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -88,6 +93,21 @@ def spread(values: list[float]) -> dict[str, float]:
 def ratio(seconds: Mapping[str, list[float]], slow: str, fast: str) -> dict[str, float]:
     """How many times as long one took as another, round by round."""
     return spread([a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)])
+
+
+def alone(task: Callable[..., Found], *given: Any, environment: Mapping[str, str] = MappingProxyType({})) -> Found:
+    """What a task finds in a process that has done nothing before. Raises InputError if the process is killed.
+
+    environment: variables that the process has beside its own.
+    """
+    spawned = multiprocessing.get_context("spawn")
+    try:
+        with patch.dict(os.environ, environment), ProcessPoolExecutor(1, spawned) as process:
+            return process.submit(task, *given).result()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process that measures was killed, most likely for want of memory: free some, or measure less"
+        ) from error
 
 
 def compared(seconds: Mapping[str, list[float]], *, key: str = "seconds", count: int = 1) -> list[dict[str, Any]]:

@@ -7,10 +7,8 @@ prints seconds of each group (self time of the operations, medians over steps, e
 
 import argparse
 import logging
-import multiprocessing
 import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -107,8 +105,7 @@ def main(args: argparse.Namespace) -> None:
     setting = Setting(args.case, electrodes, window, "base", args.batch, "cpu", "fp32", args.tiny)
     report: dict[str, Any] = {"machine": measuring.hardware("cpu"), "settings": asdict(setting), "seconds": {}}
     for entrant in args.entrants:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-            seconds = alone.submit(profiled, setting, entrant, args.repeats).result()
+        seconds = measuring.alone(profiled, setting, entrant, args.repeats)
         report["seconds"][entrant] = {name: measuring.spread(values) for name, values in seconds.items()}
     print("\n".join(table(report)))
     print(f"{args.case}, {args.geometry} s, batch {args.batch}, {torch.get_num_threads()} threads, fp32")

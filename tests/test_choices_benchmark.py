@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 choices = importlib.import_module("choices")
 data_files = importlib.import_module("data_files")
 formulations = importlib.import_module("formulations")
+measuring = importlib.import_module("measuring")
 reading = importlib.import_module("reading")
 
 
@@ -100,7 +101,9 @@ def test_the_table_of_a_results_file_is_what_was_printed(
 
 def test_times_as_long_are_those_of_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        choices, "alone", lambda task, *given: {"ours": [1.0, 2.0], "other": [3.0, 4.0]} if task is choices.timed else 7
+        measuring,
+        "alone",
+        lambda task, *given: {"ours": [1.0, 2.0], "other": [3.0, 4.0]} if task is choices.timed else 7,
     )
     ours, other = choices.measure("attention", choices.argparse.Namespace(tiny=True, repeats=2))
     assert "times_as_long" not in ours and other["times_as_long"] == {"median": 2.5, "low": 2, "high": 3, "repeats": 2}
@@ -108,8 +111,8 @@ def test_times_as_long_are_those_of_the_same_round(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_allocator_s_settings_reach_the_process_that_is_measured() -> None:
-    assert choices.alone(choices.os.getenv, "MALLOC_MMAP_MAX_", environment=choices.KEEPING) == "0"
-    assert choices.alone(choices.os.getenv, "MALLOC_MMAP_MAX_") is None
+    assert measuring.alone(os.getenv, "MALLOC_MMAP_MAX_", environment=choices.KEEPING) == "0"
+    assert measuring.alone(os.getenv, "MALLOC_MMAP_MAX_") is None
 
 
 @pytest.mark.parametrize("module", [choices, reading], ids=["choices", "reading"])
@@ -124,15 +127,20 @@ def test_wrong_flags_and_files_are_one_line(module: Any, tmp_path: Path) -> None
 def test_the_allocator_is_measured_with_and_without_its_settings_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def alone(task: Any, case: str, tiny: bool, *, environment: dict[str, str] | None) -> float:
+    def alone(task: Any, case: str, tiny: bool, *, environment: dict[str, str]) -> float:
         asked.append((case, environment))
         return 2.0 if environment else 1.0
 
-    monkeypatch.setattr(choices, "alone", alone)
+    monkeypatch.setattr(measuring, "alone", alone)
     usual, kept = choices.measure("allocator, pre-training step", choices.argparse.Namespace(tiny=True, repeats=7))
-    assert asked == [("c", None), ("c", choices.KEEPING)] * 3
+    assert asked == [("c", {}), ("c", choices.KEEPING)] * 3
     assert usual["seconds"]["median"] == 1 and kept["times_as_long"]["median"] == 2 and "peak_bytes" not in kept
 
 
 def test_a_step_of_training_takes_time() -> None:
-    assert 0 < choices.alone(choices.training_step, "a", True) < math.inf
+    assert 0 < measuring.alone(choices.training_step, "a", True) < math.inf
+
+
+def test_a_process_that_is_killed_is_one_line() -> None:
+    with pytest.raises(InputError, match="a process that measures was killed, most likely for want of memory"):
+        measuring.alone(os._exit, 9)
