@@ -57,7 +57,7 @@ class Fault:
         self.spent = True
         self.note.write_text(json.dumps({"step": self.step, **self.fault}))
         if "limit" in self.fault:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.fault["limit"],) * 2)
+            limit_files(self.fault["limit"])
             return
         victim = multiprocessing.active_children()[0].pid if self.fault.get("worker") else os.getpid()
         assert victim is not None
@@ -128,6 +128,12 @@ def note_start(notes: Path, attempt: int) -> None:
     patch.object(TrainingState, "resume", resume).start()
 
 
+def limit_files(size: int | None) -> None:
+    """Let no file of this process grow beyond so many bytes; None: beyond what it may at most."""
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most if size is None else size, most))
+
+
 def note_code(note: Path, code: int) -> None:
     """Write down how this process ends."""
     note.write_text(json.dumps({"code": code}))
@@ -140,6 +146,7 @@ def note_end(note: Path) -> None:
     def end(code: int) -> None:
         if os.getpid() == own:
             note_code(note, code)
+        limit_files(None)  # where lines are counted, their file is written now
         original(code)
 
     patch.object(os, "_exit", end).start()
