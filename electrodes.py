@@ -30,6 +30,7 @@ _SPELLING = {name.upper(): name for name in ELECTRODES}
 _NON_EEG = re.compile(
     r".*(EOG|ECG|EKG|EMG|RESP|PHOTIC|ANNOTATION|STIM|TRIG|MARK|EVENT|PULSE|PLETH|ABDOM|THORA|SPO2|SAO2).*"
     r"|IBI|BURSTS|SUPPR|STATUS|STI ?\d+|DC ?\d+|HEO|VEO|[LR]OC|LUC|RLC|GSR|EDA|([AM])[12]-\2[12]"
+    r"|[\W_]*"  # places without a channel: CHB-MIT has some that are called `-`
 )
 
 

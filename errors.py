@@ -5,6 +5,7 @@ or an ordinary exception with its traceback; what a user can cause is one line a
 """
 
 import argparse
+import errno
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any, NoReturn
 
 INTERRUPTED = 130  # exit code of a process that Ctrl-C ended, as shells count
 TERMINATED = 143  # of one that SIGTERM ended
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE)  # by a file system
 OTHERS_WAIT = 2  # seconds before further processes of a machine say their error: mostly it is the first one's too
 
 
@@ -98,7 +100,8 @@ def one_line(error: BaseException) -> str:
 def run_script(main: Callable[[Any], None], args: Any) -> None:
     """Call `main(args)`; an InputError becomes one line on stderr and its exit code, Ctrl-C a line and 130.
 
-    Everything else stays as it is. In a run of several processes the first error is the one that is shown, by the
+    What the file system refuses (a folder that is closed to us, a name that is too long) becomes a line as well, and
+    everything else stays as it is. In a run of several processes the first error is the one that is shown, by the
     process itself and in torchrun's summary, and nothing that is still under way keeps a process from ending.
     """
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
@@ -111,6 +114,9 @@ def run_script(main: Callable[[Any], None], args: Any) -> None:
     except KeyboardInterrupt:
         _end("stopped; the same command goes on from here", INTERRUPTED, together)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in REFUSED and error.filename is not None:
+            said = InputError(f"{error.filename}: {error.strerror}; open it to you, or name another place")
+            _end(f"error: {one_line(said)}", said.exit_code, together)
         if not together:
             raise
         _end("".join(traceback.format_exception(error)).rstrip(), 1, together)

@@ -239,8 +239,8 @@ def find_files(paths: Sequence[Path], flag: str) -> list[Path]:
     """HDF5 files among files and folders, sorted. Raises InputError where a path has none."""
     found = []
     for path in paths:
-        files = files_below(path) if path.is_dir() else [path]
-        if not files or not files[0].is_file():
+        files = files_below(path) if path.is_dir() else [path] if path.is_file() else []
+        if not files:
             raise InputError(
                 f"no data found at {path}: {flag} takes HDF5 files ({', '.join(SUFFIXES)}) or folders of them; "
                 "make them with dataset_maker/make_h5dataset_for_pretrain.py"
@@ -250,9 +250,31 @@ def find_files(paths: Sequence[Path], flag: str) -> list[Path]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All HDF5 files in a folder and its folders, sorted; what is hidden is no data (`._a.hdf5` of a Mac)."""
-    found = (path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
-    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    """All HDF5 files in a folder and its folders, sorted. Raises InputError for links that lead nowhere."""
+    found = sorted(path for path in visible_files(folder) if path.suffix.lower() in SUFFIXES)
+    if lost := [path for path in found if not path.exists()]:
+        raise InputError(f"{lost[0]}: links to a file that is not there: fetch it, or take the link away")
+    return [path for path in found if path.is_file()]
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Yield all files in a folder and those below, linked folders too; what is hidden is no data (`._a.edf` of a Mac).
+
+    Raises InputError for a folder that is closed to us: passing over it would make a smaller data set without a word.
+    """
+
+    def closed(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be searched ({error.strerror}); open it, or name other folders")
+
+    seen = set()  # linked folders may form a circle
+    for place, folders, names in os.walk(folder, onerror=closed, followlinks=True):
+        state = Path(place).stat()
+        if (state.st_dev, state.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place) / name for name in names if not name.startswith("."))
 
 
 def names(values: Any) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from electrodes import canonical_name
 from errors import InputError
 from hdf5_files import Attributes, check_size, files_below, open_dataset, open_file, readable
 from pretraining_files import MAX_SECONDS, SAMPLING_RATE, check_valid
@@ -65,7 +66,7 @@ class LabelledFile:
             "name": self.name,
             "task": self.task,
             "classes": list(self.classes),
-            "electrodes": list(self.montage),
+            "electrodes": [canonical_name(name) or name for name in self.montage],
             "window_seconds": self.seconds,
         }
 

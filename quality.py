@@ -120,6 +120,16 @@ def amplitude_histogram(eeg: np.ndarray) -> np.ndarray:
     return _binned(fine)
 
 
+def of_valid_seconds(eeg: np.ndarray, at: int, rate: float, valid: np.ndarray) -> np.ndarray:
+    """The samples of eeg (N, t), a recording's from sample `at` on, that lie in valid seconds (seconds,).
+
+    The others, such as what filters make of an electrode that was taken off, say nothing of the unit.
+    """
+    seconds = ((at + np.arange(eeg.shape[1])) / rate).astype(np.int64)
+    good = valid[np.minimum(seconds, len(valid) - 1)]  # resampling rounds the length
+    return eeg if good.all() else eeg[:, good]
+
+
 def _by_upper_bits(eeg: np.ndarray) -> np.ndarray:
     """Counts of the values, without their signs, by the upper bits of the float. eeg: contiguous float32."""
     bits = (eeg.view(np.uint32).ravel() << 1) >> (_LOW_BITS + 1)

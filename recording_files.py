@@ -42,17 +42,18 @@ def find(inputs: Sequence[Path], options: Options, *, split: str | None = None) 
             f"{' '.join(flags)}: --prepared says that signals are filtered already: leave one of the two out"
         )
     names = dict(zip(raws, unique_names([path.stem for path in raws], raws), strict=True))
+    told: set[str] = set()  # of one kind of recordings, once
     for path in paths:
         if path in names:
-            yield str(path), partial(_open_raw, path, names[path], options)
+            yield str(path), partial(_open_raw, path, names[path], options, told)
         else:
             yield from _find_in_hdf5(path, options, split)
 
 
-def _open_raw(path: Path, name: str, options: Options) -> Windows:
+def _open_raw(path: Path, name: str, options: Options, told: set[str]) -> Windows:
     raw = read_raw(path)
     check_header(raw, str(path))
-    return cut(signal_of_raw(raw, options, set(), where=str(path), name=name), options)
+    return cut(signal_of_raw(raw, options, told, where=str(path), name=name), options)
 
 
 def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[tuple[str, Opener]]:
@@ -148,10 +149,17 @@ def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
         np.zeros(len(usable)),
         read,
         usable.left_out,
-        [plain_name(name) for name in usable.recordings],
+        _plain_names(usable.recordings),
         usable.labels,
         file.classes,
     )
+
+
+def _plain_names(recordings: Sequence[str]) -> list[str]:
+    """The recording of each sample under a plain name, different ones of different recordings."""
+    known = sorted(set(recordings))
+    plain = dict(zip(known, unique_names(known, [Path(name) for name in known]), strict=True))
+    return [plain[name] for name in recordings]
 
 
 def _kept(montage: Sequence[str], pipeline: Pipeline, where: str) -> tuple[tuple[str, ...], Any]:

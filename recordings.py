@@ -6,7 +6,7 @@ are taken as they are. Files: `recording_files.py`. Without torch.
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral
@@ -18,9 +18,10 @@ import mne
 import numpy as np
 from scipy import fft
 
-from dataset_maker.common import FilterSettings, Pipeline, check_header, prepare
-from electrodes import resolve
+from dataset_maker.common import LISTED, FilterSettings, Pipeline, check_header, prepare
+from electrodes import canonical_name, resolve
 from errors import InputError, UsageError
+from hdf5_files import printable
 from pretraining_files import (
     MAX_SECONDS,
     SAMPLING_RATE,
@@ -58,6 +59,9 @@ class Options:
             raise UsageError(f"--stride {self.stride:g}: must be a number of seconds from {1 / SAMPLING_RATE:g}")
         if self.scale is not None and not 1e-30 <= abs(self.scale) <= 1e30:  # float32 holds it
             raise UsageError(f"--scale {self.scale:g}: must be a number that is not 0, of a size from 1e-30 to 1e30")
+        if not self.prepared and self.pipeline.filter.sampling_rate != SAMPLING_RATE:
+            rate = self.pipeline.filter.sampling_rate
+            raise UsageError(f"a pipeline to {rate or 'the rate of the source'}: the models take {SAMPLING_RATE} Hz")
 
     @property
     def seconds(self) -> int | None:
@@ -168,6 +172,7 @@ def signal_of_raw(raw: mne.io.BaseRaw, options: Options, told: set[str], *, wher
         if note not in told:
             logger.warning("%s: %s.", where, note)
     told.update(prepared.report["notes"])
+    _say_left_out(prepared.report["dropped"], told, where)
     factor = unit_factor(options, prepared.quality, where)
     eeg, electrodes = prepared.eeg, tuple(prepared.electrodes)
 
@@ -175,6 +180,21 @@ def signal_of_raw(raw: mne.io.BaseRaw, options: Options, told: set[str], *, wher
         return eeg[:, start : start + samples] * factor
 
     return Signal(where, name, electrodes, prepared.length, read, prepared.quality.valid)
+
+
+def _say_left_out(dropped: Mapping[str, str], told: set[str], where: str) -> None:
+    """Name the channels that nobody asked to leave out, each set of them once.
+
+    dropped: channel -> reason. told: what was said already; grows.
+    """
+    for reason in (reason for reason in dict.fromkeys(dropped.values()) if reason != LISTED):
+        names = [name for name, its in dropped.items() if its == reason]
+        text = f"left out, {reason}: {', '.join(map(printable, names))}"
+        # A known electrode that its file calls a muscle or nothing at all was probably meant to be EEG.
+        odd = any(canonical_name(name) is not None for name in names)
+        if text not in told:
+            logger.log(logging.WARNING if odd else logging.INFO, "%s: %s.", where, text)
+        told.add(text)
 
 
 def _store(electrodes: Sequence[str], rate: float, length: int) -> Any:

@@ -22,13 +22,14 @@ from dataset_maker.filters import apply_fir, changes_rate, kernels, output_lengt
 from dataset_maker.sources import RECORDINGS
 from electrodes import is_known_non_eeg, resolve
 from errors import InputError, UsageError
-from quality import BINS, Quality, SignalScan, amplitude_histogram
+from quality import BINS, Quality, SignalScan, amplitude_histogram, of_valid_seconds
 
 EXTRA_READERS = {".set": "files of MATLAB 7.3 need `pip install pymatreader`", ".cnt": "ANT files need `antio`"}
 MIN_TRANSITION = 0.5  # Hz between a filter's edge and Nyquist: less would take a filter of many seconds
 BLOCK_BYTES = 256 << 20  # float64 signal that is filtered as a whole; longer recordings go block by block
 LOWEST_RATE = 10.0  # Hz
 MOST_PACKED = 1100  # samples that a byte of a packed file can stand for: deflate reaches 1032
+LISTED = "listed to be left out"  # why a channel is, where the caller asked for it
 GAPS = ("edge", "bad_acq_skip")  # annotations across which MNE does not filter
 
 Store = Callable[[Sequence[str], float, int], Any]  # (electrodes, rate, samples) -> something (N, samples) to write to
@@ -173,6 +174,8 @@ def open_raw(path: Path, **options: Any) -> mne.io.BaseRaw:
     """The same for any format that MNE knows; options: of its reader."""
     if is_edf(path):  # annotations are not used, and only in this encoding no byte of theirs makes MNE refuse a file
         options["encoding"] = "latin1"
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path}: links to a file that is not there: fetch it, or take the link away")
     with recording_readable(path):
         return mne.io.read_raw(path, verbose="error", **options)  # "error": MNE's warnings may quote header texts
 
@@ -202,10 +205,13 @@ def select_electrodes(
     )
     kept = list(resolution.kept)
     path = Path(raw.filenames[0]) if raw.filenames and raw.filenames[0] else Path()
-    counts = samples_per_record(path)
+    signals = [] if raw.preload else samples_per_record(path)
+    counts = dict(signals)
+    mixed = len({count for _, count in signals}) > 1
+    # A name that comes twice got a number from MNE, a caller may have changed others: the header does not know them.
     own = {counts[name] for name in kept} if set(kept) <= counts.keys() else set()
-    one_rate = raw.preload or len(own) < 2
-    if own and max(own) < max(counts.values()) and not raw.preload:
+    one_rate = not mixed or len(own) == 1
+    if own and max(own) < max(count for _, count in signals):
         # MNE brings every piece that it reads to the fastest channel's rate, with errors at the piece's ends: a fast
         # channel that is not EEG stays closed. A recording that a caller has changed is not opened again.
         fresh = open_raw(path, include=kept)
@@ -217,7 +223,7 @@ def select_electrodes(
     raw.rename_channels(resolution.kept, verbose="error")
     reasons = {name: "not EEG by its type in the file" for name in types if types[name] != "eeg"}
     for name in resolution.dropped:
-        reasons[name] = "not EEG by its name" if is_known_non_eeg(name) else "listed to be left out"
+        reasons[name] = "not EEG by its name" if is_known_non_eeg(name) else LISTED
     return raw, reasons, one_rate
 
 
@@ -275,6 +281,10 @@ class _Source:
         if start <= self._scanned < stop:  # blocks overlap, and the ends may be asked for first
             self._scan.add(eeg[:, self._scanned - start :] * 1e6)
             self._scanned = stop
+
+    def valid_so_far(self) -> np.ndarray:
+        """Which seconds of what was read can be used, as far as that can be said yet."""
+        return self._scan.result().valid
 
     def has_gaps(self) -> bool:
         """Whether the recording marks gaps in it."""
@@ -367,7 +377,7 @@ def prepare(raw: mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording"
         else:
             length = output_length(samples, rate, new_rate)
             if not one_rate:  # MNE cannot bring pieces of them to one rate without errors at their ends
-                raise InputError(f"{where}: electrodes of different sampling rates in so long a recording; cut it")
+                raise InputError(f"{where}: channels of different sampling rates in so long a recording; cut it")
             if source.has_gaps():
                 stages["notes"].append("filtered across the gaps that it marks: too long to be taken apart")
             blocks = source.blocks(stages, pipeline.block_bytes)
@@ -375,7 +385,7 @@ def prepare(raw: mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording"
         for block in blocks:  # (N, t), V
             block *= 1e6
             eeg[:, at : at + block.shape[1]] = narrowed(block, pipeline.dtype, where)
-            histogram += amplitude_histogram(block)
+            histogram += amplitude_histogram(of_valid_seconds(block, at, new_rate, source.valid_so_far()))
             at += block.shape[1]
     except (ValueError, RuntimeError) as error:
         if isinstance(error, InputError):

@@ -9,6 +9,7 @@ from pathlib import Path
 import mne
 
 OWN, PER_SIGNAL = 256, 256  # bytes of the header that belong to the file, and to each signal
+ANNOTATIONS = ("EDF Annotations", "BDF Annotations")  # names of signals that are none
 SAMPLES_AT, NAME_BYTES, NUMBER_BYTES = 216, 16, 8  # bytes a signal before its samples per record; widths of fields
 
 
@@ -34,17 +35,20 @@ def missing_seconds(path: Path, raw: mne.io.BaseRaw) -> tuple[float, float]:
     return (missing, announced) if 0 < missing < math.inf and announced > 0 else (0.0, 0.0)
 
 
-def samples_per_record(path: Path) -> dict[str, int]:
-    """Return channel -> samples per record; nothing for other formats, unreadable headers and names that come twice."""
+def samples_per_record(path: Path) -> list[tuple[str, int]]:
+    """Return (name, samples per record) of each signal but annotations, which MNE keeps apart.
+
+    A name may come twice. Nothing for other formats and unreadable headers.
+    """
     if not is_edf(path):
-        return {}
+        return []
     try:
         with path.open("rb") as file:
             signals = int(file.read(OWN)[252:256])
             header = file.read(signals * PER_SIGNAL)
         names = [header[NAME_BYTES * i : NAME_BYTES * (i + 1)].decode("latin1").strip() for i in range(signals)]
         counts = header[SAMPLES_AT * signals : (SAMPLES_AT + NUMBER_BYTES) * signals]
-        found = {name: int(counts[NUMBER_BYTES * i : NUMBER_BYTES * (i + 1)]) for i, name in enumerate(names)}
+        each = [int(counts[NUMBER_BYTES * i : NUMBER_BYTES * (i + 1)]) for i in range(signals)]
     except (OSError, ValueError):
-        return {}
-    return found if len(found) == signals else {}
+        return []
+    return [(name, count) for name, count in zip(names, each, strict=True) if name not in ANNOTATIONS]

@@ -123,12 +123,13 @@ def stamped(tasks: Iterable[Task]) -> list[Task]:
     """Return the recordings with absolute paths, a unique plain name each, and the sizes and times of their files."""
     tasks = list(tasks)
     found: list[Task] = []
-    paths = [Path(task["path"]).resolve() for task in tasks]
+    # Links stay: what belongs to a recording, an event file or a format's second file, lies beside the link.
+    paths = [Path(task["path"]).absolute() for task in tasks]
     # One recording may show two subjects: then it comes twice.
     distinct = [path / str(task.get("subject", "")) for path, task in zip(paths, tasks, strict=True)]
     names = unique_names([task["recording"] for task in tasks], distinct)
     for task, path, name in zip(tasks, paths, names, strict=True):
-        also = [str(Path(other).resolve()) for other in task.get("also", ())]
+        also = [str(Path(other).absolute()) for other in task.get("also", ())]
         stats = [Path(other).stat() for other in (str(path), *also) if Path(other).exists()]
         stamps = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
         found.append({**task, "path": str(path), "also": also, "recording": name, "stamps": stamps})

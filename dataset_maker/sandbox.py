@@ -42,8 +42,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Raise UsageError for limits under which nothing can be done."""
-        if not self.seconds > 0:
-            raise UsageError(f"--time_limit {self.seconds:g}: must be a positive number of seconds")
+        if not 0 < self.seconds <= threading.TIMEOUT_MAX:
+            most = f"{threading.TIMEOUT_MAX:.0f} at most"
+            raise UsageError(f"--time_limit {self.seconds:g}: must be a positive number of seconds, {most}")
         if not 1.5 <= self.gigabytes < 1e6:
             raise UsageError(f"--memory_limit {self.gigabytes:g}: must be at least 1.5 GB, the libraries need about 1")
 

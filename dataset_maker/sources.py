@@ -1,13 +1,13 @@
 """Which files a maker converts, and the neutral names under which their recordings go into data sets."""
 
 import hashlib
-import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from errors import InputError
+from hdf5_files import visible_files
 
 RECORDINGS = (".edf", ".bdf", ".cnt", ".gdf", ".vhdr", ".set", ".fif", ".fif.gz")  # what MNE reads and we test
 
@@ -23,30 +23,12 @@ def _continues_another(path: Path) -> bool:
     return path.with_name(f"{numbered[1]}{1:0{len(numbered[2])}d}{numbered[3]}").is_file()
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """Yield all files in a folder and those below, linked folders too. Raises InputError for one that is closed to us.
-
-    Passing over it would make a smaller data set without a word.
-    """
-
-    def closed(error: OSError) -> None:
-        raise InputError(f"{error.filename}: cannot be searched ({error.strerror}); open it, or name other folders")
-
-    seen = set()  # linked folders may form a circle
-    for place, folders, names in os.walk(folder, onerror=closed, followlinks=True):
-        state = Path(place).stat()
-        if (state.st_dev, state.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((state.st_dev, state.st_ino))
-        yield from (Path(place) / name for name in names)
-
-
 def find_files(inputs: Sequence[Path], suffixes: Collection[str] = RECORDINGS, flag: str = "--input") -> list[Path]:
     """Return the files with these suffixes, sorted, each once; folders are searched recursively.
 
-    Hidden files and further parts of split FIF recordings are passed over. Raises InputError for a path that does not
-    exist, a file of another kind, and when nothing is found.
+    What is hidden and further parts of split FIF recordings are passed over; a link that leads nowhere is found, and
+    becomes a recording that cannot be read. Raises InputError for a path that does not exist, a file of another kind,
+    and when nothing is found.
     """
     found: dict[Path, Path] = {}
     for path in inputs:
@@ -54,9 +36,9 @@ def find_files(inputs: Sequence[Path], suffixes: Collection[str] = RECORDINGS, f
             raise InputError(f"{path}: does not exist; correct {flag}")
         if path.is_file() and not path.name.lower().endswith(tuple(suffixes)):
             raise InputError(f"{path}: not a kind of recording this maker reads ({', '.join(suffixes)})")
-        for file in [path] if path.is_file() else files_below(path):
-            if file.name.lower().endswith(tuple(suffixes)) and not file.name.startswith(".") and file.is_file():
-                found.setdefault(file.resolve(), file)
+        for file in [path] if path.is_file() else visible_files(path):
+            if file.name.lower().endswith(tuple(suffixes)) and (file.is_file() or not file.exists()):
+                found[file.resolve()] = min(file, found.get(file.resolve(), file))
     if not found:
         raise InputError(f"no recordings ({', '.join(suffixes)}) in {', '.join(map(str, inputs))}; correct {flag}")
     return sorted(path for path in found.values() if not _continues_another(path))

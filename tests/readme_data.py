@@ -40,7 +40,7 @@ def recording(
 
 def recordings(folder: Path) -> None:
     """Recordings of any kind, of the task data sets and of walking."""
-    for name in ("anna", "bert"):
+    for name in ("S01", "S02"):
         recording(folder / "recordings" / f"{name}.edf", 40, rate=256)
     names = [f"EEG {name.title()}" for name in make_eegmat.ELECTRODES]
     for subject in (0, 28, 32):

@@ -18,6 +18,7 @@ from dataset_maker import common, make_h5dataset_for_pretrain
 from dataset_maker.sources import find_files
 from errors import InputError, UsageError
 from maker_helpers import noise, opened, raw_of, run_maker, save
+from quality import unit_warnings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -113,18 +114,24 @@ def test_impossible_filter_settings_are_wrong_usage(settings: dict[str, float]) 
         common.FilterSettings(**settings)
 
 
-def test_brainvision_recordings_are_read(tmp_path: Path) -> None:
+def write_brainvision(folder: Path) -> np.ndarray:
+    """Write a recording in three files; return its counts (time, N)."""
     counts = np.arange(400, dtype="<i2").reshape(200, 2)  # (time, N), 0.5 uV a count
-    (tmp_path / "a.eeg").write_bytes(counts.tobytes())
-    (tmp_path / "a.vmrk").write_text(
+    (folder / "a.eeg").write_bytes(counts.tobytes())
+    (folder / "a.vmrk").write_text(
         "Brain Vision Data Exchange Marker File, Version 1.0\n[Common Infos]\nDataFile=a.eeg\n"
     )
-    (tmp_path / "a.vhdr").write_text(
+    (folder / "a.vhdr").write_text(
         "Brain Vision Data Exchange Header File Version 1.0\n[Common Infos]\nCodepage=UTF-8\nDataFile=a.eeg\n"
         "MarkerFile=a.vmrk\nDataFormat=BINARY\nDataOrientation=MULTIPLEXED\nNumberOfChannels=2\nSamplingInterval=5000\n"
         "[Binary Infos]\nBinaryFormat=INT_16\n[Channel Infos]\nCh1=Cz,,0.5,µV\nCh2=Pz,,0.5,µV\n",
         encoding="utf-8",
     )
+    return counts
+
+
+def test_brainvision_recordings_are_read(tmp_path: Path) -> None:
+    counts = write_brainvision(tmp_path)
     (path,) = find_files([tmp_path])
     prepared = common.prepare(common.read_raw(path), pipeline(*UNFILTERED))
     assert prepared.electrodes == ["CZ", "PZ"]
@@ -171,6 +178,50 @@ def test_linked_folders_are_searched_once_even_in_a_circle(tmp_path: Path) -> No
     (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
     assert [path.name for path in find_files([tmp_path / "in"])] == ["a_raw.fif"]
+
+
+def test_hidden_folders_hold_no_recordings_and_a_link_into_them_is_one_under_its_own_name(tmp_path: Path) -> None:
+    for name, seed in (
+        ("new", 1),
+        ("old", 2),
+    ):  # as git-annex keeps files: the old one is no data now
+        save(tmp_path / ".git/annex/objects" / f"{name}_raw.fif", ["CZ"], seconds=2, seed=seed)
+    (tmp_path / "sub-01").mkdir()
+    (tmp_path / "sub-01/a_raw.fif").symlink_to(tmp_path / ".git/annex/objects/new_raw.fif")
+    assert find_files([tmp_path]) == [tmp_path / "sub-01/a_raw.fif"]
+    assert run_maker(make_h5dataset_for_pretrain, "--input", tmp_path, "--output", tmp_path / "out") == 0
+    ((name,),) = [list(recordings) for recordings in opened(tmp_path / "out").values()]
+    assert name == "a_raw"
+
+
+def test_a_linked_recording_is_read_with_the_files_beside_the_link(tmp_path: Path) -> None:
+    write_brainvision(tmp_path)
+    (tmp_path / "in").mkdir()
+    for suffix in ("vhdr", "vmrk", "eeg"):  # each file alone in a folder, as git-annex keeps them
+        (tmp_path / suffix).mkdir()
+        (tmp_path / f"a.{suffix}").rename(tmp_path / suffix / f"a.{suffix}")
+        (tmp_path / "in" / f"a.{suffix}").symlink_to(tmp_path / suffix / f"a.{suffix}")
+    assert run_maker(make_h5dataset_for_pretrain, "--input", tmp_path / "in", "--output", tmp_path / "out") == 0
+    ((eeg,),) = [recordings.values() for recordings in opened(tmp_path / "out").values()]
+    assert eeg.shape == (2, 200)
+
+
+def test_a_recording_whose_link_leads_nowhere_is_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    save(tmp_path / "in/a_raw.fif", ["CZ"], seconds=2)
+    (tmp_path / "in/b_raw.fif").symlink_to(tmp_path / "not_fetched.fif")
+    assert run_maker(make_h5dataset_for_pretrain, "--input", tmp_path / "in", "--output", tmp_path / "out") == 1
+    assert "b_raw.fif: links to a file that is not there" in capsys.readouterr().err
+    assert [list(recordings) for recordings in opened(tmp_path / "out").values()] == [["a_raw"]]
+
+
+def test_seconds_without_signal_say_nothing_of_the_unit() -> None:
+    eeg = np.concatenate([noise(2, 20, 250), np.zeros((2, 60 * 250))], axis=1)  # the cap was taken off
+    quality = common.prepare(raw_of(["CZ", "PZ"], 250, eeg), pipeline()).quality
+    assert 18 <= quality.valid.sum() <= 22 and not unit_warnings(quality)
+    alone = common.prepare(raw_of(["CZ", "PZ"], 250, eeg[:, : 20 * 250]), pipeline()).quality
+    assert quality.percentile(50) == pytest.approx(alone.percentile(50), rel=0.15)
 
 
 def test_a_folder_that_cannot_be_searched_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ BENCHMARKS = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FOLDERS = ("tests/", "benchmarks/", "dataset_maker/", "demo/", "docs/")
 SOURCES = (".py", ".md", ".cff", ".toml")
-NOT_OURS = ("rsync", "git")  # programs of commands that start nothing of the project
+NOT_OURS = ("rsync", "git", "mkdir")  # programs of commands that start nothing of the project
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 COMMANDS = [(name, item) for name, doc in PARSED.items() for item in doc.items if item.kind == "command"]
 SNIPPETS = [item.text for item in PARSED["faq.md"].items if item.kind == "snippet"]
@@ -180,8 +180,8 @@ def test_codebook_sizes_are_those_of_the_benchmarks_tables() -> None:
 
 def test_patches_for_each_code_are_what_the_warning_asks_for() -> None:
     each = engine_for_vqnsp.PATCHES_PER_CODE
-    text = f"at least {each} patches an epoch for each code, so 512 codes want {512 * each} and 8192 want {8192 * each}"
-    assert text in " ".join(FAQ.split())
+    wanted = f"so 512 codes want {512 * each} and 8192 want {8192 * each},"
+    assert f"at least {each} patches an epoch for each code, {wanted}" in " ".join(FAQ.split())
 
 
 def test_windows_are_those_of_the_loaders() -> None:
@@ -218,7 +218,7 @@ def snippet(word: str) -> str:
 
 
 def test_every_snippet_is_run_here() -> None:
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4
 
 
 def test_the_snippet_on_shapes_gives_the_shapes_that_it_says(folder: Path) -> None:
@@ -249,6 +249,18 @@ def test_the_map_of_the_snippet_is_the_one_shown_and_the_maker_takes_it(
         order = [str(name) for name in next(iter(file.values()))["eeg"].attrs["chOrder"]]
     renamed = FILES["biosemi128.json"]
     assert order == [renamed[name] for name in names if name in renamed]
+
+
+def test_the_drop_list_for_the_hydrocel_net_keeps_every_electrode_of_its_map(folder: Path) -> None:
+    renamed = FILES["gsn128.json"]
+    Path("gsn128.json").write_text(json.dumps(renamed))
+    exec(snippet("gsn128.json"), {})
+    drop = Path("drop.txt").read_text().split()
+    for reference in ("E129", "VREF", "Cz"):
+        names = [*(f"E{number}" for number in range(1, 129)), reference]
+        assert resolve(names, rename=renamed, drop=drop).kept == {
+            name: renamed[name] for name in names[:-1] if name in renamed
+        }
 
 
 def directions(montage: str) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import pytest
 
 from dataset_maker.edf_header import missing_seconds, samples_per_record
 
+ANNOTATIONS = "EDF Annotations"
 READ: Any = SimpleNamespace(n_times=1000, info={"sfreq": 200.0})  # 5 s of EEG
 
 
@@ -44,20 +45,21 @@ def test_seconds_that_are_missing_are_those_announced_beyond_the_ones_read(
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (header("1", "1", {"EEG C3": "200", "ECG": "500"}), {"EEG C3": 200, "ECG": 500}),
-        (header("1", "1", [("C3", "200"), ("C3", "500")]), {}),
-        (header("1", "1", {"C3": "many"}), {}),
-        (header("1", "1", {"C3": "200"}, number="x"), {}),
-        (header("1", "1", {"C3": "200"})[:300], {}),
-        (b"", {}),
+        (header("1", "1", {"EEG C3": "200", "ECG": "500"}), [("EEG C3", 200), ("ECG", 500)]),
+        (header("1", "1", [("C3", "200"), ("C3", "500")]), [("C3", 200), ("C3", 500)]),
+        (header("1", "1", [(ANNOTATIONS, "60"), ("C3", "200"), (ANNOTATIONS, "60")]), [("C3", 200)]),
+        (header("1", "1", {"C3": "many"}), []),
+        (header("1", "1", {"C3": "200"}, number="x"), []),
+        (header("1", "1", {"C3": "200"})[:300], []),
+        (b"", []),
     ],
-    ids=["two rates", "one name twice", "no number", "no number of signals", "cut short", "empty"],
+    ids=["two rates", "one name twice", "annotations", "no number", "no number of signals", "cut short", "empty"],
 )
 def test_samples_per_record_are_each_channels_own_or_not_known(
-    content: bytes, found: dict[str, int], tmp_path: Path
+    content: bytes, found: list[tuple[str, int]], tmp_path: Path
 ) -> None:
     (tmp_path / "a.bdf").write_bytes(content)
     assert samples_per_record(tmp_path / "a.bdf") == found
-    assert samples_per_record(tmp_path / "none.edf") == {}
+    assert samples_per_record(tmp_path / "none.edf") == []
     (tmp_path / "a.vhdr").write_bytes(content)
-    assert samples_per_record(tmp_path / "a.vhdr") == {}, "another format"
+    assert samples_per_record(tmp_path / "a.vhdr") == [], "another format"

@@ -57,6 +57,7 @@ def test_other_names_are_unknown(name: str) -> None:
         "ECG ECG", "EKG1-REF", "EEG EKG-REF", "ECG EKG-REF", "EMG-REF", "EOG left", "HEOG", "VEO", "EEG ROC-REF", "LOC",
         "RESP1", "RESP ABDOMEN-REF", "PHOTIC-REF", "EEG A2-A1", "A1-A2", "M2-M1", "IBI", "BURSTS", "SUPPR",
         "PULSE RATE", "EDF Annotations", "Status", "STI 014", "DC1", "EEG Mark1", "Events/Markers", "SpO2",
+        "-", "--3", "", ".",
     ],
 )  # fmt: skip
 def test_known_non_eeg_channels_are_recognised(name: str) -> None:

@@ -57,6 +57,12 @@ def test_other_errors_keep_their_traceback(error: BaseException, capsys: pytest.
     assert raised.value is error and capsys.readouterr().err == ""
 
 
+def test_what_the_file_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        run_script(lambda _: Path("x" * 300).exists(), None)
+    assert capsys.readouterr().err == f"error: {'x' * 300}: File name too long; open it to you, or name another place\n"
+
+
 def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_script(raising(InputError("the class \x1b[2J\x9bé is \udcff unknown")), None)

@@ -406,6 +406,16 @@ def test_hidden_files_and_folders_and_folders_named_like_files_are_no_data(tmp_p
         find_files([good.parent / "folder.hdf5"], "--train_data")
 
 
+def test_linked_folders_are_searched_and_links_that_lead_nowhere_are_said(tmp_path: Path) -> None:
+    far = write_pretraining(tmp_path / "elsewhere" / "b.HDF5", PAIR, [signal(2, 200)])
+    near = write_pretraining(tmp_path / "data" / "a.hdf5", PAIR, [signal(2, 200)])
+    (tmp_path / "data" / "site").symlink_to(far.parent)
+    assert find_files([tmp_path / "data"], "--train_data") == [near, far]
+    (tmp_path / "data" / "c.hdf5").symlink_to(tmp_path / "not_mounted.hdf5")
+    with pytest.raises(InputError, match=r"c\.hdf5: links to a file that is not there"):
+        find_files([tmp_path / "data"], "--train_data")
+
+
 def test_a_file_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such file"):
         open_file(tmp_path / "none.hdf5")

@@ -292,7 +292,8 @@ def test_too_little_disk_is_refused_before_anything_is_converted(
 
 
 def test_limits_that_cannot_be_are_wrong_usage() -> None:
-    for flag, wrong in (("time", (0.0, 4.0)), ("memory", (10.0, 0.5)), ("time", (float("nan"), 4.0))):
+    times = [("time", (seconds, 4.0)) for seconds in (0.0, float("nan"), float("inf"))]
+    for flag, wrong in (*times, ("memory", (10.0, 0.5))):
         with pytest.raises(UsageError, match=f"--{flag}_limit"):
             Limits(*wrong)
     args = argparse.Namespace(jobs=0, dask=None, time_limit=1.0, memory_limit=4.0)

@@ -387,6 +387,23 @@ def test_a_tree_like_tuev_becomes_exactly_the_expected_windows_twice_the_same(
     assert equal(made, convert(make_TUEV, root, tmp_path / "b.hdf5", capsys, "--jobs", 2))
 
 
+def test_a_linked_recording_has_the_events_beside_the_link(
+    eegmat: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root, linked = tuh_trees.build(tmp_path / "tuev", TUEV, eegmat), tmp_path / "corrected"
+    for path in root.rglob("*.edf"):
+        other = linked / path.relative_to(root)
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.symlink_to(path)
+        if path.with_suffix(".rec").exists():
+            rows = [line.rpartition(",") for line in path.with_suffix(".rec").read_text().split()]
+            other.with_suffix(".rec").write_text("\n".join(f"{place},{7 - int(label)}" for place, _, label in rows))
+    made, others = (convert(make_TUEV, tree, tmp_path / f"{tree.name}.hdf5", capsys) for tree in (root, linked))
+    for split, columns in made.samples.items():
+        np.testing.assert_array_equal(others.samples[split]["label"], 5 - columns["label"])
+        np.testing.assert_array_equal(others.samples[split]["eeg"], columns["eeg"])
+
+
 @pytest.mark.index
 def test_a_real_tuh_recording_converts(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch

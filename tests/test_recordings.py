@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import edfio
+import h5py
 import mne
 import numpy as np
 import pytest
@@ -165,6 +166,12 @@ def test_options_that_cannot_be_are_refused(values: dict[str, Any]) -> None:
         Options(**values)
 
 
+@pytest.mark.parametrize("rate", [250.0, None])
+def test_a_pipeline_to_another_rate_than_the_models_take_is_refused(rate: float | None) -> None:
+    with pytest.raises(UsageError, match="the models take 200 Hz"):
+        Options(pipeline=recordings.Pipeline(filter=recordings.FilterSettings(sampling_rate=rate)))
+
+
 # Files
 
 
@@ -265,6 +272,31 @@ def test_drop_and_rename_work_on_files_of_ours_and_what_is_no_eeg_is_left_out_al
     assert {windows.electrodes for windows in found} == {("C3", "C4")}
     np.testing.assert_array_equal(np.concatenate([whole(windows) for windows in found]), eeg[:, [1, 3]])
     assert "left out: EOG, CZ." in caplog.text
+
+
+def test_channels_that_a_recording_does_not_give_as_eeg_are_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for name in ("a", "b"):
+        raw = raw_of(["CZ", "EOG1", "C3"], 200, noise(3, 4, 200), ["eeg", "eeg", "misc"])
+        raw.save(tmp_path / f"{name}_raw.fif", verbose="error")
+    assert {windows.electrodes for windows in opened(tmp_path)} == {("CZ",)}
+    said = [(record.levelname, record.getMessage()) for record in caplog.records if "left out" in record.getMessage()]
+    first = tmp_path / "a_raw.fif"
+    assert said == [
+        ("WARNING", f"{first}: left out, not EEG by its type in the file: C3."),
+        ("INFO", f"{first}: left out, not EEG by its name: EOG1."),
+    ]
+
+
+def test_recordings_of_a_labelled_file_whose_plain_names_are_alike_stay_apart(tmp_path: Path) -> None:
+    names = ["P1 (rest)", "P1 [rest]", "P1 (rest)"]
+    path = write_labelled(tmp_path / "a.hdf5", {"test": (signal(3, 3, 400), [0, 1, 0])})
+    with h5py.File(path, "a") as file:
+        file["test/recording"][:] = names
+    ((one, other, again),) = [windows.recordings for windows in opened(path)]
+    assert one == again != other and one.startswith("P1_rest") and other.startswith("P1_rest")
 
 
 def test_two_channels_of_one_name_are_refused() -> None:
