@@ -37,7 +37,7 @@ from utils import Run
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raised with any change of the files, or of the codes that the tokenizer finds
+FORMAT = 2  # raised with any change of the files, or of the codes that the tokenizer finds
 CODE = np.dtype("<i2")
 MAX_CODES = 2**15  # that int16 can tell apart
 PIECE = 2**12  # windows: what a process that is killed has to compute again

@@ -1,5 +1,6 @@
 """Stage 3: one epoch on a labelled task, evaluation over whole sets, and prediction files. Paper, section 2.4."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from errors import InputError
 from files import written_aside
 from training_state import TrainingState
 from utils import Run
+
+logger = logging.getLogger(__name__)
 
 
 def task_loss(
@@ -119,6 +122,18 @@ class Selected:
         self.logits = {name: value.numpy() for name, value in state["logits"].items()}
 
 
+def _last_epoch_of(path: Path, dataset: Any) -> dict[str, Any]:
+    """`last_epoch` and `last_logits` of a file of predictions; nothing if it is damaged or of other samples."""
+    same = {"labels": dataset.labels, "recording": dataset.recordings, "subject": dataset.subjects}
+    try:
+        with np.load(path, allow_pickle=False) as before:
+            if all(np.array_equal(before[name], np.asarray(values)) for name, values in same.items()):
+                return {name: before[name] for name in ("last_epoch", "last_logits")}
+    except Exception as error:  # a damaged file raises anything, from BadZipFile to KeyError
+        logger.warning("%s: cannot be read (%s); it is written again.", path, type(error).__name__)
+    return {}
+
+
 def save_predictions(
     path: Path, dataset: Any, *, selected: tuple[int, np.ndarray], last: tuple[int, np.ndarray] | None
 ) -> None:
@@ -130,8 +145,7 @@ def save_predictions(
     """
     latest: Any = dict(zip(("last_epoch", "last_logits"), last or selected, strict=True))
     if last is None and path.is_file():
-        with np.load(path, allow_pickle=False) as before:
-            latest = {name: before[name] for name in latest}
+        latest |= _last_epoch_of(path, dataset)
     with written_aside(path) as part, part.open("wb") as file:
         np.savez(
             file,

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from modeling_pretrain import CodeLoss
 from modeling_vqnsp import VQNSP
-from norm_ema_quantizer import all_reduce_sum
+from norm_ema_quantizer import all_reduce_sum, count_codes
 from progress import MetricLog
 from training_state import TrainingState
 from utils import Run
@@ -37,7 +37,7 @@ def train_one_epoch(state: TrainingState, loader: DataLoader, tokenizer: VQNSP, 
             found = model(eeg, channels, mask, codes)
         stepped = update(found.loss)
         state.log.add(by_name(found), n=len(eeg))
-        state.log.count("codes", torch.bincount(codes.flatten(), minlength=codebook_size))
+        state.log.count("codes", count_codes(codes, codebook_size))
         if stepped:
             state.log.add(update.stats)
     counts = state.log.total("codes", codebook_size).to(state.run.device)
@@ -56,5 +56,5 @@ def evaluate(model: nn.Module, loader: DataLoader, tokenizer: VQNSP, run: Run) -
             codes = known if known.numel() else tokenizer.get_codebook_indices(eeg, channels)
             found = model(eeg, channels, mask, codes)
         log.add(by_name(found), n=len(eeg))
-        counts += torch.bincount(codes.flatten(), minlength=len(counts))
+        counts += count_codes(codes, len(counts))
     return {f"val_{name}": value for name, value in {**log.means(), **entropy_of_codes(counts)}.items()}

@@ -361,11 +361,10 @@ def initialize_weights(module: nn.Module, *, cut: float = 2.0, convolutions: boo
 
 
 def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> None:
-    """Let torch.compile make one graph of a transformer block that serves all blocks, batches and montages.
-
-    Shapes are symbols in it, so that another montage needs no other graph. Graphs without end are an error.
-    """
-    torch._dynamo.config.fail_on_recompile_limit_hit = True  # torch would go on without them, and say so once
+    """Let torch.compile make one graph of a block, with symbols for shapes, for all blocks, batches and montages."""
+    # Graphs without end are an error: torch would go on without them, and say so once.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    torch._dynamo.config.recompile_limit = 16  # frozen blocks, evaluation and batches of one window need 7
     for part in model.modules():
         if isinstance(part, Block):
             part.compile(dynamic=True, backend=backend)

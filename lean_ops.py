@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 LOGITS = {"cpu": 2**21, "cuda": 2**26}  # held at a time: 8 MB, which stay in a CPU's cache; 256 MB on a GPU
+FP16_ROOM = 32  # what sums over tokens are divided by where fp16, which ends at 65504, holds them
 
 
 def matmul_type(x: Tensor) -> torch.dtype:
@@ -81,7 +82,9 @@ class _CodeLoss(torch.autograd.Function):
                 wrong.scatter_add_(1, code, wrong.new_full(code.shape, -1.0))
                 to_tokens[place] = (wrong.to(kind) @ matrix).to(tokens.dtype) * share
                 wrong *= share
-                to_weight += wrong.to(kind).t() @ part
+                # The sum over tokens comes before any loss scale: with one code for all fp16 would not hold it.
+                room = FP16_ROOM if kind == torch.float16 else 1
+                to_weight.add_(wrong.to(kind).t() @ (part / room), alpha=room)
                 to_bias += wrong.sum(0)
         if to_tokens is not None:
             ctx.save_for_backward(to_tokens, to_weight, to_bias, largest)

@@ -110,10 +110,8 @@ class VQNSP(nn.Module):
     def to_code_space(self, x: Tensor, input_chans: Channels = None) -> Tensor:
         """Encoder outputs before quantisation. x: (B, N, A, T), units of 100 uV -> (B, N*A, code width), not half."""
         tokens = self.encoder(x, input_chans)
-        hidden = self.encode_task_layer[1](self.encode_task_layer[0](tokens))
-        with torch.autocast(x.device.type, enabled=False):
-            last = self.encode_task_layer[2]
-            return last(hidden.to(last.weight.dtype))
+        with torch.autocast(x.device.type, enabled=False):  # half precision often gives another code
+            return self.encode_task_layer(tokens.to(self.encode_task_layer[0].weight.dtype))
 
     def encode(self, x: Tensor, input_chans: Channels = None) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise. x: (B, N, A, T) -> quantised (B, width, N, A), codes (B*N*A,) int64, quantiser loss ()."""

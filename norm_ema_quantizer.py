@@ -80,9 +80,15 @@ def nearest_rows(vectors: Tensor, rows: Tensor) -> Tensor:
     return codes
 
 
+def count_codes(codes: Tensor, codebook_size: int) -> Tensor:
+    """How often each code comes. (...,) int64 -> (K,) int64. torch.bincount would make a GPU's step wait."""
+    codes = codes.flatten()
+    return codes.new_zeros(codebook_size).scatter_add_(0, codes, torch.ones_like(codes))
+
+
 def count_and_sum(vectors: Tensor, codes: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
     """Vectors per code and their sum per code. (n, width), (n,) -> (K,), (K, width), in the vectors' type."""
-    counts = torch.bincount(codes, minlength=codebook_size).to(vectors.dtype)
+    counts = count_codes(codes, codebook_size).to(vectors.dtype)
     sums = vectors.new_zeros(codebook_size, vectors.shape[1]).index_add_(0, codes, vectors)
     return counts, sums
 
@@ -220,7 +226,7 @@ class NormEMAVectorQuantizer(nn.Module):
                 self.apply_update()
         else:
             # No exchange in evaluation, where processes may see different numbers of batches.
-            self._note_usage(torch.bincount(codes, minlength=self.codebook_size).to(vectors.dtype))
+            self._note_usage(count_codes(codes, self.codebook_size).to(vectors.dtype))
 
     def _note_usage(self, counts: Tensor) -> None:
         self.cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)

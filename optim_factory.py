@@ -223,10 +223,16 @@ class Update:
         self.overflowed = bool(ok > 0) and self.overflows_in_a_row <= MAX_OVERFLOWS
         self.nonfinite_in_a_row += not self.overflowed
 
+    @property
+    def kind(self) -> str:
+        """Of the optimizer, whose state no other understands."""
+        return type(self.optimizer).__name__
+
     def state_dict(self) -> dict[str, Any]:
         """What exact resumption needs."""
         return {
             "optimizer": self.optimizer.state_dict(),
+            "kind": self.kind,
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "nonfinite_in_a_row": self.nonfinite_in_a_row,
@@ -235,8 +241,15 @@ class Update:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`. Raises InputError where the parameter groups differ."""
+        given, own = state["optimizer"], self.optimizer.param_groups
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            if (kind := state.get("kind", self.kind)) != self.kind:
+                raise ValueError(f"it is {kind}, not {self.kind}")
+            # Options are this run's, where --resume_anyway lets them differ; torch would take the checkpoint's.
+            groups = [
+                old | {**new, "params": old["params"]} for old, new in zip(given["param_groups"], own, strict=True)
+            ]
+            self.optimizer.load_state_dict({**given, "param_groups": groups})
         except (ValueError, KeyError) as error:
             raise InputError(
                 f"the checkpoint's optimizer does not fit this run ({error}): use the flags it was made "

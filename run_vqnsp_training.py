@@ -44,7 +44,7 @@ def get_args() -> argparse.Namespace:
     utils.add_arguments(parser)
     parser.add_argument("--eval", action="store_true", help="evaluate a checkpoint on --val_data and stop")
     parser.add_argument("--disable_eval", action="store_true", help="no evaluation during training")
-    parser.add_argument("--calculate_codebook_usage", action="store_true", help="with --eval: also on --train_data")
+    parser.add_argument("--calculate_codebook_usage", action="store_true", help="as --eval, and on --train_data too")
     parser.set_defaults(
         output_dir=Path("checkpoints/vqnsp"),
         batch_size=128,
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
             num_electrodes=args.num_electrodes,
         )
         model = run.distribute(model)
-        if args.eval:
+        if args.eval or args.calculate_codebook_usage:
             report_evaluation(args, run, model.module)
             return
         accumulation = optim_factory.micro_batches(args, run)

@@ -14,6 +14,7 @@ from errors import InputError, PeerLost, UsageError
 
 COMPILER = ("torch._dynamo", "torch._inductor")  # modules of its errors
 LOST_PEER = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "remote process exited")
+KILLED_LOADER = "DataLoader worker (pid"  # not "in DataLoader worker process", where a data set raised something
 NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # of CUDA, of its libraries, on CPUs
 
 
@@ -37,10 +38,11 @@ def in_words(args: argparse.Namespace, *, processes: int = 1) -> Iterator[None]:
 def _told(error: Exception, args: argparse.Namespace, processes: int) -> InputError | None:
     """What to say of an error; None: it stays as it is."""
     text = str(error).strip()
-    first = next((line for line in text.splitlines() if line), type(error).__name__)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    first = lines[1] if lines[0].endswith("raised:") and len(lines) > 1 else lines[0]  # a compiler's reason
     if processes > 1 and any(sign in text for sign in LOST_PEER):
         return PeerLost("ended because another process of the run did")
-    if "DataLoader worker" in text:
+    if KILLED_LOADER in text:
         return InputError(
             f"a loading process ended ({first}): for want of memory try fewer --num_workers; the same command goes on "
             "from the last checkpoint"

@@ -134,14 +134,17 @@ class TrainingState:
         """What to continue from. A second start of a command with --resume goes on with what the first one saved."""
         folder, newest = self.run.output_dir, None
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        if args.resume or args.auto_resume or restarted:
-            newest = checkpoints.read_newest(folder)
         if not args.resume:
-            return newest
-        self.resumed_from = sha256(args.resume) if args.resume.is_file() else None
+            return checkpoints.read_newest(folder) if args.auto_resume or restarted else None
+        given = checkpoints.read(args.resume)
+        self.resumed_from = sha256(args.resume)
+        try:
+            newest = checkpoints.read_newest(folder)
+        except InputError as error:  # what --resume names may be the way out
+            logger.warning("%s", error)
         if newest is not None and newest[1].get("resumed_from") == self.resumed_from:
             return newest
-        return args.resume, checkpoints.read(args.resume)
+        return args.resume, given
 
     def _continue(self, path: Path, state: dict[str, Any], *, anyway: bool) -> None:
         weights = checkpoints.model_state(state, path)

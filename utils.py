@@ -317,6 +317,7 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
             )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False  # as torch has it for products: float32 is float32
     elif device.type != "cpu":
         raise UsageError(f"--device {name} is not supported; allowed: cuda, cuda:<index>, cpu")
     return device

@@ -243,9 +243,9 @@ class VQNSP(nn.Module):
 
     def quantized(self, x: Tensor, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x: (B, N, A, T) -> quantised (B, N*A, code width), codes (B, N*A), loss."""
-        hidden = self.encode_task_layer[:2](self.encoder(x, x.shape[2], channels))
+        tokens = self.encoder(x, x.shape[2], channels)
         with torch.autocast(x.device.type, enabled=False):
-            return self.quantize(self.encode_task_layer[2](hidden.to(x.dtype)))
+            return self.quantize(self.encode_task_layer(tokens.to(x.dtype)))
 
     def codes(self, x: Tensor, channels: Tensor) -> Tensor:
         """x: (B, N, A, T) -> (B, N*A)."""

@@ -102,6 +102,21 @@ def test_in_half_precision_the_loss_is_that_of_float32_to_its_rounding(kind: tor
         assert (found - wanted).norm() < 0.02 * wanted.norm()
 
 
+def test_fp16_holds_the_weights_gradient_of_a_collapsed_codebook() -> None:
+    head, n = nn.Linear(4, 64), 8192
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.zero_()
+    tokens = torch.full((n, 4), 16.0)
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss, _ = code_loss(tokens, head, torch.zeros(n, dtype=torch.long), torch.full((n,), 1.0))
+    loss.backward()
+    # Each token pulls row 0 by 63/64 of itself and pushes the others by 1/64.
+    expected = torch.full((64, 4), n * 16 / 64)
+    expected[0] = -n * 16 * 63 / 64
+    torch.testing.assert_close(head.weight.grad, expected, rtol=2e-3, atol=0)
+
+
 def test_no_tokens_cost_nothing() -> None:
     loss, hits = code_loss(
         torch.zeros(0, 8, requires_grad=True), nn.Linear(8, 5), torch.zeros(0).long(), torch.zeros(0)

@@ -192,6 +192,19 @@ def test_a_model_that_takes_features_runs_its_head_on_them() -> None:
         assert torch.equal(model.forward_features(x, CHANNELS), features)
 
 
+@pytest.mark.parametrize("takes_features", [False, True])
+def test_under_autocast_outputs_are_not_rounded_to_half_precision(takes_features: bool) -> None:
+    model, x = tiny(num_classes=1), eeg(1, (2, 3, 2, 200))
+    with torch.no_grad():
+        model.head.bias.fill_(50.1)  # years; bfloat16 has 50.0 and 50.25
+        with torch.autocast("cpu", torch.bfloat16):
+            features = model.forward_features(x, CHANNELS)
+            model.takes_features = takes_features
+            found = model(features if takes_features else x, CHANNELS)
+        expected = features.double() @ model.head.weight.double().t() + model.head.bias.double()
+    assert found.dtype == torch.float32 and (found - expected).abs().max() < 1e-4
+
+
 def test_frozen_parts_stay_in_evaluation_mode_and_out_of_the_state_dict() -> None:
     model = tiny()
     model.frozen = (model.patch_embed, model.blocks[1])

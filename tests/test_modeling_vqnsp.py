@@ -231,6 +231,19 @@ def test_under_autocast_the_quantiser_still_sees_and_gives_float32() -> None:
     assert torch.equal(codes, expected.argmax(-1).flatten())
 
 
+def test_between_encoder_and_quantiser_nothing_is_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = tiny(), torch.randn(2, 6, 200, generator=torch.Generator().manual_seed(3))
+    monkeypatch.setattr(model.encoder, "forward", lambda x, channels: tokens)
+    x = eeg(6, (2, 3, 2, 200))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = model.to_code_space(x)
+        half = model.encode_task_layer(tokens)
+    exact = tokens.double()
+    for layer in (model.encode_task_layer[0], None, model.encode_task_layer[2]):
+        exact = exact @ layer.weight.double().t() + layer.bias.double() if layer is not None else exact.tanh()
+    assert (found - exact).abs().max() < 1e-6 < (half - exact).abs().max()
+
+
 def test_half_precision_training_gives_finite_losses_close_to_float32() -> None:
     x, channels = eeg(6, (2, 3, 400)), [0, 1, 2, 3]
     exact = tiny().train()(x, channels)[0]

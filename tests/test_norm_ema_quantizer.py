@@ -16,6 +16,7 @@ from errors import InputError
 from norm_ema_quantizer import (
     CodebookRevival,
     NormEMAVectorQuantizer,
+    count_codes,
     kmeans,
     l2_normalize,
     nearest_rows,
@@ -71,6 +72,12 @@ def test_nearest_rows_do_not_depend_on_the_chunk(chunk: int, monkeypatch: pytest
     monkeypatch.setitem(norm_ema_quantizer.SIMILARITIES, "cpu", chunk * K + K // 2)
     codes = nearest_rows(torch.tensor(unit(z)), torch.tensor(rows))
     np.testing.assert_array_equal(codes.numpy(), brute_force(z, rows))
+
+
+def test_counted_codes_are_those_of_bincount() -> None:
+    codes = torch.randint(K, (5, 60), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(count_codes(codes, 2 * K), torch.bincount(codes.flatten(), minlength=2 * K))
+    assert torch.equal(count_codes(codes[:0], 3), torch.zeros(3, dtype=torch.long))
 
 
 def test_rows_of_the_codebook_give_their_own_codes_back() -> None:

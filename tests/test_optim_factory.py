@@ -309,6 +309,25 @@ def test_a_state_dict_through_a_file_continues_to_the_last_bit(tmp_path: Path) -
     assert_equal(straight.state_dict(), second.state_dict())
 
 
+def test_options_of_the_optimizer_are_those_of_the_run_that_continues(tmp_path: Path) -> None:
+    first, second = make(tmp_path), make(tmp_path)
+    first(mse(first, *samples(4, 0)))
+    for group in second.optimizer.param_groups:
+        group.update(betas=(0.5, 0.6), eps=1e-3, lr_scale=0.25)
+    second.load_state_dict(first.state_dict())
+    for group in second.optimizer.param_groups:
+        assert (group["betas"], group["eps"], group["lr_scale"]) == ((0.5, 0.6), 1e-3, 0.25)
+    assert_equal(first.optimizer.state_dict()["state"], second.optimizer.state_dict()["state"])
+
+
+def test_the_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    update, other = make(tmp_path), make(tmp_path)
+    other.optimizer = torch.optim.SGD(other.optimizer.param_groups, lr=0.1)
+    with pytest.raises(InputError) as error:
+        other.load_state_dict(update.state_dict())
+    only_line(error, "optimizer does not fit this run (it is AdamW, not SGD)")
+
+
 def test_the_state_of_other_parameter_groups_is_refused(tmp_path: Path) -> None:
     update, other = make(tmp_path), make(tmp_path)
     other.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr_scale": 1.0, "decays": False})

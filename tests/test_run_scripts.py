@@ -265,6 +265,9 @@ def test_eval_of_a_tokenizer_gives_the_losses_and_codes_of_training(
     caplog.clear()
     assert call("run_vqnsp_training", *words) == 0
     assert not [r for r in caplog.records if r.getMessage().startswith("train_data:")]
+    caplog.clear()
+    assert call("run_vqnsp_training", *words[:-1], "--calculate_codebook_usage") == 0  # alone, as in the released code
+    assert said(caplog, "train_data:") == usage and not list(tmp_path.glob("checkpoint*"))
 
 
 def test_no_quantize_kmeans_init_starts_from_random_rows(tiny: Path, tmp_path: Path) -> None:

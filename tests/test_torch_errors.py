@@ -107,11 +107,30 @@ def test_a_cpu_that_has_no_such_memory_says_so_as_expected() -> None:
         torch.empty(2**58, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("size mismatch"), ValueError("out of memory"), KeyError("a")])
+OF_A_DATASET = IndexError("Caught IndexError in DataLoader worker process 0.\nOriginal Traceback: ...")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("size mismatch"), ValueError("out of memory"), KeyError("a"), OF_A_DATASET]
+)
 def test_other_errors_stay_as_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, in_words(Namespace()):
         raise error
     assert caught.value is error
+
+
+def test_a_loading_process_that_was_killed_is_named_with_what_helps() -> None:
+    with pytest.raises(InputError, match="try fewer --num_workers"), in_words(Namespace()):
+        raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
+
+
+def test_a_compilers_reason_is_told_which_stands_on_its_second_line() -> None:
+    def backend(module: Any, inputs: Any) -> Any:
+        raise OSError("no C++ compiler")
+
+    says = r"torch.compile failed \(.*no C\+\+ compiler\): .*--no_compile"
+    with pytest.raises(InputError, match=says), in_words(Namespace()):
+        torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
 
 
 def test_what_is_in_words_already_stays_as_it_is() -> None:

@@ -77,6 +77,29 @@ def test_the_selected_epochs_predictions_come_back_from_an_earlier_checkpoint(
     assert_same_run(straight, folder)
 
 
+def test_a_file_of_resume_that_is_not_there_is_an_error_and_nothing_else_is_continued(
+    tmp_path: Path, task: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    assert train(folder, task, "--resume", folder / "chekpoint-1.pth", "--no_auto_resume") == 1
+    assert "chekpoint-1.pth" in capsys.readouterr().err
+    assert_same_run(straight, folder)
+
+
+def test_a_file_of_resume_is_the_way_out_of_a_folder_with_damaged_checkpoints(
+    tmp_path: Path, task: Path, straight: Path
+) -> None:
+    folder, kept = tmp_path / "run", tmp_path / "kept.pth"
+    shutil.copytree(straight, folder)
+    shutil.copy(folder / "checkpoint-1.pth", kept)
+    for path in folder.glob("checkpoint*.pth"):
+        path.write_bytes(path.read_bytes()[:1000])
+    assert train(folder, task) == 1
+    assert train(folder, task, "--resume", kept) == 0
+    assert_same_run(straight, folder)
+
+
 def best_epochs(folder: Path) -> dict[str, int]:
     """Return which epochs the files of selected epochs are of."""
     return {path.name: checkpoint(path)["epoch"] for path in folder.glob("checkpoint-best*.pth")}
