@@ -120,16 +120,6 @@ def amplitude_histogram(eeg: np.ndarray) -> np.ndarray:
     return _binned(fine)
 
 
-def of_valid_seconds(eeg: np.ndarray, at: int, rate: float, valid: np.ndarray) -> np.ndarray:
-    """The samples of eeg (N, t), a recording's from sample `at` on, that lie in valid seconds (seconds,).
-
-    The others, such as what filters make of an electrode that was taken off, say nothing of the unit.
-    """
-    seconds = ((at + np.arange(eeg.shape[1])) / rate).astype(np.int64)
-    good = valid[np.minimum(seconds, len(valid) - 1)]  # resampling rounds the length
-    return eeg if good.all() else eeg[:, good]
-
-
 def _by_upper_bits(eeg: np.ndarray) -> np.ndarray:
     """Counts of the values, without their signs, by the upper bits of the float. eeg: contiguous float32."""
     bits = (eeg.view(np.uint32).ravel() << 1) >> (_LOW_BITS + 1)
@@ -185,24 +175,52 @@ class SignalScan:
         if not found:
             return Quality.merged(())
         low, high, at_low, at_high = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
-        finite = np.isfinite(low) & np.isfinite(high)  # (N, seconds)
-        with np.errstate(over="ignore"):
-            moved = np.subtract(high, low, out=np.full_like(high, np.inf), where=finite)
-        judged = finite.copy()
-        if 0 < part < MIN_PART * self.rate:
-            judged[:, -1] = False
-        still = min(FLAT, FLAT_SHARE * float(np.median(moved[judged]))) if judged.any() else 0.0
-        flat = judged & (moved <= still)
+        finite, flat = _finite_and_flat(low, high, too_short=0 < part < MIN_PART * self.rate)
         lowest = np.where(finite, low, np.inf).min(axis=1, keepdims=True)  # (N, 1): of the whole recording
         highest = np.where(finite, high, -np.inf).max(axis=1, keepdims=True)
         stuck = (at_low & (low == lowest)) | (at_high & (high == highest))
-        valid = finite.all(axis=0) & ~flat.all(axis=0)
+        valid = np.logical_and(finite.all(axis=0), ~flat.all(axis=0))
         not_finite, flats, saturated = map(self._by_electrode, (~finite, flat, stuck & finite & ~flat))
         return Quality(valid, not_finite, flats, saturated, _binned(self._fine))
+
+    def valid(self, first: int, stop: int) -> np.ndarray:
+        """Whether seconds first to stop can be used, as far as they are whole and there: bool, judged by themselves."""
+        ends = np.cumsum([low.shape[1] for low, *_ in self._found])
+        begin, end = np.searchsorted(ends, [first, stop], side="right")
+        if begin == len(ends):
+            return np.zeros(0, bool)
+        low, high = (np.concatenate([part[i] for part in self._found[begin : end + 1]], axis=1) for i in (0, 1))
+        finite, flat = _finite_and_flat(low, high)
+        before = ends[begin - 1] if begin else 0
+        return np.logical_and(finite.all(axis=0), ~flat.all(axis=0))[first - before : stop - before]
+
+    def usable(self, eeg: np.ndarray, at: int, rate: float) -> np.ndarray:
+        """Of the signal after filters, eeg (N, t) from sample `at` on at a rate in Hz, what lies in usable seconds.
+
+        The others, such as what filters make of electrodes that were taken off, say nothing of the unit.
+        """
+        seconds = ((at + np.arange(eeg.shape[1])) / rate).astype(np.int64)
+        valid = self.valid(seconds[0], seconds[-1] + 1)
+        return eeg if valid.all() else eeg[:, valid[np.minimum(seconds - seconds[0], len(valid) - 1)]]
 
     def _by_electrode(self, bad: np.ndarray) -> dict[str, int]:
         """Seconds of each electrode that has any. bad: (N, seconds) bool."""
         return {name: int(n) for name, n in zip(self.electrodes, bad.sum(axis=1), strict=True) if n}
+
+
+def _finite_and_flat(low: np.ndarray, high: np.ndarray, *, too_short: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Where electrodes are finite, and where they do not move: (N, seconds) bool each.
+
+    low, high: (N, seconds), smallest and largest values; too_short: the last second is too short to be called flat.
+    """
+    finite = np.isfinite(low) & np.isfinite(high)
+    with np.errstate(over="ignore"):
+        moved = np.subtract(high, low, out=np.full_like(high, np.inf), where=finite)
+    judged = finite.copy()
+    if too_short:
+        judged[:, -1] = False
+    still = min(FLAT, FLAT_SHARE * float(np.median(moved[judged]))) if judged.any() else 0.0
+    return finite, judged & (moved <= still)
 
 
 def _look(eeg: np.ndarray, starts: np.ndarray, run: int) -> tuple[np.ndarray, ...]:

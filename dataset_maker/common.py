@@ -22,7 +22,7 @@ from dataset_maker.filters import apply_fir, changes_rate, kernels, output_lengt
 from dataset_maker.sources import RECORDINGS
 from electrodes import is_known_non_eeg, resolve
 from errors import InputError, UsageError
-from quality import BINS, Quality, SignalScan, amplitude_histogram, of_valid_seconds
+from quality import BINS, Quality, SignalScan, amplitude_histogram
 
 EXTRA_READERS = {".set": "files of MATLAB 7.3 need `pip install pymatreader`", ".cnt": "ANT files need `antio`"}
 MIN_TRANSITION = 0.5  # Hz between a filter's edge and Nyquist: less would take a filter of many seconds
@@ -267,7 +267,7 @@ class _Source:
     def __init__(self, raw: mne.io.BaseRaw, samples: int, where: str) -> None:
         self.raw, self.samples, self.where = raw, samples, where
         self.rate = float(raw.info["sfreq"])
-        self._scan = SignalScan(raw.ch_names, self.rate, amplitudes=False)
+        self.scan = SignalScan(raw.ch_names, self.rate, amplitudes=False)
         self._scanned = 0
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -279,12 +279,8 @@ class _Source:
 
     def _look(self, eeg: np.ndarray, start: int, stop: int) -> None:
         if start <= self._scanned < stop:  # blocks overlap, and the ends may be asked for first
-            self._scan.add(eeg[:, self._scanned - start :] * 1e6)
+            self.scan.add(eeg[:, self._scanned - start :] * 1e6)
             self._scanned = stop
-
-    def valid_so_far(self) -> np.ndarray:
-        """Which seconds of what was read can be used, as far as that can be said yet."""
-        return self._scan.result().valid
 
     def has_gaps(self) -> bool:
         """Whether the recording marks gaps in it."""
@@ -332,7 +328,7 @@ class _Source:
     def quality(self, seconds: int) -> Quality:
         """What was seen, for this many seconds. Raises InputError if none is valid."""
         assert self._scanned == self.samples, "all of it went through the filters"
-        quality = self._scan.result()
+        quality = self.scan.result()
         if not quality.valid.any():
             names = [name for name, count in quality.not_finite.items() if count == len(quality.valid)]
             reason = f"NaN or infinite in {', '.join(names)}; leave these out" if names else "no signal at all"
@@ -385,7 +381,7 @@ def prepare(raw: mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording"
         for block in blocks:  # (N, t), V
             block *= 1e6
             eeg[:, at : at + block.shape[1]] = narrowed(block, pipeline.dtype, where)
-            histogram += amplitude_histogram(of_valid_seconds(block, at, new_rate, source.valid_so_far()))
+            histogram += amplitude_histogram(source.scan.usable(block, at, new_rate))
             at += block.shape[1]
     except (ValueError, RuntimeError) as error:
         if isinstance(error, InputError):

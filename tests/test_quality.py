@@ -117,6 +117,21 @@ def test_how_a_signal_is_cut_changes_nothing(block: int, rate: float) -> None:
     np.testing.assert_array_equal(cut.histogram, whole.histogram)
 
 
+@pytest.mark.parametrize("rate", [200, 256.4])
+def test_a_few_seconds_are_judged_as_in_the_whole_and_only_their_samples_are_usable(rate: float) -> None:
+    eeg = damaged(3, int(12.4 * rate), rate, seed=6)
+    looking = SignalScan(NAMES[:3], rate)
+    for start in range(0, eeg.shape[1], 640):
+        looking.add(eeg[:, start : start + 640])
+    valid = looking.result().valid[:12]  # whole ones
+    assert not valid.all()
+    for first, stop in ((0, 12), (0, 5), (4, 9), (11, 12), (7, 20)):
+        np.testing.assert_array_equal(looking.valid(first, stop), valid[first:stop])
+    assert len(looking.valid(12, 13)) == 0
+    numbered = np.arange(3, 11 * 100)[None].repeat(3, axis=0)  # of the signal at 100 Hz, from its sample 3 on
+    np.testing.assert_array_equal(looking.usable(numbered, 3, 100.0), numbered[:, valid[numbered[0] // 100]])
+
+
 def test_blocks_of_nothing_and_no_signal_at_all_are_no_seconds() -> None:
     looking = SignalScan(NAMES, 200)
     looking.add(np.zeros((4, 0)))
