@@ -129,8 +129,10 @@ def _last_epoch_of(path: Path, dataset: Any) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as before:
             if all(np.array_equal(before[name], np.asarray(values)) for name, values in same.items()):
                 return {name: before[name] for name in ("last_epoch", "last_logits")}
+        reason = "is of other samples"
     except Exception as error:  # a damaged file raises anything, from BadZipFile to KeyError
-        logger.warning("%s: cannot be read (%s); it is written again.", path, type(error).__name__)
+        reason = f"cannot be read ({type(error).__name__})"
+    logger.warning("%s %s: it is written again, without the last epoch's outputs.", path, reason)
     return {}
 
 
@@ -140,8 +142,8 @@ def save_predictions(
     """Write logits, labels, recording and subject of every sample for the selected and for the last epoch.
 
     selected, last: epoch and logits (samples, outputs); they become `epoch`, `logits` and `last_epoch`,
-    `last_logits`. last=None keeps what the file has of the last epoch, if it is there. `name`, `task` and `classes`
-    are the data set's.
+    `last_logits`. last=None keeps what the file has of the last epoch, if it is there and of the same samples. `name`,
+    `task` and `classes` are the data set's.
     """
     latest: Any = dict(zip(("last_epoch", "last_logits"), last or selected, strict=True))
     if last is None and path.is_file():

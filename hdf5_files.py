@@ -246,15 +246,13 @@ def find_files(paths: Sequence[Path], flag: str) -> list[Path]:
                 "make them with dataset_maker/make_h5dataset_for_pretrain.py"
             )
         found += files
-    return sorted({file.resolve() for file in found})
+    return sorted({Path(os.path.realpath(file)) for file in found})
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All HDF5 files in a folder and its folders, sorted. Raises InputError for links that lead nowhere."""
-    found = sorted(path for path in visible_files(folder) if path.suffix.lower() in SUFFIXES)
-    if lost := [path for path in found if not path.exists()]:
-        raise InputError(f"{lost[0]}: links to a file that is not there: fetch it, or take the link away")
-    return [path for path in found if path.is_file()]
+    """All HDF5 files in a folder and its folders, sorted; links that lead nowhere too, which do not open."""
+    found = (path for path in visible_files(folder) if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in found if path.is_file() or not path.exists())
 
 
 def visible_files(folder: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def read_labelled(path: Path) -> LabelledFile:
     """
     if not path.is_dir():
         return joined_shards([_read_shard(path)], path)
-    files = list({file.resolve(): file for file in files_below(path)}.values())
+    files = list({realpath(file): file for file in files_below(path)}.values())
     if not files:
         raise InputError(
             f"no data found at {path}: the folder holds no labelled HDF5 files; make it with dataset_maker"

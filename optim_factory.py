@@ -240,11 +240,13 @@ class Update:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`. Raises InputError where the parameter groups differ."""
+        """Continue from `state_dict()`. Raises InputError for another optimizer and other parameter groups."""
         given, own = state["optimizer"], self.optimizer.param_groups
         try:
             if (kind := state.get("kind", self.kind)) != self.kind:
                 raise ValueError(f"it is {kind}, not {self.kind}")
+            if len(given["param_groups"]) != len(own):
+                raise ValueError(f"it has {len(given['param_groups'])} parameter groups, not {len(own)}")
             # Options are this run's, where --resume_anyway lets them differ; torch would take the checkpoint's.
             groups = [
                 old | {**new, "params": old["params"]} for old, new in zip(given["param_groups"], own, strict=True)

@@ -141,6 +141,7 @@ class SignalScan:
         self._seconds = 0  # whole ones so far
         self._rest = np.empty((len(self.electrodes), 0), np.float32)  # of the second that is not whole yet
         self._found: list[tuple[np.ndarray, ...]] = []  # of whole seconds, as `_look` gives it
+        self._still = 0.0  # uV; what moves less is flat, as far as `valid` was asked
         self._fine = np.zeros(_UPPER, np.int64)  # |uV| by the upper bits of the float
 
     def add(self, eeg: np.ndarray) -> None:
@@ -175,7 +176,7 @@ class SignalScan:
         if not found:
             return Quality.merged(())
         low, high, at_low, at_high = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
-        finite, flat = _finite_and_flat(low, high, too_short=0 < part < MIN_PART * self.rate)
+        finite, flat, _ = _finite_and_flat(low, high, too_short=0 < part < MIN_PART * self.rate)
         lowest = np.where(finite, low, np.inf).min(axis=1, keepdims=True)  # (N, 1): of the whole recording
         highest = np.where(finite, high, -np.inf).max(axis=1, keepdims=True)
         stuck = (at_low & (low == lowest)) | (at_high & (high == highest))
@@ -184,13 +185,13 @@ class SignalScan:
         return Quality(valid, not_finite, flats, saturated, _binned(self._fine))
 
     def valid(self, first: int, stop: int) -> np.ndarray:
-        """Whether seconds first to stop can be used, as far as they are whole and there: bool, judged by themselves."""
+        """Whether seconds first to stop can be used, as far as they are whole and there, as known by now: bool."""
         ends = np.cumsum([low.shape[1] for low, *_ in self._found])
         begin, end = np.searchsorted(ends, [first, stop], side="right")
         if begin == len(ends):
             return np.zeros(0, bool)
         low, high = (np.concatenate([part[i] for part in self._found[begin : end + 1]], axis=1) for i in (0, 1))
-        finite, flat = _finite_and_flat(low, high)
+        finite, flat, self._still = _finite_and_flat(low, high, least=self._still)
         before = ends[begin - 1] if begin else 0
         return np.logical_and(finite.all(axis=0), ~flat.all(axis=0))[first - before : stop - before]
 
@@ -208,10 +209,13 @@ class SignalScan:
         return {name: int(n) for name, n in zip(self.electrodes, bad.sum(axis=1), strict=True) if n}
 
 
-def _finite_and_flat(low: np.ndarray, high: np.ndarray, *, too_short: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Where electrodes are finite, and where they do not move: (N, seconds) bool each.
+def _finite_and_flat(
+    low: np.ndarray, high: np.ndarray, *, too_short: bool = False, least: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Where electrodes are finite, where they do not move, (N, seconds) bool each, and what counts as no movement.
 
-    low, high: (N, seconds), smallest and largest values; too_short: the last second is too short to be called flat.
+    low, high: (N, seconds), smallest and largest values; too_short: the last second is too short to be called flat;
+    least: counts as no movement anyway.
     """
     finite = np.isfinite(low) & np.isfinite(high)
     with np.errstate(over="ignore"):
@@ -220,7 +224,8 @@ def _finite_and_flat(low: np.ndarray, high: np.ndarray, *, too_short: bool = Fal
     if too_short:
         judged[:, -1] = False
     still = min(FLAT, FLAT_SHARE * float(np.median(moved[judged]))) if judged.any() else 0.0
-    return finite, judged & (moved <= still)
+    still = max(still, least)
+    return finite, judged & (moved <= still), still
 
 
 def _look(eeg: np.ndarray, starts: np.ndarray, run: int) -> tuple[np.ndarray, ...]:

@@ -42,18 +42,18 @@ def find(inputs: Sequence[Path], options: Options, *, split: str | None = None) 
             f"{' '.join(flags)}: --prepared says that signals are filtered already: leave one of the two out"
         )
     names = dict(zip(raws, unique_names([path.stem for path in raws], raws), strict=True))
-    told: set[str] = set()  # of one kind of recordings, once
+    left_out: set[str] = set()  # the same channels of all recordings are said once
     for path in paths:
         if path in names:
-            yield str(path), partial(_open_raw, path, names[path], options, told)
+            yield str(path), partial(_open_raw, path, names[path], options, left_out)
         else:
             yield from _find_in_hdf5(path, options, split)
 
 
-def _open_raw(path: Path, name: str, options: Options, told: set[str]) -> Windows:
+def _open_raw(path: Path, name: str, options: Options, left_out: set[str]) -> Windows:
     raw = read_raw(path)
     check_header(raw, str(path))
-    return cut(signal_of_raw(raw, options, told, where=str(path), name=name), options)
+    return cut(signal_of_raw(raw, options, set(), where=str(path), name=name, left_out=left_out), options)
 
 
 def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[tuple[str, Opener]]:

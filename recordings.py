@@ -155,8 +155,13 @@ def of_raw(raw: mne.io.BaseRaw, options: Options, *, where: str = "recording", n
     return cut(signal_of_raw(raw.copy(), options, set(), where=where, name=name), options)
 
 
-def signal_of_raw(raw: mne.io.BaseRaw, options: Options, told: set[str], *, where: str, name: str) -> Signal:
-    """raw: may be changed. told: notes that the user has read already; grows."""
+def signal_of_raw(
+    raw: mne.io.BaseRaw, options: Options, told: set[str], *, where: str, name: str, left_out: set[str] | None = None
+) -> Signal:
+    """raw: may be changed. told: notes that the user has read already; left_out (told if None): the same of channels.
+
+    Both grow.
+    """
     pipeline = options.pipeline
     if options.prepared:
         rate = float(raw.info["sfreq"])
@@ -172,7 +177,7 @@ def signal_of_raw(raw: mne.io.BaseRaw, options: Options, told: set[str], *, wher
         if note not in told:
             logger.warning("%s: %s.", where, note)
     told.update(prepared.report["notes"])
-    _say_left_out(prepared.report["dropped"], told, where)
+    _say_left_out(prepared.report["dropped"], told if left_out is None else left_out, where)
     factor = unit_factor(options, prepared.quality, where)
     eeg, electrodes = prepared.eeg, tuple(prepared.electrodes)
 

@@ -158,6 +158,8 @@ def recording_readable(path: Path | str) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # readers raise anything on broken bytes, from struct.error to ZeroDivisionError
+        if isinstance(error, FileNotFoundError) and Path(path).is_symlink():
+            raise InputError(f"{path}: links to a file that is not there: fetch it, or take the link away") from None
         hint = next((f"; {text}" for suffix, text in EXTRA_READERS.items() if str(path).lower().endswith(suffix)), "")
         reason = f"broken or not what its name says ({type(error).__name__})"
         raise InputError(f"{path}: cannot be read, {reason}{hint}") from None
@@ -174,8 +176,6 @@ def open_raw(path: Path, **options: Any) -> mne.io.BaseRaw:
     """The same for any format that MNE knows; options: of its reader."""
     if is_edf(path):  # annotations are not used, and only in this encoding no byte of theirs makes MNE refuse a file
         options["encoding"] = "latin1"
-    if path.is_symlink() and not path.exists():
-        raise InputError(f"{path}: links to a file that is not there: fetch it, or take the link away")
     with recording_readable(path):
         return mne.io.read_raw(path, verbose="error", **options)  # "error": MNE's warnings may quote header texts
 

@@ -42,7 +42,7 @@ class Found:
 def look_into(path: Path, complain: Complain) -> Iterator[Found]:
     """Every montage of the pre-training files and every labelled set at a path. Raises InputError without files."""
     files = files_below(path) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
+    if not files or not (path.is_dir() or path.is_file()):
         raise InputError(f"no data found at {path}: give HDF5 files, or folders of them, made with dataset_maker")
     recordings: list[Recording] = []
     scans: dict[Path, Scan] = {}

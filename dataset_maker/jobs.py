@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from os.path import realpath
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,7 +115,7 @@ class Plan:
 
     def key(self, task: Task) -> str:
         """Return a digest of a stamped recording and of all that decides what becomes of it."""
-        named = {name: value for name, value in task.items() if name != "recording"}  # others of its name may come
+        named = {name: value for name, value in task.items() if name not in ("recording", "open")}  # these may change
         values = (self.maker, self.pipeline.to_json(), dict(self.made), self.description, named)
         return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()[:16]
 
@@ -122,17 +123,16 @@ class Plan:
 def stamped(tasks: Iterable[Task]) -> list[Task]:
     """Return the recordings with absolute paths, a unique plain name each, and the sizes and times of their files."""
     tasks = list(tasks)
-    found: list[Task] = []
-    # Links stay: what belongs to a recording, an event file or a format's second file, lies beside the link.
-    paths = [Path(task["path"]).absolute() for task in tasks]
+    found = list[Task]()
+    paths = [Path(realpath(task["path"])) for task in tasks]
     # One recording may show two subjects: then it comes twice.
     distinct = [path / str(task.get("subject", "")) for path, task in zip(paths, tasks, strict=True)]
-    names = unique_names([task["recording"] for task in tasks], distinct)
-    for task, path, name in zip(tasks, paths, names, strict=True):
-        also = [str(Path(other).absolute()) for other in task.get("also", ())]
-        stats = [Path(other).stat() for other in (str(path), *also) if Path(other).exists()]
-        stamps = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
-        found.append({**task, "path": str(path), "also": also, "recording": name, "stamps": stamps})
+    for task, path, name in zip(tasks, paths, unique_names([t["recording"] for t in tasks], distinct), strict=True):
+        also = [realpath(other) for other in task.get("also", ())]
+        given = str(Path(task["path"]).absolute())  # maybe a link, beside which its further files lie
+        there = [Path(other).stat() for other in (path, *also) if Path(other).exists()]
+        stamps = [[stat.st_size, stat.st_mtime_ns] for stat in there]
+        found.append({**task, "path": str(path), "open": given, "also": also, "recording": name, "stamps": stamps})
     return found
 
 

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
+from os.path import realpath
 from pathlib import Path
 
 from errors import InputError
@@ -30,7 +31,7 @@ def find_files(inputs: Sequence[Path], suffixes: Collection[str] = RECORDINGS, f
     becomes a recording that cannot be read. Raises InputError for a path that does not exist, a file of another kind,
     and when nothing is found.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for path in inputs:
         if not path.exists():
             raise InputError(f"{path}: does not exist; correct {flag}")
@@ -38,7 +39,7 @@ def find_files(inputs: Sequence[Path], suffixes: Collection[str] = RECORDINGS, f
             raise InputError(f"{path}: not a kind of recording this maker reads ({', '.join(suffixes)})")
         for file in [path] if path.is_file() else visible_files(path):
             if file.name.lower().endswith(tuple(suffixes)) and (file.is_file() or not file.exists()):
-                found[file.resolve()] = min(file, found.get(file.resolve(), file))
+                found[realpath(file)] = min(file, found.get(realpath(file), file))
     if not found:
         raise InputError(f"no recordings ({', '.join(suffixes)}) in {', '.join(map(str, inputs))}; correct {flag}")
     return sorted(path for path in found.values() if not _continues_another(path))

@@ -45,6 +45,11 @@ def _read(maker: ModuleType, task: Mapping[str, Any]) -> Any:
     return raw
 
 
+def _as_given(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The same recording by the path that the maker was given, beside which its further files lie."""
+    return {**task, "path": task["open"]}
+
+
 def _where(task: Mapping[str, Any]) -> str:
     return str(task["path"])
 
@@ -108,7 +113,7 @@ class Worker:
     def survey(self, maker: str, tasks: list[dict], pipeline: dict) -> list[dict]:
         """Return the survey of each recording, or `{"error": one line}`."""
         module, options, found = importlib.import_module(maker), Pipeline.from_json(pipeline), []
-        for task in tasks:
+        for task in map(_as_given, tasks):
             try:
                 found.append(survey(module, task, options))
             except MemoryError:
@@ -133,6 +138,7 @@ class Worker:
 
     def convert(self, task: dict) -> dict[str, Any]:
         """Convert one recording into the open job; returns what the report says of it."""
+        task = _as_given(task)
         return self._labelled(task) if self.description else self._pretraining(task)
 
     def _pretraining(self, task: dict) -> dict[str, Any]:

@@ -206,6 +206,24 @@ def test_a_linked_recording_is_read_with_the_files_beside_the_link(tmp_path: Pat
     assert eeg.shape == (2, 200)
 
 
+def test_a_recording_is_the_same_by_whatever_path_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        save(tmp_path / "eeg" / name / "x_raw.fif", ["CZ"], seconds=2, seed=seed)
+    (tmp_path / "link").symlink_to(tmp_path / "eeg")
+    (tmp_path / "links").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "links" / f"{name}_raw.fif").symlink_to(tmp_path / "eeg" / name / "x_raw.fif")
+    output, made = tmp_path / "out", []
+    for folder, given in (("eeg/a", ".."), ("", "eeg"), ("", "link"), ("", tmp_path / "eeg"), ("", "links")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert run_maker(make_h5dataset_for_pretrain, "--input", given, "--output", output) == 0
+        made.append(sorted(name for recordings in opened(output).values() for name in recordings))
+        assert given == ".." or "2 of 2 recordings were converted before" in capsys.readouterr().out
+    assert len(made[0]) == 2 and all(names == made[0] for names in made)
+
+
 def test_a_recording_whose_link_leads_nowhere_is_left_out_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

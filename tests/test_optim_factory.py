@@ -333,7 +333,7 @@ def test_the_state_of_other_parameter_groups_is_refused(tmp_path: Path) -> None:
     other.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr_scale": 1.0, "decays": False})
     with pytest.raises(InputError) as error:
         other.load_state_dict(update.state_dict())
-    only_line(error, "optimizer does not fit", "--no_auto_resume")
+    only_line(error, "optimizer does not fit this run (it has 2 parameter groups, not 3)", "--no_auto_resume")
 
 
 # From flags
