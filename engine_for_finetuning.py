@@ -1,6 +1,7 @@
 """Stage 3: one epoch on a labelled task, evaluation over whole sets, and prediction files. Paper, section 2.4."""
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from training_state import TrainingState
 from utils import Run
 
 logger = logging.getLogger(__name__)
+
+NO_NAME = re.compile(r"[^\w.-]+")  # what of a data set's name does not go into a file's
 
 
 def task_loss(
@@ -122,17 +125,16 @@ class Selected:
         self.logits = {name: value.numpy() for name, value in state["logits"].items()}
 
 
-def _last_epoch_of(path: Path, dataset: Any) -> dict[str, Any]:
-    """`last_epoch` and `last_logits` of a file of predictions; nothing if it is damaged or of other samples."""
+def _last_epoch_of(path: Path, dataset: Any) -> dict[str, Any] | None:
+    """`last_epoch` and `last_logits` of a file of predictions; nothing if it is damaged, None if of other samples."""
     same = {"labels": dataset.labels, "recording": dataset.recordings, "subject": dataset.subjects}
     try:
         with np.load(path, allow_pickle=False) as before:
             if all(np.array_equal(before[name], np.asarray(values)) for name, values in same.items()):
                 return {name: before[name] for name in ("last_epoch", "last_logits")}
-        reason = "is of other samples"
+        return None
     except Exception as error:  # a damaged file raises anything, from BadZipFile to KeyError
-        reason = f"cannot be read ({type(error).__name__})"
-    logger.warning("%s %s: it is written again, without the last epoch's outputs.", path, reason)
+        logger.warning("%s cannot be read (%s): it is written again.", path, type(error).__name__)
     return {}
 
 
@@ -142,12 +144,17 @@ def save_predictions(
     """Write logits, labels, recording and subject of every sample for the selected and for the last epoch.
 
     selected, last: epoch and logits (samples, outputs); they become `epoch`, `logits` and `last_epoch`,
-    `last_logits`. last=None keeps what the file has of the last epoch, if it is there and of the same samples. `name`,
-    `task` and `classes` are the data set's.
+    `last_logits`. last=None keeps what the file has of the last epoch, and all of a file of other samples: then the
+    data set's name stands in the new one's. `name`, `task` and `classes` are the data set's.
     """
     latest: Any = dict(zip(("last_epoch", "last_logits"), last or selected, strict=True))
     if last is None and path.is_file():
-        latest |= _last_epoch_of(path, dataset)
+        kept = _last_epoch_of(path, dataset)
+        latest |= kept or {}
+        if kept is None:
+            other = path.with_name(f"{path.stem}-{NO_NAME.sub('_', dataset.name)}.npz")
+            logger.warning("%s is of other samples and stays: these outputs are in %s.", path, other.name)
+            path = other
     with written_aside(path) as part, part.open("wb") as file:
         np.savez(
             file,

@@ -272,6 +272,8 @@ class Model:
         self, verb: str, eeg: Any, batch_size: int, options: dict[str, Any], **more: Any
     ) -> tuple[Windows, dict[str, Any]]:
         self.check(verb)
+        if isinstance(eeg, Windows) and options:
+            raise UsageError(f"{', '.join(options)}: windows are made already; give it to the call that makes them")
         windows = eeg if isinstance(eeg, Windows) else self.windows(eeg, **options)
         parts = [arrays for _, arrays in self.batches(verb, windows, batch_size=batch_size, **more)]
         return windows, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -11,6 +11,7 @@ import metrics
 import result_figures
 import subject_results
 from files import written_aside
+from hdf5_files import printable
 from result_tables import Grid, Group, Table, grids, loss_kind, mean_and_std, means_and_stds, number
 from results import Predictions, RunResult
 from subject_results import LEVEL, Units
@@ -25,11 +26,12 @@ figure.figure { margin-bottom: 0; }
 .scroll { overflow: auto; max-height: 30rem; margin-bottom: 0.7rem; }
 .scroll table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 .scroll th, .scroll td { padding: 0.15rem 0.7rem 0.15rem 0; white-space: nowrap; text-align: right; }
-.scroll th { border-bottom: 1px solid #999; background: white; }
+.scroll th { background: white; font-weight: inherit; }
+.scroll th[scope="col"] { border-bottom: 1px solid #999; font-weight: bold; }
 .scroll th:first-child, .scroll td:first-child, .words td, .words th { text-align: left; }
 .words td:nth-child(2) { white-space: normal; min-width: 10rem; }
 .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: white; }
-.scroll tr.here td { font-weight: bold; border-top: 1px solid #999; }
+.scroll tr.here th, .scroll tr.here td { font-weight: bold; border-top: 1px solid #999; }
 .remark { font-size: 0.85rem; color: #555; margin: 0 0 0.3rem; }
 @media (max-width: 800px) {
   #toc, #filter-by-tags-dropdown-menu { display: none; }
@@ -71,6 +73,7 @@ class Page:
         """Nothing on it yet."""
         self._report = mne.Report(title=title, image_format="png", verbose="error")
         self._report.add_custom_css(CSS)
+        self._report.include += '<meta name="viewport" content="width=device-width, initial-scale=1">'  # telephones
         self.prefix = ""  # of the titles: which table or group it is about
 
     def figure(self, figure: Any, title: str, caption: str, tag: str) -> None:
@@ -106,7 +109,7 @@ def write(path: Path, tables: Sequence[Table], notes: Sequence[str], *, draws: i
             page.text([settings_html(group)], "Settings", "settings")
     page.prefix = ""
     if notes:
-        page.text([f"<p>{html.escape(note)}</p>" for note in notes], "Notes", "results")
+        page.text([f"<p>{shown(note)}</p>" for note in notes], "Notes", "results")
     page.save(path)
 
 
@@ -193,22 +196,29 @@ def add_predictions(page: Page, table: Table, runs: Sequence[RunResult], found: 
 def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], *, marked: str = "", words: bool = False) -> str:
     """A table that scrolls inside itself. marked: rows that begin so are bold; words: for text, not for numbers."""
 
-    def cells(row: Sequence[str], kind: str) -> str:
-        return "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in row)
+    def cells(row: Sequence[str]) -> str:
+        return "".join(f"<td>{shown(cell)}</td>" for cell in row)
 
+    head = "".join(f'<th scope="col">{shown(cell)}</th>' for cell in header)
     body = []
     for row in rows[:LONGEST]:
         here = ' class="here"' if marked and row[0].startswith(marked) else ""
-        body.append(f"<tr{here}>{cells(row, 'td')}</tr>")
+        body.append(f'<tr{here}><th scope="row">{shown(row[0])}</th>{cells(row[1:])}</tr>')
     if len(rows) > LONGEST:
         body.append(f"<tr><td>and {len(rows) - LONGEST} more</td></tr>")
     kind = "scroll words" if words else "scroll"
-    return f'<div class="{kind}" tabindex="0"><table><tr>{cells(header, "th")}</tr>{"".join(body)}</table></div>'
+    table = f"<table><tr>{head}</tr>{''.join(body)}</table>"
+    return f'<div class="{kind}" tabindex="0" role="region" aria-label="table">{table}</div>'
+
+
+def shown(text: str) -> str:
+    """Any text in HTML: no markup, and in letters that a file can hold."""
+    return html.escape(printable(text))
 
 
 def remark(text: str) -> str:
     """Small print."""
-    return f'<p class="remark">{html.escape(text)}</p>'
+    return f'<p class="remark">{shown(text)}</p>'
 
 
 def grid_html(grid: Grid) -> list[str]:

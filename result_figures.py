@@ -23,7 +23,7 @@ STYLE: Any = {
     "lines.linewidth": 1.5,
 }
 NAMED_RUNS = 6  # in a legend; more would cover the curves
-ANNOTATED = 12  # classes of a confusion matrix with numbers in it
+ANNOTATED = 12  # classes of a confusion matrix with numbers in it, and of curves with a legend
 POINTS = 3000  # of a scatter plot
 LONGEST_NAME = 14  # letters along an axis, or of several names beside each other
 
@@ -127,7 +127,9 @@ def class_curves(task: str, runs: Sequence[Predictions], classes: Sequence[str],
             axes.set(xlabel="recall", ylabel="precision")
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         title = "area" if kind == "roc" else "average precision"
-        figure.legend(loc="outside lower center", title=title, ncols=1 if max(map(len, classes)) > LONGEST_NAME else 2)
+        if len(classes) <= ANNOTATED:
+            columns = 1 if max(map(len, classes)) > LONGEST_NAME else 2
+            figure.legend(loc="outside lower center", title=title, ncols=columns)
     return figure
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 import metrics
 from errors import InputError, one_line
-from fingerprint import FREE_FLAGS, digest_of
+from fingerprint import BATCH_FLAGS, FREE_FLAGS, digest_of
+from hdf5_files import printable
 from labelled_files import DATASETS
 
 # Flags that do not make another experiment. Another --finetune does, by its name: its content is not known here.
@@ -55,6 +56,7 @@ class RunResult:
     name: str | None = None  # of the data set
     best: metrics.BestEpoch | None = None  # the epoch that counts
     predictions: dict[str, Predictions] = field(default_factory=dict)  # of that epoch if there are any, by set
+    stopped: bool = False  # by --patience
     finished: bool = True
     notes: list[str] = field(default_factory=list)
 
@@ -65,14 +67,29 @@ class RunResult:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Flags that make it another experiment."""
-        return {name: value for name, value in self.flags.items() if name not in NO_SETTINGS}
+        """Flags that make it another experiment; those of the batch as the windows of a step, where these are known."""
+        found = {name: value for name, value in self.flags.items() if name not in NO_SETTINGS}
+        windows = _windows_a_step(self.flags, self.environment)
+        if windows is None:
+            return found
+        return {name: found[name] for name in found.keys() - BATCH_FLAGS} | {"total_batch_size": windows}
 
     @property
     def split(self) -> str | None:
         """The set whose metrics are reported: test, or val where there is no test set."""
         found = {name.split("_")[0] for line in self.lines for name in line}
         return next((split for split in ("test", "val") if split in found), None)
+
+
+def _windows_a_step(flags: dict[str, Any], environment: dict[str, Any]) -> int | None:
+    """On however many processes, in however many micro-batches; None if the run does not say."""
+    if isinstance(total := flags.get("total_batch_size"), int):
+        return total
+    hardware = environment.get("hardware")
+    parts = [flags.get("batch_size"), hardware.get("processes") if isinstance(hardware, dict) else None]
+    parts += [flags[name] for name in ("update_freq", "gradient_accumulation_steps") if name in flags]
+    numbers = [part for part in parts if isinstance(part, int)]
+    return math.prod(numbers) if len(numbers) == len(parts) else None
 
 
 def read_runs(folders: Sequence[Path], *, select_by: str | None = None) -> tuple[list[RunResult], list[str]]:
@@ -83,7 +100,7 @@ def read_runs(folders: Sequence[Path], *, select_by: str | None = None) -> tuple
     notes: list[str] = []
     found = list(dict.fromkeys(place for folder in folders for place in run_folders(folder, notes)))
     runs = []
-    for folder, label in zip(found, short_names(found), strict=True):
+    for folder, label in zip(found, map(printable, short_names(found)), strict=True):
         run = read_run(folder, label, select_by=select_by)
         notes += [f"{label}: {note}" for note in run.notes]
         if run.lines:
@@ -99,7 +116,7 @@ def run_folders(folder: Path, notes: list[str]) -> list[Path]:
     if not inside:
         what = "has no log.txt, nor has a folder in it" if folder.is_dir() else "is no folder"
         notes.append(f"{folder} {what}: give the --output_dir of a run, or of --seeds")
-    return sorted(inside, key=lambda path: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", path.name)])
+    return sorted(inside, key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path.name)])
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
@@ -123,7 +140,7 @@ def read_run(folder: Path, label: str, *, select_by: str | None = None) -> RunRe
     elif stage == "classifier":
         _judge(run, select_by)
     epochs = run.flags.get("epochs")
-    if lines and isinstance(epochs, int) and lines[-1]["epoch"] + 1 < epochs and not (run.best and run.best.stopped):
+    if lines and isinstance(epochs, int) and lines[-1]["epoch"] + 1 < epochs and not run.stopped:
         run.finished = False
         notes.append(f"unfinished, {lines[-1]['epoch'] + 1:g} of {epochs} epochs: in no mean")
     if stage == "classifier":
@@ -175,15 +192,20 @@ def _judge(run: RunResult, select_by: str | None) -> None:
     if run.task is None:
         run.notes.append("log.txt holds no validation or test metrics")
         return
-    patience = run.flags.get("patience")
-    run.best = metrics.BestEpoch(
-        select_by or metrics.SELECT_BY[run.task], run.task, patience=patience if isinstance(patience, int) else None
+    usual, patience, trained_by = metrics.SELECT_BY[run.task], run.flags.get("patience"), run.flags.get("select_by")
+    run.best = metrics.BestEpoch(select_by or usual, run.task)
+    # Training waited for a better value of its own metric, whatever judges here.
+    waiting = metrics.BestEpoch(
+        trained_by if trained_by in metrics.METRICS[run.task] else usual,
+        run.task,
+        patience=patience if isinstance(patience, int) else None,
     )
-    trained_by = run.flags.get("select_by")
     for line in run.lines:
         stats = {name: value for name, value in line.items() if name.startswith(("val_", "test_"))}
         if stats:
             run.best.update(int(line["epoch"]), stats)
+            waiting.update(int(line["epoch"]), stats)
+    run.stopped = waiting.stopped
     if trained_by not in (None, run.best.name):
         run.notes.append(
             f"trained with --select_by {trained_by}, judged here by {run.best.name}: --select_by {trained_by} judges "
@@ -197,7 +219,7 @@ def _data_set(run: RunResult) -> str | None:
     given = run.flags.get("dataset")
     if named or not isinstance(given, str):
         return named
-    return given if given in DATASETS else Path(given).stem
+    return given if given in DATASETS else printable(Path(given).stem)
 
 
 def _read_all_predictions(run: RunResult) -> None:

@@ -38,6 +38,8 @@ def run_each(args: argparse.Namespace, run_one: Callable[[argparse.Namespace], N
     main = int(os.environ.get("RANK", 0)) == 0
     log_to_terminal(logging.INFO if main else logging.WARNING)
     check_flags(args)
+    if args.eval:
+        check_data(args)
     for number, seed in enumerate(args.seeds, start=1):
         logger.info("Seed %d (%d of %d).", seed, number, len(args.seeds))
         run_one(flags_of(args, seed))
@@ -58,6 +60,17 @@ def check_flags(args: argparse.Namespace) -> None:
             f"--resume {args.resume} is of one run, --seeds are several: leave it out (each seed goes on from its own "
             "folder), or use --seed"
         )
+
+
+def check_data(args: argparse.Namespace) -> None:
+    """Raise UsageError where other data are to be evaluated: the table is of what the runs' logs hold."""
+    runs, _ = results.read_runs([flags_of(args, seed).output_dir for seed in args.seeds])
+    for run in runs:
+        if (trained := run.flags.get("dataset", args.dataset)) != str(args.dataset):
+            raise UsageError(
+                f"--seeds and --eval measure runs on the set of their training, --dataset {trained}: for "
+                f"{args.dataset} use --eval --resume {run.folder}/checkpoint-best.pth with another --output_dir"
+            )
 
 
 def flags_of(args: argparse.Namespace, seed: int) -> argparse.Namespace:

@@ -4,6 +4,7 @@ A subject's (recording's) score is the mean probability of its windows; the metr
 of one subject are no independent samples: intervals come from drawing whole subjects.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -109,13 +110,19 @@ def unit_rows(task: str, runs: Sequence[Predictions], units: Units) -> list[dict
 def drawn_metrics(task: str, runs: Sequence[Predictions], units: Units, *, draws: int, seed: int = 0) -> np.ndarray:
     """All metrics of all runs on draws of whole units, (draws, runs, metrics); NaN where one is not defined.
 
-    The draws depend on seed and number of units alone, so that calls for other runs can be compared draw by draw.
+    The draws depend on seed and number of units alone, so that calls for other runs can be compared draw by draw. In a
+    draw without one of the classes no metric is defined: means over those that it has would be of another task.
     """
     generator = np.random.default_rng(seed)
+    labels = runs[0].labels
+    classes = 0 if task == "regression" else len(np.unique(labels))
     values = []
     for _ in tqdm(range(draws), desc="drawing subjects", disable=not sys.stderr.isatty(), leave=False):
         drawn = generator.integers(len(units.places), size=len(units.places))
         places = np.concatenate([units.places[i] for i in drawn])
+        if classes and len(np.unique(labels[places])) < classes:
+            values.append([[math.nan] * len(metrics.METRICS[task])] * len(runs))
+            continue
         measured = [metrics.compute(task, run.logits[places], run.labels[places]) for run in runs]
         values.append([list(one.values()) for one in measured])
     return np.array(values)

@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
     else:
         check_writable(args.output.parent, "--output")
         with written_aside(args.output) as part:
-            part.write_text(text, encoding="utf-8")
+            part.write_text(text, encoding="utf-8", errors="backslashreplace")
     if not args.no_report:
         path = args.report or folder_of_all([run.folder for run in runs]) / NAME
         check_writable(path.parent, "--report")

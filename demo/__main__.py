@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from demo import data, report
-from errors import ArgumentParser, InputError, run_script
+from errors import ArgumentParser, InputError, UsageError, run_script
 from modeling_vqnsp import load_tokenizer
 
 logger = logging.getLogger("demo")
@@ -23,6 +23,7 @@ logger = logging.getLogger("demo")
 CODES = 512  # suits an hour of EEG on 19 electrodes: 150 patches a code
 STRIDE = 2600  # samples: windows of 13 s that do not overlap
 TOKENIZER = {"base": "vqnsp_encoder_base_decoder_3x200x12", "tiny": "vqnsp_encoder_tiny_decoder_1x200x4"}
+STAGES = ("tokenizer", "pretraining", "finetuning", "from_scratch")  # folders of the runs
 
 
 def get_args() -> argparse.Namespace:
@@ -31,6 +32,13 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("demo_run"), help="where everything goes")
     parser.add_argument("--size", choices=TOKENIZER, default="base", help="of the models; tiny is for a quick look")
     return parser.parse_args()
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UsageError for a folder with runs that are not the demo's, which trains each time from the start."""
+    held = [name for name in STAGES if (folder / name).exists()]
+    if held and not (folder / data.DOWNLOADS).is_dir():
+        raise UsageError(f"--folder {folder} holds {held[0]}, which the demo did not make: name another folder")
 
 
 def stage(folder: Path, name: str, script: str, flags: str) -> float:
@@ -113,6 +121,7 @@ def show(folder: Path, size: str, pretrain: Path, task: Path, seconds: dict[str,
 def main(args: argparse.Namespace) -> None:
     """Get the data, train, show."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    check_folder(args.folder)
     pretrain, task = data.prepare(args.folder)
     seconds = train(args.folder, args.size, pretrain, task)
     show(args.folder, args.size, pretrain, task, seconds)

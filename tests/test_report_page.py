@@ -125,6 +125,12 @@ def test_an_error_an_overflow_a_broken_figure_and_a_request_would_be_noticed(tmp
     assert found["requests"] == ["http://mne.tools/x.png"]
 
 
+def test_a_telephone_lays_the_page_out_at_its_own_width_and_a_reader_knows_rows_from_columns(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+    assert '<th scope="col">roc_auc</th>' in text and '<th scope="row">' in text
+
+
 def test_the_page_names_no_source_but_itself(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     loading = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)\s*=\s*[\"'](?!data:)([^\"']*)", text)

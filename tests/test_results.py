@@ -1,6 +1,7 @@
 """Runs' folders to tables: which epoch counts, means and deviations, published rows, and what is odd in one line."""
 
 import json
+import os
 import re
 import shutil
 import statistics
@@ -17,6 +18,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, balanced_ac
 
 from data_helpers import only_line
 from errors import InputError
+from result_tables import make_tables
 from results import read_predictions, read_runs, short_names
 from run_helpers import ROOT, call, log
 
@@ -252,6 +254,20 @@ def test_a_run_that_patience_stopped_is_finished(tmp_path: Path) -> None:
     assert "unfinished, 3 of 4 epochs" in notes_of(folder)
 
 
+def test_patience_is_that_of_training_by_whatever_metric_the_table_goes(tmp_path: Path) -> None:
+    falling, rising = (0.9, 0.8, 0.7), (0.5, 0.6, 0.7)
+    for name, areas, accuracies in (("stopped", falling, rising), ("running", rising, falling)):
+        folder = write_run(tmp_path / name, epochs=1, patience=2)
+        lines = [
+            metric_line(e, val_roc_auc=a, test_roc_auc=a) | {"val_accuracy": b, "test_accuracy": b}
+            for e, (a, b) in enumerate(zip(areas, accuracies, strict=True))
+        ]
+        write_log(folder, lines)
+        for select_by in (None, "accuracy"):
+            runs, _ = read_runs([folder], select_by=select_by)
+            assert runs[0].finished == (name == "stopped")
+
+
 def test_a_log_that_was_cut_in_a_line_counts_up_to_there(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     text = (folder / "log.txt").read_text()
@@ -360,6 +376,14 @@ def test_a_folder_without_runs_is_one_line(tmp_path: Path, capsys: pytest.Captur
     assert "empty has no log.txt" in unbroken(text_of(capsys, tmp_path / "empty", tmp_path / "run"))
 
 
+def test_folders_with_odd_names_are_read_and_shown(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    for number, name in enumerate((b"caf\xe9", "run\u00b2".encode(), b"a\nb")):
+        write_run(tmp_path / os.fsdecode(name), number)
+    assert call("summarize_results", tmp_path, "--output", tmp_path / "table.txt") == 0
+    text = (tmp_path / "table.txt").read_text()
+    assert "caf\\udce9" in text and "run\u00b2" in text and "a\\nb" in text and (tmp_path / "report.html").is_file()
+
+
 def test_names_are_as_long_as_needed(tmp_path: Path) -> None:
     folders = [tmp_path / "a" / "seed-0", tmp_path / "b" / "seed-0"]
     assert short_names(folders) == ["a/seed-0", "b/seed-0"]
@@ -377,6 +401,29 @@ def test_runs_with_other_settings_are_not_averaged(tmp_path: Path, capsys: pytes
     assert [group["differs"] for group in table["groups"]] == [{"lr": 1e-3}, {"lr": 5e-4}]
     text = text_of(capsys, tmp_path)
     assert re.search(r"^here A \(2 runs\) \[1\]", text, re.MULTILINE) and "[1] --lr 0.001\n" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "processes", "groups"),
+    [
+        ({"batch_size": 64, "update_freq": 8, "total_batch_size": 512}, 1, 1),
+        ({"batch_size": 32, "update_freq": 2, "total_batch_size": None}, 8, 1),
+        ({"batch_size": 64, "update_freq": 1, "total_batch_size": None}, 4, 2),
+        ({"batch_size": 64, "update_freq": 4, "total_batch_size": 256}, 1, 2),
+    ],
+)
+def test_runs_are_averaged_if_their_steps_have_as_many_windows(
+    tmp_path: Path, flags: dict[str, Any], processes: int, groups: int
+) -> None:
+    one = write_run(tmp_path / "one", 0, batch_size=64, update_freq=1, total_batch_size=None)
+    other = write_run(tmp_path / "other", 1, **flags)
+    for folder, number in ((one, 8), (other, processes)):
+        environment = json.loads((folder / "environment.json").read_text())
+        (folder / "environment.json").write_text(json.dumps(environment | {"hardware": {"processes": number}}))
+    runs, notes = read_runs([one, other])
+    (table,) = make_tables(runs, notes)
+    assert len(table.groups) == groups
+    assert groups == 1 or table.groups[0].differs == {"total_batch_size": 512}
 
 
 def test_other_data_sets_and_tasks_have_tables_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -241,6 +241,17 @@ def test_eval_of_several_seeds_takes_each_ones_selected_epoch(
         assert int(predictions(copied / f"seed-{seed}" / "predictions-test.npz")["epoch"]) == best
 
 
+def test_eval_of_several_seeds_on_another_set_is_refused_and_changes_nothing(
+    copied: Path, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.hdf5"
+    other.write_bytes(task.read_bytes())
+    before = (copied / "seed-0" / "predictions-test.npz").read_bytes()
+    assert call("run_class_finetuning", *words(other, copied, "--seeds", 0, 1, "--eval")) == 2
+    assert f"on the set of their training, --dataset {task}" in capsys.readouterr().err
+    assert (copied / "seed-0" / "predictions-test.npz").read_bytes() == before
+
+
 def test_a_checkpoint_of_no_whole_epoch_is_said_to_be(
     both: Path, task: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

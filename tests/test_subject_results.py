@@ -122,6 +122,14 @@ def test_draws_of_one_class_are_left_out_and_counted() -> None:
     assert bootstrap("binary", [one], recordings_of(one), draws=20) == ({}, [{}], 0, 20)
 
 
+def test_draws_without_one_of_several_classes_are_left_out() -> None:
+    # Class 2 is one subject's and never recognised: where it is not drawn, the mean recall would be 1.
+    found = predictions(np.eye(3)[[0, 1, 0, 1, 0, 0]] * 9, np.array([0, 1, 0, 1, 0, 2]), list("abcdef"))
+    drawn = bootstrap("multiclass", [found], recordings_of(found), draws=300)
+    assert 90 < drawn.skipped < 180, "39 % of the draws, and a few without class 1"
+    assert drawn.mean["balanced_accuracy"] == pytest.approx((2 / 3, 2 / 3))
+
+
 def test_the_interval_of_a_mean_over_runs_is_of_the_same_draws() -> None:
     labels = np.tile([0, 1], 10)
     names = [f"s{i}" for i in range(20)]
