@@ -12,7 +12,9 @@ import pytest
 
 import browser
 import report_page
+import result_figures
 from errors import UsageError
+from results import Predictions
 from run_helpers import call
 from test_results import SUBJECTS, WINDOWS, write_log, write_run
 
@@ -129,6 +131,16 @@ def test_a_telephone_lays_the_page_out_at_its_own_width_and_a_reader_knows_rows_
     text = page.read_text(encoding="utf-8")
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
     assert '<th scope="col">roc_auc</th>' in text and '<th scope="row">' in text
+
+
+@pytest.mark.parametrize(("classes", "legends"), [(6, 1), (20, 0)])
+def test_curves_of_more_classes_than_fit_have_no_legend_over_them(classes: int, legends: int) -> None:
+    labels = np.arange(5 * classes) % classes
+    logits = np.random.default_rng(0).standard_normal((len(labels), classes))
+    texts = np.array(["a"] * len(labels))
+    found = Predictions(0, logits, labels, texts, texts, "many", tuple(f"a class of many {i}" for i in range(classes)))
+    figure = result_figures.class_curves("multiclass", [found], found.classes, kind="roc")
+    assert len(figure.legends) == legends and len(figure.axes[0].lines) >= classes
 
 
 def test_the_page_names_no_source_but_itself(page: Path) -> None:
