@@ -83,9 +83,12 @@ class BestEpoch:
     @property
     def rule(self) -> str:
         """What selects, in words."""
-        return (
-            f"validation {self.name}" if f"val_{self.name}" in self.stats else "being the last, without validation data"
-        )
+        value = self.stats.get(f"val_{self.name}")
+        if value is None:
+            return "being the last, without validation data"
+        if math.isnan(value):
+            return f"default, validation {self.name} being undefined"
+        return f"validation {self.name}"
 
     @property
     def stopped(self) -> bool:

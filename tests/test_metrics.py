@@ -177,6 +177,9 @@ def test_nan_never_replaces_a_number_and_any_number_replaces_nan(values: tuple[f
 
 def test_of_nothing_but_nan_the_first_epoch_stays() -> None:
     assert selected([math.nan, math.nan]) == (0, [True, False])
+    best = BestEpoch("roc_auc", "binary")
+    best.update(0, {"val_roc_auc": math.nan})
+    assert best.rule == "default, validation roc_auc being undefined"
 
 
 def test_without_validation_data_the_last_epoch_is_selected() -> None:
