@@ -126,13 +126,15 @@ class Selected:
 
 
 def _last_epoch_of(path: Path, dataset: Any) -> dict[str, Any] | None:
-    """`last_epoch` and `last_logits` of a file of predictions; nothing if it is damaged, None if of other samples."""
+    """`last_epoch` and `last_logits` of a file of predictions; {} if it does not serve, None if of another data set."""
     same = {"labels": dataset.labels, "recording": dataset.recordings, "subject": dataset.subjects}
     try:
         with np.load(path, allow_pickle=False) as before:
             if all(np.array_equal(before[name], np.asarray(values)) for name, values in same.items()):
                 return {name: before[name] for name in ("last_epoch", "last_logits")}
-        return None
+            if "name" in before and str(before["name"]) != dataset.name:
+                return None
+        logger.warning("%s does not fit the samples of %s: it is written again.", path, dataset.name)
     except Exception as error:  # a damaged file raises anything, from BadZipFile to KeyError
         logger.warning("%s cannot be read (%s): it is written again.", path, type(error).__name__)
     return {}
@@ -144,8 +146,8 @@ def save_predictions(
     """Write logits, labels, recording and subject of every sample for the selected and for the last epoch.
 
     selected, last: epoch and logits (samples, outputs); they become `epoch`, `logits` and `last_epoch`,
-    `last_logits`. last=None keeps what the file has of the last epoch, and all of a file of other samples: then the
-    data set's name stands in the new one's. `name`, `task` and `classes` are the data set's.
+    `last_logits`. last=None keeps what the file has of the last epoch, and all of a file of another data set: then the
+    name of this one stands in the new file's. `name`, `task` and `classes` are the data set's.
     """
     latest: Any = dict(zip(("last_epoch", "last_logits"), last or selected, strict=True))
     if last is None and path.is_file():
@@ -153,7 +155,7 @@ def save_predictions(
         latest |= kept or {}
         if kept is None:
             other = path.with_name(f"{path.stem}-{NO_NAME.sub('_', dataset.name)}.npz")
-            logger.warning("%s is of other samples and stays: these outputs are in %s.", path, other.name)
+            logger.warning("%s is of another data set and stays: these outputs are in %s.", path, other.name)
             path = other
     with written_aside(path) as part, part.open("wb") as file:
         np.savez(

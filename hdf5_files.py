@@ -246,7 +246,7 @@ def find_files(paths: Sequence[Path], flag: str) -> list[Path]:
                 "make them with dataset_maker/make_h5dataset_for_pretrain.py"
             )
         found += files
-    return sorted({Path(os.path.realpath(file)) for file in found})
+    return sorted({Path(os.path.realpath(file)) if file.exists() else file.absolute() for file in found})
 
 
 def files_below(folder: Path) -> list[Path]:

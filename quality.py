@@ -141,7 +141,7 @@ class SignalScan:
         self._seconds = 0  # whole ones so far
         self._rest = np.empty((len(self.electrodes), 0), np.float32)  # of the second that is not whole yet
         self._found: list[tuple[np.ndarray, ...]] = []  # of whole seconds, as `_look` gives it
-        self._still = 0.0  # uV; what moves less is flat, as far as `valid` was asked
+        self._movements: list[tuple[float, int]] = []  # of `_found`, for `valid`: uV in a second, usual ones; seconds
         self._fine = np.zeros(_UPPER, np.int64)  # |uV| by the upper bits of the float
 
     def add(self, eeg: np.ndarray) -> None:
@@ -176,7 +176,11 @@ class SignalScan:
         if not found:
             return Quality.merged(())
         low, high, at_low, at_high = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
-        finite, flat, _ = _finite_and_flat(low, high, too_short=0 < part < MIN_PART * self.rate)
+        finite, moved = _movements(low, high)
+        judged = finite.copy()
+        if 0 < part < MIN_PART * self.rate:
+            judged[:, -1] = False
+        flat = judged & (moved <= _still(moved[judged]))
         lowest = np.where(finite, low, np.inf).min(axis=1, keepdims=True)  # (N, 1): of the whole recording
         highest = np.where(finite, high, -np.inf).max(axis=1, keepdims=True)
         stuck = (at_low & (low == lowest)) | (at_high & (high == highest))
@@ -185,15 +189,25 @@ class SignalScan:
         return Quality(valid, not_finite, flats, saturated, _binned(self._fine))
 
     def valid(self, first: int, stop: int) -> np.ndarray:
-        """Whether seconds first to stop can be used, as far as they are whole and there, as known by now: bool."""
+        """Whether seconds first to stop can be used, as far as they are whole and there, and as known by now: bool."""
         ends = np.cumsum([low.shape[1] for low, *_ in self._found])
         begin, end = np.searchsorted(ends, [first, stop], side="right")
         if begin == len(ends):
             return np.zeros(0, bool)
         low, high = (np.concatenate([part[i] for part in self._found[begin : end + 1]], axis=1) for i in (0, 1))
-        finite, flat, self._still = _finite_and_flat(low, high, least=self._still)
+        finite, moved = _movements(low, high)
+        flat = finite & (moved <= _still(self._usual_movements()))
         before = ends[begin - 1] if begin else 0
         return np.logical_and(finite.all(axis=0), ~flat.all(axis=0))[first - before : stop - before]
+
+    def _usual_movements(self) -> np.ndarray:
+        """Of each second the median movement, uV, of the piece that it came in; without what is not finite."""
+        for low, high, *_ in self._found[len(self._movements) :]:
+            finite, moved = _movements(low, high)
+            self._movements.append((float(np.median(moved[finite])) if finite.any() else math.inf, moved.shape[1]))
+        medians, seconds = map(np.array, zip(*self._movements, strict=True))
+        usual = np.repeat(medians, seconds)
+        return usual[np.isfinite(usual)]
 
     def usable(self, eeg: np.ndarray, at: int, rate: float) -> np.ndarray:
         """Of the signal after filters, eeg (N, t) from sample `at` on at a rate in Hz, what lies in usable seconds.
@@ -209,23 +223,19 @@ class SignalScan:
         return {name: int(n) for name, n in zip(self.electrodes, bad.sum(axis=1), strict=True) if n}
 
 
-def _finite_and_flat(
-    low: np.ndarray, high: np.ndarray, *, too_short: bool = False, least: float = 0.0
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Where electrodes are finite, where they do not move, (N, seconds) bool each, and what counts as no movement.
+def _movements(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where electrodes are finite, bool, and by how much they move, uV (infinity elsewhere): (N, seconds) each.
 
-    low, high: (N, seconds), smallest and largest values; too_short: the last second is too short to be called flat;
-    least: counts as no movement anyway.
+    low, high: (N, seconds), smallest and largest values.
     """
     finite = np.isfinite(low) & np.isfinite(high)
     with np.errstate(over="ignore"):
-        moved = np.subtract(high, low, out=np.full_like(high, np.inf), where=finite)
-    judged = finite.copy()
-    if too_short:
-        judged[:, -1] = False
-    still = min(FLAT, FLAT_SHARE * float(np.median(moved[judged]))) if judged.any() else 0.0
-    still = max(still, least)
-    return finite, judged & (moved <= still), still
+        return finite, np.subtract(high, low, out=np.full_like(high, np.inf), where=finite)
+
+
+def _still(moved: np.ndarray) -> float:
+    """What counts as no movement in a second, uV, where these are the movements, of any shape."""
+    return min(FLAT, FLAT_SHARE * float(np.median(moved))) if moved.size else 0.0
 
 
 def _look(eeg: np.ndarray, starts: np.ndarray, run: int) -> tuple[np.ndarray, ...]:

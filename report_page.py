@@ -285,7 +285,9 @@ def intervals_html(
         f"replacement, {table.split} set."
     ]
     if drawn.skipped:
-        below.append(f"{drawn.skipped} further draws, of one class only for example, define no metric: left out.")
+        below.append(
+            f"{drawn.skipped} further draws, without one of the classes for example, define no metric: left out."
+        )
     if units.kind != "subject":
         below.append("Subjects are not known: whole recordings were drawn instead.")
     return [table_html(["", *names], rows if len(runs) > 1 else rows[1:]), *map(remark, below)]

@@ -273,7 +273,7 @@ def fine_tune(
                 "Stopped after epoch %d: --patience %d epochs in a row without a better %s than epoch %d's.",
                 epoch - 1,
                 best.patience,
-                best.rule,
+                f"validation {best.name}",
                 best.epoch,
             )
         show(best.stats, f"selected epoch {best.epoch} (by {best.rule})")

@@ -8,10 +8,12 @@ import gc
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import results
 import table_formats
 from errors import InputError, UsageError
+from labelled_files import labelled_path
 from progress import log_to_terminal
 from result_tables import make_tables
 
@@ -65,12 +67,22 @@ def check_flags(args: argparse.Namespace) -> None:
 def check_data(args: argparse.Namespace) -> None:
     """Raise UsageError where other data are to be evaluated: the table is of what the runs' logs hold."""
     runs, _ = results.read_runs([flags_of(args, seed).output_dir for seed in args.seeds])
+    given = _place(args.dataset, args.data_dir)
     for run in runs:
-        if (trained := run.flags.get("dataset", args.dataset)) != str(args.dataset):
+        trained = run.flags.get("dataset", args.dataset)
+        if _place(trained, run.flags.get("data_dir", args.data_dir)) not in (None, given):
             raise UsageError(
                 f"--seeds and --eval measure runs on the set of their training, --dataset {trained}: for "
                 f"{args.dataset} use --eval --resume {run.folder}/checkpoint-best.pth with another --output_dir"
             )
+
+
+def _place(dataset: str, data_dir: Path | str) -> str | None:
+    """Where a data set lies; None if it is not there any more."""
+    try:
+        return os.path.realpath(labelled_path(str(dataset), Path(data_dir)))
+    except InputError:
+        return None
 
 
 def flags_of(args: argparse.Namespace, seed: int) -> argparse.Namespace:

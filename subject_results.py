@@ -34,7 +34,7 @@ class Intervals(NamedTuple):
     mean: dict[str, tuple[float, float]]  # of the mean over runs: lower and upper end
     runs: list[dict[str, tuple[float, float]]]  # of each run
     draws: int  # that were used
-    skipped: int  # for holding one class only, say
+    skipped: int  # for lacking a class, say
 
 
 def units_of(kind: str, names: Sequence[str]) -> Units:

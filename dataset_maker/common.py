@@ -158,7 +158,7 @@ def recording_readable(path: Path | str) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # readers raise anything on broken bytes, from struct.error to ZeroDivisionError
-        if isinstance(error, FileNotFoundError) and Path(path).is_symlink():
+        if isinstance(error, FileNotFoundError) and Path(path).is_symlink() and not Path(path).exists():
             raise InputError(f"{path}: links to a file that is not there: fetch it, or take the link away") from None
         hint = next((f"; {text}" for suffix, text in EXTRA_READERS.items() if str(path).lower().endswith(suffix)), "")
         reason = f"broken or not what its name says ({type(error).__name__})"

@@ -36,9 +36,9 @@ def get_args() -> argparse.Namespace:
 
 def check_folder(folder: Path) -> None:
     """Raise UsageError for a folder with runs that are not the demo's, which trains each time from the start."""
-    held = [name for name in STAGES if (folder / name).exists()]
+    held = [place for name in STAGES for place in (folder / name, folder / "log" / name) if place.exists()]
     if held and not (folder / data.DOWNLOADS).is_dir():
-        raise UsageError(f"--folder {folder} holds {held[0]}, which the demo did not make: name another folder")
+        raise UsageError(f"--folder {folder} is not of the demo, which would replace {held[0]}: name another folder")
 
 
 def stage(folder: Path, name: str, script: str, flags: str) -> float:

@@ -153,7 +153,7 @@ def test_the_demo_trains_all_stages_and_its_table_says_what_their_logs_say(
 def test_a_folder_of_other_runs_is_refused_and_stays(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "checkpoint.pth").write_text("weeks of training")
-    with pytest.raises(UsageError, match="holds tokenizer, which the demo did not make"):
+    with pytest.raises(UsageError, match="is not of the demo, which would replace"):
         demo.main(argparse.Namespace(folder=tmp_path, size="tiny"))
     assert [path.name for path in tmp_path.rglob("*")] == ["tokenizer", "checkpoint.pth"]
 

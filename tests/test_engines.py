@@ -578,7 +578,7 @@ def test_predictions_of_an_evaluation_leave_the_last_epochs_as_they_were(tmp_pat
     assert (int(found["last_epoch"]), found["last_logits"].tolist()) == (9, [[2.0]])
 
 
-def test_an_evaluation_writes_damaged_predictions_anew_and_leaves_those_of_other_samples(
+def test_an_evaluation_writes_damaged_predictions_anew_and_leaves_those_of_another_set(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, dataset = tmp_path / "p.npz", SimpleNamespace(labels=np.array([0.5]), recordings=["r"], subjects=["s"])
@@ -592,9 +592,13 @@ def test_an_evaluation_writes_damaged_predictions_anew_and_leaves_those_of_other
     assert (int(found["last_epoch"]), found["last_logits"].tolist()) == (4, [[1.0]])
     assert "p.npz cannot be read" in caplog.text
     path.write_bytes(before)
-    vars(dataset).update(recordings=["another"], name="age, year 2")
+    dataset.recordings = ["another"]
+    save_predictions(path, dataset, selected=(6, one), last=None)
+    assert int(predictions(path)["last_epoch"]) == 6 and "does not fit the samples of age" in caplog.text
+    path.write_bytes(before)
+    dataset.name = "age, year 2"
     save_predictions(path, dataset, selected=(5, one), last=None)
-    assert path.read_bytes() == before and "p.npz is of other samples" in caplog.text
+    assert path.read_bytes() == before and "p.npz is of another data set" in caplog.text
     assert int(predictions(tmp_path / "p-age_year_2.npz")["epoch"]) == 5
 
 

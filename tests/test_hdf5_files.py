@@ -412,9 +412,9 @@ def test_linked_folders_are_searched_and_links_that_lead_nowhere_are_said(tmp_pa
     (tmp_path / "data" / "site").symlink_to(far.parent)
     assert find_files([tmp_path / "data"], "--train_data") == [near, far]
     (tmp_path / "data" / "c.hdf5").symlink_to(tmp_path / "not_mounted.hdf5")
-    lost = tmp_path / "not_mounted.hdf5"
-    assert find_files([tmp_path / "data"], "--train_data") == [near, far, lost]
-    with pytest.raises(InputError, match=r"not_mounted\.hdf5: .*there is no such file"):  # and no data set without it
+    lost = tmp_path / "data" / "c.hdf5"
+    assert find_files([tmp_path / "data"], "--train_data") == [near, lost, far]
+    with pytest.raises(InputError, match=r"c\.hdf5: .*there is no such file"):  # and no data set without it
         open_file(lost)
 
 

@@ -132,6 +132,19 @@ def test_a_few_seconds_are_judged_as_in_the_whole_and_only_their_samples_are_usa
     np.testing.assert_array_equal(looking.usable(numbered, 3, 100.0), numbered[:, valid[numbered[0] // 100]])
 
 
+@pytest.mark.parametrize("scales", [(20, 0.002), (0.002, 20, 20), (5, 0.01, 0.01, 0.01)])
+def test_what_is_usable_follows_from_all_that_was_seen_in_whatever_blocks(scales: tuple[float, ...]) -> None:
+    looking, seconds = SignalScan(NAMES, 200), 20
+    usable = []
+    for number, scale in enumerate(scales):  # EEG and a cap taken off, and the other way; an artefact before EEG in mV
+        looking.add(noise(4, seconds * 200, seed=number) / 20 * scale)
+        usable.append(looking.valid(number * seconds, (number + 1) * seconds))
+    wanted = looking.result().valid
+    # What the first block is worth only the next ones can say.
+    np.testing.assert_array_equal(np.concatenate(usable[-1:]), wanted[-seconds:])
+    assert wanted[-1] == (scales[-1] != 0.002)
+
+
 def test_blocks_of_nothing_and_no_signal_at_all_are_no_seconds() -> None:
     looking = SignalScan(NAMES, 200)
     looking.add(np.zeros((4, 0)))
