@@ -1,5 +1,6 @@
 """Parts of the reference run that its cells on tiny recordings leave out: curves, the two recordings, expected time."""
 
+import json
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -14,6 +15,59 @@ from matplotlib import pyplot as plt
 from demo import data
 from files import sha256
 from reference import cell, cells, eeghdf, figures
+
+HERE = Path(cells.__file__).parent
+
+# Text
+
+
+def measured(cell_name: str) -> list[tuple[float, float, float]]:
+    """Return the tokenizer's held-out loss, nats gained and AUROC of an ablation, by seed, from the shipped files."""
+    found = []
+    for seed in range(3):
+        record = json.loads((HERE / f"results/ablation-{cell_name}.seed-{seed}.json").read_text())
+        tokenizer, masked = (run["log"][-1] for run in record["runs"][:2])
+        gain = masked["val_unigram_loss"] / 2 - masked["val_loss"] / (1 if "one-mask" in cell_name else 2)
+        found.append((tokenizer["test_loss"], gain, record["metrics"]["roc_auc"]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("row", "against", "column", "words"),
+    [
+        ("no-revival", "all", 0, "is higher by {} for it (512 codes)"),
+        ("codes-8192-no-revival", "codes-8192", 0, "by {} (8192)"),
+        ("no-kmeans", "all", 0, "(a loss higher by {})"),
+        ("sequential", "all", 0, "the tokenizer's loss is higher by {}, and"),
+        ("all", "sequential", 1, "the masked model gains less by {} nats, which leaves it above"),
+        ("all", "no-electrodes", 1, "the masked model gains less by {} nats and stays above"),
+        ("all", "one-mask", 1, "one mask in as many epochs (by {} nats)"),
+        ("one-mask-twice", "all", 1, "which cost as much (by {})"),
+        ("all", "codes-2048", 1, "gains less by {} nats, with 8192"),
+        ("all", "codes-8192", 1, "with 8192 by {}, and neither"),
+        ("all", "codes-2048", 2, "with 2048 codes AUROC is lower by {}."),
+    ],
+)
+def test_differences_of_the_ablations_are_those_of_the_files(row: str, against: str, column: int, words: str) -> None:
+    more = [
+        f"{max(one[column] - other[column], 0):.3f}"
+        for one, other in zip(measured(row), measured(against), strict=True)
+    ]
+    said = words.format("{}, {} and {}".format(*more))
+    assert said in " ".join((HERE / "README.md").read_text(encoding="utf-8").split())
+
+
+def test_only_one_ablation_changes_auroc_to_the_same_side_three_times() -> None:
+    names = [path.name.partition(".")[0] for path in HERE.glob("results/ablation-*.seed-0.json")]
+    names.remove("ablation-all")
+    assert len(names) == 9
+    base = measured("all")
+    signs = {
+        name: {one[2] > other[2] for one, other in zip(measured(name.removeprefix("ablation-")), base, strict=True)}
+        for name in names
+    }
+    assert [name for name, found in signs.items() if len(found) == 1] == ["ablation-codes-2048"]
+
 
 # Curves
 
