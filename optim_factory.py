@@ -248,8 +248,10 @@ class Update:
             if len(given["param_groups"]) != len(own):
                 raise ValueError(f"it has {len(given['param_groups'])} parameter groups, not {len(own)}")
             # Options are this run's, where --resume_anyway lets them differ; torch would take the checkpoint's.
+            stay = ("params", "lr", "weight_decay")  # the last two are set anew at each step
             groups = [
-                old | {**new, "params": old["params"]} for old, new in zip(given["param_groups"], own, strict=True)
+                old | {name: value for name, value in new.items() if name not in stay}
+                for old, new in zip(given["param_groups"], own, strict=True)
             ]
             self.optimizer.load_state_dict({**given, "param_groups": groups})
         except (ValueError, KeyError) as error:

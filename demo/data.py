@@ -82,7 +82,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
     downloads = folder / DOWNLOADS
     downloads.mkdir(parents=True, exist_ok=True)
     pretrain, task = folder / "data" / "pretrain", folder / "data" / "SCP1.hdf5"
-    if len(list(pretrain.glob("*.hdf5"))) < len(RECORDINGS):  # one each; the maker goes on where it was stopped
+    if not list(pretrain.glob("*.hdf5")):
         recordings = extract(fetch(EEGHDF, downloads), RECORDINGS, downloads)
         make("make_eeghdf.py", "--input", *map(str, recordings), "--output", str(pretrain))
     if not task.is_file():
