@@ -1,4 +1,4 @@
-"""Opening HDF5 files that others made: own handles, nothing followed out of the file, damage said in one line.
+"""Finding HDF5 files that others made and opening them: own handles, nothing followed out of them, damage in one line.
 
 README, "Data files". Without torch, so that dataset makers can use it. What the two kinds of files hold is in
 `pretraining_files.py` and `labelled_files.py`.

@@ -82,9 +82,10 @@ class _CodeLoss(torch.autograd.Function):
                 wrong.scatter_add_(1, code, wrong.new_full(code.shape, -1.0))
                 to_tokens[place] = (wrong.to(kind) @ matrix).to(tokens.dtype) * share
                 wrong *= share
-                # The sum over tokens comes before any loss scale: with one code for all fp16 would not hold it.
-                room = FP16_ROOM if kind == torch.float16 else 1
-                to_weight.add_(wrong.to(kind).t() @ (part / room), alpha=room)
+                if kind == torch.float16:  # the sum comes before any loss scale: with one code for all it overflows
+                    to_weight.add_(wrong.to(kind).t() @ (part / FP16_ROOM), alpha=FP16_ROOM)
+                else:
+                    to_weight += wrong.to(kind).t() @ part
                 to_bias += wrong.sum(0)
         if to_tokens is not None:
             ctx.save_for_backward(to_tokens, to_weight, to_bias, largest)

@@ -141,7 +141,7 @@ class SignalScan:
         self._seconds = 0  # whole ones so far
         self._rest = np.empty((len(self.electrodes), 0), np.float32)  # of the second that is not whole yet
         self._found: list[tuple[np.ndarray, ...]] = []  # of whole seconds, as `_look` gives it
-        self._movements: list[tuple[float, int]] = []  # of `_found`, for `valid`: uV in a second, usual ones; seconds
+        self._medians: list[tuple[float, int]] = []  # of each of `_found`: median movement in a second, uV; seconds
         self._fine = np.zeros(_UPPER, np.int64)  # |uV| by the upper bits of the float
 
     def add(self, eeg: np.ndarray) -> None:
@@ -202,10 +202,10 @@ class SignalScan:
 
     def _usual_movements(self) -> np.ndarray:
         """Of each second the median movement, uV, of the piece that it came in; without what is not finite."""
-        for low, high, *_ in self._found[len(self._movements) :]:
+        for low, high, *_ in self._found[len(self._medians) :]:
             finite, moved = _movements(low, high)
-            self._movements.append((float(np.median(moved[finite])) if finite.any() else math.inf, moved.shape[1]))
-        medians, seconds = map(np.array, zip(*self._movements, strict=True))
+            self._medians.append((float(np.median(moved[finite])) if finite.any() else math.inf, moved.shape[1]))
+        medians, seconds = map(np.array, zip(*self._medians, strict=True))
         usual = np.repeat(medians, seconds)
         return usual[np.isfinite(usual)]
 

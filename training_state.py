@@ -136,15 +136,15 @@ class TrainingState:
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         if not args.resume:
             return checkpoints.read_newest(folder) if args.auto_resume or restarted else None
-        given = checkpoints.read(args.resume)
-        self.resumed_from = sha256(args.resume)
-        try:
-            newest = checkpoints.read_newest(folder)
-        except InputError as error:  # what --resume names may be the way out
-            logger.warning("%s", error)
+        if args.resume.is_file():  # else it is read, which says what to do
+            self.resumed_from = sha256(args.resume)
+            try:
+                newest = checkpoints.read_newest(folder)
+            except InputError as error:  # what --resume names may be the way out
+                logger.warning("%s", error)
         if newest is not None and newest[1].get("resumed_from") == self.resumed_from:
             return newest
-        return args.resume, given
+        return args.resume, checkpoints.read(args.resume)
 
     def _continue(self, path: Path, state: dict[str, Any], *, anyway: bool) -> None:
         weights = checkpoints.model_state(state, path)

@@ -203,7 +203,7 @@ class _Lost(Exception):
 
 def described(task: Task) -> dict[str, Any]:
     """Return what the report says of any recording."""
-    return {key: task[key] for key in ("path", "recording", "subject") if key in task}
+    return {key: task[key] for key in ("path", "open", "recording", "subject") if key in task}
 
 
 def _convert(box: Sandbox, task: Task, key: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def summary(entries: Sequence[Entry], made: Mapping[str, Any]) -> dict[str, Any]
         "converted": len(good),
         "hours": round(sum(entry["seconds"] for entry in good) / 3600, 4),
         "invalid_seconds": sum(entry["invalid_seconds"] for entry in good),
-        "left_out": [{"path": entry["path"], "reason": entry["error"]} for entry in entries if "error" in entry],
+        "left_out": [{"path": entry["open"], "reason": entry["error"]} for entry in entries if "error" in entry],
         "warnings": [warning for entry in good for warning in entry["warnings"]],
         "dropped_channels": {reason: dict(sorted(names.items())) for reason, names in sorted(dropped.items())},
         "notes": dict(Counter(note for entry in good for note in entry["notes"])),

@@ -232,6 +232,8 @@ def test_a_recording_whose_link_leads_nowhere_is_left_out_and_named(
     assert run_maker(make_h5dataset_for_pretrain, "--input", tmp_path / "in", "--output", tmp_path / "out") == 1
     assert "b_raw.fif: links to a file that is not there" in capsys.readouterr().err
     assert [list(recordings) for recordings in opened(tmp_path / "out").values()] == [["a_raw"]]
+    (entry,) = json.loads((tmp_path / "out.report.json").read_text())["left_out"]
+    assert entry["path"] == str(tmp_path / "in/b_raw.fif")
 
 
 def test_seconds_without_signal_say_nothing_of_the_unit() -> None:
