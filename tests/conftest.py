@@ -33,6 +33,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def readers() -> Iterator[None]:
+    """End the makers' idle processes with the tests: at exit it is too late, coverage has added lines up by then."""
+    yield
+    if maker := sys.modules.get("dataset_maker.sandbox"):
+        maker.close_all()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the slowest files, set-up and tear-down included."""
     seconds: Counter[str] = Counter()
