@@ -168,7 +168,7 @@ def sandbox(limits: Limits) -> Iterator[Sandbox]:
         except queue.Empty:
             box = Sandbox(limits)
         if not box.alive or box.limits != limits:
-            box.close()
+            box.leave()
             box = None
     try:
         yield box
