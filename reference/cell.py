@@ -144,9 +144,12 @@ def run_step(cell: Cell, seed: int, step: Step, places: Mapping[str, Path | None
 
 
 def tidy(cell: Cell, seed: int, data: Path) -> None:
-    """Remove the checkpoints of a finished cell, 0.35 GB a run, but for the ones that other cells start from."""
+    """Remove the checkpoints of finished runs, 0.35 GB each, but for the ones that other cells start from."""
     for step in cell.steps(seed):
-        for path in run_folder(data, cell.name, seed, step).glob("*.pth*"):
+        folder = run_folder(data, cell.name, seed, step)
+        if not mark_of(folder, shlex.join(("python", *words_of(cell, seed, step))))["finished"]:
+            continue  # the cell is finished, but in another folder
+        for path in folder.glob("*.pth*"):
             if cell.table != "stages" or not path.name.startswith("checkpoint.pth"):
                 path.unlink()
 
@@ -182,6 +185,7 @@ def main(args: argparse.Namespace) -> None:
     settings = {"cell": cell.name, "seed": args.seed, "size": args.size, "commands": commands_of(cell, args.seed)}
     if records.finished(path, settings):
         logger.info("%s is there: nothing to do.", path)
+        tidy(cell, args.seed, args.data)  # it may have been stopped before it came to that
         return
     check_writable(args.data, "--data")
     check_writable(args.output)

@@ -6,6 +6,7 @@ import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -15,6 +16,7 @@ from dataset_maker import make_eeghdf, make_scp1
 from demo import data
 from files import sha256
 from maker_helpers import eeghdf_file, opened, run_maker
+from pretraining_files import read_recordings
 
 UNFILTERED = ["--l_freq", "0", "--h_freq", "0", "--notch", "0"]
 
@@ -94,7 +96,10 @@ def test_scp1_input_of_another_kind_is_one_line(tmp_path: Path, capsys: pytest.C
     assert len(errors) == 3 and not (tmp_path / "a.hdf5").exists()
 
 
-def test_the_demos_data_are_made_of_the_packages_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_demos_data_are_made_of_the_packages_once(
+    interrupted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     downloads = tmp_path / "downloads"
     downloads.mkdir()
     with tarfile.open(downloads / data.EEGHDF.file, "w:gz") as tar:
@@ -112,11 +117,14 @@ def test_the_demos_data_are_made_of_the_packages_once(tmp_path: Path, monkeypatc
         maker = importlib.import_module(f"dataset_maker.{Path(command[1]).stem}")
         return subprocess.CompletedProcess(command, run_maker(maker, *command[2:]))
 
-    monkeypatch.setattr(data.subprocess, "run", here)
+    monkeypatch.setattr(data, "subprocess", SimpleNamespace(run=here))
+    if interrupted:  # before the second recording
+        first, _ = data.extract(downloads / data.EEGHDF.file, data.RECORDINGS, downloads)
+        data.make("make_eeghdf.py", "--input", str(first), "--output", str(tmp_path / "data" / "pretrain"))
     pretrain, task = data.prepare(tmp_path)
-    found = [name for recordings in opened(pretrain).values() for name in recordings]
+    found = [recording.name for path in pretrain.glob("*.hdf5") for recording in read_recordings(path)]
     assert len(found) == 2 and {name.partition("_")[0].partition(".")[0] for name in found} == {"absence", "spasms"}
     with h5py.File(task) as file:
         assert [len(file[split]["label"]) for split in ("train", "val", "test")] == [8, 2, 10]
-    monkeypatch.setattr(data.subprocess, "run", lambda *_: pytest.fail("it was made again"))
+    monkeypatch.setattr(data.subprocess, "run", lambda _: pytest.fail("it was made again"))
     assert data.prepare(tmp_path) == (pretrain, task)

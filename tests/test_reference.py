@@ -127,6 +127,19 @@ def test_of_checkpoints_only_those_are_kept_that_other_cells_start_from(chain: P
     assert left == {"tokenizer.seed-0", "pretraining.seed-0", "tokenizer-eegmat.seed-0"}
 
 
+def test_a_finished_cell_that_was_stopped_before_it_removed_its_checkpoints_does_so_when_it_is_run_again(
+    chain: Path, tmp_path: Path
+) -> None:
+    here = chain / "run" / "runs" / "ablation-one-mask.seed-0" / "pretraining" / "checkpoint.pth"
+    here.write_bytes(b"0.35 GB")
+    elsewhere = tmp_path / here.relative_to(chain / "run")  # the same cell, in the midst of a run of somebody else's
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.write_bytes(b"goes on from here")
+    for folder in (chain / "run", tmp_path):
+        run_cell("ablation-one-mask", *words(chain), "--data", folder)
+    assert not here.exists() and elsewhere.exists()
+
+
 def test_weights_of_cross_validation_have_not_seen_eegmat_and_the_others_its_training_subjects_only() -> None:
     found = cells.cells("cpu")
     ablations, validated = ([name for name in found if name.startswith(kind)] for kind in ("ablation", "cv-"))

@@ -67,6 +67,17 @@ def test_peak_memory_is_what_a_step_held_at_most() -> None:
     assert measuring.peak_memory(lambda: None, "cpu") < 20 * MB
 
 
+def test_peak_memory_counts_what_a_step_takes_of_memory_that_was_freed_before() -> None:
+    def step() -> list[torch.Tensor]:
+        return [torch.ones(2**10) for _ in range(2**13)]  # 32 MB in pieces too small to go back to the system
+
+    held = step()
+    keep = torch.ones(2**10)  # above them, so that their memory stays with the process
+    del held
+    assert measuring.peak_memory(step, "cpu") > 25 * MB
+    assert keep.sum() == 2**10
+
+
 def test_flops_and_traffic_of_a_matrix_product() -> None:
     a, b = torch.ones(30, 40), torch.ones(40, 50)
     assert measuring.flops_of(lambda: a @ b) == 2 * 30 * 40 * 50
@@ -150,6 +161,15 @@ def test_the_script_prints_80_columns_and_writes_its_numbers(
     ours, plain = found["rows"][:2]
     assert (ours["variant"], plain["variant"]) == ("ours", "plain")
     assert set(ours["times_faster_than"]) == {"plain"} and ours["gflops_per_sample"] == plain["gflops_per_sample"]
+
+
+def test_with_cached_codes_the_tokenisation_is_not_counted(tmp_path: Path) -> None:
+    words = ["--tiny", "--batch", 2, "--repeats", 1, "--geometries", "23x10", "--device", "cpu", "--no_memory"]
+    run(speed, *words, "--cases", "b", "c", "--steps", 2, "--json", tmp_path / "speed.json")
+    rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    counted = {(row["case"], row["variant"]): row["gflops_per_sample"] for row in rows}
+    assert counted["c", "ours"] == counted["c", "plain"] > counted["c", "cached"] > 0
+    assert counted["c", "cached"] == pytest.approx(counted["c", "plain"] - counted["b", "plain"])
 
 
 def test_operations_that_torch_names_fall_into_their_groups() -> None:
