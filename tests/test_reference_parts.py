@@ -1,6 +1,7 @@
 """Parts of the reference run that its cells on tiny recordings leave out: curves, the two recordings, expected time."""
 
 import json
+import re
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -67,6 +68,27 @@ def test_only_one_ablation_changes_auroc_to_the_same_side_three_times() -> None:
         for name in names
     }
     assert [name for name, found in signs.items() if len(found) == 1] == ["ablation-codes-2048"]
+
+
+def test_scores_in_the_text_about_mental_arithmetic_stand_in_its_tables() -> None:
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    text = text.partition("## MentalArithmetic, by")[2].partition("## Does each part")[0]
+    tables, prose = "", ""
+    for piece in re.split("<!-- begin ", text):
+        name, end, rest = piece.rpartition("<!-- end ")
+        tables, prose = tables + name, prose + (rest.partition("-->")[2] if end else piece)
+    scores = set(re.findall(r"\b0\.\d{3}\b", prose))
+    assert len(scores) > 20 and "0.712" in tables and "0.712 [" not in prose
+    assert not scores - set(re.findall(r"\b0\.\d{3}\b", tables))
+    short = " ".join((HERE.parent / "README.md").read_text(encoding="utf-8").split())
+    said = re.search(r"AUROC ([\d.]+) against ([\d.]+) from scratch in eight folds.*?band powers \(([\d.]+)\)", short)
+    assert said and said.groups() == (auroc("pretrained-even"), auroc("scratch-even"), auroc("logistic-even"))
+
+
+def auroc(row: str) -> str:
+    """Return the mean over seeds of a method's AUROC in cross-validation, from the shipped files."""
+    records = [json.loads(path.read_text()) for path in HERE.glob(f"results/cv-{row}.seed-*.json")]
+    return f"{np.mean([record['metrics']['roc_auc'] for record in records]):.3f}"
 
 
 # Curves
