@@ -79,16 +79,24 @@ def test_scores_in_the_text_about_mental_arithmetic_stand_in_its_tables() -> Non
         tables, prose = tables + name, prose + (rest.partition("-->")[2] if end else piece)
     scores = set(re.findall(r"\b0\.\d{3}\b", prose))
     assert len(scores) > 20 and "0.712" in tables and "0.712 [" not in prose
-    assert not scores - set(re.findall(r"\b0\.\d{3}\b", tables))
+    trained, scratch = aurocs("pretrained-even"), aurocs("scratch-even")
+    told = [
+        "{:.3f}, {:.3f} and {:.3f}".format(*np.subtract(trained, scratch)),
+        f"they differ by {np.ptp(trained):.3f}, from scratch they range from {min(scratch):.3f} to {max(scratch):.3f}",
+    ]
+    for words in told:
+        assert words in " ".join(prose.split())
+    assert not scores - set(re.findall(r"\b0\.\d{3}\b", " ".join([tables, *told])))
     short = " ".join((HERE.parent / "README.md").read_text(encoding="utf-8").split())
     said = re.search(r"AUROC ([\d.]+) against ([\d.]+) from scratch in eight folds.*?band powers \(([\d.]+)\)", short)
-    assert said and said.groups() == (auroc("pretrained-even"), auroc("scratch-even"), auroc("logistic-even"))
+    means = [f"{np.mean(found):.3f}" for found in (trained, scratch, aurocs("logistic-even"))]
+    assert said and list(said.groups()) == means
 
 
-def auroc(row: str) -> str:
-    """Return the mean over seeds of a method's AUROC in cross-validation, from the shipped files."""
-    records = [json.loads(path.read_text()) for path in HERE.glob(f"results/cv-{row}.seed-*.json")]
-    return f"{np.mean([record['metrics']['roc_auc'] for record in records]):.3f}"
+def aurocs(row: str) -> list[float]:
+    """Return a method's AUROC in cross-validation, by seed, from the shipped files."""
+    records = [json.loads(path.read_text()) for path in sorted(HERE.glob(f"results/cv-{row}.seed-*.json"))]
+    return [record["metrics"]["roc_auc"] for record in records]
 
 
 # Curves
