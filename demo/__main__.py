@@ -16,6 +16,7 @@ from pathlib import Path
 
 from demo import data, report
 from errors import ArgumentParser, InputError, UsageError, run_script
+from files import check_writable
 from modeling_vqnsp import load_tokenizer
 
 logger = logging.getLogger("demo")
@@ -35,7 +36,8 @@ def get_args() -> argparse.Namespace:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UsageError for a folder with runs that are not the demo's, which trains each time from the start."""
+    """Raise UsageError for no place to write, or runs that are not the demo's, which trains each time from the start."""
+    check_writable(folder, "--folder")
     held = [place for name in STAGES for place in (folder / name, folder / "log" / name) if place.exists()]
     if held and not (folder / data.DOWNLOADS).is_dir():
         raise UsageError(f"--folder {folder} is not of the demo, which would replace {held[0]}: name another folder")

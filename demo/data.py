@@ -97,7 +97,8 @@ def converted(folder: Path) -> int:
     """Recordings in a folder of pre-training files. Raises InputError for a damaged one."""
     count = 0
     for path in folder.glob("*.hdf5"):
-        with readable(path), h5py.File(path, "r", locking=False) as file:  # closed again, for the maker to write
+        # Closed again, unlike what `hdf5_files` opens, for the maker to write.
+        with readable(path, "delete it and start again"), h5py.File(path, "r", locking=False) as file:
             count += len(file)
     return count
 

@@ -158,6 +158,13 @@ def test_a_folder_of_other_runs_is_refused_and_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["tokenizer", "checkpoint.pth"]
 
 
+def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"--folder .*notes\.txt cannot be written"):
+        demo.main(argparse.Namespace(folder=tmp_path / "notes.txt", size="tiny"))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_a_stage_that_fails_ends_the_demo_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         demo, "subprocess", argparse.Namespace(run=lambda words, env: subprocess.CompletedProcess(words, 1))

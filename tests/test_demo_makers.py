@@ -14,6 +14,7 @@ import pytest
 
 from dataset_maker import make_eeghdf, make_scp1
 from demo import data
+from errors import InputError
 from files import sha256
 from maker_helpers import eeghdf_file, opened, run_maker
 from pretraining_files import read_recordings
@@ -128,3 +129,7 @@ def test_the_demos_data_are_made_of_the_packages_once(
         assert [len(file[split]["label"]) for split in ("train", "val", "test")] == [8, 2, 10]
     monkeypatch.setattr(data.subprocess, "run", lambda _: pytest.fail("it was made again"))
     assert data.prepare(tmp_path) == (pretrain, task)
+    damaged = pretrain / "damaged.hdf5"
+    damaged.write_bytes(b"no HDF5")
+    with pytest.raises(InputError, match=rf"^{damaged}: cannot be read .*: delete it and start again$"):
+        data.prepare(tmp_path)
