@@ -36,7 +36,7 @@ def get_args() -> argparse.Namespace:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UsageError for no place to write, or runs that are not the demo's, which trains each time from the start."""
+    """Raise UsageError for no place to write, or for runs of others: the demo trains each time from the start."""
     check_writable(folder, "--folder")
     held = [place for name in STAGES for place in (folder / name, folder / "log" / name) if place.exists()]
     if held and not (folder / data.DOWNLOADS).is_dir():
