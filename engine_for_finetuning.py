@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-import metrics
 from errors import InputError
 from files import written_aside
-from training_state import TrainingState
+from training import metrics
+from training.state import TrainingState
 from utils import Run
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 from modeling_pretrain import CodeLoss
 from modeling_vqnsp import VQNSP
 from norm_ema_quantizer import all_reduce_sum, count_codes
-from progress import MetricLog
-from training_state import TrainingState
+from training.log import MetricLog
+from training.state import TrainingState
 from utils import Run
 
 
@@ -31,9 +31,9 @@ def train_one_epoch(state: TrainingState, loader: DataLoader, tokenizer: VQNSP, 
     """Train for an epoch; returns the entropy of the codes that were to be predicted."""
     model, update = state.model.train(), state.update
     codebook_size = tokenizer.quantize.codebook_size
-    for eeg, channels, mask, known in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV; mask (B, N*A)
+    for eeg, channels, mask in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV; mask (B, N*A)
         with update.forward():
-            codes = known if known.numel() else tokenizer.get_codebook_indices(eeg, channels)  # (B, N*A), no gradient
+            codes = tokenizer.get_codebook_indices(eeg, channels)  # (B, N*A), no gradient
             found = model(eeg, channels, mask, codes)
         stepped = update(found.loss)
         state.log.add(by_name(found), n=len(eeg))
@@ -51,9 +51,9 @@ def evaluate(model: nn.Module, loader: DataLoader, tokenizer: VQNSP, run: Run) -
     log = MetricLog()
     counts = torch.zeros(tokenizer.quantize.codebook_size, dtype=torch.long, device=run.device)
     for batch in run.watched(loader):
-        eeg, channels, mask, known = batch.to(run)
+        eeg, channels, mask = batch.to(run)
         with run.autocast():
-            codes = known if known.numel() else tokenizer.get_codebook_indices(eeg, channels)
+            codes = tokenizer.get_codebook_indices(eeg, channels)
             found = model(eeg, channels, mask, codes)
         log.add(by_name(found), n=len(eeg))
         counts += count_codes(codes, len(counts))

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from modeling_vqnsp import VQNSP
 from norm_ema_quantizer import CodebookRevival, all_reduce_sum, broadcast, usage
-from progress import MetricLog
-from training_state import TrainingState
+from training.log import MetricLog
+from training.state import TrainingState
 from utils import Run
 
 logger = logging.getLogger(__name__)

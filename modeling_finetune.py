@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import checkpoints
 from electrodes import PUBLISHED_ELECTRODES
 from errors import InputError
 from layers import LAYER_NORM_EPS, Channels, TemporalConv, Trunk, register_sizes
+from training import checkpoints
 
 
 class NeuralTransformer(Trunk):

@@ -13,7 +13,6 @@ from timm.models import create_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import checkpoints
 from electrodes import PUBLISHED_ELECTRODES
 from errors import InputError
 from layers import (
@@ -29,6 +28,7 @@ from layers import (
     to_patches,
 )
 from norm_ema_quantizer import NormEMAVectorQuantizer
+from training import checkpoints
 
 
 def standardize(x: Tensor) -> Tensor:

@@ -9,22 +9,20 @@ from timm.models import create_model
 from timm.utils import ModelEmaV3
 from torch import nn
 
-import adaptation
-import checkpoints
-import labelled_data
-import labelled_files
 import modeling_finetune
 import optim_factory
-import seeds
-import training_state
 import utils
-from downloads import checkpoint_place, fetched
-from eeg_data import Loaders
+from eeg_data import labelled as labelled_data
+from eeg_data import labelled_files
+from eeg_data.labelled import balanced_weights
+from eeg_data.pretraining import Loaders
 from engine_for_finetuning import Selected, evaluate, save_predictions, train_one_epoch
 from errors import ArgumentParser, InputError, UsageError, run_script
-from fingerprint import fingerprint
-from labelled_data import balanced_weights
-from metrics import SELECT_BY, BestEpoch
+from training import adaptation, checkpoints
+from training import state as training_state
+from training.downloads import checkpoint_place, fetched
+from training.fingerprint import fingerprint
+from training.metrics import SELECT_BY, BestEpoch
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +57,6 @@ def get_args() -> argparse.Namespace:
     )
     adaptation.add_arguments(parser)
     utils.add_arguments(parser)
-    seeds.add_arguments(parser)
     parser.set_defaults(
         input_size=200,
         drop_path=0.1,
@@ -165,15 +162,7 @@ class Evaluation:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Fine-tune, or with --eval evaluate, a classifier, with --seeds one of each seed."""
-    if args.seeds is None:
-        run_one(args)
-    else:
-        seeds.run_each(args, run_one)
-
-
-def run_one(args: argparse.Namespace) -> None:
-    """Fine-tune, or with --eval evaluate, a classifier with one seed."""
+    """Fine-tune, or with --eval evaluate, a classifier."""
     with utils.setup_run(args) as run:
         adaptation.check_flags(args)
         file = labelled_files.read_labelled(labelled_files.labelled_path(args.dataset, args.data_dir))

@@ -17,21 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 
-import conversion
 import inference
-import inference_plots
-from dataset_maker import common
 from dataset_maker.sources import find_files
-from downloads import checkpoint_place, fetched
+from eeg_data.hdf5 import SUFFIXES
+from eeg_data.labelled_files import SPLITS
+from eeg_data.pretraining_files import SAMPLING_RATE
 from errors import INTERRUPTED, ArgumentParser, InputError, Interrupted, UsageError, one_line, run_script
-from hdf5_files import SUFFIXES
-from inference_files import Results, check_output
-from labelled_files import SPLITS
-from pretraining_files import SAMPLING_RATE
-from progress import log_to_terminal
-from recording_files import KINDS, find
-from recordings import BLOCK_BYTES, Options, Windows
+from inference import conversion
+from inference import plots as inference_plots
+from inference.output import Results, check_output
+from inference.recording_files import KINDS, find
+from inference.recordings import BLOCK_BYTES, Options, Windows
 from torch_errors import in_words
+from training.downloads import checkpoint_place, fetched
+from training.log import log_to_terminal
 from version import code_version
 
 logger = logging.getLogger(__name__)

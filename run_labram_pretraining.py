@@ -6,18 +6,17 @@ from pathlib import Path
 
 from timm.models import create_model
 
-import checkpoints
-import code_cache
-import eeg_data
 import modeling_pretrain
 import modeling_vqnsp
 import optim_factory
-import training_state
 import utils
-from downloads import checkpoint_place, fetched
+from eeg_data import pretraining as eeg_data
 from engine_for_pretraining import evaluate, train_one_epoch
 from errors import ArgumentParser, UsageError, run_script
-from fingerprint import digest_of_weights, fingerprint
+from training import checkpoints
+from training import state as training_state
+from training.downloads import checkpoint_place, fetched
+from training.fingerprint import digest_of_weights, fingerprint
 
 
 def get_args() -> argparse.Namespace:
@@ -48,7 +47,6 @@ def get_args() -> argparse.Namespace:
     model.add_argument("--codebook_size", type=int, default=None, help="codes (default: the tokenizer's)")
     model.add_argument("--codebook_dim", type=int, default=None, help="width of a code (default: the tokenizer's)")
     model.add_argument("--mask_ratio", type=float, default=0.5, help="share of a window's patches that is masked")
-    code_cache.add_arguments(model)
     utils.add_trunk_arguments(model)
     eeg_data.add_pretraining_arguments(parser, window_stride=800)
     optim_factory.add_arguments(parser)
@@ -105,10 +103,7 @@ def main(args: argparse.Namespace) -> None:
         state = training_state.TrainingState(model, update, run, args, stage="pretraining", fingerprint=same)
         first = state.resume(args)
         with run.interruption.listening():
-            if args.cache_codes is None:
-                run.prepare(tokenizer)
-            elif first < args.epochs:
-                code_cache.use_cache(args, run, loaders, tokenizer, weights=digest)
+            run.prepare(tokenizer)
             for epoch in range(first, args.epochs):
                 stats = train_one_epoch(state, loaders.train, tokenizer, epoch)
                 if loaders.val is not None:

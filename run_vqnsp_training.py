@@ -6,15 +6,15 @@ from pathlib import Path
 
 from timm.models import create_model
 
-import eeg_data
 import modeling_vqnsp
 import optim_factory
-import training_state
 import utils
+from eeg_data import pretraining as eeg_data
 from engine_for_vqnsp import evaluate, initialize_codebook, train_one_epoch
 from errors import ArgumentParser, InputError, run_script
-from fingerprint import fingerprint
 from norm_ema_quantizer import CodebookRevival
+from training import state as training_state
+from training.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ import logging
 import os
 from pathlib import Path
 
-import metrics
-import report_page
-import table_formats
 from errors import ArgumentParser, InputError, UsageError, run_script
 from files import check_writable, written_aside
-from progress import log_to_terminal
-from result_tables import NO_ROWS, make_tables, published_sets
-from results import read_runs
+from results import formats as table_formats
+from results import report as report_page
+from results.read import read_runs
+from results.tables import NO_ROWS, make_tables, published_sets
+from training import metrics
+from training.log import log_to_terminal
 
 logger = logging.getLogger(__name__)
 

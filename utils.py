@@ -30,8 +30,8 @@ from exchange import digest, send
 from files import check_writable
 from interruption import Interruption
 from layers import check_window, compile_blocks
-from progress import log_to_terminal, plain
 from torch_errors import in_words
+from training.log import log_to_terminal, plain
 from version import code_version, source_digest
 
 logger = logging.getLogger(__name__)

@@ -27,15 +27,15 @@ from einops import rearrange
 from timm.models import create_model
 from torch import Tensor
 
-from batches import EvaluationBatches, TrainingBatches
-from eeg_data import MontageWindows, to_units
+from eeg_data.batches import EvaluationBatches, TrainingBatches
+from eeg_data.hdf5 import find_files
+from eeg_data.pretraining import MontageWindows, to_units
+from eeg_data.pretraining_files import SAMPLING_RATE, by_montage, read_recordings
 from errors import ArgumentParser, InputError, UsageError, run_script
 from files import check_writable, write_json
-from hdf5_files import find_files
 from modeling_vqnsp import SIZES, VQNSP, spectrum_targets
 from norm_ema_quantizer import usage
 from optim_factory import cosine_schedule, parameter_groups
-from pretraining_files import SAMPLING_RATE, by_montage, read_recordings
 
 BASELINE = "published"  # whose seconds a step count as one
 PRODUCT = "revival"  # whose loss the others' is compared with, seed by seed

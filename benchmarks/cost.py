@@ -30,9 +30,9 @@ from timm.models import create_model
 from torch import Tensor, nn
 
 import modeling_finetune  # noqa: F401 (registers its models)
+from eeg_data.labelled_files import PUBLISHED
 from errors import ArgumentParser, InputError, run_script
 from files import write_json
-from labelled_files import PUBLISHED
 from modeling_pretrain import random_mask
 from modeling_vqnsp import VQNSP
 

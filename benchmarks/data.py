@@ -29,14 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import measuring
 from data_files import Geometry, make_file
 
-from batches import TrainingBatches
-from eeg_data import MontageWindows, PretrainingDataset, collate, make_loader
+from eeg_data.batches import TrainingBatches
+from eeg_data.labelled import LabelledWindows, collate_labelled
+from eeg_data.labelled_files import read_labelled
+from eeg_data.pretraining import MontageWindows, PretrainingDataset, collate, make_loader
+from eeg_data.pretraining_files import SAMPLING_RATE, read_recordings
 from errors import ArgumentParser, UsageError, run_script
 from files import check_writable, write_json
-from labelled_data import LabelledWindows, collate_labelled
-from labelled_files import read_labelled
 from modeling_pretrain import random_mask
-from pretraining_files import SAMPLING_RATE, read_recordings
 from utils import Run, find_device
 
 RESULTS = Path(__file__).with_name("results")

@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset_maker.common import Prepared
+from dataset_maker.pipeline import Prepared
 from dataset_maker.writers import LabelledShard, PretrainingShards
+from eeg_data.hdf5 import files_below
+from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE
+from eeg_data.quality import Quality, SignalScan
 from electrodes import ELECTRODES
 from errors import InputError
-from hdf5_files import files_below
-from pretraining_files import MAX_SECONDS, SAMPLING_RATE
-from quality import Quality, SignalScan
 
 RECORDING = 600  # s
 

@@ -19,14 +19,14 @@ import torch
 from long_recording import NAMES, write_edf
 from timm.models import create_model
 
-import checkpoints
 import inference
 import run_inference
 from errors import ArgumentParser, UsageError, run_script
 from files import write_json
+from inference.recording_files import find
+from inference.recordings import Options
 from modeling_finetune import SIZES
-from recording_files import find
-from recordings import Options
+from training import checkpoints
 
 MODEL = "labram_base_patch200_200"
 

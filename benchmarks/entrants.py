@@ -27,16 +27,16 @@ import engine_for_finetuning
 import engine_for_pretraining
 import engine_for_vqnsp
 import utils
-from eeg_data import Batch
+from eeg_data.labelled import LabelledBatch
+from eeg_data.pretraining import Batch
 from electrodes import ELECTRODES, embedding_rows
-from labelled_data import LabelledBatch
 from modeling_finetune import SIZES as CLASSIFIERS
 from modeling_pretrain import SIZES as MASKED
 from modeling_pretrain import random_mask
 from modeling_vqnsp import SIZES as TOKENIZERS
 from norm_ema_quantizer import CodebookRevival, NormEMAVectorQuantizer
 from optim_factory import build_update
-from training_state import TrainingState
+from training.state import TrainingState
 
 SCRIPTS = {"a": "run_vqnsp_training", "c": "run_labram_pretraining", "d": "run_class_finetuning"}
 CODES, CODE_DIM = 8192, 64

@@ -25,10 +25,10 @@ import measuring
 from data import warm
 from data_files import Geometry, make_file
 
-from eeg_data import UNIT, MontageWindows, to_units
+from eeg_data.pretraining import UNIT, MontageWindows, to_units
+from eeg_data.pretraining_files import SAMPLING_RATE, read_recordings
 from errors import ArgumentParser, run_script
 from files import check_writable, write_json
-from pretraining_files import SAMPLING_RATE, read_recordings
 
 GEOMETRY = Geometry(32, 8)
 BATCH = 64

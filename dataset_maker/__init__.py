@@ -1,1 +1,1 @@
-"""Makers of the project's HDF5 files: one `make_*.py` per source of recordings, all over `common.py`."""
+"""Makers of the project's HDF5 files: one `make_*.py` per source of recordings, all over `pipeline.py`."""

@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from dataset_maker import common, labelled, make_TUAB, make_TUEV, safe_pickles, tuh_events
-from dataset_maker.common import FilterSettings, Pipeline, Prepared, Store
+from dataset_maker import labelled, make_TUAB, make_TUEV, pipeline, safe_pickles, tuh_events
 from dataset_maker.labelled import Windows
+from dataset_maker.pipeline import FilterSettings, Pipeline, Prepared, Store
 from dataset_maker.tuh import ELECTRODES
+from eeg_data.quality import SignalScan, amplitude_histogram
 from errors import ArgumentParser, InputError, run_script
-from quality import SignalScan, amplitude_histogram
 
 RATE = 200.0  # Hz, of the pickles
 MAX_BYTES = 2 << 20  # a sample has 0.4 MB, twice that where bytes are written as text
@@ -85,7 +85,7 @@ def get_args() -> argparse.Namespace:
 
 def read_sample(path: Path, kind: Kind) -> tuple[np.ndarray, int]:
     """Return a pickle's signal (23, time) in uV and its label from 0. Raises InputError if it holds anything else."""
-    with common.recording_readable(path):
+    with pipeline.recording_readable(path):
         if (size := path.stat().st_size) > MAX_BYTES:
             raise InputError(f"{path}: {size} bytes, too many for one sample")
         data = path.read_bytes()
@@ -124,11 +124,11 @@ def prepare(task: Mapping[str, Any], pipeline: Pipeline, store: Store) -> Prepar
     for index, path in enumerate(paths):
         signal, label = read_sample(Path(path), kind)
         scan.add(signal)
-        plain = common.bridged(signal.astype(np.float64))
-        eeg[:, index * samples : (index + 1) * samples] = common.narrowed(plain, pipeline.dtype, path)
+        plain = pipeline.bridged(signal.astype(np.float64))
+        eeg[:, index * samples : (index + 1) * samples] = pipeline.narrowed(plain, pipeline.dtype, path)
         histograms.append(amplitude_histogram(plain))
         labels.append(label)
-    stages = common.plan_stages(RATE, FilterSettings(None, None, None, RATE), samples * len(paths) / RATE)
+    stages = pipeline.plan_stages(RATE, FilterSettings(None, None, None, RATE), samples * len(paths) / RATE)
     quality = replace(scan.result(), histogram=np.sum(histograms, axis=0))
     report = stages | {"dropped": {}}
     return Prepared(list(ELECTRODES), RATE, samples * len(paths), eeg, quality, report, {"labels": labels})

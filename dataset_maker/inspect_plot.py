@@ -1,4 +1,4 @@
-"""The picture of `dataset_maker.inspect`: a few windows as stacked traces, and the power spectrum, a row a set."""
+"""The picture of `dataset_maker.inspect_data`: a few windows as stacked traces, and the power spectrum, a row a set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +12,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # the backend comes first: there may be no display
 
 from dataset_maker.inspect_report import Found
+from eeg_data.hdf5 import printable
+from eeg_data.pretraining_files import SAMPLING_RATE
 from files import written_aside
-from hdf5_files import printable
-from pretraining_files import SAMPLING_RATE
 
 MOST_SETS = 8
 TRACES = 2  # windows that are drawn

@@ -1,4 +1,4 @@
-"""What `dataset_maker.inspect` says of pre-training files and labelled sets: collected as JSON, then as text.
+"""What `dataset_maker.inspect_data` says of pre-training files and labelled sets: collected as JSON, then as text.
 
 Counts, names of electrodes, classes and subjects, paths: nothing else from a file. HDF5 only.
 """
@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-import quality
+from dataset_maker.scans import Scan, complete_recordings, complete_samples, recordings_quality, samples_quality
+from eeg_data import quality
+from eeg_data.hdf5 import files_below, open_file, printable, readable
+from eeg_data.labelled_files import LabelledFile, joined_shards, published_sizes, read_eeg, read_labelled, read_samples
+from eeg_data.pretraining_files import SAMPLING_RATE, Recording, by_montage, default_window, read_recordings
+from eeg_data.quality import Quality
 from electrodes import embedding_rows
 from errors import InputError
-from hdf5_files import files_below, open_file, printable, readable
-from labelled_files import LabelledFile, joined_shards, published_sizes, read_eeg, read_labelled, read_samples
-from pretraining_files import SAMPLING_RATE, Recording, by_montage, default_window, read_recordings
-from quality import Quality
-from scans import Scan, complete_recordings, complete_samples, recordings_quality, samples_quality
 
 WIDTH, INDENT, COLUMN = 80, 20, 14  # columns of the text: all, before the numbers, of a split
 PERCENTILES = (1, 50, 99, 99.9)

@@ -23,7 +23,7 @@ import joblib
 import numpy as np
 from tqdm import tqdm
 
-from dataset_maker.common import Pipeline
+from dataset_maker.pipeline import Pipeline
 from dataset_maker.sandbox import PROJECT, Died, Limits, Sandbox, sandbox
 from dataset_maker.sources import unique_names
 from errors import InputError, UsageError

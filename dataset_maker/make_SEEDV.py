@@ -25,11 +25,11 @@ from typing import Any
 import mne
 import numpy as np
 
-from dataset_maker import common, labelled, sources
-from dataset_maker.common import Prepared
+from dataset_maker import labelled, pipeline, sources
 from dataset_maker.labelled import Windows
+from dataset_maker.pipeline import Prepared
+from eeg_data.labelled_files import SPLITS
 from errors import ArgumentParser, InputError, run_script
-from labelled_files import SPLITS
 
 _NAMES = """
 FP1 FPZ FP2 AF3 AF4 F7 F5 F3 F1 FZ F2 F4 F6 F8 FT7 FC5 FC3 FC1 FCZ FC2 FC4 FC6 FT8 T7 C5 C3 C1 CZ C2 C4 C6 T8
@@ -62,7 +62,7 @@ def get_args() -> argparse.Namespace:
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
     """Open a Neuroscan recording whose values may have 2 or 4 bytes, whatever its header's event table says."""
     path = Path(task["path"])
-    with common.recording_readable(path):
+    with pipeline.recording_readable(path):
         with path.open("rb") as file:
             header = file.read(900)
         (channels,), (samples,) = struct.unpack_from("<H", header, 370), struct.unpack_from("<i", header, 864)

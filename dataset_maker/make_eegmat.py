@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from dataset_maker import labelled, splits
-from dataset_maker.common import Prepared
 from dataset_maker.labelled import Windows
+from dataset_maker.pipeline import Prepared
 from errors import ArgumentParser, InputError, UsageError, run_script
 
 ELECTRODES = (

@@ -11,11 +11,11 @@ if not __package__:  # started by its path: the project's folder, not this one, 
 
 import argparse
 
-from dataset_maker import common, jobs
+from dataset_maker import jobs, pipeline
 from dataset_maker.pretraining import convert_recordings
 from dataset_maker.sources import find_files
+from eeg_data.pretraining_files import SAMPLING_RATE
 from errors import ArgumentParser, run_script
-from pretraining_files import SAMPLING_RATE
 
 
 def get_args() -> argparse.Namespace:
@@ -23,7 +23,7 @@ def get_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help="files or folders")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the HDF5 files")
-    common.add_arguments(parser)
+    pipeline.add_arguments(parser)
     jobs.add_arguments(parser)
     return parser.parse_args()
 
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
         args.output,
         maker="dataset_maker.make_h5dataset_for_pretrain",
         source="recordings read by MNE",
-        pipeline=common.build_pipeline(args),
+        pipeline=pipeline.build_pipeline(args),
         spread=jobs.Spread.from_args(args),
     )
 

@@ -29,12 +29,12 @@ from typing import Any
 import mne
 import numpy as np
 
-from dataset_maker import common, labelled, splits
-from dataset_maker.common import Prepared
+from dataset_maker import labelled, pipeline, splits
 from dataset_maker.labelled import Windows
 from dataset_maker.manifest import Segment, number, read_manifest
+from dataset_maker.pipeline import Prepared
+from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE
 from errors import ArgumentParser, InputError, UsageError, run_script
-from pretraining_files import MAX_SECONDS, SAMPLING_RATE
 
 BEYOND, CUT, SHORT = (
     "segments that begin beyond their recording's end, left out",
@@ -64,14 +64,14 @@ def get_args() -> argparse.Namespace:
         help="labels in the order of the class numbers (default: sorted); of a regression the targets' names",
     )
     parser.add_argument("--seed", type=int, help="splits by subject, without a column split (default: 0)")
-    common.add_name_arguments(parser)
+    pipeline.add_name_arguments(parser)
     labelled.add_arguments(parser)
     return parser.parse_args()
 
 
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
     """Open a recording in any format that MNE knows. Raises InputError if it is unreadable."""
-    return common.open_raw(Path(task["path"]))
+    return pipeline.open_raw(Path(task["path"]))
 
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eeg_data.labelled_files import SPLITS
 from errors import InputError
-from labelled_files import SPLITS
 
 COLUMNS = ("path", "start", "stop", "label", "split", "subject")
 MAX_BYTES = 256 << 20  # some three million rows

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from dataset_maker import jobs, report
-from dataset_maker.common import Pipeline
 from dataset_maker.jobs import Plan, Spread, Task
+from dataset_maker.pipeline import Pipeline
 from errors import InputError
 from files import check_writable
 

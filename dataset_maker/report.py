@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eeg_data.hdf5 import SUFFIXES
+from eeg_data.labelled_files import SPLITS
 from files import write_json
-from hdf5_files import SUFFIXES
-from labelled_files import SPLITS
 
 Entry = Mapping[str, Any]  # what became of a recording
 

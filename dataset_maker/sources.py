@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from os.path import realpath
 from pathlib import Path
 
+from eeg_data.hdf5 import visible_files
 from errors import InputError
-from hdf5_files import visible_files
 
 RECORDINGS = (".edf", ".bdf", ".cnt", ".gdf", ".vhdr", ".set", ".fif", ".fif.gz")  # what MNE reads and we test
 

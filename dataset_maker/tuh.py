@@ -12,7 +12,7 @@ from typing import Any
 
 import mne
 
-from dataset_maker import common, sources, splits
+from dataset_maker import pipeline, sources, splits
 from errors import InputError
 
 ELECTRODES = (
@@ -104,6 +104,6 @@ def check_channels(names: Iterable[str], where: str) -> None:
 
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
     """Open a recording of the task's `path`. Raises InputError if it is unreadable or has other channels."""
-    raw = common.read_raw(Path(task["path"]))
+    raw = pipeline.read_raw(Path(task["path"]))
     check_channels(raw.ch_names, task["path"])
     return raw

@@ -27,21 +27,21 @@ from typing import Any, TextIO
 import h5py
 import numpy as np
 
-from dataset_maker import common, edf_header
-from dataset_maker.common import Pipeline, Prepared
+from dataset_maker import edf_header, pipeline
 from dataset_maker.jobs import NO_SPACE, no_space
 from dataset_maker.labelled import Windows
+from dataset_maker.pipeline import Pipeline, Prepared
 from dataset_maker.writers import LabelledShard, PretrainingShards
+from eeg_data.quality import Quality
 from errors import InputError, UsageError, one_line
-from quality import Quality
 
 BATCH = 64  # windows cut and written at a time
 
 
 def _read(maker: ModuleType, task: Mapping[str, Any]) -> Any:
     read = getattr(maker, "read", None)
-    raw = read(task) if read else common.read_raw(Path(task["path"]))
-    common.check_header(raw, _where(task))
+    raw = read(task) if read else pipeline.read_raw(Path(task["path"]))
+    pipeline.check_header(raw, _where(task))
     return raw
 
 
@@ -59,8 +59,8 @@ def survey(maker: ModuleType, task: Mapping[str, Any], pipeline: Pipeline) -> di
     if hasattr(maker, "survey"):
         return maker.survey(task, pipeline)
     raw = _read(maker, task)
-    with common.recording_readable(_where(task)):
-        raw, _, _ = common.select_electrodes(raw, pipeline, _where(task))
+    with pipeline.recording_readable(_where(task)):
+        raw, _, _ = pipeline.select_electrodes(raw, pipeline, _where(task))
         source_rate, samples = float(raw.info["sfreq"]), raw.n_times
     rate = pipeline.filter.sampling_rate or source_rate
     seconds = samples / source_rate - pipeline.trim_end
@@ -72,13 +72,13 @@ def survey(maker: ModuleType, task: Mapping[str, Any], pipeline: Pipeline) -> di
     return found
 
 
-def prepare(maker: ModuleType, task: Mapping[str, Any], pipeline: Pipeline, store: common.Store) -> Prepared:
+def prepare(maker: ModuleType, task: Mapping[str, Any], pipeline: Pipeline, store: pipeline.Store) -> Prepared:
     """Read a recording and put it through the pipeline; notes what its file lacks."""
     if hasattr(maker, "prepare"):
         return maker.prepare(task, pipeline, store)
     raw = _read(maker, task)
     missing, announced = edf_header.missing_seconds(Path(task["path"]), raw)
-    prepared = common.prepare(raw, pipeline, where=_where(task), store=store)
+    prepared = pipeline.prepare(raw, pipeline, where=_where(task), store=store)
     if missing:
         share = f"{missing:g} of {announced:g} s that its header announces are missing"
         prepared.report["warnings"] = [f"{_where(task)}: cut short, {share}; the rest is converted"]
@@ -175,12 +175,12 @@ class Worker:
             "file": self.path.name,
         }
 
-    def _scratch(self, stack: ExitStack) -> common.Store:
+    def _scratch(self, stack: ExitStack) -> pipeline.Store:
         """Return a store in memory for short recordings, in a file for long ones."""
 
         def store(electrodes: Any, rate: float, length: int) -> Any:
             if 4 * len(electrodes) * length <= self.pipeline.block_bytes:
-                return common.in_memory(electrodes, rate, length)
+                return pipeline.in_memory(electrodes, rate, length)
             path = self.path.with_name(f".{self.path.name}.{os.getpid()}.scratch")
             stack.callback(path.unlink, missing_ok=True)
             file = stack.enter_context(h5py.File(path, "w"))

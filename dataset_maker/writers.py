@@ -17,12 +17,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dataset_maker.common import Prepared, Store
+from dataset_maker.pipeline import Prepared, Store
+from eeg_data.labelled_files import SPLITS, TASKS
+from eeg_data.pretraining_files import SAMPLING_RATE
+from eeg_data.quality import Quality
 from errors import InputError
 from files import check_writable, written_aside
-from labelled_files import SPLITS, TASKS
-from pretraining_files import SAMPLING_RATE
-from quality import Quality
 from version import code_version
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import h5py
 
+from eeg_data.hdf5 import readable
 from errors import InputError
 from files import sha256, written_aside
-from hdf5_files import readable
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +104,8 @@ def converted(folder: Path) -> int:
 
 
 def make(maker: str, *arguments: str) -> None:
-    """Run a maker of dataset_maker as a user would. Raises InputError if it fails."""
-    logger.info("$ python dataset_maker/%s %s", maker, " ".join(arguments))
-    result = subprocess.run([sys.executable, str(PROJECT / "dataset_maker" / maker), *arguments])
+    """Run a maker of this folder as a user would. Raises InputError if it fails."""
+    logger.info("$ python demo/%s %s", maker, " ".join(arguments))
+    result = subprocess.run([sys.executable, str(PROJECT / "demo" / maker), *arguments])
     if result.returncode:
-        raise InputError(f"dataset_maker/{maker} failed: see its message above")
+        raise InputError(f"demo/{maker} failed: see its message above")

@@ -16,13 +16,13 @@ from torch import Tensor
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # the backend comes first: there may be no display
 
-from eeg_data import MontageWindows, to_units
-from hdf5_files import find_files
-from labelled_data import LabelledWindows
-from labelled_files import read_labelled
+from eeg_data.hdf5 import find_files
+from eeg_data.labelled import LabelledWindows
+from eeg_data.labelled_files import read_labelled
+from eeg_data.pretraining import MontageWindows, to_units
+from eeg_data.pretraining_files import read_recordings
 from modeling_vqnsp import VQNSP, spectrum_targets
 from norm_ema_quantizer import usage
-from pretraining_files import read_recordings
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -22,15 +22,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-import metrics
-from eeg_data import UNIT
+from eeg_data.hdf5 import readable
+from eeg_data.labelled import LabelledWindows, balanced_weights
+from eeg_data.labelled_files import SAMPLING_RATE, read_labelled
+from eeg_data.pretraining import UNIT
 from engine_for_finetuning import save_predictions, task_loss
 from errors import ArgumentParser, InputError, UsageError, run_script
 from files import check_writable, written_aside
-from hdf5_files import readable
-from labelled_data import LabelledWindows, balanced_weights
-from labelled_files import SAMPLING_RATE, read_labelled
-from metrics import SELECT_BY, BestEpoch
+from training import metrics
+from training.metrics import SELECT_BY, BestEpoch
 
 BANDS = {"delta": (1, 4), "theta": (4, 8), "alpha": (8, 13), "beta": (13, 30), "gamma": (30, 45)}  # Hz
 SEGMENT = 2 * SAMPLING_RATE  # samples of Welch's segments, which overlap by half

@@ -82,7 +82,7 @@ def _data(size: Size) -> Cell:
     ]
     steps = [
         Step("download", ("-m", "reference.eeghdf"), "DATA/downloads"),
-        Step("eeghdf", ("dataset_maker/make_eeghdf.py", "--input", "DATA/downloads"), "DATA/pretrain/eeghdf"),
+        Step("eeghdf", ("demo/make_eeghdf.py", "--input", "DATA/downloads"), "DATA/pretrain/eeghdf"),
     ]
     lists[2][1].extend(["--drop", "A2-A1", "ECG"])
     steps += [Step(name, tuple(words), f"DATA/pretrain/{name}") for name, words in lists]

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-import metrics
 from errors import InputError
 from files import write_json
-from fingerprint import digest_of
 from reference import records
-from results import Predictions
-from subject_results import LEVEL, drawn_metrics, subjects_of
+from results.read import Predictions
+from results.subjects import LEVEL, drawn_metrics, subjects_of
+from training import metrics
+from training.fingerprint import digest_of
 
 logger = logging.getLogger("reference")
 

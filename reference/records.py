@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-import metrics
 from errors import InputError
 from files import written_aside
-from progress import plain
-from results import Predictions, read_log, read_predictions
+from results.read import Predictions, read_log, read_predictions
+from training import metrics
+from training.log import plain
 from version import code_version, source_digest
 
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "mne", "h5py", "braindecode")

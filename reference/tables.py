@@ -16,7 +16,7 @@ from reference import figures, records
 from reference.cells import cells, plan
 from reference.intervals import FILE, Intervals
 from reference.settings import SIZES
-from result_tables import published_sets
+from results.tables import published_sets
 
 logger = logging.getLogger("reference")
 

@@ -19,8 +19,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import eeg_data
 import utils
+from eeg_data import pretraining as eeg_data
 
 PAIR = ("FP1", "FP2")
 TRIO = ("C3", "CZ", "C4")

@@ -34,9 +34,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from batches import EvaluationBatches
+from eeg_data.batches import EvaluationBatches
 from optim_factory import Update
-from training_state import TrainingState
+from training.state import TrainingState
 
 TRACEBACK = 99  # exit code of an error that the script let through
 

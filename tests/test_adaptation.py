@@ -18,7 +18,6 @@ from sklearn.metrics import r2_score
 from timm.models import create_model
 from torch import Tensor, nn
 
-import adaptation
 import layers
 import modeling_pretrain
 import run_class_finetuning
@@ -28,6 +27,7 @@ from modeling_finetune import NeuralTransformer
 from optim_factory import Update, parameter_groups
 from recovery import log_lines
 from run_helpers import CLASSIFIER, ROOT, call, checkpoint, free_port, labelled_file, log, predictions, start
+from training import adaptation
 
 TINY = "labram_tiny_patch200_200"
 TINY_MASKED = next(name for name in modeling_pretrain.SIZES if "tiny" in name)

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from batches import EvaluationBatches, Key, TrainingBatches, montage_order
+from eeg_data.batches import EvaluationBatches, Key, TrainingBatches, montage_order
 
 SIZES = [[7], [8], [5, 3, 16], [1, 2, 40], [24, 24]]
 SHARES = [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (3, 2)]  # processes, micro-batches a step

@@ -16,11 +16,11 @@ import torch
 from timm.models import create_model
 from torch import Tensor, nn
 
-import checkpoints
 import modeling_finetune
 import modeling_pretrain
 import modeling_vqnsp
 from errors import InputError, UsageError
+from training import checkpoints
 
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "epoch": 3, "scaler": None, "args": {"lr": 5e-4}}
 SIZE_OF_STAGE = {

@@ -16,16 +16,15 @@ from safetensors.torch import load_file, save_file
 from timm.models import create_model
 from torch import Tensor, nn
 
-import checkpoints
-import conversion
-import weights
 from data_helpers import only_line
 from electrodes import ELECTRODES, embedding_rows
 from errors import InputError, UsageError
 from golden_recipe import eeg, fill, published_weights
+from inference import conversion, weights
 from modeling_vqnsp import load_tokenizer
 from run_helpers import CLASSIFIER, ROOT, call, checkpoint, labelled_file
 from test_checkpoints import SIZE_OF_STAGE
+from training import checkpoints
 
 WHY = "braindecode is not installed (pip install --requirement benchmarks/requirements.txt)"
 PAIR = ("O2", "FP1")

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoints
 from errors import InputError
 from recovery import differences
 from run_helpers import CLASSIFIER, call, checkpoint, labelled_file, log
+from training import checkpoints
 
 EPOCHS = 3
 COPIES = 50  # of each kind of damage

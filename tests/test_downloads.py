@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-import downloads
 from data_helpers import only_line
 from errors import InputError
 from run_helpers import CLASSIFIER, STAGES, call, checkpoint, labelled_file
+from training import downloads
 
 CONTENT = b"weights"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -26,11 +26,11 @@ from data_helpers import (
     signal,
     write_pretraining,
 )
-from eeg_data import MontageWindows
+from eeg_data.pretraining import MontageWindows
+from eeg_data.pretraining_files import Recording, default_window, read_recordings, window_range
 from electrodes import ELECTRODES
 from errors import InputError, UsageError
 from modeling_pretrain import random_mask
-from pretraining_files import Recording, default_window, read_recordings, window_range
 from run_helpers import start
 
 TESTS = Path(__file__).parent
@@ -184,7 +184,7 @@ def test_data_without_a_single_usable_window_are_refused(tmp_path: Path) -> None
     path = write_pretraining(tmp_path / "a.hdf5", PAIR, [np.full((2, 4000), np.nan)])
     with pytest.raises(InputError) as error:
         pretraining_loaders("--train_data", path, "--val_data", path)
-    only_line(error, "--train_data", path, "all 5 windows", "dataset_maker.inspect")
+    only_line(error, "--train_data", path, "all 5 windows", "dataset_maker.inspect_data")
 
 
 def test_odd_signals_are_warned_about_once_a_montage_and_only_by_the_first_process(
@@ -214,7 +214,7 @@ FOLLOWING = """
 import dataclasses, os, sys, time
 import torch.distributed as dist
 from data_helpers import plain_run
-from eeg_data import first_alone
+from eeg_data.pretraining import first_alone
 from pathlib import Path
 
 log = Path(sys.argv[1])

@@ -20,16 +20,12 @@ from sklearn.metrics import roc_auc_score
 from timm.models import create_model
 from torch import Tensor
 
-import eeg_data
 import engine_for_finetuning
 import engine_for_pretraining
 import engine_for_vqnsp
-import labelled_data
-import labelled_files
 import run_class_finetuning
 import run_labram_pretraining
 import run_vqnsp_training
-from batches import TrainingBatches
 from data_helpers import (
     PAIR,
     TINY,
@@ -43,17 +39,21 @@ from data_helpers import (
     write_labelled,
     write_pretraining,
 )
+from eeg_data import labelled as labelled_data
+from eeg_data import labelled_files
+from eeg_data import pretraining as eeg_data
+from eeg_data.batches import TrainingBatches
 from electrodes import ELECTRODES
 from engine_for_finetuning import save_predictions, task_loss
 from engine_for_pretraining import entropy_of_codes
 from engine_for_vqnsp import initialize_codebook
 from errors import InputError
-from metrics import METRICS
 from modeling_pretrain import random_mask
 from norm_ema_quantizer import CodebookRevival
 from optim_factory import build_update
 from run_helpers import predictions
-from training_state import TrainingState
+from training.metrics import METRICS
+from training.state import TrainingState
 from utils import setup_run
 
 MASKS = functools.partial(random_mask, 1, ratio=0.5)

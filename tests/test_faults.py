@@ -21,8 +21,7 @@ import pytest
 import torch
 from tensorboardX.record_writer import RecordWriter
 
-import checkpoints
-from batches import TrainingBatches
+from eeg_data.batches import TrainingBatches
 from optim_factory import Update
 from recovery import (
     STEPS,
@@ -37,6 +36,7 @@ from recovery import (
     usual,
 )
 from run_helpers import CLASSIFIER, ELECTRODES, RATE, ROOT, call, checkpoint, free_port, kill_tree, labelled_file
+from training import checkpoints
 from waiting import children, status, wait_for, wait_until
 
 OFTEN = ("--save_every_minutes", 1e-5)  # after every step

@@ -7,8 +7,8 @@ import mne
 import numpy as np
 import pytest
 
-from dataset_maker import common
-from dataset_maker.common import FilterSettings, Pipeline
+from dataset_maker import pipeline
+from dataset_maker.pipeline import FilterSettings, Pipeline
 from errors import InputError
 from maker_helpers import raw_of
 
@@ -43,7 +43,7 @@ def test_filters_and_resampling_equal_mnes_methods_two_ends_included(rate: float
     eeg = wandering(rate, samples)
     edges = (0.1, 75.0 if rate > 151 else None, 50.0 if rate > 102 else None)
     expected = by_mne(raw_of(["CZ", "PZ"], rate, eeg), *edges)
-    prepared = common.prepare(raw_of(["CZ", "PZ"], rate, eeg), Pipeline(dtype="float64"), store=in_float64)
+    prepared = pipeline.prepare(raw_of(["CZ", "PZ"], rate, eeg), Pipeline(dtype="float64"), store=in_float64)
     assert prepared.eeg.shape == expected.shape
     np.testing.assert_allclose(prepared.eeg, expected, atol=1e-8)
 
@@ -61,7 +61,7 @@ def test_stages_can_be_left_out_one_by_one(edges: tuple[float | None, float | No
     if edges[2]:
         raw.notch_filter(edges[2], verbose="error")
     pipeline = Pipeline(FilterSettings(*edges, None), dtype="float64")
-    prepared = common.prepare(raw_of(["CZ", "PZ"], 250.0, eeg), pipeline, store=in_float64)
+    prepared = pipeline.prepare(raw_of(["CZ", "PZ"], 250.0, eeg), pipeline, store=in_float64)
     np.testing.assert_allclose(prepared.eeg, raw.get_data() * 1e6, atol=1e-8)
 
 
@@ -72,9 +72,9 @@ def test_nothing_is_filtered_across_a_gap_that_the_recording_marks() -> None:
     for raw in raws[:2]:
         raw.set_annotations(mne.Annotations([7.9], [0.1], ["BAD_ACQ_SKIP"]))
     expected = by_mne(raws[0], 0.1, 75.0, 50.0)
-    marked = common.prepare(raws[1], Pipeline(dtype="float64"), store=in_float64).eeg
+    marked = pipeline.prepare(raws[1], Pipeline(dtype="float64"), store=in_float64).eeg
     np.testing.assert_allclose(marked, expected, atol=1e-8)
-    unmarked = common.prepare(raws[2], Pipeline(dtype="float64"), store=in_float64).eeg
+    unmarked = pipeline.prepare(raws[2], Pipeline(dtype="float64"), store=in_float64).eeg
     assert abs(unmarked - marked).max() > 1000
 
 
@@ -82,8 +82,8 @@ def test_nothing_is_filtered_across_a_gap_that_the_recording_marks() -> None:
 def test_a_long_recording_in_blocks_equals_the_whole_in_values_quality_and_report(rate: float) -> None:
     eeg = wandering(rate, int(400 * rate) + 77, electrodes=1)
     eeg[:, int(100 * rate) : int(102 * rate)] = np.nan
-    whole = common.prepare(raw_of(["CZ"], rate, eeg), Pipeline())
-    blocks = common.prepare(raw_of(["CZ"], rate, eeg), Pipeline(block_bytes=8 * int(150 * rate)))
+    whole = pipeline.prepare(raw_of(["CZ"], rate, eeg), Pipeline())
+    blocks = pipeline.prepare(raw_of(["CZ"], rate, eeg), Pipeline(block_bytes=8 * int(150 * rate)))
     assert blocks.length == whole.length and blocks.report == whole.report
     np.testing.assert_allclose(blocks.eeg[:, 2000:-2000], whole.eeg[:, 2000:-2000], atol=0.005)
     np.testing.assert_array_equal(blocks.quality.valid, whole.quality.valid)
@@ -102,11 +102,11 @@ def test_a_faster_channel_that_is_no_eeg_changes_nothing(tmp_path: Path, block_b
             for row, electrode in zip(eeg, ("C3", "C4"), strict=True)
         ]
         edfio.Edf(signals + further).write(tmp_path / name)
-        return common.read_raw(tmp_path / name)
+        return pipeline.read_raw(tmp_path / name)
 
     heart = edfio.EdfSignal(wandering(512.0, 400 * 512, 1)[0], 512, label="ECG", physical_dimension="uV")
-    alone = common.prepare(write("alone.edf", []), Pipeline())
-    beside = common.prepare(write("beside.edf", [heart]), Pipeline(block_bytes=block_bytes))
+    alone = pipeline.prepare(write("alone.edf", []), Pipeline())
+    beside = pipeline.prepare(write("beside.edf", [heart]), Pipeline(block_bytes=block_bytes))
     assert beside.report["source_rate"] == 256 and beside.electrodes == ["C3", "C4"]
     np.testing.assert_allclose(beside.eeg[:, 1000:-1000], alone.eeg[:, 1000:-1000], atol=0.005)
 
@@ -118,12 +118,12 @@ def test_a_faster_channel_beside_electrodes_that_a_caller_renamed_is_refused_in_
     ]
     edfio.Edf(signals).write(tmp_path / "mixed.edf")
     for block_bytes in (1 << 30, 1 << 20):
-        raw = common.read_raw(tmp_path / "mixed.edf").rename_channels({"E1": "C3", "E2": "C4"})
+        raw = pipeline.read_raw(tmp_path / "mixed.edf").rename_channels({"E1": "C3", "E2": "C4"})
         if block_bytes == 1 << 30:
-            assert common.prepare(raw, Pipeline(block_bytes=block_bytes)).eeg.shape == (2, 60_000)
+            assert pipeline.prepare(raw, Pipeline(block_bytes=block_bytes)).eeg.shape == (2, 60_000)
         else:  # in pieces MNE takes the slow channels' samples from wrong places
             with pytest.raises(InputError, match="different sampling rates"):
-                common.prepare(raw, Pipeline(block_bytes=block_bytes))
+                pipeline.prepare(raw, Pipeline(block_bytes=block_bytes))
 
 
 def test_electrodes_of_different_rates_are_refused_in_recordings_too_long_to_hold(tmp_path: Path) -> None:
@@ -132,6 +132,6 @@ def test_electrodes_of_different_rates_are_refused_in_recordings_too_long_to_hol
         for name, rate in (("C3", 256.0), ("C4", 128.0))
     ]
     edfio.Edf(signals).write(tmp_path / "mixed.edf")
-    assert common.prepare(common.read_raw(tmp_path / "mixed.edf"), Pipeline()).eeg.shape == (2, 60_000)
+    assert pipeline.prepare(pipeline.read_raw(tmp_path / "mixed.edf"), Pipeline()).eeg.shape == (2, 60_000)
     with pytest.raises(InputError, match="different sampling rates"):
-        common.prepare(common.read_raw(tmp_path / "mixed.edf"), Pipeline(block_bytes=1 << 20))
+        pipeline.prepare(pipeline.read_raw(tmp_path / "mixed.edf"), Pipeline(block_bytes=1 << 20))

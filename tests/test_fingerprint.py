@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-import adaptation
 import optim_factory
 import version
 from data_helpers import only_line, plain_run
 from errors import InputError
-from fingerprint import check_same_run, differences, digest_of, digest_of_weights, fingerprint, same_batches
 from run_helpers import ROOT, STAGES
+from training import adaptation
+from training.fingerprint import check_same_run, differences, digest_of, digest_of_weights, fingerprint, same_batches
 
 FLAGS = {"lr": 5e-4, "batch_size": 4, "num_workers": 2, "output_dir": Path("a"), "seed": 0, "save_every_minutes": 30.0}
 DATA = {"train": {"windows": 20, "digest": "abc"}, "val": {"windows": 7, "digest": "def"}}

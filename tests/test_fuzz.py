@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 import mutants
-from dataset_maker import make_eeghdf, make_h5dataset_for_pretrain, make_labelled
+from dataset_maker import make_h5dataset_for_pretrain, make_labelled
+from demo import make_eeghdf
 from maker_helpers import run_maker
 
 TESTS = Path(__file__).parent

@@ -9,10 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
-import hdf5_files
 from data_helpers import PAIR, only_line, signal, write_pretraining
+from eeg_data import hdf5 as hdf5_files
+from eeg_data.hdf5 import Attributes, check_size, files_below, find_files, names, number, open_file, printable, readable
 from errors import InputError
-from hdf5_files import Attributes, check_size, files_below, find_files, names, number, open_file, printable, readable
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from timm.models import create_model
 from torch import nn
 from torch.nn import functional as F
 
-import checkpoints
 import inference
 from data_helpers import TINY, signal
 from electrodes import ELECTRODES
 from errors import InputError, UsageError
-from inference import Model
+from inference.model import Model
 from maker_helpers import noise, raw_of
+from training import checkpoints
 
 NAMES = ["C3", "Cz", "C4"]
 ROWS = [0, *(ELECTRODES.index(name.upper()) + 1 for name in NAMES)]

@@ -16,10 +16,10 @@ import pytest
 from matplotlib import image
 
 import inference
-import inference_files
-import inference_plots
-import recordings
 from data_helpers import TRIO, signal, write_labelled, write_pretraining
+from inference import output as inference_files
+from inference import plots as inference_plots
+from inference import recordings
 from maker_helpers import noise, raw_of, save
 from test_inference import CLASSIFIER, random_module, saved
 from test_run_inference import DATA, NAMES, has_ink, read, rows, run

@@ -1,4 +1,4 @@
-"""`python -m dataset_maker.inspect`: every number against one taken from the files, the picture, bad files."""
+"""`python -m dataset_maker.inspect_data`: every number against one taken from the files, the picture, bad files."""
 
 import json
 import subprocess
@@ -13,7 +13,6 @@ import pytest
 from matplotlib import pyplot as plt
 
 from data_helpers import PAIR, TRIO, signal, write_labelled, write_pretraining
-from dataset_maker import inspect
 from maker_helpers import run_maker
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -258,7 +257,7 @@ def test_it_starts_by_its_path_and_as_a_module_without_torch(tmp_path: Path) -> 
     path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 4000)])
     watch = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules, 'LOADED'))\n"
     (tmp_path / "sitecustomize.py").write_text(watch)
-    words: list[list[Any]] = [[REPOSITORY / "dataset_maker" / "inspect.py"], ["-m", "dataset_maker.inspect"]]
+    words: list[list[Any]] = [[REPOSITORY / "dataset_maker" / "inspect.py"], ["-m", "dataset_maker.inspect_data"]]
     for start in words:
         command = [sys.executable, *map(str, start), str(path)]
         environment = {"PYTHONPATH": str(tmp_path), "LABRAM_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}

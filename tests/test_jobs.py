@@ -16,13 +16,13 @@ import h5py
 import numpy as np
 import pytest
 
-from dataset_maker import common, jobs, labelled, pretraining, sandbox, worker
-from dataset_maker.common import FilterSettings, Pipeline
+from dataset_maker import jobs, labelled, pipeline, pretraining, sandbox, worker
 from dataset_maker.jobs import Spread, plan_jobs
+from dataset_maker.pipeline import FilterSettings, Pipeline
 from dataset_maker.sandbox import Limits
+from eeg_data.quality import BINS, Quality
 from errors import InputError, UsageError
 from odd_maker import signal_of
-from quality import BINS, Quality
 from waiting import children, wait_for, wait_until, wait_until_gone
 
 PLAIN = Pipeline(FilterSettings(None, None, None, 200.0))
@@ -382,7 +382,7 @@ def test_a_second_of_a_window_is_valid_if_none_of_its_samples_lies_in_an_invalid
     length = 1130  # the last second is a part of one
     valid = np.array([first, True, False, True, True, not first])
     by_sample = np.repeat(valid, 200)[:length]
-    prepared = common.Prepared(["CZ"], 200.0, length, None, Quality(valid, {}, {}, {}, np.zeros(BINS, int)), {})
+    prepared = pipeline.Prepared(["CZ"], 200.0, length, None, Quality(valid, {}, {}, {}, np.zeros(BINS, int)), {})
     windows = np.array(starts)[:, None] + np.arange(400)  # wrapping round the ends
     expected = by_sample[windows % length].reshape(len(starts), 2, 200).all(axis=2)
     np.testing.assert_array_equal(worker.valid_seconds(prepared, np.array(starts), 400), expected)

@@ -11,11 +11,11 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 
 from data_helpers import PAIR, TRIO, only_line, parse, plain_run, signal, write_labelled
-from eeg_data import Loaders
+from eeg_data.labelled import LabelledWindows, add_labelled_arguments, balanced_weights, build_labelled_loaders
+from eeg_data.labelled_files import DATASETS, labelled_path, read_labelled
+from eeg_data.pretraining import Loaders
 from electrodes import ELECTRODES
 from errors import InputError
-from labelled_data import LabelledWindows, add_labelled_arguments, balanced_weights, build_labelled_loaders
-from labelled_files import DATASETS, labelled_path, read_labelled
 
 
 def eeg(n: int, seed: int = 0) -> np.ndarray:

@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 
 from data_helpers import PAIR, TRIO, only_line, signal, write_labelled
+from eeg_data.labelled_files import (
+    DATASETS,
+    SPLITS,
+    labelled_path,
+    published_sizes,
+    read_eeg,
+    read_labelled,
+    read_samples,
+)
 from errors import InputError
-from labelled_files import DATASETS, SPLITS, labelled_path, published_sizes, read_eeg, read_labelled, read_samples
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader, Dataset
 
-from loading import context
+from eeg_data.loading import context
 from run_helpers import ROOT
 from waiting import status, wait_until_gone
 
@@ -37,7 +37,7 @@ def test_a_lock_that_a_thread_of_the_run_holds_does_not_stop_a_loading_process()
 CHOSEN = """
 import multiprocessing, sys
 sys.path.insert(0, {root!r})
-from loading import context
+from eeg_data.loading import context
 multiprocessing.set_start_method("spawn")
 assert context().get_start_method() == "spawn"
 assert multiprocessing.forkserver._forkserver._forkserver_pid is None
@@ -51,7 +51,7 @@ def test_spawning_stays_where_it_was_chosen() -> None:
 SERVER = """
 import multiprocessing.forkserver, signal, sys
 sys.path.insert(0, {root!r})
-from loading import context
+from eeg_data.loading import context
 def wait(end):
     end.recv()
 if __name__ == "__main__":
@@ -71,7 +71,7 @@ if __name__ == "__main__":
 KILLED = """
 import multiprocessing.forkserver, os, sys, time
 sys.path.insert(0, {root!r})
-from loading import begin_loading, context
+from eeg_data.loading import begin_loading, context
 def load(run, end):
     begin_loading(run)
     end.send(os.getpid())
@@ -110,7 +110,7 @@ def test_signals_to_the_whole_job_leave_the_server_alone_and_it_ends_with_the_ru
 LOADING = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
-from loading import begin_loading
+from eeg_data.loading import begin_loading
 child = os.fork()
 if child == 0:
     begin_loading(os.getppid())

@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 
 from data_helpers import only_line
 from errors import UsageError
-from metrics import METRICS, SELECT_BY, BestEpoch, compute
+from training.metrics import METRICS, SELECT_BY, BestEpoch, compute
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 200)

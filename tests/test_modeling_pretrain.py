@@ -10,13 +10,13 @@ from scipy.stats import chisquare
 from timm.models import create_model
 from torch import Tensor, nn
 
-import checkpoints
 import golden_recipe
 import lean_ops
 import modeling_pretrain
 from errors import InputError
 from golden_recipe import NOT_CARRIED, adamw, assert_forward, assert_trajectory, eeg, fill
 from modeling_pretrain import MaskedModel, random_mask
+from training import checkpoints
 
 BASE = "labram_base_patch200_1600_8k_vocab"
 TINY = "labram_tiny_patch200_1600_8k_vocab"

@@ -9,7 +9,6 @@ import torch
 from timm.models import create_model
 from torch import Tensor
 
-import checkpoints
 import golden_recipe
 import modeling_finetune
 import modeling_pretrain
@@ -18,6 +17,7 @@ from errors import InputError
 from golden_recipe import adamw, assert_forward, assert_trajectory, eeg, fill
 from layers import to_patches
 from modeling_vqnsp import VQNSP, load_tokenizer, spectrum_targets
+from training import checkpoints
 
 BASE = "vqnsp_encoder_base_decoder_3x200x12"
 TINY = "vqnsp_encoder_tiny_decoder_1x200x4"

@@ -23,9 +23,9 @@ import golden_recipe
 import optim_factory
 import utils
 from data_helpers import script_args
-from eeg_data import Batch
+from eeg_data.labelled import LabelledBatch
+from eeg_data.pretraining import Batch
 from golden_recipe import adamw, assert_forward, assert_trajectory, eeg, fill
-from labelled_data import LabelledBatch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 

@@ -9,13 +9,12 @@ import h5py
 import numpy as np
 import pytest
 
-import labelled_files
 import layers
-import metrics
-import pretraining_files
 from data_helpers import PAIR, TRIO, only_line, signal, write_pretraining
+from eeg_data import labelled_files, pretraining_files
+from eeg_data.pretraining_files import Recording, by_montage, covered, read_recordings, stretches, window_range
 from errors import InputError
-from pretraining_files import Recording, by_montage, covered, read_recordings, stretches, window_range
+from training import metrics
 
 
 def with_valid(path: Path, valid: Any, samples: int = 1900) -> Path:

@@ -26,17 +26,16 @@ from scipy.io import savemat
 import mutants
 from dataset_maker import (
     convert_pickles,
-    inspect,
-    make_eeghdf,
+    inspect_data,
     make_eegmat,
     make_h5dataset_for_pretrain,
     make_labelled,
-    make_scp1,
     make_SEEDV,
     make_TUAB,
     make_TUEV,
     tuh,
 )
+from demo import make_eeghdf, make_scp1
 from maker_helpers import eeghdf_file, noise, raw_of, run_maker
 from run_helpers import CLASSIFIER, call
 from test_demo_makers import scp1_text
@@ -300,7 +299,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert run(folder / "sources" / name, folder / "out" / name) == 1, name
     made = [folder / "out" / "pretraining" / "made", folder / "out" / "labelled" / "Own.hdf5"]
     out = folder / "out" / "inspect"
-    assert ran(out, inspect, *made, "--json", out / "all.json", "--plot", out / "all.png") == 0
+    assert ran(out, inspect_data, *made, "--json", out / "all.json", "--plot", out / "all.png") == 0
     out = folder / "out" / "finetuning"
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import files
-import progress
 from data_helpers import process_group
 from files import write_json
-from progress import MetricLog, Progress, duration, plain
+from training import log as progress
+from training.log import MetricLog, Progress, duration, plain
 
 
 class Terminal(io.StringIO):

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from errors import InputError
-from quality import (
+from eeg_data.quality import (
     BINS,
     EDGES,
     Quality,
@@ -20,6 +19,7 @@ from quality import (
     split_warnings,
     warnings,
 )
+from errors import InputError
 
 NAMES = ("FP1", "C3", "CZ", "O2")
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-import hdf5_files
 from data_helpers import PAIR, TRIO, only_line, pretraining_loaders, signal, write_labelled, write_pretraining
-from eeg_data import UNIT, MontageWindows, to_units
+from eeg_data import hdf5 as hdf5_files
+from eeg_data.hdf5 import open_dataset, open_file
+from eeg_data.labelled_files import read_eeg
+from eeg_data.pretraining import UNIT, MontageWindows, to_units
+from eeg_data.pretraining_files import read_recordings
 from errors import InputError
-from hdf5_files import open_dataset, open_file
-from labelled_files import read_eeg
-from pretraining_files import read_recordings
 
 TYPES = ["float16", "float32", ">f4", "float64", "int16", "uint8"]
 

@@ -9,13 +9,13 @@ import mne
 import numpy as np
 import pytest
 
-import recordings
 from data_helpers import TRIO, counting, signal, write_labelled, write_pretraining
 from electrodes import ELECTRODES
 from errors import InputError, UsageError
+from inference import recordings
+from inference.recording_files import find
+from inference.recordings import Options, Windows, of_array, of_epochs, of_raw
 from maker_helpers import noise, raw_of, save
-from recording_files import find
-from recordings import Options, Windows, of_array, of_epochs, of_raw
 
 NAMES = ["C3", "Cz", "C4"]
 RATES = {"C3": 200, "Cz": 200, "ECG": 400}  # Hz

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch.multiprocessing
 
-import checkpoints
 from recovery import (
     EPOCHS,
     STEPS,
@@ -36,6 +35,7 @@ from recovery import (
 )
 from run_helpers import checkpoint, kill_tree
 from torchrun_server import start_together
+from training import checkpoints
 from waiting import wait_for
 
 MOMENTS = 4  # at which a run is stopped

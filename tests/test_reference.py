@@ -31,8 +31,8 @@ from errors import InputError, UsageError
 from maker_helpers import eeghdf_file, noise
 from modeling_pretrain import MaskedModel, random_mask
 from reference import baselines, cell, cells, intervals, one_mask, settings, tables
+from results.subjects import bootstrap, subjects_of
 from run_helpers import ROOT, labelled_file, log, predictions
-from subject_results import bootstrap, subjects_of
 from waiting import wait_for
 
 SIZE = "test"

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import browser
-import report_page
-import result_figures
 from errors import UsageError
-from results import Predictions
+from results import figures as result_figures
+from results import report as report_page
+from results.read import Predictions
 from run_helpers import call
 from test_results import SUBJECTS, WINDOWS, write_log, write_run
 

@@ -18,8 +18,8 @@ from sklearn.metrics import accuracy_score, average_precision_score, balanced_ac
 
 from data_helpers import only_line
 from errors import InputError
-from result_tables import make_tables
-from results import read_predictions, read_runs, short_names
+from results.read import read_predictions, read_runs, short_names
+from results.tables import make_tables
 from run_helpers import ROOT, call, log
 
 FLAGS = {"dataset": "TUAB", "lr": 5e-4, "epochs": 4, "select_by": None, "patience": None, "data_dir": "data"}
@@ -173,7 +173,7 @@ def test_without_a_test_set_validation_is_shown_as_such_and_no_published_row(
 
 
 def test_the_published_rows_are_those_that_were_given(shared: Path) -> None:
-    ours = json.loads((ROOT / "published_results.json").read_text())
+    ours = json.loads((ROOT / "results" / "published_results.json").read_text())
     given = json.loads((shared / "paper_numbers.json").read_text())
     tables = {name: values for name, values in given.items() if isinstance(values, dict) and "rows" in values}
     assert {"TUAB", "TUEV"} <= tables.keys()
@@ -188,7 +188,7 @@ def test_published_rows_are_printed_exactly(tmp_path: Path, capsys: pytest.Captu
     folder = write_run(tmp_path / "run")
     for name in ("TUAB", "MentalArithmetic"):
         lines = text_of(capsys, folder, "--published", name, "--format", form).splitlines()
-        for label, pairs in json.loads((ROOT / "published_results.json").read_text())[name]["rows"].items():
+        for label, pairs in json.loads((ROOT / "results" / "published_results.json").read_text())[name]["rows"].items():
             (line,) = [line for line in lines if line.strip("| ").startswith(label.split(" (")[0])]
             assert re.findall(r"([\d.]+) \u00b1 ([\d.]+)", line) == [(f"{m:.4f}", f"{s:.4f}") for m, s in pairs], label
 

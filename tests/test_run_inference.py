@@ -16,11 +16,11 @@ import pytest
 from matplotlib import image
 
 import inference
-import inference_files
-import recordings
 import run_inference
 from data_helpers import TINY, TRIO, signal, write_labelled, write_pretraining
 from errors import run_script
+from inference import output as inference_files
+from inference import recordings
 from maker_helpers import noise, raw_of, save
 from test_inference import CLASSIFIER, random_module, saved
 

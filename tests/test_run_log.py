@@ -9,7 +9,7 @@ import pytest
 from data_helpers import only_line
 from errors import UsageError
 from recovery import scalars
-from run_log import RunLog, named
+from training.run_log import RunLog, named
 
 
 def opened(folder: Path, **options: bool) -> RunLog:

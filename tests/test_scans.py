@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import files
-import scans
 from data_helpers import PAIR, TRIO, signal, write_labelled, write_pretraining
+from dataset_maker import scans
+from dataset_maker.scans import complete_recordings, complete_samples, recordings_quality, samples_quality
+from eeg_data.hdf5 import _open
+from eeg_data.labelled_files import read_labelled, read_samples
+from eeg_data.pretraining_files import Recording, read_recordings
+from eeg_data.quality import SignalScan
 from errors import InputError
-from hdf5_files import _open
-from labelled_files import read_labelled, read_samples
-from pretraining_files import Recording, read_recordings
-from quality import SignalScan
-from scans import complete_recordings, complete_samples, recordings_quality, samples_quality
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ from scipy.special import expit, softmax
 from scipy.stats import bootstrap as scipys_bootstrap
 from sklearn.metrics import accuracy_score, average_precision_score, cohen_kappa_score, roc_auc_score
 
-from results import Predictions
-from subject_results import bootstrap, recordings_of, subjects_of, unit_metrics, unit_rows, units_of
+from results.read import Predictions
+from results.subjects import bootstrap, recordings_of, subjects_of, unit_metrics, unit_rows, units_of
 
 
 def predictions(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from temporary_arrays import TemporaryArray, TemporarySignal, reserve, temporary_file
+from inference.temporary_arrays import TemporaryArray, TemporarySignal, reserve, temporary_file
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (7,), (7, 1), (100, 4, 5)])

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoints
-from metrics import BestEpoch
 from recovery import assert_same_training, differences
 from run_helpers import CLASSIFIER, ROOT, call, checkpoint, labelled_file, log, predictions, start
+from training import checkpoints
+from training.metrics import BestEpoch
 
 EPOCHS = 3
 

@@ -23,12 +23,12 @@ import run_class_finetuning
 import run_vqnsp_training
 import utils
 import version
-from batches import TrainingBatches
 from data_helpers import TINY, assert_equal, only_line, script_args
+from eeg_data.batches import TrainingBatches
 from errors import InputError, UsageError
 from optim_factory import build_update
 from run_helpers import ROOT, start
-from training_state import TrainingState, load_for_evaluation
+from training.state import TrainingState, load_for_evaluation
 from utils import environment, setup_run
 
 SMALL = ("--model", TINY, "--codebook_n_emd", 24, "--codebook_emd_dim", 8, "--device", "cpu", "--num_workers", 0)

@@ -12,14 +12,14 @@ import torch
 from timm.models import create_model
 from torch import Tensor, nn
 
-import checkpoints
-import weights
 from data_helpers import only_line
 from electrodes import embedding_rows
 from errors import InputError
 from golden_recipe import eeg, fill, published_weights, table
+from inference import weights
 from run_helpers import CLASSIFIER, ELECTRODES, call, checkpoint, labelled_file
 from test_checkpoints import SIZE_OF_STAGE, Executes
+from training import checkpoints
 
 NAMES = [(stage, name) for stage, sizes in weights.SIZES.items() for name in sizes]
 SCRIPT = "run_class_finetuning"

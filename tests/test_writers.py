@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from dataset_maker.common import Prepared
+from dataset_maker.pipeline import Prepared
 from dataset_maker.writers import LabelledShard, PretrainingShards, join_shards, written_aside
+from eeg_data.quality import SignalScan
 from errors import InputError
 from maker_helpers import noise
-from quality import SignalScan
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DESCRIPTION = {"name": "X", "electrodes": ["CZ"], "rate": 200.0}

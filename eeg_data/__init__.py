@@ -1,0 +1,1 @@
+"""HDF5 files of EEG: reading, judging, and making batches of them."""

@@ -1,0 +1,391 @@
+"""HDF5 recordings to batches: windows, batches of one montage, and what makes a run repeatable.
+
+What a file holds: `pretraining_files.py`. What a step sees (order, montage, mask) is a pure function of (seed, epoch,
+window), so nothing about loaders or workers needs saving and the number of workers cannot change a result.
+Source: paper, section 3.2 (windows of at most 256 patches).
+"""
+
+import argparse
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from einops import rearrange
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dataset_maker.scans import complete_recordings, recordings_quality
+from eeg_data import quality
+from eeg_data.batches import EvaluationBatches, Key, TrainingBatches
+from eeg_data.hdf5 import find_files
+from eeg_data.loading import begin_loading, context
+from eeg_data.pretraining_files import MAX_TOKENS, SAMPLING_RATE, Recording, by_montage, default_window, read_recordings
+from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
+from errors import InputError, UsageError
+from layers import MAX_PATCHES, PATCH_SAMPLES
+from training.fingerprint import digest_of
+from utils import Run, add_switch
+
+logger = logging.getLogger(__name__)
+
+UNIT = 100.0  # uV: files hold microvolts, models see EEG / 100
+DEFAULT_VAL_DATA = Path("data/pretrain_val")
+
+MaskMaker = Callable[..., Tensor]  # (patches, generator=...) -> (1, patches) bool
+Read = Callable[[], np.ndarray]  # reads a window, (N, A*T) in uV
+Sample = tuple[Read, Tensor, Tensor]
+
+
+class Batch(NamedTuple):
+    """Unlabelled windows of one montage."""
+
+    eeg: Tensor  # (B, N, A, T), units of 100 uV
+    channels: Tensor  # (N + 1,): rows of the position embedding, CLS first
+    mask: Tensor  # (B, N*A) bool, true = masked; empty where no masks are made
+
+    def to(self, run: Run) -> "Batch":
+        """The batch on the run's device, in the run's type."""
+        return Batch(*map(run.place, self))
+
+
+class MontageWindows(Dataset):
+    """Windows of one montage without an invalid second, as long as 256 patches allow unless `window` is given."""
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        *,
+        window: int | None = None,
+        stride: int = PATCH_SAMPLES,
+        start: float = 0,
+        end: float = 1,
+        table_rows: int = PUBLISHED_ELECTRODES + 1,
+    ) -> None:
+        """window and stride in samples; start and end as fractions of each recording."""
+        self.recordings = list(recordings)
+        self.montage = self.recordings[0].montage
+        self.window = window or default_window(len(self.montage))
+        self.stride = stride
+        self.channels = torch.tensor(embedding_rows(self.montage, table_rows=table_rows, where=str(recordings[0].path)))
+        found = [recording.windows(self.window, stride, start, end) for recording in self.recordings]
+        self.left_out = sum(invalid for _, invalid in found)  # windows that touch an invalid second
+        self.too_short = sum(r.length < self.window for r in self.recordings)
+        # Runs of windows, not windows: memory grows with recordings and their invalid stretches.
+        runs = [(which, run.start, len(run)) for which, (kept, _) in enumerate(found) for run in kept]
+        self._owners, self._firsts, lengths = np.array(runs, dtype=np.int64).reshape(-1, 3).T
+        self._ends = np.cumsum(lengths)
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def locate(self, index: int) -> tuple[Recording, int]:
+        """Recording and first sample of a window."""
+        run = int(np.searchsorted(self._ends, index, side="right"))
+        number = int(self._firsts[run]) + index - (int(self._ends[run - 1]) if run else 0)
+        return self.recordings[self._owners[run]], number * self.stride
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """EEG of a window, (N, window) float32 in uV."""
+        recording, start = self.locate(index)
+        return recording.read(start, self.window)
+
+    def summary(self) -> dict[str, Any]:
+        """What decides which windows there are."""
+        runs = (self._owners, self._firsts, self._ends)
+        recordings = [(recording.name, recording.length) for recording in self.recordings]
+        digest = digest_of([self.montage, self.window, self.stride, recordings, *runs])
+        return {"electrodes": len(self.montage), "windows": len(self), "digest": digest}
+
+
+class PretrainingDataset(Dataset):
+    """Windows of all montages by key (epoch, montage, window), with a mask where masks are made."""
+
+    def __init__(self, montages: Sequence[MontageWindows], *, seed: int, make_mask: MaskMaker | None = None) -> None:
+        """make_mask: from a number of patches and a generator to one mask, (1, patches)."""
+        self.montages = list(montages)
+        self.seed = seed
+        self.make_mask = make_mask
+
+    def __getitem__(self, key: Key) -> Sample:
+        """What reads the EEG, (N, A*T) in uV; channels (N + 1,), mask (N*A,)."""
+        _, montage, window = key
+        windows = self.montages[montage]
+        eeg = partial(windows.__getitem__, window)
+        if self.make_mask is None:
+            return eeg, windows.channels, torch.empty(0, dtype=torch.bool)
+        state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        patches = len(windows.montage) * windows.window // PATCH_SAMPLES
+        return eeg, windows.channels, self.make_mask(patches, generator=generator)[0]
+
+    def summary(self) -> dict[str, Any]:
+        """What decides which windows there are."""
+        parts = [windows.summary() for windows in self.montages]
+        return {"windows": sum(part["windows"] for part in parts), "digest": digest_of(parts)}
+
+    @property
+    def groups(self) -> list[str]:
+        """A short name for each montage, under which its loss is logged: electrodes, numbered if need be."""
+        sizes = [len(windows.montage) for windows in self.montages]
+        names = [f"{n}ch" for n in sizes]
+        return [
+            name if names.count(name) == 1 else f"{name}-{names[: i + 1].count(name)}" for i, name in enumerate(names)
+        ]
+
+    def describe(self, key: Key) -> dict[str, Any]:
+        """Where a window is from and its largest value."""
+        recording, start = self.montages[key[1]].locate(key[2])
+        place = {"file": str(recording.path), "recording": recording.name, "start_seconds": start / SAMPLING_RATE}
+        return {**place, **extent(self.montages[key[1]][key[2]])}
+
+
+def extent(eeg: np.ndarray) -> dict[str, Any]:
+    """How large a window's values are, in uV, and whether all are finite."""
+    finite = np.isfinite(eeg)
+    return {"largest_uv": float(np.abs(eeg[finite]).max(initial=0)), "finite": bool(finite.all())}
+
+
+def to_units(windows: Iterable[np.ndarray], count: int) -> Tensor:
+    """So many windows (N, A*T) in uV -> (B, N, A, T) in units of 100 uV."""
+    each = iter(windows)
+    first = next(each)
+    eeg = np.empty((count, *first.shape), first.dtype)
+    for place, window in zip(eeg, chain([first], each), strict=True):  # read and divided while it is in the cache
+        np.divide(window, UNIT, out=place)
+    return rearrange(torch.from_numpy(eeg), "B N (A T) -> B N A T", T=PATCH_SAMPLES)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Read the samples of one montage into a batch."""
+    reads, channels, masks = zip(*samples, strict=True)
+    eeg = to_units((read() for read in reads), len(reads))
+    return Batch(eeg, channels[0], torch.stack(masks))
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """Loaders of a training; `val` is None where there is nothing to evaluate on."""
+
+    train: DataLoader
+    val: DataLoader | None
+    test: DataLoader | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps an epoch."""
+        return self.train.batch_sampler.steps  # type: ignore[union-attr]
+
+    def summary(self) -> dict[str, Any]:
+        """What decides which windows each set has."""
+        sets = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: loader.dataset.summary() for name, loader in sets.items() if loader is not None}  # type: ignore[attr-defined]
+
+
+def add_loader_arguments(group: Any) -> None:
+    """Flags of every loader."""
+    group.add_argument(
+        "--num_electrodes",
+        type=int,
+        default=PUBLISHED_ELECTRODES,
+        choices=(PUBLISHED_ELECTRODES, len(ELECTRODES)),
+        help="rows of the electrode table; the larger one for the last eight (bipolar) names",
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(8, cores // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    group.add_argument("--batch_size", type=int, help="windows a process and micro-batch")
+    group.add_argument("--num_workers", type=int, default=workers, help="loading processes of each process")
+    add_switch(group, "pin_mem", default=True, help="page-locked memory on the way to a GPU")
+    group.add_argument(
+        "--overfit_batch", action="store_true", help="train on the first batch only: a check that learning works"
+    )
+
+
+def add_pretraining_arguments(parser: argparse.ArgumentParser, *, window_stride: int) -> None:
+    """Data flags of stages 1 and 2."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--train_data",
+        type=Path,
+        nargs="+",
+        default=[Path("data/pretrain")],
+        metavar="PATH",
+        help="HDF5 files or folders of them (default: ./data/pretrain)",
+    )
+    group.add_argument(
+        "--val_data",
+        type=Path,
+        nargs="+",
+        default=None,
+        metavar="PATH",
+        help="likewise, for evaluation (default: ./data/pretrain_val where it exists)",
+    )
+    group.add_argument(
+        "--time_window",
+        type=int,
+        default=None,
+        metavar="SECONDS",
+        help=f"window of every montage (default: floor({MAX_TOKENS} / electrodes), at most {MAX_PATCHES})",
+    )
+    group.add_argument(
+        "--window_stride",
+        type=int,
+        default=window_stride,
+        metavar="SAMPLES",
+        help="from the start of one window to the next's (default: %(default)s)",
+    )
+    group.add_argument(
+        "--dataset_order",
+        choices=("interleaved", "sequential"),
+        default="interleaved",
+        help="how batches of different montages follow each other; sequential: as in the released code",
+    )
+    add_loader_arguments(group)
+
+
+@contextmanager
+def first_alone(run: Run) -> Iterator[None]:
+    """Let the first process go ahead and the others follow: they find in the cache what it has scanned."""
+    if run.patient is not None and not run.is_main:
+        dist.barrier(run.patient)
+    try:
+        yield
+    finally:  # also on errors, which the others then find themselves
+        if run.patient is not None and run.is_main:
+            dist.barrier(run.patient)
+
+
+def _montages(paths: Sequence[Path], args: argparse.Namespace, flag: str, run: Run) -> list[MontageWindows]:
+    """Windows of all files, grouped by montage, montages in a fixed order. Raises InputError if there are none."""
+    if args.time_window is not None and not 1 <= args.time_window <= MAX_PATCHES:
+        raise UsageError(
+            f"--time_window {args.time_window}: allowed are 1 to {MAX_PATCHES} s, the rows of the time embedding"
+        )
+    if args.window_stride < 1:
+        raise UsageError(f"--window_stride {args.window_stride}: allowed are whole numbers of samples from 1")
+    recordings = [recording for path in find_files(paths, flag) for recording in read_recordings(path)]
+    for group in by_montage(recordings):  # unknown electrodes are said before a scan of hours
+        embedding_rows(group[0].montage, table_rows=args.num_electrodes + 1, where=str(group[0].path))
+    with first_alone(run):
+        recordings, scans = complete_recordings(recordings, visible=run.is_main)
+    window = args.time_window * SAMPLING_RATE if args.time_window else None
+    montages = [
+        MontageWindows(group, window=window, stride=args.window_stride, table_rows=args.num_electrodes + 1)
+        for group in by_montage(recordings)
+    ]
+    if run.is_main:
+        for windows in montages:
+            _warn(windows, recordings_quality(windows.recordings, scans), flag)
+    if found := [windows for windows in montages if len(windows)]:
+        return found
+    if left_out := sum(windows.left_out for windows in montages):
+        raise InputError(
+            f"{flag} {paths[0]}: all {left_out} windows touch seconds that cannot be used (not finite, or all "
+            "electrodes flat): see python -m dataset_maker.inspect, and make the files again"
+        )
+    longest = max(r.length for r in recordings) / SAMPLING_RATE
+    raise InputError(
+        f"{flag} {paths[0]}: every recording is shorter than its window (the longest has {longest:g} s): "
+        "choose a shorter --time_window or leave it to the number of electrodes"
+    )
+
+
+def _warn(windows: MontageWindows, seen: quality.Quality | None, flag: str) -> None:
+    """Say what of a montage is left out, and what is odd about its signals."""
+    electrodes = len(windows.montage)
+    if windows.too_short:
+        logger.warning(
+            "%d of %d recordings with %d electrodes are shorter than the window of %d s and give nothing.",
+            windows.too_short,
+            len(windows.recordings),
+            electrodes,
+            windows.window // SAMPLING_RATE,
+        )
+    if windows.left_out:
+        logger.warning(
+            "%d of %d windows with %d electrodes touch seconds that cannot be used (not finite, or all electrodes "
+            "flat) and are left out.",
+            windows.left_out,
+            windows.left_out + len(windows),
+            electrodes,
+        )
+    for text in quality.warnings(seen) if seen else ():
+        logger.warning("%s, %d electrodes: %s", flag, electrodes, text)
+
+
+def make_loader(
+    dataset: Dataset, batches: Sampler[list[Key]], args: argparse.Namespace, run: Run, merge: Any
+) -> DataLoader:
+    """A loader of these batches; workers stay from epoch to epoch, because keys carry the epoch."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=args.num_workers,
+        collate_fn=merge,
+        pin_memory=args.pin_mem and run.device.type == "cuda",
+        persistent_workers=args.num_workers > 0,
+        multiprocessing_context=context() if args.num_workers else None,
+        worker_init_fn=partial(begin_loading, os.getpid()),
+        # Of its own, because a loader draws from the global one, more or less often depending on its workers.
+        generator=torch.Generator(),
+    )
+
+
+def build_pretraining_loaders(
+    args: argparse.Namespace, run: Run, *, accumulation: int = 1, make_mask: MaskMaker | None = None
+) -> Loaders:
+    """Loaders of stages 1 and 2 from --train_data and --val_data.
+
+    Raises InputError for data that are missing, damaged, of another rate or format, or too short.
+    """
+    montages = _montages(args.train_data, args, "--train_data", run)
+    batches = TrainingBatches(
+        [len(m) for m in montages],
+        args.batch_size,
+        seed=args.seed,
+        rank=run.rank,
+        processes=run.processes,
+        accumulation=accumulation,
+        interleaved=args.dataset_order == "interleaved",
+        overfit_batch=args.overfit_batch,
+    )
+    for windows, repeated in zip(montages, batches.repeated, strict=True):
+        logger.info(
+            "%d electrodes: %d recording(s), %d windows of %d s, %d repeated to complete the last batch",
+            len(windows.montage),
+            len(windows.recordings),
+            len(windows),
+            windows.window // SAMPLING_RATE,
+            repeated,
+        )
+    train = make_loader(PretrainingDataset(montages, seed=args.seed, make_mask=make_mask), batches, args, run, collate)
+    return Loaders(train, build_validation_loader(args, run, make_mask=make_mask))
+
+
+def build_validation_loader(
+    args: argparse.Namespace, run: Run, *, make_mask: MaskMaker | None = None
+) -> DataLoader | None:
+    """Loader of --val_data, or of its default place where that exists, else None."""
+    if args.val_data is None and not run.on_first(DEFAULT_VAL_DATA.is_dir):
+        logger.info("No validation data (--val_data not given, no folder %s): nothing is evaluated.", DEFAULT_VAL_DATA)
+        return None
+    paths = args.val_data or [DEFAULT_VAL_DATA]
+    return build_evaluation_loader(paths, "--val_data", args, run, make_mask=make_mask)
+
+
+def build_evaluation_loader(
+    paths: Sequence[Path], flag: str, args: argparse.Namespace, run: Run, *, make_mask: MaskMaker | None = None
+) -> DataLoader:
+    """Loader of every window of these files once. flag: what the paths were given by."""
+    montages = _montages(paths, args, flag, run)
+    batches = EvaluationBatches([len(m) for m in montages], args.batch_size, rank=run.rank, processes=run.processes)
+    return make_loader(PretrainingDataset(montages, seed=args.seed, make_mask=make_mask), batches, args, run, collate)

@@ -1,0 +1,348 @@
+"""Which seconds of a recording can be used, and what a signal looks like: flat, saturated, not finite, in which unit.
+
+NumPy only: makers, training and `dataset_maker.inspect_data` share it. Signals are (N, time) in uV.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from errors import InputError
+
+FLAT = 0.1  # uV: an electrode that moves less in a second does not move
+FLAT_SHARE = 0.01  # of the recording's median movement: so that signals in volts are not all flat
+MIN_PART = 0.1  # s: less of a second is too little to call it flat
+STUCK_SECONDS, STUCK_SAMPLES = 0.01, 3  # at least so long at the extreme is saturated
+MANY_INVALID, MANY_FLAT, MANY_SATURATED = 0.01, 0.1, 0.01  # shares of the seconds that are warned about
+VOLTS, LIKELY = 3e-4, (0.3, 1e3)  # uV: below, or outside of these the median of |EEG| says that the unit is another
+BLOCK = 2**18  # values looked at together: they stay in the processor's cache
+
+# The histogram's bins: 20 a decade from 1e-9 to 1e7 uV, with edges rounded down (0.2 % at most) to floats whose last
+# 14 bits are zero, so that a float's other bits say which bin it is in; no logarithm is taken.
+_LOW_BITS = 14
+_decades = (10.0 ** (np.arange(-9 * 20, 7 * 20 + 1) / 20)).astype(np.float32)
+_EDGE_BITS = _decades.view(np.int32) >> _LOW_BITS
+EDGES = (_EDGE_BITS << _LOW_BITS).view(np.float32)  # uV; below and above them is one bin each
+BINS = len(EDGES) + 1
+_UPPER = 2**31 >> _LOW_BITS  # what the upper bits of a float without its sign can be
+_INFINITY = int(np.array(np.inf, np.float32).view(np.int32)) >> _LOW_BITS
+
+
+@dataclass(frozen=True, eq=False)
+class Quality:
+    """What a scan found in one recording, or in several of the same electrodes. Seconds are whole numbers."""
+
+    valid: np.ndarray  # (seconds,) bool: all electrodes are finite and not all are flat; the last may be a part of one
+    not_finite: dict[str, int]  # electrode -> seconds with NaN or infinity
+    flat: dict[str, int]  # electrode -> seconds in which it does not move
+    saturated: dict[str, int]  # electrode -> seconds in which it sticks to its largest or smallest value
+    histogram: np.ndarray  # (BINS,) int64: how many finite |uV| are below EDGES[0], between them, above the last
+    seconds: int = -1  # that the counts are of; more than len(valid) where only parts were kept
+
+    def __post_init__(self) -> None:
+        """Take the seconds from `valid` where nobody says otherwise."""
+        if self.seconds < 0:
+            object.__setattr__(self, "seconds", len(self.valid))
+
+    @classmethod
+    def merged(cls, parts: Iterable["Quality"]) -> "Quality":
+        """Several as one; `valid` one after the other."""
+        valid, histogram, seconds = [np.zeros(0, bool)], np.zeros(BINS, np.int64), 0
+        not_finite, flat, saturated = Counter[str](), Counter[str](), Counter[str]()
+        for part in parts:
+            valid.append(part.valid)
+            not_finite.update(part.not_finite)
+            flat.update(part.flat)
+            saturated.update(part.saturated)
+            histogram = histogram + part.histogram
+            seconds += part.seconds
+        return cls(np.concatenate(valid), dict(not_finite), dict(flat), dict(saturated), histogram, seconds)
+
+    def __add__(self, other: "Quality") -> "Quality":
+        """Two as one; `valid` one after the other."""
+        return Quality.merged((self, other))
+
+    def to_json(self) -> str:
+        """Everything but `valid`."""
+        bins = {str(i): int(self.histogram[i]) for i in np.flatnonzero(self.histogram)}
+        counts = {"not_finite": self.not_finite, "flat": self.flat, "saturated": self.saturated}
+        return json.dumps({"seconds": self.seconds, **counts, "histogram": bins}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: Any, valid: np.ndarray) -> "Quality":
+        """Back from `to_json`. Raises InputError for anything that it cannot have written."""
+        try:
+            content = json.loads(text)
+            not_finite, flat, saturated = (_counts(content[key]) for key in ("not_finite", "flat", "saturated"))
+            histogram = np.zeros(BINS, np.int64)
+            for place, count in _counts(content["histogram"]).items():
+                histogram[range(BINS)[int(place)]] = count
+            (seconds,) = _counts({"": content["seconds"]}).values()
+        except Exception:  # the text comes from a file and can be anything
+            raise InputError("quality is no JSON of a scan") from None
+        return cls(valid, not_finite, flat, saturated, histogram, seconds)
+
+    def percentile(self, p: float) -> float | None:
+        """Value in uV that p % of |uV| do not pass, None without values; good to the width of a bin, 12 %."""
+        return _percentile(self.histogram, p)
+
+
+def _counts(values: Mapping[str, int]) -> dict[str, int]:
+    if not all(isinstance(count, int) and 0 <= count < 2**62 for count in values.values()):
+        raise ValueError
+    return {str(name): count for name, count in values.items()}
+
+
+def _percentile(histogram: np.ndarray, p: float) -> float | None:
+    upto = np.cumsum(histogram)
+    if not upto[-1]:
+        return None
+    rank = max(p / 100 * upto[-1], 1)
+    place = int(np.searchsorted(upto, rank))
+    if place in (0, BINS - 1):  # these have one edge only
+        return 0.0 if place == 0 else float(EDGES[-1])
+    low, high = float(EDGES[place - 1]), float(EDGES[place])
+    return low * (high / low) ** float((rank - upto[place - 1]) / histogram[place])
+
+
+def amplitude_histogram(eeg: np.ndarray) -> np.ndarray:
+    """Counts of |uV| in the histogram's bins, (BINS,), of what is finite. eeg: (N, t) uV."""
+    step = max(1, BLOCK // max(1, len(eeg)))
+    pieces = (eeg[:, start : start + step] for start in range(0, eeg.shape[1], step))
+    fine = np.zeros(_UPPER, np.int64)
+    for piece in pieces:
+        fine += _by_upper_bits(np.ascontiguousarray(piece, dtype=np.float32))
+    return _binned(fine)
+
+
+def _by_upper_bits(eeg: np.ndarray) -> np.ndarray:
+    """Counts of the values, without their signs, by the upper bits of the float. eeg: contiguous float32."""
+    bits = (eeg.view(np.uint32).ravel() << 1) >> (_LOW_BITS + 1)
+    return np.bincount(bits.astype(np.intp), minlength=_UPPER)
+
+
+def _binned(fine: np.ndarray) -> np.ndarray:
+    return np.add.reduceat(fine[:_INFINITY], np.concatenate([[0], _EDGE_BITS]))
+
+
+class SignalScan:
+    """Looks at one signal piece by piece; how it is cut changes nothing. Memory grows with its seconds."""
+
+    def __init__(self, electrodes: Sequence[str], rate: float, *, amplitudes: bool = True) -> None:
+        """electrodes: names of the rows; rate: samples a second, maybe a fraction; amplitudes: fill the histogram."""
+        self._amplitudes = amplitudes  # which takes most of the time
+        self.electrodes, self.rate = list(electrodes), float(rate)
+        self._run = max(STUCK_SAMPLES, math.ceil(STUCK_SECONDS * self.rate))  # samples
+        self._seconds = 0  # whole ones so far
+        self._rest = np.empty((len(self.electrodes), 0), np.float32)  # of the second that is not whole yet
+        self._found: list[tuple[np.ndarray, ...]] = []  # of whole seconds, as `_look` gives it
+        self._medians: list[tuple[float, int]] = []  # of each of `_found`: median movement in a second, uV; seconds
+        self._fine = np.zeros(_UPPER, np.int64)  # |uV| by the upper bits of the float
+
+    def add(self, eeg: np.ndarray) -> None:
+        """The next samples. eeg: (N, t) uV, any t."""
+        step = max(1, BLOCK // max(1, len(self.electrodes)))
+        for start in range(0, eeg.shape[1], step):
+            with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 is infinite to a model, too
+                self._add(np.ascontiguousarray(eeg[:, start : start + step], dtype=np.float32))
+
+    def _starts(self, first: int, last: int) -> np.ndarray:
+        """First samples of these seconds, both ends included."""
+        return np.ceil(np.round(np.arange(first, last + 1) * self.rate, 6)).astype(np.int64)
+
+    def _add(self, eeg: np.ndarray) -> None:
+        if self._amplitudes:
+            self._fine += _by_upper_bits(eeg)
+        if self._rest.shape[1]:
+            eeg = np.concatenate([self._rest, eeg], axis=1)
+        starts = self._starts(self._seconds, self._seconds + int(eeg.shape[1] / self.rate) + 1)
+        starts -= starts[0]
+        starts = starts[starts <= eeg.shape[1]]
+        if whole := len(starts) - 1:
+            self._found.append(_look(eeg, starts, self._run))
+            self._seconds += whole
+        self._rest = eeg[:, starts[-1] :].copy()
+
+    def result(self) -> Quality:
+        """What was found so far."""
+        found, part = list(self._found), self._rest.shape[1]
+        if part:
+            found.append(_look(self._rest, np.array([0, part]), self._run))
+        if not found:
+            return Quality.merged(())
+        low, high, at_low, at_high = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        finite, moved = _movements(low, high)
+        judged = finite.copy()
+        if 0 < part < MIN_PART * self.rate:
+            judged[:, -1] = False
+        flat = judged & (moved <= _still(moved[judged]))
+        lowest = np.where(finite, low, np.inf).min(axis=1, keepdims=True)  # (N, 1): of the whole recording
+        highest = np.where(finite, high, -np.inf).max(axis=1, keepdims=True)
+        stuck = (at_low & (low == lowest)) | (at_high & (high == highest))
+        valid = np.logical_and(finite.all(axis=0), ~flat.all(axis=0))
+        not_finite, flats, saturated = map(self._by_electrode, (~finite, flat, stuck & finite & ~flat))
+        return Quality(valid, not_finite, flats, saturated, _binned(self._fine))
+
+    def valid(self, first: int, stop: int) -> np.ndarray:
+        """Whether seconds first to stop can be used, as far as they are whole and there, and as known by now: bool."""
+        ends = np.cumsum([low.shape[1] for low, *_ in self._found])
+        begin, end = np.searchsorted(ends, [first, stop], side="right")
+        if begin == len(ends):
+            return np.zeros(0, bool)
+        low, high = (np.concatenate([part[i] for part in self._found[begin : end + 1]], axis=1) for i in (0, 1))
+        finite, moved = _movements(low, high)
+        flat = finite & (moved <= _still(self._usual_movements()))
+        before = ends[begin - 1] if begin else 0
+        return np.logical_and(finite.all(axis=0), ~flat.all(axis=0))[first - before : stop - before]
+
+    def _usual_movements(self) -> np.ndarray:
+        """Of each second the median movement, uV, of the piece that it came in; without what is not finite."""
+        for low, high, *_ in self._found[len(self._medians) :]:
+            finite, moved = _movements(low, high)
+            self._medians.append((float(np.median(moved[finite])) if finite.any() else math.inf, moved.shape[1]))
+        medians, seconds = map(np.array, zip(*self._medians, strict=True))
+        usual = np.repeat(medians, seconds)
+        return usual[np.isfinite(usual)]
+
+    def usable(self, eeg: np.ndarray, at: int, rate: float) -> np.ndarray:
+        """Of the signal after filters, eeg (N, t) from sample `at` on at a rate in Hz, what lies in usable seconds.
+
+        The others, such as what filters make of electrodes that were taken off, say nothing of the unit.
+        """
+        seconds = ((at + np.arange(eeg.shape[1])) / rate).astype(np.int64)
+        valid = self.valid(seconds[0], seconds[-1] + 1)
+        return eeg if valid.all() else eeg[:, valid[np.minimum(seconds - seconds[0], len(valid) - 1)]]
+
+    def _by_electrode(self, bad: np.ndarray) -> dict[str, int]:
+        """Seconds of each electrode that has any. bad: (N, seconds) bool."""
+        return {name: int(n) for name, n in zip(self.electrodes, bad.sum(axis=1), strict=True) if n}
+
+
+def _movements(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where electrodes are finite, bool, and by how much they move, uV (infinity elsewhere): (N, seconds) each.
+
+    low, high: (N, seconds), smallest and largest values.
+    """
+    finite = np.isfinite(low) & np.isfinite(high)
+    with np.errstate(over="ignore"):
+        return finite, np.subtract(high, low, out=np.full_like(high, np.inf), where=finite)
+
+
+def _still(moved: np.ndarray) -> float:
+    """What counts as no movement in a second, uV, where these are the movements, of any shape."""
+    return min(FLAT, FLAT_SHARE * float(np.median(moved))) if moved.size else 0.0
+
+
+def _look(eeg: np.ndarray, starts: np.ndarray, run: int) -> tuple[np.ndarray, ...]:
+    """Smallest and largest value of each second, and whether it stays there for `run` samples: (N, seconds) each.
+
+    eeg: (N, t) float32; starts: (seconds + 1,) first samples, the last one is the end.
+    """
+    lengths = np.diff(starts)
+    width = int(lengths.max())
+    if (lengths == width).all():
+        seconds = eeg[:, : starts[-1]].reshape(len(eeg), -1, width)  # (N, seconds, width)
+    else:  # of a rate that is no whole number: shorter seconds repeat their last sample, which changes no extreme
+        seconds = eeg[:, np.minimum(starts[:-1, None] + np.arange(width), starts[1:, None] - 1)]
+    low, high = seconds.min(axis=2), seconds.max(axis=2)
+    same = seconds[..., 1:] == seconds[..., :-1]
+    same[:, lengths < width, -1:] = False  # not the repeated one
+    joined = 1
+    while joined < run - 1:  # `same` at i: values i to i + joined are equal
+        shift = min(joined, run - 1 - joined)
+        same = same[..., :-shift] & same[..., shift:]
+        joined += shift
+    at_low, at_high = np.zeros(low.shape, bool), np.zeros(low.shape, bool)
+    row, second = np.nonzero(same.any(axis=2) & (low < high))
+    begins = seconds[row, second, : same.shape[2]]  # (k, places), of the few seconds that hold such a run
+    for flags, extreme in ((at_low, low), (at_high, high)):
+        flags[row, second] = (same[row, second] & (begins == extreme[row, second, None])).any(axis=1)
+    return low, high, at_low, at_high
+
+
+def warnings(quality: Quality) -> list[str]:
+    """What is worth a warning in a scan of signals that should be EEG in uV: full sentences with numbers."""
+    found = unit_warnings(quality)
+    seconds, invalid = len(quality.valid), int((~quality.valid).sum())
+    if invalid > MANY_INVALID * seconds:
+        found.append(
+            f"{invalid} of {seconds} seconds ({invalid / seconds:.1%}) cannot be used: an electrode is not finite in "
+            "them, or all electrodes are flat."
+        )
+    for counts, limit, what in (
+        (quality.flat, MANY_FLAT, "are flat"),
+        (quality.saturated, MANY_SATURATED, "stick to their largest or smallest value"),
+    ):
+        shares = {name: n / quality.seconds for name, n in counts.items() if n > limit * quality.seconds}
+        if shares:
+            worst = sorted(shares, key=lambda name: -shares[name])
+            found.append(
+                f"{len(shares)} electrode(s) {what} in more than {limit:.0%} of the seconds: "
+                f"{some([f'{name} ({shares[name]:.0%})' for name in worst])}."
+            )
+    return found
+
+
+def unit_warnings(quality: Quality) -> list[str]:
+    """What the amplitudes say about the unit: nothing, or that it is another one than uV."""
+    median = _percentile(np.concatenate([[0], quality.histogram[1:]]), 50)  # zeros are of no unit
+    if median is None or LIKELY[0] <= median <= LIKELY[1]:
+        return []
+    if median < VOLTS:
+        unit = "volts: multiply them by 1e6"
+    elif median < LIKELY[0]:
+        unit = "millivolts: multiply them by 1000"
+    else:
+        unit = "raw counts or nanovolts: convert them to microvolts"
+    return [f"Half of all values are within {median:.2g} uV of zero, which no EEG is; they are probably {unit}."]
+
+
+def split_warnings(
+    labels: Mapping[str, np.ndarray], subjects: Mapping[str, Collection[str]], classes: Sequence[str]
+) -> list[str]:
+    """What is worth a warning in the splits of a labelled set.
+
+    labels: split -> (samples,) class numbers; empty for a regression; subjects: split -> subject of each sample.
+    """
+    sides: dict[str, list[str]] = {}
+    for split, members in subjects.items():
+        for subject in sorted(set(members)):
+            sides.setdefault(subject, []).append(split)
+    found = []
+    if both := [f"{subject} ({', '.join(splits)})" for subject, splits in sides.items() if len(splits) > 1]:
+        found.append(f"{len(both)} subject(s) are on more than one side of the splits: {some(both)}.")
+    held = {split: [classes[i] for i in np.unique(values)] for split, values in labels.items() if len(values)}
+    for split, names in held.items():
+        if len(names) == 1:
+            found.append(f"All {len(labels[split])} samples of {split} have the class {names[0]}.")
+    missing = {name: [split for split, names in held.items() if name in names] for name in classes}
+    if alien := [f"{name} ({', '.join(s)})" for name, s in missing.items() if s and "train" not in s]:
+        found.append(f"{len(alien)} class(es) are to be recognised, but are not in train: {some(alien)}.")
+    return found
+
+
+def compare_with_published(
+    name: str, sizes: Mapping[str, int], published: Mapping[str, Sequence[int]]
+) -> tuple[str, bool] | None:
+    """Say how the samples of train, val and test compare with the published ones, and whether they are the same.
+
+    published: `name`, or `name` and a version, -> samples; None if nothing is published under this name.
+    """
+    known = {key: tuple(value) for key, value in published.items() if key == name or key.startswith(f"{name} ")}
+    own = tuple(sizes.get(split, 0) for split in ("train", "val", "test"))
+    if not known:
+        return None
+    if same := [key for key, value in known.items() if value == own]:
+        return f"Samples of train, val and test are those published for {same[0]}.", True
+    others = "; ".join(f"{key}: {', '.join(map(str, value))}" for key, value in known.items())
+    return f"Samples of train, val and test are {', '.join(map(str, own))}; published are {others}.", False
+
+
+def some(words: Sequence[str], most: int = 5) -> str:
+    """The first few of a list, and how many more there are."""
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")

@@ -1,0 +1,1 @@
+"""Tables and a report page of finished runs. Works without torch."""

@@ -1,0 +1,1 @@
+"""What the three stages share while they train: state, checkpoints, log, metrics, adaptation."""
