@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import inference
+from dataset_maker.pipeline import add_filter_arguments, add_name_arguments, build_pipeline
 from dataset_maker.sources import find_files
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS
@@ -82,8 +83,8 @@ def _add_arguments(parser: argparse.ArgumentParser, plot: str | None) -> None:
     windows.add_argument("--prepared", action="store_true", help="signals are filtered and at 200 Hz already")
     parser.add_argument("--batch_size", type=int, default=inference.BATCH, help="windows at a time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
-    common.add_filter_arguments(parser)
-    common.add_name_arguments(parser)
+    add_filter_arguments(parser)
+    add_name_arguments(parser)
 
 
 def infer(args: argparse.Namespace) -> None:
@@ -93,7 +94,7 @@ def infer(args: argparse.Namespace) -> None:
         raise UsageError(f"--batch_size {args.batch_size}: must be at least 1")
     check_output(args.output)
     _check_overwriting(args)
-    pipeline = common.build_pipeline(args, block_bytes=BLOCK_BYTES)
+    pipeline = build_pipeline(args, block_bytes=BLOCK_BYTES)
     model = inference.load(fetched(args.checkpoint), device=args.device, averaged=args.averaged)
     model.check(args.verb)
     usual_window = model.description.window_seconds or None

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from dataset_maker import jobs, pipeline, report
+from dataset_maker import jobs, report
 from dataset_maker.jobs import Plan, Spread, Task
+from dataset_maker.pipeline import add_filter_arguments, build_pipeline
 from dataset_maker.writers import join_shards, refuse_existing
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS, published_sizes
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, filters: bool = True) -> N
         "--output", type=Path, required=True, metavar="FILE.hdf5", help="one file; without a suffix: a folder of shards"
     )
     if filters:
-        pipeline.add_filter_arguments(parser)
+        add_filter_arguments(parser)
     jobs.add_arguments(parser)
 
 
@@ -71,7 +72,7 @@ def make(
     samples a split to compare with, or the name of published ones. Raises InputError at the end if recordings were left
     out, and makes no file without samples or whose training split has a single class.
     """
-    pipeline = pipeline.build_pipeline(args, drop=drop)
+    pipeline = build_pipeline(args, drop=drop)
     spread, output, began = Spread.from_args(args), args.output.resolve(), time.monotonic()
     tasks = jobs.stamped(tasks)
     made = dict(made) | pipeline.described()

@@ -20,7 +20,7 @@ import h5py
 import mne
 import numpy as np
 
-from dataset_maker import jobs
+from dataset_maker import jobs, pipeline
 from dataset_maker.pretraining import convert_recordings
 from dataset_maker.sources import find_files
 from eeg_data import hdf5 as hdf5_files
@@ -37,7 +37,7 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help="*.eeg.h5 or folders")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the HDF5 files")
     parser.add_argument("--all_electrodes", action="store_true", help="keep A1 A2 FT9 FT10 besides the 19 of 10-20")
-    common.add_arguments(parser, notch=60.0)
+    pipeline.add_arguments(parser, notch=60.0)
     jobs.add_arguments(parser)
     return parser.parse_args()
 
@@ -45,7 +45,7 @@ def get_args() -> argparse.Namespace:
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
     """Read the one record of an eeghdf file: channels in volts at its nominal rate, nothing else of the file."""
     path = Path(task["path"])
-    with common.recording_readable(path), h5py.File(path, "r", locking=False) as file:
+    with pipeline.recording_readable(path), h5py.File(path, "r", locking=False) as file:
         hdf5_files.check(file, path)
         if records := [name for name in file if name.startswith("record-") and name != "record-0"]:
             raise InputError(f"{path}: holds {len(records) + 1} records, but only files with one are read")
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
         args.output,
         maker="demo.make_eeghdf",
         source="eeghdf",
-        pipeline=common.build_pipeline(args, drop=further),
+        pipeline=pipeline.build_pipeline(args, drop=further),
         spread=jobs.Spread.from_args(args),
     )
 

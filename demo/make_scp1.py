@@ -20,6 +20,7 @@ import numpy as np
 from scipy.signal import resample_poly
 from sklearn.model_selection import train_test_split
 
+from dataset_maker import pipeline
 from dataset_maker.writers import LabelledShard, refuse_existing
 from eeg_data.pretraining_files import SAMPLING_RATE
 from errors import ArgumentParser, InputError, UsageError, run_script
@@ -50,7 +51,7 @@ def read_part(path: Path, part: str) -> str:
     name = f"SelfRegulationSCP1_{part}.ts"
     if not path.exists():
         raise InputError(f"{path}: does not exist; correct --input")
-    with common.recording_readable(path):
+    with pipeline.recording_readable(path):
         if path.is_dir():
             found = [file.read_bytes() for file in sorted(path.rglob(name))[:1]]
         else:

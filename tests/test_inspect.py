@@ -25,7 +25,7 @@ def looked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., 
     def run(*words: Any) -> tuple[int, str, str, list[dict]]:
         capsys.readouterr()
         output = tmp_path / "reports" / "report.json"
-        code = run_maker(inspect, *words, "--json", output)
+        code = run_maker(inspect_data, *words, "--json", output)
         shown = capsys.readouterr()
         assert "Traceback" not in shown.err
         return code, shown.out, shown.err, json.loads(output.read_text())
@@ -140,7 +140,7 @@ def test_a_folder_of_shards_is_one_set_and_other_sets_beside_it_are_their_own(tm
 
 def test_sizes_like_the_published_ones_are_said(tmp_path: Path, looked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_labelled(tmp_path / "MentalArithmetic.hdf5", {"train": (signal(2, 3, 400), [0, 1])})
-    monkeypatch.setattr(inspect.inspect_report, "published_sizes", lambda: {"MentalArithmetic": [2, 0, 0]})
+    monkeypatch.setattr(inspect_data.inspect_report, "published_sizes", lambda: {"MentalArithmetic": [2, 0, 0]})
     _, text, _, (report,) = looked(path)
     assert report["published"]["same"] is True
     assert "Samples of train, val and test are those published for MentalArithmetic." in " ".join(text.split())
@@ -207,7 +207,7 @@ def test_an_output_that_cannot_be_written_is_said_first(tmp_path: Path, capsys: 
     path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 4000)])
     (tmp_path / "file").write_text("no folder")
     for flag in ("--plot", "--json"):
-        assert run_maker(inspect, path, flag, tmp_path / "file" / "x") == 2
+        assert run_maker(inspect_data, path, flag, tmp_path / "file" / "x") == 2
         shown = capsys.readouterr()
         assert shown.out == "" and shown.err.startswith("error: ") and shown.err.count("\n") == 1
 
@@ -257,7 +257,7 @@ def test_it_starts_by_its_path_and_as_a_module_without_torch(tmp_path: Path) -> 
     path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 4000)])
     watch = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules, 'LOADED'))\n"
     (tmp_path / "sitecustomize.py").write_text(watch)
-    words: list[list[Any]] = [[REPOSITORY / "dataset_maker" / "inspect.py"], ["-m", "dataset_maker.inspect_data"]]
+    words: list[list[Any]] = [[REPOSITORY / "dataset_maker" / "inspect_data.py"], ["-m", "dataset_maker.inspect_data"]]
     for start in words:
         command = [sys.executable, *map(str, start), str(path)]
         environment = {"PYTHONPATH": str(tmp_path), "LABRAM_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
