@@ -13,6 +13,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from data_helpers import PAIR, TRIO, signal, write_labelled, write_pretraining
+from dataset_maker import inspect_data
 from maker_helpers import run_maker
 
 REPOSITORY = Path(__file__).resolve().parents[1]
