@@ -16,12 +16,12 @@ from einops import rearrange, repeat
 from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from electrodes import PUBLISHED_ELECTRODES
 from errors import InputError
-from lean_ops import gelu_linear
 
 PATCH_SAMPLES = 200  # T: one second at 200 Hz
 MAX_PATCHES = 16  # rows of the time embedding: the longest window in seconds
@@ -139,6 +139,42 @@ class Attention(nn.Module):
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
         return self.proj_drop(self.proj(rearrange(x, "B H L d -> B L (H d)")))
+
+
+def matmul_type(x: Tensor) -> torch.dtype:
+    """In which autocast would multiply it: its own type where there is no autocast."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class _GeluLinear(torch.autograd.Function):
+    """GELU and a linear layer; of the two large tensors between them only the first is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        kind = matmul_type(weight)
+        ctx.save_for_backward(hidden, weight)
+        return F.linear(F.gelu(hidden).to(kind), weight.to(kind), bias.to(kind))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        to_hidden = to_weight = to_bias = None
+        if ctx.needs_input_grad[0]:
+            to_hidden = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(hidden.dtype), hidden)
+        if ctx.needs_input_grad[1]:
+            active = F.gelu(hidden).to(grad.dtype).flatten(0, -2)
+            to_weight = (rows.t() @ active).to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            to_bias = rows.sum(0, dtype=weight.dtype)
+        return to_hidden, to_weight, to_bias
+
+
+def gelu_linear(hidden: Tensor, layer: nn.Linear) -> Tensor:
+    """layer(gelu(hidden)) with exact GELU, which is computed again for the gradient. (..., n) -> (..., m)."""
+    return _GeluLinear.apply(hidden, layer.weight, layer.bias)
 
 
 class Mlp(nn.Module):

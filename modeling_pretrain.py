@@ -9,12 +9,24 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from electrodes import PUBLISHED_ELECTRODES
-from layers import INIT_STD, LAYER_NORM_EPS, Channels, TemporalConv, Trunk, initialize_weights, register_sizes
-from lean_ops import code_loss
+from layers import (
+    INIT_STD,
+    LAYER_NORM_EPS,
+    Channels,
+    TemporalConv,
+    Trunk,
+    initialize_weights,
+    matmul_type,
+    register_sizes,
+)
 
 logger = logging.getLogger(__name__)
+
+LOGITS = {"cpu": 2**21, "cuda": 2**26}  # held at a time: 8 MB, which stay in a CPU's cache; 256 MB on a GPU
+FP16_ROOM = 32  # what sums over tokens are divided by where fp16, which ends at 65504, holds them
 
 
 def random_mask(samples: int, patches: int, *, ratio: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
@@ -30,6 +42,65 @@ class CodeLoss(NamedTuple):
     loss: Tensor  # (): mean over the masked places plus mean over the others
     accuracy: Tensor  # (): share of the masked places whose code has the largest logit
     accuracy_sym: Tensor  # (): likewise of the others, under the inverted mask
+
+
+class _CodeLoss(torch.autograd.Function):
+    """`code_loss` with its gradient, both made of a few tokens' logits at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor, codes: Tensor, shares: Tensor, learning: bool
+    ) -> tuple[Tensor, Tensor]:
+        """learning: also compute the gradient, while the logits are there."""
+        kind = matmul_type(weight)
+        matrix, offset = weight.to(kind), bias.to(kind)
+        # Kept apart from the probabilities, which a share of 1/n would push below what fp16 can hold.
+        largest = shares.max() if len(shares) else shares.sum()
+        relative = (shares / largest).unsqueeze(1)
+        hits = torch.empty(len(tokens), dtype=torch.bool, device=tokens.device)
+        loss = tokens.new_zeros(())
+        to_tokens = torch.empty_like(tokens) if learning else None
+        to_weight, to_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        chunk = min(len(tokens), max(1, LOGITS[tokens.device.type] // len(weight)))
+        logits_of, logs_of = (tokens.new_empty(chunk, len(weight), dtype=one) for one in (kind, tokens.dtype))
+        for first in range(0, len(tokens), max(chunk, 1)):
+            place = slice(first, first + chunk)
+            part, code, share = tokens[place].to(kind), codes[place].unsqueeze(1), relative[place]
+            logits = torch.addmm(offset, part, matrix.t(), out=logits_of[: len(part)])  # (chunk, K)
+            logs = torch.log_softmax(logits, 1, dtype=tokens.dtype, out=logs_of[: len(part)])
+            loss -= (logs.gather(1, code) * share).sum()
+            hits[place] = logits.argmax(1) == code[:, 0]
+            if to_tokens is not None:
+                wrong = logs.exp_()  # by how much each probability is too large
+                wrong.scatter_add_(1, code, wrong.new_full(code.shape, -1.0))
+                to_tokens[place] = (wrong.to(kind) @ matrix).to(tokens.dtype) * share
+                wrong *= share
+                if kind == torch.float16:  # the sum comes before any loss scale: with one code for all it overflows
+                    to_weight.add_(wrong.to(kind).t() @ (part / FP16_ROOM), alpha=FP16_ROOM)
+                else:
+                    to_weight += wrong.to(kind).t() @ part
+                to_bias += wrong.sum(0)
+        if to_tokens is not None:
+            ctx.save_for_backward(to_tokens, to_weight, to_bias, largest)
+        ctx.mark_non_differentiable(hits)
+        return largest * loss, hits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        to_tokens, to_weight, to_bias, largest = ctx.saved_tensors
+        scale = grad * largest
+        return to_tokens * scale, to_weight * scale, to_bias * scale, None, None, None
+
+
+def code_loss(tokens: Tensor, head: nn.Linear, codes: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of a linear head: sum of `shares` x each token's loss, (), and which tokens are right, (n,) bool.
+
+    tokens: (n, D); codes: (n,); shares: (n,). The logits (n, K), far larger than anything else in the model, are never
+    held as a whole: the gradient is computed with the loss, so it may be asked for once.
+    """
+    learning = torch.is_grad_enabled() and (tokens.requires_grad or head.weight.requires_grad)
+    return _CodeLoss.apply(tokens, head.weight, head.bias, codes, shares, learning)
 
 
 class MaskedTrunk(Trunk):

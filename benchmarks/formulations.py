@@ -18,8 +18,7 @@ from torch.nn import functional as F
 
 import layers
 from electrodes import ELECTRODES, embedding_rows
-from lean_ops import code_loss
-from modeling_pretrain import random_mask
+from modeling_pretrain import code_loss, random_mask
 
 Found = tuple[Tensor, ...]
 Ways = dict[str, Callable[[], Found]]

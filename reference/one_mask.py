@@ -12,8 +12,7 @@ from torch import Tensor
 import run_labram_pretraining
 from errors import run_script
 from layers import Channels
-from lean_ops import code_loss
-from modeling_pretrain import CodeLoss, MaskedModel
+from modeling_pretrain import CodeLoss, MaskedModel, code_loss
 from run_labram_pretraining import get_args
 
 

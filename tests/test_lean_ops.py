@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import lean_ops
-from lean_ops import code_loss, gelu_linear
+import layers
+from layers import gelu_linear
+from modeling_pretrain import code_loss
 
 
 def layer(inputs: int = 6, outputs: int = 4) -> nn.Linear:
@@ -36,7 +37,7 @@ def test_gelu_and_linear_have_the_gradients_of_finite_differences(shape: tuple[i
     hidden = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     assert torch.equal(gelu_linear(hidden, made), made(F.gelu(hidden)))
     inputs = (hidden, made.weight, made.bias)
-    assert torch.autograd.gradcheck(lambda h, w, b: lean_ops._GeluLinear.apply(h, w, b), inputs)
+    assert torch.autograd.gradcheck(lambda h, w, b: layers._GeluLinear.apply(h, w, b), inputs)
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight", "bias"])

@@ -11,7 +11,6 @@ from timm.models import create_model
 from torch import Tensor, nn
 
 import golden_recipe
-import lean_ops
 import modeling_pretrain
 from errors import InputError
 from golden_recipe import NOT_CARRIED, adamw, assert_forward, assert_trajectory, eeg, fill
@@ -124,7 +123,7 @@ def by_hand(model: MaskedModel, x: Tensor, mask: Tensor, codes: Tensor) -> tuple
 def test_the_loss_and_its_gradient_are_those_of_the_logits_each_side_over_its_own_tokens(
     shape: tuple[int, int, int], ratio: float, held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(lean_ops.LOGITS, "cpu", held)
+    monkeypatch.setitem(modeling_pretrain.LOGITS, "cpu", held)
     model, x = tiny(), eeg(3, (*shape, 200)).double()
     generator = torch.Generator().manual_seed(5)
     mask = random_mask(shape[0], shape[1] * shape[2], ratio=ratio, generator=generator)
