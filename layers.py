@@ -7,8 +7,10 @@ front of every state-dict key and published checkpoints would no longer load. Wh
 Axes: B batch, N electrodes, A patches in time, T samples a patch, D width, H heads, L = N*A patch tokens.
 """
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 from electrodes import PUBLISHED_ELECTRODES
 from errors import InputError
+
+logger = logging.getLogger(__name__)
 
 PATCH_SAMPLES = 200  # T: one second at 200 Hz
 MAX_PATCHES = 16  # rows of the time embedding: the longest window in seconds
@@ -404,6 +408,47 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> None:
     for part in model.modules():
         if isinstance(part, Block):
             part.compile(dynamic=True, backend=backend)
+
+
+def depth_of(keys: Iterable[str], prefix: str = "") -> int:
+    """Number of transformer blocks that state-dict keys speak of. prefix: before `blocks.`."""
+    numbers = (key.removeprefix(prefix).split(".")[1] for key in keys if key.startswith(f"{prefix}blocks."))
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+
+
+def check_merged(weights: Iterable[str], where: str | Path) -> None:
+    """Raise InputError for a run's checkpoint with LoRA adapters, whose matrices are not yet merged."""
+    if any(".lora_A." in key for key in weights):
+        raise InputError(f"{where} holds LoRA adapters beside its matrices: use model-merged.pth of the same folder")
+
+
+def load_strictly(module: nn.Module, weights: dict[str, Tensor], *, where: str) -> list[str]:
+    """Load weights that must fit; keys that the module lists in `unused_published_keys` are reported and returned.
+
+    Raises InputError that names the first mismatching keys.
+    """
+    own = module.state_dict()
+    unused = [key for key in weights if key not in own and key.startswith(getattr(module, "unused_published_keys", ()))]
+    wrong = [f"{k} is missing" for k in own if k not in weights]
+    wrong += [f"{k} is not in the model" for k in weights if k not in own and k not in unused]
+    wrong += [
+        f"{k} is {tuple(weights[k].shape)}, the model has {tuple(own[k].shape)}"
+        for k in own
+        if k in weights and weights[k].shape != own[k].shape
+    ]
+    adapted, adaptable = (any(".lora_" in key for key in keys) for keys in (weights, own))
+    if adapted != adaptable:
+        way_out = "give --lora as in its training, or take model-merged.pth" if adapted else "leave out --lora"
+        raise InputError(f"{where}: {'only the file' if adapted else 'only the model'} has LoRA adapters: {way_out}")
+    if wrong:
+        more = f" (+{len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise InputError(
+            f"{where}: another architecture: {'; '.join(wrong[:3])}{more}: choose the model of the same size"
+        )
+    if unused:
+        logger.info("%s: %d keys that nothing uses were left out: %s", where, len(unused), ", ".join(unused))
+    module.load_state_dict({key: value for key, value in weights.items() if key in own})
+    return unused
 
 
 def register_sizes(sizes: dict[str, dict[str, Any]], build: Callable[..., nn.Module], module_name: str) -> None:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from electrodes import PUBLISHED_ELECTRODES
 from errors import InputError
-from layers import LAYER_NORM_EPS, Channels, TemporalConv, Trunk, register_sizes
-from training import checkpoints
+from layers import LAYER_NORM_EPS, Channels, TemporalConv, Trunk, check_merged, depth_of, register_sizes
 
 
 class NeuralTransformer(Trunk):
@@ -136,7 +135,7 @@ def load_pretrained(model: NeuralTransformer, state: dict[str, Tensor], *, where
     unexpected and dropped key is reported. Raises InputError, naming the first keys, where other shapes differ, and
     for a run's checkpoint with LoRA adapters, whose matrices are not yet merged.
     """
-    checkpoints.check_merged(state, where)
+    check_merged(state, where)
     student = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
     report = LoadReport(dropped=[key for key in state if student and not key.startswith("student.")])
     own = model.state_dict()
@@ -153,7 +152,7 @@ def load_pretrained(model: NeuralTransformer, state: dict[str, Tensor], *, where
         else:
             way_out = " (--num_electrodes 136)" if key == "pos_embed" and value.shape[2] == own[key].shape[2] else ""
             wrong.append(f"{key} is {tuple(value.shape)}, the model has {tuple(own[key].shape)}{way_out}")
-    depths = checkpoints.depth_of(weights), checkpoints.depth_of(report.unexpected)
+    depths = depth_of(weights), depth_of(report.unexpected)
     if depths[0] != len(model.blocks) or depths[1] > len(model.blocks):
         found = max(depths)
         wrong.append(f"blocks.*: {found} transformer blocks, the model has {len(model.blocks)}")

@@ -24,11 +24,11 @@ from layers import (
     Trunk,
     check_window,
     initialize_weights,
+    load_strictly,
     register_sizes,
     to_patches,
 )
 from norm_ema_quantizer import NormEMAVectorQuantizer
-from training import checkpoints
 
 
 def standardize(x: Tensor) -> Tensor:
@@ -162,34 +162,33 @@ class VQNSP(nn.Module):
 
 def load_tokenizer(
     name: str,
-    path: str | Path,
+    weights: dict[str, Tensor],
     *,
+    where: str | Path,
     codebook_size: int | None = None,
     codebook_dim: int | None = None,
     num_electrodes: int = PUBLISHED_ELECTRODES,
-    weights: dict[str, Tensor] | None = None,
 ) -> VQNSP:
     """Build tokenizer `name` with the weights of a stage 1 checkpoint, frozen and in evaluation mode.
 
-    The codebook's size and the electrode table's come from the file. Raises InputError if the file is not a
-    tokenizer, is one of another size, has another codebook than `codebook_size` x `codebook_dim`, where given, or
-    fewer electrodes than `num_electrodes`. weights: what the file holds, where it has been read already.
+    The codebook's size and the electrode table's come from the weights. where: their file, for messages.
+    Raises InputError for weights of another size, for another codebook than `codebook_size` x `codebook_dim` (if
+    given) and for fewer electrodes than `num_electrodes`.
     """
-    state = checkpoints.read_model(path, stage="tokenizer") if weights is None else weights
-    n_code, code_dim = state["quantize.embedding.weight"].shape
+    n_code, code_dim = weights["quantize.embedding.weight"].shape
     for flag, asked, found in (("size", codebook_size, n_code), ("dim", codebook_dim, code_dim)):
         if asked is not None and asked != found:
             raise InputError(
-                f"{path} holds a codebook of {flag} {found}, --codebook_{flag} says {asked}: leave the flag "
+                f"{where} holds a codebook of {flag} {found}, --codebook_{flag} says {asked}: leave the flag "
                 f"out or set --codebook_{flag} {found}"
             )
-    known = state["encoder.pos_embed"].shape[1] - 1 if "encoder.pos_embed" in state else PUBLISHED_ELECTRODES
+    known = weights["encoder.pos_embed"].shape[1] - 1 if "encoder.pos_embed" in weights else PUBLISHED_ELECTRODES
     if known < num_electrodes:
         raise InputError(
-            f"{path} knows {known} electrodes, --num_electrodes says {num_electrodes}: train the tokenizer with it too"
+            f"{where} knows {known} electrodes, --num_electrodes says {num_electrodes}: train the tokenizer with it too"
         )
     tokenizer = cast(VQNSP, create_model(name, n_code=n_code, code_dim=code_dim, num_electrodes=known))
-    checkpoints.load_strictly(tokenizer, state, where=f"{path} into {name}")
+    load_strictly(tokenizer, weights, where=f"{where} into {name}")
     return tokenizer.eval().requires_grad_(False)
 
 

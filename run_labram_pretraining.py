@@ -76,11 +76,11 @@ def main(args: argparse.Namespace) -> None:
         weights = run.on_first(lambda: checkpoints.read_model(fetched(args.tokenizer_weight), stage="tokenizer"))
         tokenizer = modeling_vqnsp.load_tokenizer(
             args.tokenizer_model,
-            args.tokenizer_weight,
+            weights,
+            where=args.tokenizer_weight,
             codebook_size=args.codebook_size,
             codebook_dim=args.codebook_dim,
             num_electrodes=args.num_electrodes,
-            weights=weights,
         )
         make_mask = functools.partial(modeling_pretrain.random_mask, 1, ratio=args.mask_ratio)
         accumulation = optim_factory.micro_batches(args, run)

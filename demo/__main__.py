@@ -18,6 +18,7 @@ from demo import data, report
 from errors import ArgumentParser, InputError, UsageError, run_script
 from files import check_writable
 from modeling_vqnsp import load_tokenizer
+from training import checkpoints
 
 logger = logging.getLogger("demo")
 
@@ -93,7 +94,8 @@ def train(folder: Path, size: str, pretrain: Path, task: Path) -> dict[str, floa
 
 def show(folder: Path, size: str, pretrain: Path, task: Path, seconds: dict[str, float]) -> None:
     """Print the table and draw the figures."""
-    tokenizer = load_tokenizer(TOKENIZER[size], folder / "tokenizer" / "checkpoint.pth")
+    path = folder / "tokenizer" / "checkpoint.pth"
+    tokenizer = load_tokenizer(TOKENIZER[size], checkpoints.read_model(path, stage="tokenizer"), where=path)
     eeg, channels, names = report.load_windows(pretrain, STRIDE)
     found = report.tokenizer_losses(tokenizer, eeg, channels)
     amplitude, phase = report.one_code_losses(eeg)

@@ -26,6 +26,7 @@ import modeling_vqnsp
 from eeg_data.labelled_files import TASKS
 from errors import InputError
 from inference.braindecode_layout import TIME, from_braindecode, is_braindecode, window_seconds
+from layers import check_merged, depth_of, load_strictly
 from training import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -77,11 +78,11 @@ def recognise(weights: Mapping[str, Tensor], where: str | Path) -> Description:
 
     Raises InputError for one that is no model of any stage, lacks what tells it, or is of a size in no table.
     """
-    checkpoints.check_merged(weights, where)
+    check_merged(weights, where)
     checkpoints.check_stage(weights, checkpoints.STAGES, where)
     stage = checkpoints.stage_of(weights)
     if stage == "tokenizer":
-        depths = {f"{part}_depth": checkpoints.depth_of(weights, f"{part}.") for part in ("encoder", "decoder")}
+        depths = {f"{part}_depth": depth_of(weights, f"{part}.") for part in ("encoder", "decoder")}
         width = _shape(weights, "encoder.cls_token", 3, where)[2]
         codes, code_dim = _shape(weights, "quantize.embedding.weight", 2, where)
         rows = _shape(weights, "encoder.pos_embed", 3, where)[1]
@@ -106,7 +107,7 @@ def _trunk(weights: Mapping[str, Tensor], stage: str, prefix: str, where: str | 
     """Name and settings of a transformer whose keys begin with `prefix`."""
     width = _shape(weights, f"{prefix}cls_token", 3, where)[2]
     head = _shape(weights, f"{prefix}blocks.0.attn.q_norm.weight", 1, where)[0]
-    name = _name(stage, {"width": width, "depth": checkpoints.depth_of(weights, prefix), "heads": width // head}, where)
+    name = _name(stage, {"width": width, "depth": depth_of(weights, prefix), "heads": width // head}, where)
     settings: dict[str, Any] = {"use_abs_pos_emb": f"{prefix}pos_embed" in weights}
     if settings["use_abs_pos_emb"]:
         settings["num_electrodes"] = _shape(weights, f"{prefix}pos_embed", 3, where)[1] - 1
@@ -216,7 +217,7 @@ def load(
 def build(weights: dict[str, Tensor], found: Description, where: str | Path) -> tuple[nn.Module, Description]:
     """The model as it was trained. weights, found: what `read` returned. Raises InputError for keys that do not fit."""
     model = create_model(found.model, **found.settings)
-    checkpoints.load_strictly(model, weights, where=f"{where} into {found.model}")
+    load_strictly(model, weights, where=f"{where} into {found.model}")
     return model.eval(), found
 
 

@@ -20,6 +20,7 @@ import modeling_finetune
 import modeling_pretrain
 import modeling_vqnsp
 from errors import InputError, UsageError
+from layers import load_strictly
 from training import checkpoints
 
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "epoch": 3, "scaler": None, "args": {"lr": 5e-4}}
@@ -352,7 +353,7 @@ def test_strict_loading_sets_every_weight_and_returns_what_it_was_told_to_ignore
     model = nn.Linear(3, 2)
     given = {"weight": torch.ones(2, 3), "bias": torch.zeros(2), "extra.a": torch.ones(1), "extra.b": torch.ones(1)}
     model.unused_published_keys = ("extra.",)
-    assert checkpoints.load_strictly(model, given, where="f") == ["extra.a", "extra.b"]
+    assert load_strictly(model, given, where="f") == ["extra.a", "extra.b"]
     assert torch.equal(model.weight, given["weight"]) and torch.equal(model.bias, given["bias"])
 
 
@@ -372,5 +373,5 @@ def test_strict_loading_names_the_first_keys_that_do_not_fit_and_loads_nothing(
     before = model.weight.detach().clone()
     given = {"weight": torch.ones(2, 3), "bias": torch.zeros(2), **change}
     with pytest.raises(InputError, match=f"file.pth into m: another architecture: {named}") as error:
-        checkpoints.load_strictly(model, {k: v for k, v in given.items() if v is not None}, where="file.pth into m")
+        load_strictly(model, {k: v for k, v in given.items() if v is not None}, where="file.pth into m")
     assert one_line(error) and torch.equal(model.weight, before)

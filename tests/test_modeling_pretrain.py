@@ -14,6 +14,7 @@ import golden_recipe
 import modeling_pretrain
 from errors import InputError
 from golden_recipe import NOT_CARRIED, adamw, assert_forward, assert_trajectory, eeg, fill
+from layers import load_strictly
 from modeling_pretrain import MaskedModel, random_mask
 from training import checkpoints
 
@@ -62,12 +63,12 @@ def test_a_published_file_loads_and_reports_the_keys_that_nothing_uses(
     model = create_model(BASE)
     state = checkpoints.read_model(tmp_path / "labram-base.pth", stage="pretraining")
     with caplog.at_level(logging.INFO):
-        unused = checkpoints.load_strictly(model, state, where="labram-base.pth")
+        unused = load_strictly(model, state, where="labram-base.pth")
     assert sorted(unused) == sorted(key for key in weights if key.startswith(NOT_CARRIED)) and len(unused) >= 4
     assert all(key in caplog.text for key in unused)
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     with pytest.raises(InputError, match=r"student\.other is not in the model"):
-        checkpoints.load_strictly(model, state | {"student.other": torch.zeros(1)}, where="labram-base.pth")
+        load_strictly(model, state | {"student.other": torch.zeros(1)}, where="labram-base.pth")
 
 
 @pytest.mark.parametrize("case", ["pretrain_base_train", "pretrain_base_other_montage"])

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from errors import InputError
 from files import sha256, written_aside
@@ -296,12 +296,6 @@ def averaged_state(state: dict[str, Any], where: str | Path) -> dict[str, Tensor
     return model_state({"model": extras["model_ema"]}, where)
 
 
-def check_merged(weights: Iterable[str], where: str | Path) -> None:
-    """Raise InputError for a run's checkpoint with LoRA adapters, whose matrices are not yet merged."""
-    if any(".lora_A." in key for key in weights):
-        raise InputError(f"{where} holds LoRA adapters beside its matrices: use model-merged.pth of the same folder")
-
-
 def stage_of(weights: Iterable[str]) -> str | None:
     """Recognise the stage that a state dict belongs to from its keys: a key of STAGES, or None."""
     keys = set(weights)
@@ -310,12 +304,6 @@ def stage_of(weights: Iterable[str]) -> str | None:
     if "student.mask_token" in keys or any(key.startswith("student.") for key in keys):
         return "pretraining"
     return "classifier" if {"cls_token", "patch_embed.conv1.weight"} <= keys else None
-
-
-def depth_of(keys: Iterable[str], prefix: str = "") -> int:
-    """Number of transformer blocks that state-dict keys speak of. prefix: before `blocks.`."""
-    numbers = (key.removeprefix(prefix).split(".")[1] for key in keys if key.startswith(f"{prefix}blocks."))
-    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
 
 def check_stage(weights: Mapping[str, Tensor], stage: Iterable[str], where: str | Path) -> None:
@@ -331,32 +319,3 @@ def read_model(path: str | Path, *, stage: str) -> dict[str, Tensor]:
     weights = model_state(read(path), path)
     check_stage(weights, [stage], path)
     return weights
-
-
-def load_strictly(module: nn.Module, weights: dict[str, Tensor], *, where: str) -> list[str]:
-    """Load weights that must fit; keys that the module lists in `unused_published_keys` are reported and returned.
-
-    Raises InputError that names the first mismatching keys.
-    """
-    own = module.state_dict()
-    unused = [key for key in weights if key not in own and key.startswith(getattr(module, "unused_published_keys", ()))]
-    wrong = [f"{k} is missing" for k in own if k not in weights]
-    wrong += [f"{k} is not in the model" for k in weights if k not in own and k not in unused]
-    wrong += [
-        f"{k} is {tuple(weights[k].shape)}, the model has {tuple(own[k].shape)}"
-        for k in own
-        if k in weights and weights[k].shape != own[k].shape
-    ]
-    adapted, adaptable = (any(".lora_" in key for key in keys) for keys in (weights, own))
-    if adapted != adaptable:
-        way_out = "give --lora as in its training, or take model-merged.pth" if adapted else "leave out --lora"
-        raise InputError(f"{where}: {'only the file' if adapted else 'only the model'} has LoRA adapters: {way_out}")
-    if wrong:
-        more = f" (+{len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise InputError(
-            f"{where}: another architecture: {'; '.join(wrong[:3])}{more}: choose the model of the same size"
-        )
-    if unused:
-        logger.info("%s: %d keys that nothing uses were left out: %s", where, len(unused), ", ".join(unused))
-    module.load_state_dict({key: value for key, value in weights.items() if key in own})
-    return unused

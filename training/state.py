@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from errors import InputError, Interrupted
 from files import sha256, write_json
 from interruption import EXIT_CODES
+from layers import load_strictly
 from optim_factory import MAX_NONFINITE, Update
 from training import checkpoints
 from training.fingerprint import Fingerprint, check_same_run, same_batches
@@ -44,7 +45,7 @@ def load_for_evaluation(
     state = run.on_first(lambda: checkpoints.read(path))
     checkpoints.check_stage(checkpoints.model_state(state, path), [stage], path)
     weights = checkpoints.averaged_state(state, path) if averaged else checkpoints.model_state(state, path)
-    checkpoints.load_strictly(model, weights, where=str(path))
+    load_strictly(model, weights, where=str(path))
     logger.info("Evaluating %s.", path)
     if not averaged and "model_ema" in state.get("extras", {}):
         logger.warning("%s: training evaluated the averaged weights it also holds: --model_ema takes them.", path)
@@ -163,7 +164,7 @@ class TrainingState:
             if self.step and not same_batches(saved, self.fingerprint):
                 logger.warning("Steps hold other windows than in %s: epoch %d is begun again.", path, self.epoch)
                 self.step = 0
-        checkpoints.load_strictly(self.model.module, weights, where=str(path))
+        load_strictly(self.model.module, weights, where=str(path))
         self.update.load_state_dict(state["update"] | {"optimizer": state["optimizer"], "scaler": state["scaler"]})
         for name, extra in self.extras.items():
             if name not in state["extras"]:
