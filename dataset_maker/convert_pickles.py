@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 
 from dataset_maker import labelled, make_TUAB, make_TUEV, pipeline, safe_pickles, tuh_events
-from dataset_maker.labelled import Windows
-from dataset_maker.pipeline import FilterSettings, Pipeline, Prepared, Store
+from dataset_maker.pipeline import FilterSettings, Pipeline, Prepared, Store, Windows
 from dataset_maker.tuh import ELECTRODES
 from eeg_data.quality import SignalScan, amplitude_histogram
 from errors import ArgumentParser, InputError, run_script
@@ -115,7 +114,7 @@ def survey(task: Mapping[str, Any], pipeline: Pipeline) -> dict[str, Any]:
     return {"electrodes": list(ELECTRODES), "seconds": seconds, "rate": RATE, "windows": count}
 
 
-def prepare(task: Mapping[str, Any], pipeline: Pipeline, store: Store) -> Prepared:
+def prepare(task: Mapping[str, Any], options: Pipeline, store: Store) -> Prepared:
     """Put a recording's samples one behind the other, as they are; their labels go into `extra`."""
     kind, paths = KINDS[task["kind"]], [task["path"], *task["also"]]
     samples = round(kind.window * RATE)
@@ -125,7 +124,7 @@ def prepare(task: Mapping[str, Any], pipeline: Pipeline, store: Store) -> Prepar
         signal, label = read_sample(Path(path), kind)
         scan.add(signal)
         plain = pipeline.bridged(signal.astype(np.float64))
-        eeg[:, index * samples : (index + 1) * samples] = pipeline.narrowed(plain, pipeline.dtype, path)
+        eeg[:, index * samples : (index + 1) * samples] = pipeline.narrowed(plain, options.dtype, path)
         histograms.append(amplitude_histogram(plain))
         labels.append(label)
     stages = pipeline.plan_stages(RATE, FilterSettings(None, None, None, RATE), samples * len(paths) / RATE)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
@@ -27,15 +27,6 @@ from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS, published_sizes
 from errors import InputError
 from files import check_writable
-
-
-class Windows(NamedTuple):
-    """Where a recording's samples lie."""
-
-    starts: np.ndarray  # (n,) first samples at the rate of the data set
-    labels: Any  # (n,) class numbers, or (n, outputs) targets
-    splits: Sequence[str] | None = None  # of each window; None: the task's
-    notes: Mapping[str, int] = {}  # what was left out or is worth knowing -> how often
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, filters: bool = True) -> None:

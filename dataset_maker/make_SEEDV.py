@@ -26,8 +26,7 @@ import mne
 import numpy as np
 
 from dataset_maker import labelled, pipeline, sources
-from dataset_maker.labelled import Windows
-from dataset_maker.pipeline import Prepared
+from dataset_maker.pipeline import Prepared, Windows
 from eeg_data.labelled_files import SPLITS
 from errors import ArgumentParser, InputError, run_script
 

@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 
 from dataset_maker import labelled, tuh
-from dataset_maker.labelled import Windows
-from dataset_maker.pipeline import Prepared
+from dataset_maker.pipeline import Prepared, Windows
 from dataset_maker.tuh import read  # noqa: F401 - the hook that opens a recording
 from errors import ArgumentParser, run_script
 

@@ -23,8 +23,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataset_maker import labelled, tuh, tuh_events
-from dataset_maker.labelled import Windows
-from dataset_maker.pipeline import Prepared
+from dataset_maker.pipeline import Prepared, Windows
 from dataset_maker.tuh import read  # noqa: F401 - the hook that opens a recording
 from errors import ArgumentParser, InputError, run_script
 

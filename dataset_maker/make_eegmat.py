@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from dataset_maker import labelled, splits
-from dataset_maker.labelled import Windows
-from dataset_maker.pipeline import Prepared
+from dataset_maker.pipeline import Prepared, Windows
 from errors import ArgumentParser, InputError, UsageError, run_script
 
 ELECTRODES = (

@@ -30,9 +30,8 @@ import mne
 import numpy as np
 
 from dataset_maker import labelled, pipeline, splits
-from dataset_maker.labelled import Windows
 from dataset_maker.manifest import Segment, number, read_manifest
-from dataset_maker.pipeline import Prepared
+from dataset_maker.pipeline import Prepared, Windows
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE
 from errors import ArgumentParser, InputError, UsageError, run_script
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mne
 import numpy as np
@@ -89,6 +89,15 @@ class Prepared:
     quality: Quality  # of the source, before any filter; amplitudes after it
     report: dict[str, Any]
     extra: dict[str, Any] = field(default_factory=dict)  # what a maker's own reader wants to hand on
+
+
+class Windows(NamedTuple):
+    """Where the samples of a labelled recording lie."""
+
+    starts: np.ndarray  # (n,) first samples at the rate of the data set
+    labels: Any  # (n,) class numbers, or (n, outputs) targets
+    splits: Sequence[str] | None = None  # of each window; None: the split of the task
+    notes: Mapping[str, int] = {}  # what was left out or is worth knowing -> how often
 
 
 def add_filter_arguments(parser: argparse.ArgumentParser, *, notch: float | None = FilterSettings.notch) -> Any:

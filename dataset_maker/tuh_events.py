@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_maker.labelled import Windows
+from dataset_maker.pipeline import Windows
 from errors import InputError
 
 EVENT, MARGIN = 1, 2  # s: how long an event lasts, what its window shows before and after it

@@ -29,8 +29,7 @@ import numpy as np
 
 from dataset_maker import edf_header, pipeline
 from dataset_maker.jobs import NO_SPACE, no_space
-from dataset_maker.labelled import Windows
-from dataset_maker.pipeline import Pipeline, Prepared
+from dataset_maker.pipeline import Pipeline, Prepared, Windows
 from dataset_maker.writers import LabelledShard, PretrainingShards
 from eeg_data.quality import Quality
 from errors import InputError, UsageError, one_line
@@ -54,16 +53,16 @@ def _where(task: Mapping[str, Any]) -> str:
     return str(task["path"])
 
 
-def survey(maker: ModuleType, task: Mapping[str, Any], pipeline: Pipeline) -> dict[str, Any]:
+def survey(maker: ModuleType, task: Mapping[str, Any], options: Pipeline) -> dict[str, Any]:
     """Return what a recording will give, from its header: electrodes, seconds, rate, windows (labelled makers)."""
     if hasattr(maker, "survey"):
-        return maker.survey(task, pipeline)
+        return maker.survey(task, options)
     raw = _read(maker, task)
     with pipeline.recording_readable(_where(task)):
-        raw, _, _ = pipeline.select_electrodes(raw, pipeline, _where(task))
+        raw, _, _ = pipeline.select_electrodes(raw, options, _where(task))
         source_rate, samples = float(raw.info["sfreq"]), raw.n_times
-    rate = pipeline.filter.sampling_rate or source_rate
-    seconds = samples / source_rate - pipeline.trim_end
+    rate = options.filter.sampling_rate or source_rate
+    seconds = samples / source_rate - options.trim_end
     found = {"electrodes": list(raw.ch_names), "seconds": seconds, "rate": rate}
     if hasattr(maker, "windows"):
         eeg = np.empty((len(raw.ch_names), 0), np.float32)  # windows follow from length and rate alone
@@ -72,13 +71,13 @@ def survey(maker: ModuleType, task: Mapping[str, Any], pipeline: Pipeline) -> di
     return found
 
 
-def prepare(maker: ModuleType, task: Mapping[str, Any], pipeline: Pipeline, store: pipeline.Store) -> Prepared:
+def prepare(maker: ModuleType, task: Mapping[str, Any], options: Pipeline, store: pipeline.Store) -> Prepared:
     """Read a recording and put it through the pipeline; notes what its file lacks."""
     if hasattr(maker, "prepare"):
-        return maker.prepare(task, pipeline, store)
+        return maker.prepare(task, options, store)
     raw = _read(maker, task)
     missing, announced = edf_header.missing_seconds(Path(task["path"]), raw)
-    prepared = pipeline.prepare(raw, pipeline, where=_where(task), store=store)
+    prepared = pipeline.prepare(raw, options, where=_where(task), store=store)
     if missing:
         share = f"{missing:g} of {announced:g} s that its header announces are missing"
         prepared.report["warnings"] = [f"{_where(task)}: cut short, {share}; the rest is converted"]
