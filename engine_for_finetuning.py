@@ -80,7 +80,7 @@ def evaluate(model: nn.Module, loader: DataLoader, run: Run, task: str) -> tuple
     """Loss and metrics over the whole set, and its logits (samples, outputs) in the file's order, on every process."""
     model.eval()
     logits, samples = [], []
-    for batch in run.watched(loader):
+    for batch in run.evaluation_batches(loader):
         eeg, channels, _, index = batch.to(run)
         with run.autocast():
             logits.append(model(eeg, channels))

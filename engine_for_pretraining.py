@@ -50,7 +50,7 @@ def evaluate(model: nn.Module, loader: DataLoader, tokenizer: VQNSP, run: Run) -
     model.eval()
     log = MetricLog()
     counts = torch.zeros(tokenizer.quantize.codebook_size, dtype=torch.long, device=run.device)
-    for batch in run.watched(loader):
+    for batch in run.evaluation_batches(loader):
         eeg, channels, mask = batch.to(run)
         with run.autocast():
             codes = tokenizer.get_codebook_indices(eeg, channels)

@@ -103,7 +103,7 @@ def evaluate(model: VQNSP, loader: DataLoader, run: Run) -> dict[str, Any]:
     model.eval()
     model.quantize.reset_usage()
     log = MetricLog()
-    for batch in run.watched(loader):
+    for batch in run.evaluation_batches(loader):
         eeg, channels, *_ = batch.to(run)
         with run.autocast():
             _, parts = model(rearrange(eeg, "B N A T -> B N (A T)"), channels)

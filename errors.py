@@ -1,7 +1,7 @@
 """Errors that a user can cause, and how a script ends on them.
 
-Everything may import this module and it imports nothing of the project. What only we can cause is an `assert`
-or an ordinary exception with its traceback; what a user can cause is one line and an exit code.
+Every module may import this one; it imports nothing of the project. What a user can cause is one line and an exit
+code. What only we can cause is an `assert` or an ordinary exception with its traceback.
 """
 
 import argparse
@@ -15,19 +15,25 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-INTERRUPTED = 130  # exit code of a process that Ctrl-C ended, as shells count
-TERMINATED = 143  # of one that SIGTERM ended
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells count
+TERMINATED = 143  # exit code after SIGTERM
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE)  # by a file system
-OTHERS_WAIT = 2  # seconds before further processes of a machine say their error: mostly it is the first one's too
+GRACE_SECONDS = 2  # in which torchrun can end a process before it prints an error that another one printed already
+
+# torch has no types for most of its errors, so they are recognised by their texts.
+COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
+LOST_PEER = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "remote process exited")
+KILLED_LOADER = "DataLoader worker (pid"  # not "in DataLoader worker process", where a data set raised something
+NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # of CUDA, of its libraries, on CPUs
 
 
 class InputError(ValueError):
-    """Data, a file or a checkpoint that cannot be used: the message says what, where and the way out."""
+    """Data, a file or a checkpoint that cannot be used. The message says what, where and the way out."""
 
     exit_code = 1
 
@@ -39,28 +45,28 @@ class UsageError(InputError):
 
 
 class PeerLost(InputError):
-    """Another process of the run ended, so this one cannot go on. That one's message says why."""
+    """Another process of the run ended, so this one cannot go on. The other one prints the reason."""
 
 
-class Interrupted(BaseException):  # no error: nothing that handles errors may catch it
-    """A signal ended the run, after everything was saved."""
+class Interrupted(BaseException):  # no Exception: code that handles errors must not catch it
+    """A signal ended the run after everything was saved."""
 
     def __init__(self, text: str, exit_code: int) -> None:
-        """text: what to say; exit_code: of the process."""
+        """text: the line to print; exit_code: of the process."""
         super().__init__(text)
         self.exit_code = exit_code
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Adds a flag's default to its help, where there is one worth saying, and keeps a description's paragraphs."""
+    """Adds useful defaults to the help of flags and keeps the paragraphs of a description."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Wrap paragraphs to the terminal; lines that are indented (lists) stay as they are."""
+        """Wrap paragraphs to the terminal; indented lines (lists) stay as they are."""
         parts: list[str] = []
         for paragraph in text.strip().split("\n\n"):
-            for listed, group in itertools.groupby(paragraph.splitlines(), key=lambda line: line.startswith(" ")):
+            for indented, group in itertools.groupby(paragraph.splitlines(), key=lambda line: line.startswith(" ")):
                 lines = list(group)
-                if not listed:
+                if not indented:
                     lines = textwrap.wrap(" ".join(lines), width, break_long_words=False, break_on_hyphens=False)
                 parts += lines
             parts.append("")
@@ -76,7 +82,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, with errors of one line."""
+    """argparse's parser with errors of one line."""
 
     def __init__(self, **options: Any) -> None:
         """options: as for argparse."""
@@ -88,59 +94,108 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def one_line(error: BaseException) -> str:
-    """Message of an error in one printable line; of a loading process's error without that process's traceback."""
+    """Return the message of an error in one printable line, without the traceback that a loading process adds."""
     lines = str(error).strip().splitlines()
     if lines and lines[0].startswith("Caught ") and "worker process" in lines[0]:
         lines = [re.sub(r"^errors\.\w+: ", "", lines[-1])]
     text = " ".join(" ".join(lines).split())
-    # Names and labels from files may hold what a terminal obeys.
+    # Names and labels from files may hold control characters, which a terminal would obey.
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def run_script(main: Callable[[Any], None], args: Any) -> None:
-    """Call `main(args)`; an InputError becomes one line on stderr and its exit code, Ctrl-C a line and 130.
+    """Call `main(args)`; turn an InputError into one line on stderr and its exit code, Ctrl-C into a line and 130.
 
-    What the file system refuses (a folder that is closed to us, a name that is too long) becomes a line as well, and
-    everything else stays as it is. In a run of several processes the first error is the one that is shown, by the
-    process itself and in torchrun's summary, and nothing that is still under way keeps a process from ending.
+    A refusal by the file system (no permission, a name that is too long) becomes one line, too. All other errors keep
+    their traceback. In a run of several processes the first error is printed by its process and in torchrun's summary.
     """
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
     try:
         main(args)
     except InputError as error:
-        _end(f"error: {one_line(error)}", error.exit_code, together, quiet=isinstance(error, PeerLost))
+        _end(f"error: {one_line(error)}", error.exit_code, distributed, quiet=isinstance(error, PeerLost))
     except Interrupted as stop:
-        _end(str(stop) if os.environ.get("RANK", "0") == "0" else "", stop.exit_code, together=False)
+        _end(str(stop) if os.environ.get("RANK", "0") == "0" else "", stop.exit_code, distributed=False)
     except KeyboardInterrupt:
-        _end("stopped; the same command goes on from here", INTERRUPTED, together)
+        _end("stopped; the same command continues from here", INTERRUPTED, distributed)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in REFUSED and error.filename is not None:
-            said = InputError(f"{error.filename}: {error.strerror}; open it to you, or name another place")
-            _end(f"error: {one_line(said)}", said.exit_code, together)
-        if not together:
+            refused = InputError(f"{error.filename}: {error.strerror}; change its permissions or name another place")
+            _end(f"error: {one_line(refused)}", refused.exit_code, distributed)
+        if not distributed:
             raise
-        _end("".join(traceback.format_exception(error)).rstrip(), 1, together)
+        _end("".join(traceback.format_exception(error)).rstrip(), 1, distributed)
 
 
-def _end(text: str, code: int, together: bool, *, quiet: bool = False) -> NoReturn:
-    """Say how this process ends, and end it. quiet: the reason is another process's, which says it."""
+def _end(text: str, code: int, distributed: bool, *, quiet: bool = False) -> NoReturn:
+    """Print how this process ends, and end it. quiet: another process prints the reason."""
     rank = os.environ.get("RANK", "0")
-    if together and not quiet:
-        _tell_torchrun(text)
-    if together and (quiet or os.environ.get("LOCAL_RANK", "0") != "0"):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which torchrun ends the others
-        time.sleep(OTHERS_WAIT)
+    if distributed and not quiet:
+        _report_to_torchrun(text)
+    if distributed and (quiet or os.environ.get("LOCAL_RANK", "0") != "0"):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun ends the other processes with it
+        time.sleep(GRACE_SECONDS)
     if text:
         print(text if rank == "0" else f"[process {rank}] {text}", file=sys.stderr, flush=True)
-    if together:
-        os._exit(code)  # an exchange with the other processes may still be under way, and would be waited for
+    if distributed:
+        os._exit(code)  # an exchange with other processes may be under way; a normal exit would wait for it
     sys.exit(code)
 
 
-def _tell_torchrun(text: str) -> None:
+def _report_to_torchrun(text: str) -> None:
     """Leave the message where torchrun's summary looks for the first error."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         details = {"py_callstack": text, "timestamp": str(int(time.time()))}
         with suppress(OSError):
             Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": details}}))
+
+
+@contextmanager
+def friendly_error(args: argparse.Namespace, *, processes: int = 1) -> Iterator[None]:
+    """Turn torch's errors that a user can act on into an InputError of one line; all others stay as they are.
+
+    args: the script's flags; the message names those that help. processes: of the run.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        friendly = _translate(error, vars(args), processes)
+        if friendly is None:
+            raise
+        raise friendly from error
+
+
+def _translate(error: Exception, flags: dict[str, Any], processes: int) -> InputError | None:
+    """Return what to print in place of an error of torch; None to leave it."""
+    text = str(error).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    reason = lines[1] if lines[0].endswith("raised:") and len(lines) > 1 else lines[0]  # a compiler's reason
+    if processes > 1 and any(sign in text for sign in LOST_PEER):
+        return PeerLost("ended because another process of the run did")
+    if KILLED_LOADER in text:
+        return InputError(
+            f"a loading process ended ({reason}): if memory is short, try fewer --num_workers; the same command "
+            "continues from the last checkpoint"
+        )
+    if isinstance(error, RuntimeError) and any(sign in text for sign in NO_MEMORY):
+        reason = ". ".join(reason.split(". ")[:2])  # how much was wanted; what follows says who holds the rest
+        device = flags.get("device", "cpu")
+        return UsageError(f"--device {device} has too little memory ({reason}): {_save_memory(flags)}")
+    if type(error).__module__.startswith(COMPILER_MODULES):
+        return InputError(f"--compile: torch.compile failed ({reason}): leave it out with --no_compile")
+    return None
+
+
+def _save_memory(flags: dict[str, Any]) -> str:
+    """Name the flags of a script with which it needs less memory."""
+    ways = []
+    if flags.get("batch_size", 1) > 1:
+        same = " (--total_batch_size N keeps the windows of a step)" if "total_batch_size" in flags else ""
+        ways.append(f"lower --batch_size {flags['batch_size']}{same}")
+    learns = not (flags.get("eval") or flags.get("linear_probe"))  # else no block keeps anything for its gradient
+    if learns and flags.get("grad_checkpoint") is False:
+        ways.append("add --grad_checkpoint")
+    return ", or ".join(ways) or "take a smaller model, shorter windows, or a device with more memory"

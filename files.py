@@ -1,19 +1,24 @@
-"""Files that are whole or not there: written aside, flushed to the disk, then renamed."""
+"""Files that are whole or absent, digests, and the code version that is written into every file."""
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 from errors import UsageError
 
+__version__ = "0.1.0"
+
 
 def check_writable(folder: Path, flag: str = "--output") -> None:
-    """Make the folder if need be. Raises UsageError, naming the flag, if it cannot be made or written."""
+    """Make the folder if it is missing. Raises UsageError, naming the flag, if it cannot be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -24,38 +29,46 @@ def check_writable(folder: Path, flag: str = "--output") -> None:
 
 
 def check_file(path: Path, flag: str = "--output") -> None:
-    """The same for a file's folder. Raises UsageError, too, if there is a folder of the file's name."""
+    """Check that a file can be written. Raises UsageError if its folder cannot be written or it is a folder itself."""
     if path.is_dir():
         raise UsageError(f"{flag} {path} is a folder: name a file")
-    check_writable(path.parent, flag)
+    if not _is_special(path):
+        check_writable(path.parent, flag)
+
+
+def _is_special(path: Path) -> bool:
+    """True for a device, pipe or socket (/dev/null, /dev/stdout): it is written directly, never replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 @contextmanager
 def written_aside(path: Path, *, before: Callable[[Path], None] = lambda part: None) -> Iterator[Path]:
-    """Yield a hidden path in the same folder that becomes `path` on success and is removed on any error.
+    """Yield a hidden path in the same folder; on success it is renamed to `path`, on any error it is removed.
 
-    Its name ends with `.part`, so that no search for finished files takes it for one, even after a kill.
-    before: called with it when it is whole and on the disk, before it gets its name.
-    Raises UsageError if it cannot be written.
+    The hidden name ends with `.part`, so a search for finished files never matches it, even after a kill.
+    A device or pipe is yielded itself. Raises UsageError if the file cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    special = _is_special(path)
+    part = path if special else path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-        before(part)
-        os.replace(part, path)
-        sync_folder(path.parent)
+        if not special:
+            with part.open("rb") as file:
+                os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+            before(part)
+            os.replace(part, path)
+            sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"{path} cannot be written ({reason}): free space or choose another folder") from error
     finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        if not special:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to the disk, where the file system can: else a power cut may undo a rename."""
+    """Flush a folder's list of names to the disk, if the file system can: else a power cut may undo a rename."""
     with suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:
@@ -64,16 +77,27 @@ def sync_folder(folder: Path) -> None:
             os.close(number)
 
 
+def plain(value: Any) -> Any:
+    """Convert flags and numbers to JSON values: paths become text, NaN and infinities become null."""
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file aside, then rename it."""
+    """Write a JSON file as a whole."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     with written_aside(path) as part:
-        # Names of files need not be UTF-8: what is none of it goes in as JSON's own escape and comes back the same.
+        # File names need not be UTF-8. What is not becomes a JSON escape and reads back the same.
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def cache_folder() -> Path:
-    """Where scans and fetched checkpoints are kept. Raises RuntimeError for somebody without a home."""
+    """Return the folder of downloaded checkpoints. Raises RuntimeError for a user without a home."""
     if chosen := os.environ.get("LABRAM_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -81,9 +105,31 @@ def cache_folder() -> Path:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal text."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file, as hexadecimal text."""
     with path.open("rb") as file:
+        digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def digest_of(parts: Iterable[Any]) -> str:
+    """Return a short digest of texts, numbers and arrays."""
+    import numpy as np  # commands that only print their help do without it
+
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:12]
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """Return the version, plus the git commit if there is one: `0.1.0+1a2b3c4-dirty`. Never raises."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__}+{commit}" if commit else __version__

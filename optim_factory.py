@@ -127,7 +127,7 @@ class Update:
         self.overflowed = False  # whether it was only because the gradient does not fit into fp16
         self.nonfinite_in_a_row = self.overflows_in_a_row = 0
         self.finite: list[Tensor] = []  # whether each micro-batch's loss was, on this process
-        self._rehearsing = False
+        self._warming_up = False
 
     @property
     def lr(self) -> float:
@@ -137,7 +137,7 @@ class Update:
     @contextmanager
     def _exchange(self) -> Iterator[None]:
         """Gradients travel between processes with the step's last micro-batch only."""
-        if self.micro_batch == self.accumulation - 1 or self._rehearsing:
+        if self.micro_batch == self.accumulation - 1 or self._warming_up:
             yield
         else:
             with self.model.no_sync():
@@ -150,19 +150,19 @@ class Update:
             yield
 
     @contextmanager
-    def rehearsal(self) -> Iterator[None]:
+    def warm_up_ddp(self) -> Iterator[None]:
         """A micro-batch that changes nothing, random numbers included; it counts as skipped.
 
         After a process's first backward pass DDP lays the gradients out anew, and with more than two processes the
-        layout decides in which order they are added up: without a rehearsal a resumed run would add differently.
+        layout decides in which order they are added up: without a warm-up a resumed run would add differently.
         """
         devices = [self.run.device] if self.run.device.type == "cuda" else []
-        self._rehearsing = True
+        self._warming_up = True
         try:
             with torch.random.fork_rng(devices):
                 yield
         finally:
-            self._rehearsing = False
+            self._warming_up = False
 
     def __call__(self, loss: Tensor) -> bool:
         """Backward; at the last micro-batch also the step. Returns whether a step was taken.
@@ -175,7 +175,7 @@ class Update:
         poisoned = loss * torch.where(finite, 1.0, torch.nan)
         with self._exchange():
             self.scaler.scale(poisoned / self.accumulation).backward()
-        if self._rehearsing:
+        if self._warming_up:
             self.optimizer.zero_grad(set_to_none=True)
             self.skipped = True
             return False

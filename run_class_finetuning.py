@@ -114,7 +114,9 @@ def build_model(args: argparse.Namespace, run: utils.Run, outputs: int) -> model
     if args.finetune is None:
         logger.info("No --finetune: the classifier starts from random weights.")
     else:
-        weights = checkpoints.model_state(run.on_first(lambda: checkpoints.read(fetched(args.finetune))), args.finetune)
+        weights = checkpoints.model_state(
+            run.run_on_rank0(lambda: checkpoints.read(fetched(args.finetune))), args.finetune
+        )
         checkpoints.check_stage(weights, ["pretraining", "classifier"], args.finetune)
         report = modeling_finetune.load_pretrained(model, weights, where=f"{args.finetune} into {args.model}")
         logger.info("%s: %s", args.finetune, report)
@@ -147,7 +149,7 @@ class Evaluation:
         for name, loader in self.sets.items():
             values, logits[name] = evaluate(model, loader, self.run, self.task)
             stats |= {f"{name}_{metric}": value for metric, value in values.items()}
-        stats = self.run.on_first(lambda: stats)  # machines may differ in a last bit, and all must select alike
+        stats = self.run.run_on_rank0(lambda: stats)  # machines may differ in a last bit, and all must select alike
         selected = self.best.update(epoch, stats)
         if selected:
             self.selected.epoch, self.selected.logits = epoch, logits

@@ -23,16 +23,23 @@ from dataset_maker.sources import find_files
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS
 from eeg_data.pretraining_files import SAMPLING_RATE
-from errors import INTERRUPTED, ArgumentParser, InputError, Interrupted, UsageError, one_line, run_script
+from errors import (
+    INTERRUPTED,
+    ArgumentParser,
+    InputError,
+    Interrupted,
+    UsageError,
+    friendly_error,
+    one_line,
+    run_script,
+)
+from files import code_version
 from inference import conversion
 from inference import plots as inference_plots
 from inference.output import Results, check_output
 from inference.recording_files import KINDS, find
 from inference.recordings import BLOCK_BYTES, Options, Windows
-from torch_errors import in_words
 from training.downloads import checkpoint_place, fetched
-from training.log import log_to_terminal
-from version import code_version
 
 logger = logging.getLogger(__name__)
 
@@ -222,10 +229,10 @@ def _description(args: argparse.Namespace, model: inference.Model) -> dict[str, 
 
 def main(args: argparse.Namespace) -> None:
     """Do what the verb says."""
-    log_to_terminal(logging.INFO)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     function: Callable[[argparse.Namespace], None] = args.run
     try:
-        with in_words(args):
+        with friendly_error(args):
             function(args)
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command begins anew", INTERRUPTED) from None

@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
     if not 0 < args.mask_ratio < 1:
         raise UsageError(f"--mask_ratio {args.mask_ratio}: allowed are shares between 0 and 1, without the ends")
     with utils.setup_run(args) as run:
-        weights = run.on_first(lambda: checkpoints.read_model(fetched(args.tokenizer_weight), stage="tokenizer"))
+        weights = run.run_on_rank0(lambda: checkpoints.read_model(fetched(args.tokenizer_weight), stage="tokenizer"))
         tokenizer = modeling_vqnsp.load_tokenizer(
             args.tokenizer_model,
             weights,

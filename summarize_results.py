@@ -17,7 +17,6 @@ from results import report as report_page
 from results.read import read_runs
 from results.tables import NO_ROWS, make_tables, published_sets
 from training import metrics
-from training.log import log_to_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ def get_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Print the table and write the page. Raises InputError if there is no run."""
-    log_to_terminal(logging.INFO)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.draws < 2:
         raise UsageError(f"--draws {args.draws}: allowed are numbers from 2")
     for flag, path in (("--output", args.output), ("--report", args.report)):

@@ -1,22 +1,23 @@
-"""Where a run takes place: device, processes, seed, precision, output folder, and the flags for these.
+"""The surroundings of a run: flags, device, ranks, seed, precision, signals.
 
 `setup_run` is the only place that knows devices, ranks, seeds and process groups.
 """
 
 import argparse
 import dataclasses
-import datetime
 import itertools
 import logging
 import math
 import os
 import platform
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -24,21 +25,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from errors import InputError, PeerLost, UsageError
-from exchange import digest, send
-from files import check_writable
-from interruption import Interruption
+from errors import INTERRUPTED, TERMINATED, InputError, Interrupted, PeerLost, UsageError, friendly_error
+from files import check_writable, code_version, plain
 from layers import check_window, compile_blocks
-from torch_errors import in_words
-from training.log import log_to_terminal, plain
-from version import code_version, source_digest
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
-LONGEST_WAIT = datetime.timedelta(days=7)  # of the other processes for the first one's scan of terabytes
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "h5py", "mne", "einops", "tensorboardX")
 ALMOST_ONE = 0.999  # dropping everything leaves nothing to learn from
 FLAG_LIMITS = {
@@ -50,10 +45,15 @@ FLAG_LIMITS = {
     **dict.fromkeys(("ema_decay", "model_ema_decay", "layer_decay"), (0, 1)),
     "opt_betas": (0, math.nextafter(1, 0)),
 }
-OWN_FLAGS = {"output_dir", "log_dir", "device", "num_workers"}  # that may differ between the processes of a run
+LOCAL_FLAGS = {"output_dir", "log_dir", "device", "num_workers"}  # may differ between the processes of a run
+PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+EXIT_CODES = {
+    getattr(signal, name): code
+    for name, code in (("SIGTERM", TERMINATED), ("SIGUSR1", TERMINATED), ("SIGINT", INTERRUPTED))
+    if hasattr(signal, name)  # Windows has no SIGUSR1
+}
 _last_groups: list[Any] = []
 _run_numbers = itertools.count()  # of the runs of this process
-PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def add_switch(parser: Any, name: str, *, default: bool | None, help: str) -> None:
@@ -130,6 +130,70 @@ def trunk_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+class Interruption:
+    """Signals that ask a run to stop, shared between its processes so that all stop at the same call.
+
+    Clusters send SIGTERM or SIGUSR1 before they take a machine away. While `listening()`, these and Ctrl-C are only
+    noted; `sync_signals()`, called after every micro-batch and every batch of an evaluation, shares the notes.
+    """
+
+    def __init__(self, cpu_group: Any = None) -> None:
+        """cpu_group: all processes on CPUs, so that no GPU is waited for; None for a single process."""
+        self._number = 0  # of the signal that this process received
+        self._listening = False
+        self._cpu_group = cpu_group
+        self._under_way: tuple[Tensor, Any] | None = None
+        self.on_stop: Callable[[signal.Signals], NoReturn] = self._stop
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note signals instead of dying from them."""
+        main = threading.current_thread() is threading.main_thread()
+        before = {number: signal.signal(number, self._note) for number in EXIT_CODES} if main else {}
+        self._listening = True
+        try:
+            yield
+        finally:
+            self._listening = False
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT and self._number == number:
+            raise KeyboardInterrupt
+        self._number = number
+
+    def sync_signals(self, save: bool = False) -> bool:
+        """Share pending signals with all ranks. Raises Interrupted if any rank had one at the previous call.
+
+        save: whether this rank wants a checkpoint. Returns whether any rank wanted one at the previous call. The
+        exchange runs between two calls, so every request takes effect one call late, on all ranks alike.
+        """
+        if not self._listening:
+            return False
+        request = torch.tensor([self._number, int(save)])
+        if self._cpu_group is None:
+            number, wanted = request.tolist()
+        else:
+            number, wanted = self._finish_exchange()
+            work = dist.all_reduce(request, op=dist.ReduceOp.MAX, group=self._cpu_group, async_op=True)
+            self._under_way = request, work
+        if number:
+            self.on_stop(signal.Signals(number))
+        return bool(wanted)
+
+    def _finish_exchange(self) -> list[int]:
+        if self._under_way is None:
+            return [0, 0]
+        shared, work = self._under_way
+        work.wait()
+        return shared.tolist()
+
+    @staticmethod
+    def _stop(number: signal.Signals) -> NoReturn:
+        raise Interrupted(f"stopped by {number.name}", EXIT_CODES[number])
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """Where this process runs and what it may write."""
@@ -143,7 +207,7 @@ class Run:
     dtype: torch.dtype  # of weights and data: float32, or float64 for comparisons
     compiled: bool = False  # whether transformer blocks go through torch.compile
     interruption: Interruption = dataclasses.field(default_factory=Interruption)
-    patient: Any = None  # group of all processes on CPUs, for waits that may be long; None for one process
+    cpu_group: Any = None  # all processes on CPUs; None for a single process
 
     @property
     def is_main(self) -> bool:
@@ -151,152 +215,148 @@ class Run:
         return self.rank == 0
 
     def place(self, tensor: Tensor) -> Tensor:
-        """A tensor on the run's device; floating-point ones in the run's type."""
+        """Return a tensor on the run's device; floating-point ones in the run's type."""
         dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
         return tensor.to(device=self.device, dtype=dtype, non_blocking=True)
 
     def autocast(self) -> torch.autocast:
-        """Autocast in the run's half precision, if it has one."""
+        """Return autocast in the run's half precision, if it has one."""
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
 
-    def check_same(self, values: Mapping[str, Any]) -> None:
-        """Raise InputError, on all processes, if a value is not the same on each: machines may be told differently."""
+    def run_on_rank0(self, work: Callable[[], T]) -> T:
+        """Do work on rank 0 only; give its result, or its InputError, to all ranks. Files are read and written once."""
+        outcome: list[Any] = [None]
+        original: Exception | None = None
+        if self.is_main:
+            try:
+                outcome = [(work(), None)]
+            except InputError as error:
+                outcome = [(None, error)]
+            except Exception as error:  # the others must not wait for ever
+                original, outcome = error, [(None, PeerLost("ended because process 0 did"))]
+        if self.cpu_group is not None:
+            dist.broadcast_object_list(outcome, src=0, group=self.cpu_group)
+        if original is not None:
+            raise original
+        result, error = outcome[0]
+        if error is not None:
+            raise error
+        return result
+
+    @contextmanager
+    def rank0_first(self) -> Iterator[None]:
+        """Let rank 0 do the work first, then all others at once: they find on the disk what it has left there."""
+        if self.cpu_group is not None and not self.is_main:
+            dist.barrier(self.cpu_group)
+        try:
+            yield
+        finally:  # also after an error, which the others then meet themselves
+            if self.cpu_group is not None and self.is_main:
+                dist.barrier(self.cpu_group)
+
+    def check_same(self, values: Mapping[str, Any], way_out: str) -> None:
+        """Raise InputError, on all ranks, that names the first value that differs between ranks. way_out: its end."""
         gathered: list[Any] = [None] * self.processes
         dist.all_gather_object(gathered, dict(values))
         for rank, other in enumerate(gathered):
             for name in sorted(gathered[0].keys() | other.keys()):
-                mine, theirs = gathered[0].get(name), other.get(name)
-                if mine != theirs:
-                    raise InputError(
-                        f"process {rank} has another {name} ({theirs}) than process 0 ({mine}): start all machines "
-                        "with the same command, code and data"
-                    )
+                first, own = gathered[0].get(name), other.get(name)
+                if first != own:
+                    raise InputError(f"process {rank} has another {name} ({own}) than process 0 ({first}): {way_out}")
 
-    def on_first(self, work: Callable[[], T]) -> T:
-        """Do work on process 0 only and give its result, or its InputError, to all: files are read and written once."""
-        outcome: Any = None
-        original: Exception | None = None
-        if self.is_main or self.patient is None:
-            try:
-                outcome = work(), None
-            except InputError as error:
-                outcome = None, error
-            except Exception as error:  # the others must not wait for ever
-                original, outcome = error, (None, PeerLost("ended because process 0 did"))
-        if self.patient is not None:
-            outcome = send(outcome, self.patient)  # process 0 may read or write for long
-        if original is not None:
-            raise original
-        result, failed = outcome
-        if failed is not None:
-            raise failed
-        return result
-
-    def check_equal(self, tensors: Mapping[str, Tensor], when: str) -> None:
-        """Raise InputError, naming the first one, if a tensor is not the same on all processes, to the last bit."""
-        own = {name: digest(value) for name, value in tensors.items()} if self.processes > 1 else {}
-        gathered: list[Any] = [None] * self.processes
-        dist.all_gather_object(gathered, own)
-        for rank, other in enumerate(gathered):
-            wrong = [name for name in own if other[name] != gathered[0][name]]
-            if wrong:
-                raise InputError(
-                    f"{when} process {rank} holds another {wrong[0]} than process 0 ({len(wrong)} of {len(own)} "
-                    "tensors differ); nothing was saved, the last checkpoint is whole: look for a machine with faulty "
-                    "memory, or a change that lets processes take different steps"
-                )
-
-    def watched(self, loader: Any, title: str = "evaluating") -> Iterator[Any]:
-        """The batches of an evaluation, with a bar on a terminal; between two of them the run may be stopped."""
+    def evaluation_batches(self, loader: Any, title: str = "evaluating") -> Iterator[Any]:
+        """Yield the batches of an evaluation, with a bar on a terminal; a signal may stop the run between two."""
         batches = iter(loader)
         bar = tqdm(total=len(loader), desc=title, disable=not (self.is_main and sys.stderr.isatty()), leave=False)
         with bar:
-            for _ in range(loader.batch_sampler.rounds):  # the same on all processes, which agree in each
+            for _ in range(loader.batch_sampler.rounds):  # the same on all ranks, which exchange signals in each
                 batch = next(batches, None)
                 if batch is not None:
                     yield batch
                     bar.update()
-                self.interruption.agree()
+                self.interruption.sync_signals()
 
     def prepare(self, model: M) -> M:
-        """Move a model to the device, in the run's type, and compile its blocks where the run does that."""
+        """Move a model to the device, in the run's type, and compile its blocks if the run compiles."""
         model.to(self.device, self.dtype)
         if self.compiled:
             compile_blocks(model)
         return model
 
     def distribute(self, model: nn.Module) -> DistributedDataParallel:
-        """Prepare a model and wrap it so that gradients are averaged over processes (also over one)."""
+        """Prepare a model, give all ranks the weights of rank 0, and wrap it so that gradients are averaged."""
         self.prepare(model)
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # Buffers are the codebook's, which is kept equal by the quantiser itself.
+        # Buffers are the codebook's, which the quantiser keeps equal.
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 @contextmanager
 def setup_run(args: argparse.Namespace) -> Iterator[Run]:
-    """Set up device, seed, logging, process group and output folder, and tear the group down again, also on errors.
+    """Set up device, seed, logging, process group and output folder; tear the group down at the end, also on errors.
 
     Under torchrun the group has its processes (NCCL on GPUs, Gloo on CPUs), otherwise one. Raises UsageError for a
-    GPU that is not there or an output folder that cannot be written, PeerLost where another process ended.
+    GPU that is not there or an output folder that cannot be written, PeerLost if another process ended.
     """
     rank = int(os.environ.get("RANK", 0))
-    log_to_terminal(logging.INFO if rank == 0 else logging.WARNING)
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")
     device = find_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
     _check_flags(args)
-    if rank == 0:  # the others write nothing, and on other machines may not be able to
+    if rank == 0:  # the others write nothing, and on other machines they may not be able to
         for flag, folder in (("output_dir", args.output_dir), ("log_dir", args.log_dir)):
             if folder is not None:
                 check_writable(folder, f"--{flag}")
     amp_dtype, dtype = _precision(args.precision, device)
     torch.manual_seed(args.seed)
     np.random.seed(args.seed % 2**32)
-    patient = _init_groups(device)
+    cpu_group = _init_groups(device)
     processes = dist.get_world_size()
     place = (device, dist.get_rank(), processes, args.seed, args.output_dir, amp_dtype, dtype)
     try:
-        with in_words(args, processes=processes):
+        with friendly_error(args, processes=processes), logging_redirect_tqdm():
             compiled = device.type == "cuda" if args.compile is None else args.compile
-            run = Run(*place, compiled, Interruption(patient), patient)
-            run.check_same(_told(args))
+            run = Run(*place, compiled, Interruption(cpu_group), cpu_group)
+            run.check_same(_common_flags(args), "start all machines with the same command")
             yield run
     finally:
-        # After an error of one process the others still wait for it in an exchange, and a group with one under way
-        # may not be destroyed: `errors.run_script` ends such a process without.
+        # After an error of one process the others still wait for it in an exchange, and a group with an exchange
+        # under way cannot be destroyed: `errors.run_script` ends such a process without.
         if processes == 1 or not isinstance(sys.exc_info()[1], Exception):
             dist.destroy_process_group()
 
 
-def _told(args: argparse.Namespace) -> dict[str, Any]:
-    """What all processes must be told alike; of places, which may differ by machine, whether there is one."""
-    flags = {f"--{name}": value for name, value in vars(args).items() if name not in OWN_FLAGS}
-    places = {name for name, value in flags.items() if "Path" in repr(value)}
-    return {**{name: name in places or value for name, value in plain(flags).items()}, "code": source_digest()}
+def _common_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """Flags that must match on every rank. Paths may differ between machines, so only their presence is compared."""
+
+    def value_of(flag: Any) -> Any:
+        return True if any(isinstance(part, Path) for part in (flag if isinstance(flag, list) else [flag])) else flag
+
+    return {f"--{name}": value_of(value) for name, value in vars(args).items() if name not in LOCAL_FLAGS}
 
 
 def _init_groups(device: torch.device) -> Any:
-    """Make the process group; returns a further one on CPUs for waits that may be long, None for one process."""
+    """Make the process group. Returns a second group on CPUs, None for one process."""
     nccl = device.type == "cuda" and dist.is_nccl_available()
     backend, device_id = ("nccl", device) if nccl else ("gloo", None)
     if "RANK" in os.environ:
         store, rank, processes = next(iter(dist.rendezvous("env://")))
         if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
-            # torchrun keeps its store when it starts processes again, and in it the addresses of those that ended.
+            # torchrun keeps its store, with the addresses of processes that ended, when it starts them again.
             # (With several machines their counts may differ: README turns the keeping off there.)
             store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        # A further run of the same processes must not find the addresses of the one before.
+        # A second run of the same processes must not find the addresses of the first.
         store = dist.PrefixStore(f"run {next(_run_numbers)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=processes, device_id=device_id)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device_id)
     # Made at once: later a process that failed before would be waited for, without a connection that could break.
-    patient = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if dist.get_world_size() > 1 else None
+    cpu_group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
     # Kept until the next run: a model that frees its group right after an exchange can wait for Gloo's thread, which
     # waits for Python, for ever.
-    _last_groups[:] = [dist.group.WORLD, patient]
-    return patient
+    _last_groups[:] = [dist.group.WORLD, cpu_group]
+    return cpu_group
 
 
 def find_device(name: str, local_rank: int = 0) -> torch.device:

@@ -27,8 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from errors import InputError, UsageError
-from files import check_file
-from version import code_version
+from files import check_file, code_version
 
 LIBRARIES = ("torch", "timm", "numpy", "braindecode", "vector-quantize-pytorch", "h5py", "mne", "scipy")
 Found = TypeVar("Found")

@@ -22,8 +22,7 @@ from eeg_data.labelled_files import SPLITS, TASKS
 from eeg_data.pretraining_files import SAMPLING_RATE
 from eeg_data.quality import Quality
 from errors import InputError
-from files import check_writable, written_aside
-from version import code_version
+from files import check_writable, code_version, written_aside
 
 
 def made_attribute(made: Mapping[str, Any]) -> str:

@@ -24,10 +24,10 @@ from eeg_data.labelled_files import (
     read_eeg,
     read_samples,
 )
-from eeg_data.pretraining import Loaders, Read, add_loader_arguments, extent, first_alone, make_loader, to_units
+from eeg_data.pretraining import Loaders, Read, add_loader_arguments, extent, make_loader, to_units
 from electrodes import PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError
-from training.fingerprint import digest_of
+from files import digest_of
 from utils import Run, add_switch
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def _splits(file: LabelledFile, run: Run, *, table_rows: int) -> dict[str, Label
     """Usable samples of every split. Raises InputError if nothing can be learned from those of train."""
     embedding_rows(file.montage, table_rows=table_rows, where=str(file.path))  # said before a scan of hours
     parts = {split: read_samples(file, split) for split in file.splits}
-    with first_alone(run):
+    with run.rank0_first():
         parts = complete_samples(parts, montage=file.montage, seconds=file.seconds, visible=run.is_main)
     splits = {split: LabelledWindows(file, split, table_rows=table_rows, parts=parts[split]) for split in file.splits}
     train = splits.get("train")

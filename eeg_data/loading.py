@@ -16,7 +16,7 @@ import threading
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
-from interruption import EXIT_CODES
+from utils import EXIT_CODES
 
 
 def context() -> BaseContext:

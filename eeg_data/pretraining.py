@@ -8,8 +8,7 @@ Source: paper, section 3.2 (windows of at most 256 patches).
 import argparse
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -31,8 +29,8 @@ from eeg_data.loading import begin_loading, context
 from eeg_data.pretraining_files import MAX_TOKENS, SAMPLING_RATE, Recording, by_montage, default_window, read_recordings
 from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError, UsageError
+from files import digest_of
 from layers import MAX_PATCHES, PATCH_SAMPLES
-from training.fingerprint import digest_of
 from utils import Run, add_switch
 
 logger = logging.getLogger(__name__)
@@ -252,18 +250,6 @@ def add_pretraining_arguments(parser: argparse.ArgumentParser, *, window_stride:
     add_loader_arguments(group)
 
 
-@contextmanager
-def first_alone(run: Run) -> Iterator[None]:
-    """Let the first process go ahead and the others follow: they find in the cache what it has scanned."""
-    if run.patient is not None and not run.is_main:
-        dist.barrier(run.patient)
-    try:
-        yield
-    finally:  # also on errors, which the others then find themselves
-        if run.patient is not None and run.is_main:
-            dist.barrier(run.patient)
-
-
 def _montages(paths: Sequence[Path], args: argparse.Namespace, flag: str, run: Run) -> list[MontageWindows]:
     """Windows of all files, grouped by montage, montages in a fixed order. Raises InputError if there are none."""
     if args.time_window is not None and not 1 <= args.time_window <= MAX_PATCHES:
@@ -275,7 +261,7 @@ def _montages(paths: Sequence[Path], args: argparse.Namespace, flag: str, run: R
     recordings = [recording for path in find_files(paths, flag) for recording in read_recordings(path)]
     for group in by_montage(recordings):  # unknown electrodes are said before a scan of hours
         embedding_rows(group[0].montage, table_rows=args.num_electrodes + 1, where=str(group[0].path))
-    with first_alone(run):
+    with run.rank0_first():
         recordings, scans = complete_recordings(recordings, visible=run.is_main)
     window = args.time_window * SAMPLING_RATE if args.time_window else None
     montages = [
@@ -375,7 +361,7 @@ def build_validation_loader(
     args: argparse.Namespace, run: Run, *, make_mask: MaskMaker | None = None
 ) -> DataLoader | None:
     """Loader of --val_data, or of its default place where that exists, else None."""
-    if args.val_data is None and not run.on_first(DEFAULT_VAL_DATA.is_dir):
+    if args.val_data is None and not run.run_on_rank0(DEFAULT_VAL_DATA.is_dir):
         logger.info("No validation data (--val_data not given, no folder %s): nothing is evaluated.", DEFAULT_VAL_DATA)
         return None
     paths = args.val_data or [DEFAULT_VAL_DATA]

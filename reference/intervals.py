@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from errors import InputError
-from files import write_json
+from files import digest_of, write_json
 from reference import records
 from results.read import Predictions
 from results.subjects import LEVEL, drawn_metrics, subjects_of
 from training import metrics
-from training.fingerprint import digest_of
 
 logger = logging.getLogger("reference")
 

@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 
 from errors import InputError
-from files import written_aside
+from files import code_version, plain, written_aside
 from results.read import Predictions, read_log, read_predictions
 from training import metrics
-from training.log import plain
-from version import code_version, source_digest
 
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "mne", "h5py", "braindecode")
 TASK = "binary"  # MentalArithmetic
@@ -127,7 +125,6 @@ def machine() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "code_version": code_version(),
-        "sources": source_digest(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),

@@ -16,8 +16,9 @@ import numpy as np
 from eeg_data.hdf5 import printable
 from eeg_data.labelled_files import DATASETS
 from errors import InputError, one_line
+from files import digest_of
 from training import metrics
-from training.fingerprint import BATCH_FLAGS, FREE_FLAGS, digest_of
+from training.fingerprint import BATCH_FLAGS, FREE_FLAGS
 
 # Flags that do not make another experiment. Another --finetune does, by its name: its content is not known here.
 NO_SETTINGS = FREE_FLAGS - {"finetune", "tokenizer_weight"} | {"seed", "seeds"}

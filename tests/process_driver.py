@@ -92,7 +92,7 @@ def notes_into(record: dict[str, Any], harm: dict[str, Any] | None) -> Iterator[
     latest: list[torch.Tensor] = []
 
     def note_step(update: Update, arguments: Any, stepped: bool) -> None:
-        if update.skipped:  # also for a rehearsal, of which nothing remains
+        if update.skipped:  # also for a warm-up, of which nothing remains
             return
         record["losses"].append(arguments[0].detach().clone())
         record["codes"] += [codes.clone() for codes in latest[-1:]]  # of the forward pass that this loss belongs to

@@ -19,12 +19,11 @@ from torch._dynamo.utils import counters
 import layers
 import modeling_finetune  # noqa: F401  (registers the classifiers)
 import utils
-from errors import InputError
+from errors import InputError, friendly_error
 from golden_recipe import eeg, fill
 from layers import compile_blocks
 from recovery import log_lines
 from run_helpers import CLASSIFIER, MASKED, TOKENIZER, call, labelled_file, pretraining_file
-from torch_errors import in_words
 
 MONTAGES = [(1, 1), (3, 2), (19, 3), (5, 1), (1, 4), (7, 2), (8, 2), (9, 2), (10, 3), (11, 2), (12, 2), (13, 4)]
 eager = functools.partial(compile_blocks, backend="eager")
@@ -77,7 +76,7 @@ def test_graphs_without_end_are_an_error_and_not_a_silent_return_to_uncompiled_c
     eager(model)
     with torch._dynamo.config.patch(recompile_limit=1):
         outputs(model, 3, 2, 4, training=False)
-        with pytest.raises(InputError, match="--no_compile") as told, in_words(Namespace()):
+        with pytest.raises(InputError, match="--no_compile") as told, friendly_error(Namespace()):
             outputs(model, 3, 2, 4, training=True)
     assert isinstance(told.value.__cause__, torch._dynamo.exc.FailOnRecompileLimitHit) and "\n" not in str(told.value)
 

@@ -214,17 +214,16 @@ FOLLOWING = """
 import dataclasses, os, sys, time
 import torch.distributed as dist
 from data_helpers import plain_run
-from eeg_data.pretraining import first_alone
 from pathlib import Path
 
 log = Path(sys.argv[1])
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 run = plain_run(Path(), rank=rank, processes=dist.get_world_size())
-run = dataclasses.replace(run, patient=dist.new_group(backend="gloo"))
+run = dataclasses.replace(run, cpu_group=dist.new_group(backend="gloo"))
 for fails in (False, True):
     try:
-        with first_alone(run):
+        with run.rank0_first():
             time.sleep(0.7 * (rank == 0))
             with log.open("a") as file:
                 file.write(f"{rank} ")

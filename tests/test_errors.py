@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from errors import OTHERS_WAIT, ArgumentParser, InputError, Interrupted, PeerLost, UsageError, run_script
+from errors import GRACE_SECONDS, ArgumentParser, InputError, Interrupted, PeerLost, UsageError, run_script
 
 
 def raising(error: BaseException) -> Any:
@@ -47,7 +47,7 @@ def test_under_torchrun_processes_other_than_the_first_say_which_they_are(
 def test_ctrl_c_ends_in_one_line_and_130(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run_script(raising(KeyboardInterrupt()), None)
-    assert ended.value.code == 130 and capsys.readouterr().err == "stopped; the same command goes on from here\n"
+    assert ended.value.code == 130 and capsys.readouterr().err == "stopped; the same command continues from here\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), AssertionError("ours")])
@@ -60,7 +60,10 @@ def test_other_errors_keep_their_traceback(error: BaseException, capsys: pytest.
 def test_what_the_file_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="1"):
         run_script(lambda _: Path("x" * 300).exists(), None)
-    assert capsys.readouterr().err == f"error: {'x' * 300}: File name too long; open it to you, or name another place\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: {'x' * 300}: File name too long; change its permissions or name another place\n"
+    )
 
 
 def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +155,7 @@ def test_who_lost_another_process_and_who_is_not_first_wait_to_be_ended_before_t
     monkeypatch.setattr(time, "sleep", wait)
     monkeypatch.setenv("LOCAL_RANK", place)
     monkeypatch.setenv("RANK", place)
-    assert ended(error) == 1 and waited == [OTHERS_WAIT]
+    assert ended(error) == 1 and waited == [GRACE_SECONDS]
     assert capsys.readouterr().err.endswith(f"error: {error}\n")
     assert said.exists() == (place == "1"), "a process that lost another one is not the first error"
 

@@ -317,7 +317,7 @@ def ends_by_signal(ended: Ended, attempt: int, name: str, code: int) -> None:
     assert ended.codes(attempt) == {0: code, 1: code}, ended.said(attempt)
     lines = [line for line in ended.said(attempt).splitlines() if line.startswith("stopped by ")]
     assert len(lines) == 1 and f"stopped by {name} after step " in lines[0]
-    assert lines[0].endswith("the same command goes on from here")
+    assert lines[0].endswith("the same command continues from here")
     assert "Traceback" not in ended.said(attempt)
 
 

@@ -3,10 +3,6 @@
 import argparse
 import copy
 import logging
-import shutil
-import subprocess
-import sys
-from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +11,11 @@ import pytest
 import torch
 
 import optim_factory
-import version
 from data_helpers import only_line, plain_run
 from errors import InputError
-from run_helpers import ROOT, STAGES
+from files import digest_of
 from training import adaptation
-from training.fingerprint import check_same_run, differences, digest_of, digest_of_weights, fingerprint, same_batches
+from training.fingerprint import check_same_run, differences, digest_of_weights, fingerprint, same_batches
 
 FLAGS = {"lr": 5e-4, "batch_size": 4, "num_workers": 2, "output_dir": Path("a"), "seed": 0, "save_every_minutes": 30.0}
 DATA = {"train": {"windows": 20, "digest": "abc"}, "val": {"windows": 7, "digest": "def"}}
@@ -55,9 +50,9 @@ def test_each_difference_is_named(other: dict, said: list[str], inside: bool) ->
 
 def test_another_code_or_device_is_a_difference() -> None:
     other = copy.deepcopy(made())
-    other["code"]["sources"], other["device"] = "edited", "cuda"
+    other["code"]["version"], other["device"] = "edited", "cuda"
     found = "; ".join(differences(made(), other, inside_epoch=False))
-    assert "device cuda, the checkpoint has cpu" in found and "(edited)" in found
+    assert "device cuda, the checkpoint has cpu" in found and "code edited" in found
 
 
 def test_a_default_that_is_said_aloud_is_no_difference_and_another_value_is() -> None:
@@ -92,31 +87,6 @@ def test_the_adapters_flags_come_to_the_same_where_they_say_their_defaults() -> 
     words = [[], ["--lora_alpha", "8", "--lora_dropout", "0"], ["--lora_alpha", "4"], ["--lora_dropout", "0.1"]]
     silent, aloud, *others = (adaptation.meant(said(adaptation, "--lora", "4", *more)) for more in words)
     assert silent == aloud and silent not in others
-
-
-def test_the_codes_digest_covers_what_the_scripts_import_and_nothing_else() -> None:
-    imported: set[Path] = set()
-    for stage in STAGES:
-        finder = ModuleFinder(path=[str(ROOT)])
-        finder.run_script(str(ROOT / f"{stage}.py"))
-        imported |= {Path(module.__file__) for module in finder.modules.values() if module.__file__}
-    assert ROOT / "layers.py" in imported and ROOT / "bootstrap.py" not in imported
-    assert version.sources(ROOT) == imported
-
-
-def digest_of_code(folder: Path) -> str:
-    command = [sys.executable, "-c", "import version; print(version.source_digest())"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def test_a_users_own_file_beside_the_scripts_is_no_other_code_and_an_edited_module_is(tmp_path: Path) -> None:
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, tmp_path)
-    before = digest_of_code(tmp_path)
-    (tmp_path / "my_analysis.py").write_text("import layers\n")
-    assert digest_of_code(tmp_path) == before
-    (tmp_path / "layers.py").write_text((tmp_path / "layers.py").read_text() + "\n")
-    assert digest_of_code(tmp_path) != before
 
 
 def test_another_number_of_processes_is_a_difference_inside_an_epoch_only() -> None:

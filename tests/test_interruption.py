@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from errors import Interrupted
-from interruption import Interruption
 from run_helpers import ROOT, start
+from utils import Interruption
 
 AGREEMENT = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 import torch.distributed as dist
 from errors import Interrupted
-from interruption import Interruption
+from utils import Interruption
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 heard = Interruption(dist.new_group(backend="gloo"))
@@ -28,7 +28,7 @@ with heard.listening():
             if step == 7 and rank == 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
             calls += 1
-            wanted.append(heard.agree(save=step == 3 and rank == 0))
+            wanted.append(heard.sync_signals(save=step == 3 and rank == 0))
     except Interrupted as stop:
         saved = [i for i, want in enumerate(wanted) if want]
         open(f"result.{{rank}}", "w").write(f"{{calls}} {{stop.exit_code}} {{saved}}")
@@ -43,11 +43,11 @@ dist.destroy_process_group()
 def test_a_signal_ends_the_run_at_the_next_call_and_not_before(number: signal.Signals, code: int) -> None:
     heard, done = Interruption(), []
     with heard.listening():
-        heard.agree()
+        heard.sync_signals()
         os.kill(os.getpid(), number)
         done.append("the rest of the step")
         with pytest.raises(Interrupted) as stop:
-            heard.agree()
+            heard.sync_signals()
     assert done and stop.value.exit_code == code and number.name in str(stop.value)
 
 
@@ -67,8 +67,8 @@ def test_handlers_are_those_of_before_afterwards() -> None:
 
 
 def test_without_listening_nothing_is_agreed_and_a_signal_acts_as_usual() -> None:
-    code = f"import sys, os, signal; sys.path.insert(0, {str(ROOT)!r}); import interruption as i; "
-    code += "print(i.Interruption().agree(save=True), flush=True); os.kill(os.getpid(), signal.SIGTERM)"
+    code = f"import sys, os, signal; sys.path.insert(0, {str(ROOT)!r}); import utils as i; "
+    code += "print(i.Interruption().sync_signals(save=True), flush=True); os.kill(os.getpid(), signal.SIGTERM)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "False\n" and done.returncode == -signal.SIGTERM
 

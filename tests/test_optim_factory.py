@@ -256,7 +256,7 @@ def test_a_rehearsal_changes_nothing_random_numbers_included(tmp_path: Path) -> 
     update(mse(update, *samples(4)))
     before = weights(update), update.state_dict()
     torch.manual_seed(3)
-    with update.rehearsal():
+    with update.warm_up_ddp():
         torch.rand(9)
         assert update(mse(update, *samples(4, 7))) is False
     assert update.skipped and update.micro_batch == 1

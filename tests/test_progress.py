@@ -7,7 +7,6 @@ import math
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +14,9 @@ import torch
 
 import files
 from data_helpers import process_group
-from files import write_json
+from files import plain, write_json
 from training import log as progress
-from training.log import MetricLog, Progress, duration, plain
+from training.log import MetricLog, Progress, duration
 
 
 class Terminal(io.StringIO):
@@ -160,14 +159,3 @@ def test_a_json_file_gives_back_names_that_are_no_utf_8(tmp_path: Path) -> None:
     name = os.fsdecode(b"M\xfcller/\xc3\xa9.edf")
     write_json(tmp_path / "a.json", {"path": name})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"path": name}
-
-
-def test_a_long_message_breaks_between_words_on_a_terminal_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    message = " ".join(f"name_{i} 0.5," for i in range(30))
-    record = logging.LogRecord("x", logging.INFO, "f", 1, message, (), None)
-    monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
-    monkeypatch.setattr(progress.sys, "stderr", SimpleNamespace(isatty=lambda: True))
-    shown = progress.WrappedFormatter("%(message)s").format(record)
-    assert max(len(line) for line in shown.splitlines()) <= 80 and shown.split() == message.split()
-    monkeypatch.setattr(progress.sys, "stderr", SimpleNamespace(isatty=lambda: False))
-    assert progress.WrappedFormatter("%(message)s").format(record) == message

@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from timm.models import create_model
 
+import files
 import run_class_finetuning
 import run_vqnsp_training
 import utils
-import version
 from data_helpers import TINY, assert_equal, only_line, script_args
 from eeg_data.batches import TrainingBatches
 from errors import InputError, UsageError
@@ -157,7 +157,7 @@ def test_environment_json_says_what_ran(tmp_path: Path) -> None:
     args = flags(tmp_path, "--epochs", 7, "--log_dir", tmp_path / "log")
     with setup_run(args) as run:
         content = json.loads(json.dumps(environment(args, run)))
-    assert content["code_version"] == version.code_version()
+    assert content["code_version"] == files.code_version()
     assert content["libraries"]["torch"] == metadata.version("torch") and "timm" in content["libraries"]
     assert content["hardware"]["device"] == "cpu" and content["hardware"]["processes"] == 1
     assert content["hardware"]["cpu_cores"] == os.cpu_count() and content["hardware"]["gpu"] is None
@@ -166,15 +166,15 @@ def test_environment_json_says_what_ran(tmp_path: Path) -> None:
 
 
 def test_the_code_version_begins_with_the_version_and_needs_no_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert version.code_version().startswith(version.__version__)
+    assert files.code_version().startswith(files.__version__)
 
     def no_git(*arguments: Any, **options: Any) -> Any:
         raise FileNotFoundError("git")
 
-    version.code_version.cache_clear()
+    files.code_version.cache_clear()
     monkeypatch.setattr(subprocess, "run", no_git)
-    assert version.code_version() == version.__version__
-    version.code_version.cache_clear()
+    assert files.code_version() == files.__version__
+    files.code_version.cache_clear()
 
 
 # Several processes
@@ -194,14 +194,14 @@ with setup_run(get_args()) as run:
     def refuse():
         raise InputError("refused on process 0")
     seen = []
-    got = run.on_first(work)
+    got = run.run_on_rank0(work)
     texts = [str(got), str(seen)]
-    for bad in (refuse, lambda: run.check_equal({{"same": torch.ones(2), "other": torch.tensor([run.rank])}}, "now")):
+    for bad in (refuse, lambda: run.check_same({{"same": 1, "other": run.rank}}, "the way out")):
         try:
-            run.on_first(bad) if bad is refuse else bad()
+            run.run_on_rank0(bad) if bad is refuse else bad()
         except InputError as error:
             texts.append(str(error))
-    run.check_equal({{"same": torch.ones(2)}}, "now")
+    run.check_same({{"same": 1}}, "now")
     open(f"result.{{run.rank}}", "w").write("|".join(texts))
 """
 
@@ -214,7 +214,7 @@ def test_process_0_reads_for_all_and_what_differs_between_processes_is_named(tmp
     assert first[0] == second[0] and "tensor([0, 1, 2])" in first[0] and "tensor(1.5000)" in first[0]
     assert (first[1], second[1]) == ("[0]", "[]")
     assert first[2:] == second[2:] and first[2] == "refused on process 0"
-    assert first[3].startswith("now process 1 holds another other than process 0 (1 of 2 tensors differ)")
+    assert first[3] == "process 1 has another other (1) than process 0 (0): the way out"
 
 
 # Training state
@@ -313,7 +313,7 @@ def test_random_numbers_of_an_epoch_depend_on_seed_epoch_and_process_only(tmp_pa
         assert draws(1, seed=0) == first
 
 
-def files(folder: Path) -> set[str]:
+def pth_files(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("*.pth")}
 
 
@@ -321,9 +321,9 @@ def test_checkpoints_are_kept_every_so_many_epochs_and_where_selected(tmp_path: 
     with training(tmp_path) as (state, args):
         assert state.resume(args) == 0
         for epoch, expected in enumerate([{"checkpoint-best.pth"}, {"checkpoint-1.pth"}, set(), {"checkpoint-3.pth"}]):
-            before = files(tmp_path)
+            before = pth_files(tmp_path)
             state.finish_epoch(epoch, best=epoch == 0)
-            assert files(tmp_path) - before - {"checkpoint.pth", "checkpoint.previous.pth"} == expected
+            assert pth_files(tmp_path) - before - {"checkpoint.pth", "checkpoint.previous.pth"} == expected
             assert torch.load(tmp_path / "checkpoint.pth", weights_only=True)["epoch"] == epoch
     best = torch.load(tmp_path / "checkpoint-best.pth", weights_only=True)
     assert best["epoch"] == 0 and best["stage"] == "tokenizer"
@@ -336,7 +336,7 @@ def test_no_save_ckpt_writes_no_checkpoints_but_the_log(tmp_path: Path) -> None:
         state.resume(args)
         for epoch in range(2):
             state.finish_epoch(epoch, best=True)
-    assert files(tmp_path) == set() and len(log_of(tmp_path)) == 2
+    assert pth_files(tmp_path) == set() and len(log_of(tmp_path)) == 2
 
 
 def test_resuming_takes_up_weights_optimizer_step_and_extras_and_cuts_the_log(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ from eeg_data.batches import EvaluationBatches, Key
 from eeg_data.labelled import LabelledBatch, LabelledWindows, collate_labelled
 from eeg_data.pretraining import Loaders, make_loader
 from errors import InputError, UsageError
+from files import plain
 from modeling_finetune import NeuralTransformer
 from training import checkpoints
-from training.log import plain
 from utils import Run
 
 logger = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ def save_merged(
             state["data_set"] = data_set
         checkpoints.save(state, run.output_dir / "model-merged.pth")
 
-    run.on_first(write)
+    run.run_on_rank0(write)
 
 
 class FeatureWindows(LabelledWindows):
@@ -253,7 +253,7 @@ def compute_features(model: NeuralTransformer, windows: LabelledWindows, args: a
     plan = EvaluationBatches([len(windows)], args.batch_size, rank=run.rank, processes=run.processes)
     loader = make_loader(windows, plan, args, run, collate_labelled)
     features = torch.zeros(len(windows), model.width, dtype=run.dtype, device=run.device)
-    for batch in run.watched(loader, f"features of {windows.split}"):
+    for batch in run.evaluation_batches(loader, f"features of {windows.split}"):
         eeg, channels, _, index = batch.to(run)
         with run.autocast():
             features[index.to(run.device)] = model.forward_features(eeg, channels).to(run.dtype)

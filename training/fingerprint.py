@@ -1,21 +1,18 @@
 """What decides the numbers of a run, kept in its checkpoints so that a run is not continued as another one."""
 
 import argparse
-import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from errors import InputError
-from training.log import plain
+from files import code_version, digest_of, plain
 from utils import Run
-from version import code_version, source_digest
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +48,7 @@ def fingerprint(
         "processes": run.processes,
         "device": run.device.type,
         "precision": str(run.amp_dtype or run.dtype).removeprefix("torch."),
-        "code": {"version": code_version(), "sources": source_digest()},
+        "code": {"version": code_version()},
     }
 
 
@@ -72,8 +69,8 @@ def differences(saved: Fingerprint, current: Fingerprint, *, inside_epoch: bool)
     for name in ("device", "precision", *(() if moved else ("processes",))):
         if saved[name] != current[name]:
             found.append(f"{name} {current[name]}, the checkpoint has {saved[name]}")
-    if saved["code"]["sources"] != current["code"]["sources"]:
-        found.append("code {version} ({sources}), ".format(**current["code"]) + _made_by(saved["code"]))
+    if saved["code"]["version"] != current["code"]["version"]:
+        found.append(f"code {current['code']['version']}, the checkpoint was made by {saved['code']['version']}")
     return found
 
 
@@ -110,19 +107,6 @@ def same_batches(saved: Fingerprint, current: Fingerprint) -> bool:
 
 def _said(values: Mapping[str, Any] | None) -> str:
     return "none" if values is None else ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _made_by(code: Mapping[str, str]) -> str:
-    return "the checkpoint was made by {version} ({sources})".format(**code)
-
-
-def digest_of(parts: Iterable[Any]) -> str:
-    """Short digest of texts, numbers and arrays."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
-        digest.update(b"\0")
-    return digest.hexdigest()[:12]
 
 
 def digest_of_weights(weights: Mapping[str, Tensor]) -> str:

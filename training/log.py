@@ -1,13 +1,10 @@
-"""Numbers of a run on their way to people: means of an epoch, progress on a terminal, plain JSON values."""
+"""Numbers of a run on their way to people: means of an epoch, progress on a terminal."""
 
 import logging
 import math
-import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,37 +15,6 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 30  # between two lines where there is no terminal for a bar
-
-
-class WrappedFormatter(logging.Formatter):
-    """Breaks lines between words at the width of a terminal; elsewhere a message stays one line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The message as it is shown."""
-        text = super().format(record)
-        if not sys.stderr.isatty():
-            return text
-        width = shutil.get_terminal_size().columns
-        return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-
-
-class BarAwareHandler(logging.StreamHandler):
-    """Writes lines above a progress bar, if there is one, instead of into it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one message."""
-        try:
-            tqdm.write(self.format(record), file=self.stream)
-            self.flush()
-        except Exception:
-            self.handleError(record)
-
-
-def log_to_terminal(level: int) -> None:
-    """Send log messages from this level on to standard error, unless something already receives them."""
-    handler = BarAwareHandler()
-    handler.setFormatter(WrappedFormatter("%(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
 
 
 class MetricLog:
@@ -180,14 +146,3 @@ def duration(seconds: float) -> str:
     """Seconds as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
-def plain(value: Any) -> Any:
-    """Flags and numbers as plain JSON: paths as text, NaN and infinities as null."""
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    if isinstance(value, Path):
-        return str(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,8 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from errors import UsageError
-from files import written_aside
-from training.log import plain
+from files import plain, written_aside
 
 logger = logging.getLogger(__name__)
 

@@ -20,15 +20,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from errors import InputError, Interrupted
-from files import sha256, write_json
-from interruption import EXIT_CODES
+from files import plain, sha256, write_json
 from layers import load_strictly
 from optim_factory import MAX_NONFINITE, Update
 from training import checkpoints
-from training.fingerprint import Fingerprint, check_same_run, same_batches
-from training.log import MetricLog, Progress, duration, plain
+from training.fingerprint import Fingerprint, check_same_run, digest_of_weights, same_batches
+from training.log import MetricLog, Progress, duration
 from training.run_log import RunLog, named
-from utils import Run, environment
+from utils import EXIT_CODES, Run, environment
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +40,8 @@ def load_for_evaluation(
     averaged: take the averaged weights (--model_ema). Raises InputError for another stage or architecture.
     """
     kept = [run.output_dir / name for name in (checkpoints.BEST, checkpoints.LATEST)]
-    path = run.on_first(lambda: args.resume or next((path for path in kept if path.is_file()), kept[-1]))
-    state = run.on_first(lambda: checkpoints.read(path))
+    path = run.run_on_rank0(lambda: args.resume or next((path for path in kept if path.is_file()), kept[-1]))
+    state = run.run_on_rank0(lambda: checkpoints.read(path))
     checkpoints.check_stage(checkpoints.model_state(state, path), [stage], path)
     weights = checkpoints.averaged_state(state, path) if averaged else checkpoints.model_state(state, path)
     load_strictly(model, weights, where=str(path))
@@ -95,7 +94,7 @@ class TrainingState:
         self._saved = time.monotonic()
         self._continued: dict[str, Any] | None = None  # this process's part of a checkpoint inside an epoch
         # With one or two processes the order of a sum does not matter.
-        self._to_rehearse = run.processes > 2
+        self._warm_up_due = run.processes > 2
         self.run_log = RunLog(run.output_dir, args.log_dir, visible=run.is_main)
         self.n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info(
@@ -117,12 +116,13 @@ class TrainingState:
             for part in self.run.output_dir.glob(".*.part"):  # of a process that was killed while it wrote
                 part.unlink(missing_ok=True)
         if self.fingerprint is not None:
-            self.run.check_same({**self.fingerprint["data"], **self.fingerprint["weights"]})
-        found = self.run.on_first(lambda: self._find(args))
+            data = {**self.fingerprint["data"], **self.fingerprint["weights"]}
+            self.run.check_same(data, "start all machines with the same data")
+        found = self.run.run_on_rank0(lambda: self._find(args))
         if found is None:
             self.epoch = int(args.start_epoch)
-            self.run.on_first(self.run_log.begin)
-            self.run.on_first(lambda: checkpoints.settle_best(self.run.output_dir, {}))
+            self.run.run_on_rank0(self.run_log.begin)
+            self.run.run_on_rank0(lambda: checkpoints.settle_best(self.run.output_dir, {}))
         else:
             self._continue(*found, anyway=args.resume_anyway)
         self.update.step = self.epoch * self.update.steps_per_epoch + self.step
@@ -173,9 +173,9 @@ class TrainingState:
         if self.step:
             self._continued = state["processes"][self.run.rank]
         if self.save_every is not None:
-            self.run.on_first(lambda: self._take_over(path))
-        self.run.on_first(lambda: self.run_log.cut(self.epoch, self.step))
-        self.run.on_first(lambda: checkpoints.settle_best(self.run.output_dir, state))
+            self.run.run_on_rank0(lambda: self._take_over(path))
+        self.run.run_on_rank0(lambda: self.run_log.cut(self.epoch, self.step))
+        self.run.run_on_rank0(lambda: checkpoints.settle_best(self.run.output_dir, state))
         place = f"step {self.step} of epoch {self.epoch}" if self.step else f"epoch {self.epoch} of {self.epochs}"
         done = self.epoch >= self.epochs
         logger.info("Continuing from %s: %s.", path, f"all {self.epochs} epochs are done" if done else place)
@@ -211,9 +211,9 @@ class TrainingState:
         with closing(Progress(self.run.is_main, f"epoch {epoch}", len(loader), done=done)) as progress:
             for batch in loader:
                 batch = batch.to(self.run)
-                if self._to_rehearse:
-                    self._to_rehearse = False
-                    with self.update.rehearsal():
+                if self._warm_up_due:
+                    self._warm_up_due = False
+                    with self.update.warm_up_ddp():
                         yield batch
                     self.log.discard()
                 self.log.group = loader.dataset.groups[sampler.montage(self.step)]
@@ -270,7 +270,7 @@ class TrainingState:
         due = due and self.update.micro_batch == 0  # inside a step there is nothing new to save
         if due:
             self._saved = time.monotonic()  # said once: the answer comes with the next call
-        if self.run.interruption.agree(due):
+        if self.run.interruption.sync_signals(due):
             self.save()
 
     def _report_bad_step(self, loader: Any) -> None:
@@ -289,7 +289,7 @@ class TrainingState:
         windows.sort(key=lambda window: (window["finite"], window["loss_finite"], -window["largest_uv"]))
         stop = self.stop_at_bad_step or self.update.nonfinite_in_a_row >= MAX_NONFINITE
         line = {"epoch": self.epoch, "step": self.step, "taken": False, "windows": windows}
-        self.run.on_first(lambda: self.run_log.bad_step(line))
+        self.run.run_on_rank0(lambda: self.run_log.bad_step(line))
         text = (
             f"loss or gradient is not finite at step {self.step} of epoch {self.epoch}, "
             f"{self.update.nonfinite_in_a_row} in a row; nothing was changed by it. Windows: "
@@ -313,7 +313,7 @@ class TrainingState:
         best: also write checkpoint-best.pth. Every process must call it. Returns the line. Raises InputError where the
         processes' weights are not the same.
         """
-        self.run.check_equal(self.model.module.state_dict(), f"after epoch {epoch}")
+        self._check_equal_weights(epoch)
         means = {f"train_{name}": value for name, value in self.log.means().items()}
         speed = self.samples / self.seconds if self.seconds else 0.0
         line = {
@@ -326,7 +326,7 @@ class TrainingState:
             "samples_per_second": round(speed, 3),
         }
         # The log first: where a run is killed in between, the epoch is trained and logged again.
-        self.run.on_first(lambda: self.run_log.epoch(epoch, line))
+        self.run.run_on_rank0(lambda: self.run_log.epoch(epoch, line))
         self.epoch, self.step = epoch + 1, 0
         self.log = MetricLog(held=True)
         names = [checkpoints.BEST] if best else []
@@ -334,6 +334,16 @@ class TrainingState:
             names.append(f"checkpoint-{epoch}.pth")
         self.save(names)
         return line
+
+    def _check_equal_weights(self, epoch: int) -> None:
+        """Raise InputError where the processes' weights are not the same to the last bit."""
+        state = self.model.module.state_dict() if self.run.processes > 1 else {}
+        digests = {f"{name} after epoch {epoch}": digest_of_weights({"": value}) for name, value in state.items()}
+        self.run.check_same(
+            digests,
+            "nothing was saved, the last checkpoint is whole: look for a machine with faulty memory, or a change that "
+            "lets processes take different steps",
+        )
 
     def save(self, names: list[str] | None = None) -> None:
         """Write checkpoint.pth, and before it files of further names. Every process must call it.
@@ -351,7 +361,7 @@ class TrainingState:
         }
         gathered: list[Any] = [None] * self.run.processes
         dist.all_gather_object(gathered, own)
-        self.run.on_first(lambda: self._write(names or [], gathered))
+        self.run.run_on_rank0(lambda: self._write(names or [], gathered))
         self._saved = time.monotonic()
 
     def _write(self, names: list[str], processes: list[dict[str, Any]]) -> None:
@@ -384,7 +394,7 @@ class TrainingState:
         """End the run, by agreement of all processes, after saving it."""
         self.save()
         saved = self.save_every is not None
-        onward = "the same command goes on from here" if saved else "nothing is saved (--no_save_ckpt)"
+        onward = "the same command continues from here" if saved else "nothing is saved (--no_save_ckpt)"
         if saved and not self.flags["auto_resume"] and not self.flags["resume"]:
             onward = f"{onward}, without --no_auto_resume"
         place = f"after step {self.step} of epoch {self.epoch}"
