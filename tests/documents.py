@@ -1,0 +1,222 @@
+"""Read the commands, snippets and files of a Markdown document, and run them in a reader's folder.
+
+A fenced block's language says what it holds. `bash`: commands, which are run one after the other. `python`: a
+snippet. `text`: lines that the commands and snippets before it print, numbers apart; `text example` is not compared.
+`csv`, `json`: a file, named by the last inline code of the paragraph before. Inline code that starts with `python`
+or `torchrun` is a command as well.
+
+Bash runs a command with `python` and `torchrun` replaced by functions that only record their words. Each recorded
+call then runs in a process forked from one that has imported the libraries, so that twenty calls do not import
+torch twenty times. torchrun's calls run as a single process.
+"""
+
+import argparse
+import multiprocessing
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest.mock import patch
+
+from markdown_it import MarkdownIt
+from torch.distributed.run import get_args_parser
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 120  # seconds for a call
+FLAG = re.compile(r"(?<![\w-])--[A-Za-z]\w*")
+# Calls of these are only parsed: they need data that are not here, or have tests that run them.
+ONLY_PARSED = re.compile(r"benchmarks/|make_TU(AB|EV)|make_SEEDV|convert_pickles|^demo$")
+NOT_OURS = ("pip", "pytest", "venv")  # modules whose words are not checked
+STUBS = """
+python() { printf '%s\\0' "$@" $'\\n' >> "$CALLS"; }
+python3() { python "$@"; }
+torchrun() { python torchrun "$@"; }
+make() { command make --dry-run "$@"; }
+srun() { "$@"; }
+scontrol() { echo node1; }
+pip() { :; }; tensorboard() { :; }; rsync() { :; }; source() { :; }
+"""
+# Flags that make a run small, by a pattern of its script. argparse takes the last one of a flag.
+SMALL = {
+    r"run_(vqnsp|labram|class)": "--epochs 1 --warmup_epochs 0 --num_workers 0 --device cpu",
+    r"run_(vqnsp|labram)": "--time_window 1",
+    r"run_vqnsp": "--model vqnsp_encoder_tiny_decoder_1x200x4 --codebook_n_emd 16",
+    r"run_labram": "--model labram_tiny_patch200_1600_8k_vocab --tokenizer_model vqnsp_encoder_tiny_decoder_1x200x4",
+    r"run_class": "--model labram_tiny_patch200_200 --batch_size 4",
+    r"dataset_maker/(make_|convert_)": "--jobs 1",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A command, snippet, file or output of a document. name: the file's."""
+
+    kind: str
+    text: str
+    line: int
+    name: str = ""
+
+
+def tokens(text: str) -> Iterator[Any]:
+    """Yield the Markdown tokens of a document, those of running text one by one."""
+    for token in MarkdownIt("commonmark").enable("table").parse(text):
+        yield token
+        yield from token.children or ()
+
+
+def items(text: str) -> Iterator[Item]:
+    """Yield what a document asks its reader to do, in order."""
+    paragraph, line = "", 0
+    for token in tokens(text):
+        line = token.map[0] + 1 if token.map else line
+        language, _, more = token.info.partition(" ")
+        if token.type == "inline":
+            paragraph = token.content
+        elif token.type == "code_inline" and re.match(r"(python3?|torchrun) ", token.content):
+            yield Item("command", token.content, line)
+        elif token.type == "fence" and language == "bash":
+            yield from commands(token.content, line + 1)
+        elif token.type == "fence" and language == "python":
+            yield Item("snippet", token.content, line + 1)
+        elif token.type == "fence" and language in ("csv", "json"):
+            yield Item("file", token.content, line + 1, re.findall(rf"`([\w./-]+\.{language})`", paragraph)[-1])
+        elif token.type == "fence" and language == "text" and not more:
+            yield Item("output", token.content, line + 1)
+
+
+def commands(block: str, line: int) -> Iterator[Item]:
+    """Cut a block into commands. A command is as many lines as bash needs; a script with `#!` is one command."""
+    if block.startswith("#!"):
+        yield Item("command", block, line)
+        return
+    text = ""
+    for number, row in enumerate(block.splitlines(), line):
+        text += f"{row}\n"
+        complete = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True).returncode == 0
+        if complete and not row.endswith("\\"):
+            if not row.startswith("#") and row.strip():
+                yield Item("command", text, number)
+            text = ""
+    assert not text, f"line {line}: bash finds no end of this command: {text}"
+
+
+def flags_named(text: str) -> set[str]:
+    """Return the flags that stand in inline code."""
+    return {flag for token in tokens(text) if token.type == "code_inline" for flag in FLAG.findall(token.content)}
+
+
+def files_named(text: str) -> set[str]:
+    """Return relative links, and inline code that names a Python file, a document or a folder of the project."""
+    links = {str(token.attrs["href"]).partition("#")[0] for token in tokens(text) if token.type == "link_open"}
+    codes = {token.content for token in tokens(text) if token.type == "code_inline"}
+    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir())
+    paths = {code for code in codes if re.fullmatch(rf"[\w./*-]+\.(py|md)|({folders})/[\w./*-]*", code)}
+    return {name for name in links | paths if name and "://" not in name}
+
+
+def _call(words: Sequence[str], folder: Path, printed: Path, only_parse: bool) -> None:
+    """Run `python words...`, or a snippet if there is one word, in this process. Its output goes to a file."""
+    with printed.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    module = words[0] == "-m"
+    place = folder if module or len(words) == 1 else folder / Path(words[0]).parent
+    sys.argv, sys.path[0:0] = list(words[1:] if module else words), [str(place)]
+    if len(words) == 1:
+        exec(compile(words[0], "snippet", "exec"), {"__name__": "__main__"})
+        return
+    original = argparse.ArgumentParser.parse_args
+
+    def parse_and_end(self: argparse.ArgumentParser, *args: Any, **options: Any) -> NoReturn:
+        original(self, *args, **options)
+        sys.exit(0)
+
+    with patch.object(argparse.ArgumentParser, "parse_args", parse_and_end if only_parse else original):
+        if module:
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(words[0], run_name="__main__")
+
+
+class Reader:
+    """Somebody who does what a document says. folder: a copy of the project and the reader's data."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start the process that imports the libraries."""
+        self.folder, self.printed, self.calls = folder, folder.parent / "printed", folder.parent / "calls"
+        self.context = multiprocessing.get_context("forkserver")
+        libraries = ["torch", "timm", "h5py", "mne", "scipy.signal", "sklearn.metrics", "matplotlib.pyplot", "pandas"]
+        self.context.set_forkserver_preload([*libraries, "tensorboardX", "torch.distributed.run"])
+
+    def read(self, document: Path) -> list[str]:
+        """Do everything that a document says. Returns what went wrong, an entry for each item."""
+        lines: set[str] = set()
+        wrong, output_before = [], False
+        for item in items(document.read_text(encoding="utf-8")):
+            self.printed.write_text("")
+            if item.kind == "output":
+                missing = [line for line in map(shape, item.text.splitlines()) if line not in lines]
+                failure = f"is not printed: {missing}" if missing else ""
+            else:
+                lines = set() if output_before else lines
+                failure = self.do(item)
+            output_before = item.kind == "output"
+            printed = self.printed.read_text(errors="replace").splitlines()
+            lines |= set(map(shape, printed))
+            if failure:
+                wrong.append("\n".join([f"{document.name}, line {item.line}: {item.text}", failure, *printed[-15:]]))
+        return wrong
+
+    def do(self, item: Item) -> str:
+        """Do one item; returns what went wrong."""
+        if item.kind == "file":
+            (self.folder / item.name).write_text(item.text)
+            return ""
+        return self.python([item.text]) if item.kind == "snippet" else self.command(item.text)
+
+    def command(self, text: str) -> str:
+        """Give a command to bash, then run the calls of Python that it recorded."""
+        self.calls.write_text("")
+        with self.printed.open("a") as file:
+            ended = subprocess.run(
+                ["bash", "-c", f"{STUBS}\n{text}"],
+                cwd=self.folder,
+                env={**os.environ, "CALLS": str(self.calls)},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                timeout=LIMIT,
+            )
+        calls = [call.split("\0")[:-1] for call in self.calls.read_text().split("\n\0")[:-1]]
+        failures = [f"bash ends with {ended.returncode}"] if ended.returncode else []
+        return "; ".join(filter(None, [*failures, *map(self.python, calls)]))
+
+    def python(self, words: Sequence[str]) -> str:
+        """Run a call or a snippet, smaller than it stands; returns what went wrong."""
+        if words[0] == "torchrun":
+            args = get_args_parser().parse_args(words[1:])
+            words = [args.training_script, *args.training_script_args]
+        name = words[1] if words[0] == "-m" else words[0]
+        if name in NOT_OURS:
+            return ""
+        only_parse = bool(ONLY_PARSED.search(name))
+        if not only_parse and len(words) > 1:
+            words = [*words, *(flag for key, flags in SMALL.items() if re.search(key, name) for flag in flags.split())]
+        process = self.context.Process(target=_call, args=(words, self.folder, self.printed, only_parse))
+        process.start()
+        process.join(LIMIT)
+        if process.exitcode is None:
+            process.kill()
+        return f"ends with {process.exitcode}" if process.exitcode != 0 else ""
+
+
+def shape(line: str) -> str:
+    """Return a line without its numbers and the width of its blanks."""
+    return " ".join(re.sub(r"-?\d+(\.\d+)?(e[+-]?\d+)?", "#", line).split())
