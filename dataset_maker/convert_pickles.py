@@ -10,127 +10,117 @@ its recording, which the report names.
 """
 
 import sys
-from pathlib import Path
 
-if not __package__:  # started by its path: the project's folder, not this one, belongs on Python's path
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by the file's path
 
 import argparse
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dataset_maker import labelled, make_TUAB, make_TUEV, pipeline, safe_pickles, tuh_events
-from dataset_maker.pipeline import FilterSettings, Pipeline, Prepared, Store, Windows
-from dataset_maker.tuh import ELECTRODES
-from eeg_data.quality import SignalScan, amplitude_histogram
-from errors import ArgumentParser, InputError, run_script
+from dataset_maker import labelled, make_TUAB, make_TUEV, pipeline, tuh
+from dataset_maker.labelled import DataSet
+from dataset_maker.pipeline import Pipeline, Prepared, Store, Windows
+from eeg_data.labelled_files import SPLITS
+from errors import InputError
 
-RATE = 200.0  # Hz, of the pickles
-MAX_BYTES = 2 << 20  # a sample has 0.4 MB, twice that where bytes are written as text
-UNFILTERED = {"l_freq": 0.0, "h_freq": 0.0, "notch": 0.0}  # by this maker: the released ones did
+RATE = 200  # Hz, of the pickles
+FILTERED = True  # by the released makers
 
 
 @dataclass(frozen=True)
 class Kind:
     """How one of the released makers wrote its samples."""
 
-    task: str
-    classes: tuple[str, ...]
-    folders: dict[str, str]  # split -> folder
+    data_set: DataSet
+    folders: tuple[str, str, str]  # of train, val, test
     file_name: str  # pattern: recording and running number
     signal: str  # keys of the dictionary
     label: str
     first_label: int
-    window: int  # s
 
 
 KINDS = {
-    "TUAB": Kind(
-        task="binary",
-        classes=make_TUAB.CLASSES,
-        folders={"train": "train", "val": "val", "test": "test"},
-        file_name=r"(.+)_(\d+)\.pkl",
-        signal="X",
-        label="y",
-        first_label=0,
-        window=make_TUAB.WINDOW,
-    ),
+    "TUAB": Kind(make_TUAB.DATA_SET, ("train", "val", "test"), r"(.+)_(\d+)\.pkl", "X", "y", 0),
     "TUEV": Kind(
-        task="multiclass",
-        classes=make_TUEV.CLASSES,
-        folders={"train": "processed_train", "val": "processed_eval", "test": "processed_test"},
-        file_name=r"(.+)-(\d+)\.pkl",
-        signal="signal",
-        label="label",
-        first_label=1,
-        window=tuh_events.WINDOW,
+        make_TUEV.DATA_SET,
+        ("processed_train", "processed_eval", "processed_test"),
+        r"(.+)-(\d+)\.pkl",
+        "signal",
+        "label",
+        1,
     ),
 }
+# The functions that pickles of plain values and NumPy arrays name. NumPy 1 and 2 call their module differently.
+ALLOWED: dict[str, Any] = {
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": np.dtype,
+    "_codecs.encode": lambda text, encoding: text.encode("latin-1"),  # how protocol 2 writes bytes
+}
+for _core in ("numpy.core", "numpy._core"):
+    ALLOWED[f"{_core}.multiarray._reconstruct"] = np.empty(0).__reduce__()[0]
+    ALLOWED[f"{_core}.multiarray.scalar"] = np.float64(0).__reduce__()[0]
+    ALLOWED[f"{_core}.numeric._frombuffer"] = np.empty(0).__reduce_ex__(5)[0]
 
 
-def get_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = ArgumentParser(description=__doc__)
+class PlainUnpickler(pickle.Unpickler):
+    """Reads plain values and NumPy arrays; any other function or class that a pickle names is an InputError."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what `module.name` stands for, if it is allowed."""
+        if f"{module}.{name}" not in ALLOWED:
+            raise InputError(f"names {module}.{name}, which is not allowed in a sample; nothing of it was run")
+        return ALLOWED[f"{module}.{name}"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="holds the folders of the splits")
     parser.add_argument("--dataset", choices=tuple(KINDS), help="whose pickles (default: as the folders are called)")
-    labelled.add_arguments(parser, filters=False)
-    parser.set_defaults(**UNFILTERED)
-    return parser.parse_args()
 
 
 def read_sample(path: Path, kind: Kind) -> tuple[np.ndarray, int]:
     """Return a pickle's signal (23, time) in uV and its label from 0. Raises InputError if it holds anything else."""
-    with pipeline.recording_readable(path):
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise InputError(f"{path}: {size} bytes, too many for one sample")
-        data = path.read_bytes()
     try:
-        sample = safe_pickles.loads(data)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    signal, label = sample.get(kind.signal), sample.get(kind.label)
-    shape = (len(ELECTRODES), round(kind.window * RATE))
-    if not isinstance(signal, np.ndarray) or signal.shape != shape:
-        found = f"of shape {signal.shape}" if isinstance(signal, np.ndarray) else "no array"
-        raise InputError(f"{path}: {kind.signal!r} is {found}; expected {shape}")
-    if isinstance(label, (list, tuple)) and len(label) == 1:
-        (label,) = label
-    if isinstance(label, np.ndarray) and label.size == 1:
-        label = label.item()
-    labels = range(kind.first_label, kind.first_label + len(kind.classes))
-    if not isinstance(label, (int, float, np.number)) or label not in labels:
+        with path.open("rb") as file:
+            sample = PlainUnpickler(file).load()
+        signal, label = np.asarray(sample[kind.signal]), np.asarray(sample[kind.label])
+    except (InputError, MemoryError) as error:
+        raise InputError(f"{path}: {error or 'too large'}") from None
+    except Exception as error:  # broken bytes end in anything from IndexError to UnicodeDecodeError
+        expected = f"a dictionary with {kind.signal!r} and {kind.label!r}"
+        raise InputError(f"{path}: broken, or no pickle of {expected} ({type(error).__name__})") from None
+    shape = (len(tuh.ELECTRODES), kind.data_set.window * RATE)
+    if signal.shape != shape or signal.dtype.kind not in "fiu":
+        raise InputError(f"{path}: {kind.signal!r} is {signal.dtype} {signal.shape}; expected numbers {shape}")
+    labels = range(kind.first_label, kind.first_label + len(kind.data_set.classes))
+    if label.size != 1 or label.dtype.kind not in "fiu" or label.item() not in labels:
         raise InputError(f"{path}: {kind.label!r} is none of the labels {labels[0]} to {labels[-1]}")
-    return signal, int(label) - kind.first_label
+    return signal, int(label.item()) - kind.first_label
 
 
-def survey(task: Mapping[str, Any], pipeline: Pipeline) -> dict[str, Any]:
+def survey(task: Mapping[str, Any], options: Pipeline) -> dict[str, Any]:
     """Return what a recording's pickles will give, without opening them."""
     count = 1 + len(task["also"])
-    seconds = float(count * KINDS[task["kind"]].window)
-    return {"electrodes": list(ELECTRODES), "seconds": seconds, "rate": RATE, "windows": count}
+    seconds = float(count * KINDS[task["kind"]].data_set.window)
+    return {"electrodes": list(tuh.ELECTRODES), "seconds": seconds, "rate": RATE, "windows": count}
 
 
 def prepare(task: Mapping[str, Any], options: Pipeline, store: Store) -> Prepared:
-    """Put a recording's samples one behind the other, as they are; their labels go into `extra`."""
-    kind, paths = KINDS[task["kind"]], [task["path"], *task["also"]]
-    samples = round(kind.window * RATE)
-    eeg = store(ELECTRODES, RATE, samples * len(paths))
-    scan, histograms, labels = SignalScan(ELECTRODES, RATE), [], []
-    for index, path in enumerate(paths):
-        signal, label = read_sample(Path(path), kind)
-        scan.add(signal)
-        plain = pipeline.bridged(signal.astype(np.float64))
-        eeg[:, index * samples : (index + 1) * samples] = pipeline.narrowed(plain, options.dtype, path)
-        histograms.append(amplitude_histogram(plain))
-        labels.append(label)
-    stages = pipeline.plan_stages(RATE, FilterSettings(None, None, None, RATE), samples * len(paths) / RATE)
-    quality = replace(scan.result(), histogram=np.sum(histograms, axis=0))
-    report = stages | {"dropped": {}}
-    return Prepared(list(ELECTRODES), RATE, samples * len(paths), eeg, quality, report, {"labels": labels})
+    """Put a recording's samples one behind the other; their labels go into `extra`."""
+    import mne
+
+    samples = [read_sample(Path(path), KINDS[task["kind"]]) for path in (task["path"], *task["also"])]
+    info = mne.create_info(list(tuh.ELECTRODES), float(RATE), "eeg")
+    volts = np.concatenate([signal for signal, _ in samples], axis=1) * 1e-6
+    prepared = pipeline.prepare(mne.io.RawArray(volts, info, verbose="error"), options, where=task["path"], store=store)
+    prepared.extra["labels"] = [label for _, label in samples]
+    return prepared
 
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
@@ -139,51 +129,34 @@ def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
     return Windows(np.arange(len(labels), dtype=np.int64) * (prepared.length // len(labels)), labels)
 
 
-def find_kind(root: Path, wanted: str | None) -> str:
-    """Return whose pickles a folder holds. Raises InputError if that is not to be seen."""
-    for name, kind in KINDS.items():
-        if wanted in (None, name) and (root / kind.folders["train"]).is_dir():
-            return name
-    folders = " or ".join(f"{', '.join(kind.folders.values())} ({name})" for name, kind in KINDS.items())
-    raise InputError(f"--root {root}: expected the folders {folders} there, at least the one for training")
+def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
+    """Return the data set and a task for each recording. Raises InputError without pickles, and for other names."""
+    names = [args.dataset] if args.dataset else list(KINDS)
+    for name in names:
+        if tasks := find_tasks(args.root, name):
+            made = {"source": f"pickles of the released {name} maker", "split": "the pickles' folders"}
+            return replace(KINDS[name].data_set, made=made), tasks
+    folders = " or ".join(f"{', '.join(KINDS[name].folders)} ({name})" for name in names)
+    raise InputError(f"--root {args.root}: no *.pkl in folders {folders} there")
 
 
-def find_tasks(root: Path, kind_name: str) -> list[dict[str, Any]]:
+def find_tasks(root: Path, name: str) -> list[dict[str, Any]]:
     """Return a task for each recording in each split's folder. Raises InputError for files of other names."""
-    kind, tasks = KINDS[kind_name], []
-    for split, folder in kind.folders.items():
+    kind, tasks = KINDS[name], []
+    for split, folder in zip(SPLITS, kind.folders, strict=True):
         recordings: dict[str, list[tuple[int, str]]] = {}
         for path in (root / folder).glob("*.pkl"):
-            if not (name := re.fullmatch(kind.file_name, path.name)):
-                raise InputError(f"{path}: not a name that the released {kind_name} maker gives; take it out of there")
-            recordings.setdefault(name[1], []).append((int(name[2]), str(path)))
+            if not (parts := re.fullmatch(kind.file_name, path.name)):
+                raise InputError(f"{path}: not a name that the released {name} maker gives; move it elsewhere")
+            recordings.setdefault(parts[1], []).append((int(parts[2]), str(path)))
         for recording, numbered in sorted(recordings.items()):
-            known = kind_name == "TUAB" or re.fullmatch(r"[a-z]{8}_\d+", recording)
+            known = name == "TUAB" or re.fullmatch(r"[a-z]{8}_\d+", recording)
             subject = recording.partition("_")[0] if known else recording
             first, *others = [path for _, path in sorted(numbered)]
-            task = {"path": first, "also": others, "kind": kind_name}
-            tasks.append(task | {"recording": recording, "subject": subject, "split": split})
-    if not tasks:
-        raise InputError(f"--root {root}: no *.pkl in {', '.join(kind.folders.values())}")
+            task = {"path": first, "also": others, "kind": name, "recording": recording}
+            tasks.append(task | {"subject": subject, "split": split})
     return tasks
 
 
-def main(args: argparse.Namespace) -> None:
-    """Convert the folders; raises InputError at the end if a recording was left out."""
-    kind_name = find_kind(args.root, args.dataset)
-    kind = KINDS[kind_name]
-    labelled.make(
-        args,
-        maker="dataset_maker.convert_pickles",
-        tasks=find_tasks(args.root, kind_name),
-        name=kind_name,
-        task=kind.task,
-        classes=kind.classes,
-        electrodes=ELECTRODES,
-        window=kind.window,
-        made={"source": f"pickles of the released {kind_name} maker", "split": "the pickles' folders"},
-    )
-
-
 if __name__ == "__main__":
-    run_script(main, get_args())
+    labelled.run("dataset_maker.convert_pickles")

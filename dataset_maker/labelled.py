@@ -1,18 +1,19 @@
-"""Recordings to one labelled data set: what all labelled makers share. Format: README, "Data files".
+"""Make one labelled data set of recordings: what all labelled makers share. Format: docs/data.md.
 
-A maker says which recordings there are and where their windows lie; this module does the rest: processes, shards,
-resumption, the electrodes that all recordings must have, one file in the recordings' order, the report.
+A maker says which recordings there are and where their windows lie. This module does the rest: processes, shards,
+resuming, the electrodes that all recordings must have, one file in the recordings' order, the report.
 """
 
 import argparse
 import hashlib
+import importlib
 import json
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,70 +22,98 @@ import numpy as np
 
 from dataset_maker import jobs, report
 from dataset_maker.jobs import Plan, Spread, Task
-from dataset_maker.pipeline import add_filter_arguments, build_pipeline
+from dataset_maker.pipeline import Prepared, Windows, add_filter_arguments, build_pipeline
 from dataset_maker.writers import join_shards, refuse_existing
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS, published_sizes
-from errors import InputError
+from errors import ArgumentParser, InputError, run_script
 from files import check_writable
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, filters: bool = True) -> None:
-    """Declare --output and the flags of processes and, unless the signals are filtered already, of filters."""
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE.hdf5", help="one file; without a suffix: a folder of shards"
-    )
-    if filters:
+@dataclass(frozen=True)
+class DataSet:
+    """What a labelled data set is, whatever its recordings."""
+
+    name: str
+    classes: Sequence[str]  # of a regression the names of the targets
+    window: int  # s
+    electrodes: Sequence[str] | None = None  # every recording has exactly these; None: those that most have
+    drop: Sequence[str] = ()  # channels to leave out in addition to --drop
+    wrap: bool = False  # whether windows may reach round a recording's ends
+    regression: bool = False
+    made: Mapping[str, Any] = field(default_factory=dict)  # what the file says about its source and split
+    expected: Mapping[str, int] | None = None  # samples a split, to compare with
+
+    @property
+    def task(self) -> str:
+        """The task as files name it."""
+        return "regression" if self.regression else "binary" if len(self.classes) == 2 else "multiclass"
+
+
+def published_counts(name: str) -> dict[str, int]:
+    """Return the published samples a split of one of the sets in `published_splits.json`."""
+    return dict(zip(SPLITS, published_sizes()[name], strict=True))
+
+
+def consecutive_windows(prepared: Prepared, seconds: int, label: int) -> Windows:
+    """Return windows one behind the other, all of one class; what is left at the recording's end is not used."""
+    samples = round(seconds * prepared.rate)
+    starts = np.arange(prepared.length // samples, dtype=np.int64) * samples
+    notes = {} if len(starts) else {f"recordings shorter than a window of {seconds} s": 1}
+    return Windows(starts, np.full(len(starts), label), notes=notes)
+
+
+def run(maker: str) -> None:
+    """Run a maker's command line.
+
+    maker: name of a module whose docstring is the help, with
+      add_arguments(parser)    declares its flags
+      find_recordings(args)    returns the DataSet and a task for each recording: path, recording (its name), subject,
+                               split (unless its windows say), `also` (other files it depends on), entries of its own
+      windows(task, prepared)  says where the samples of a recording lie
+      read(task)               opens a recording; without it the pipeline does
+      FILTERED = True          if its signals are filtered already
+    """
+    module = importlib.import_module(maker)
+    parser = ArgumentParser(description=module.__doc__)
+    module.add_arguments(parser)
+    output = "one file; without a suffix: a folder of shards"
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.hdf5", help=output)
+    if not getattr(module, "FILTERED", False):
         add_filter_arguments(parser)
     jobs.add_arguments(parser)
+    run_script(lambda args: make(args, maker, *module.find_recordings(args)), parser.parse_args())
 
 
-def make(
-    args: argparse.Namespace,
-    *,
-    maker: str,
-    tasks: Sequence[Task],
-    name: str,
-    task: str,
-    classes: Sequence[str],
-    electrodes: Sequence[str] | None,
-    window: int,
-    made: Mapping[str, Any],
-    wrap: bool = False,
-    drop: Sequence[str] = (),
-    expected: str | Mapping[str, int] | None = None,
-) -> None:
+def make(args: argparse.Namespace, maker: str, data_set: DataSet, tasks: Sequence[Task]) -> None:
     """Convert the tasks' recordings into `args.output` with a bar, a summary and a report.
 
-    maker: module with `windows(task, prepared)` and perhaps `read(task)`. tasks: each with path, recording, subject,
-    split (unless its windows say), `also` for further files it depends on. electrodes: exact montage, None for what the
-    recordings have in common. window: seconds. made: what the file says of its source and split, beside the pipeline.
-    wrap: windows may reach round the recording's ends. drop: channels to leave out beside those of --drop. expected:
-    samples a split to compare with, or the name of published ones. Raises InputError at the end if recordings were left
-    out, and makes no file without samples or whose training split has a single class.
+    Raises InputError at the end if recordings were left out; a data set that nobody can train on is not made.
     """
-    pipeline = build_pipeline(args, drop=drop)
+    pipeline = build_pipeline(args, drop=data_set.drop)
     spread, output, began = Spread.from_args(args), args.output.resolve(), time.monotonic()
     tasks = jobs.stamped(tasks)
-    made = dict(made) | pipeline.described()
-    description = {"name": name, "task": task, "classes": list(classes), "rate": pipeline.filter.sampling_rate}
-    description |= {"window": window, "wrap": wrap, "electrodes": list(electrodes) if electrodes else None}
+    made = {**data_set.made, **pipeline.described()}
+    description: dict[str, Any] = {"name": data_set.name, "task": data_set.task, "classes": list(data_set.classes)}
+    description |= {"window": data_set.window, "wrap": data_set.wrap, "rate": pipeline.filter.sampling_rate}
+    description |= {"electrodes": list(data_set.electrodes) if data_set.electrodes else None}
     single = output.suffix.lower() in SUFFIXES
+    folder = output.with_name(f".{output.name}.making") if single else output  # of the shards
     check_writable(output.parent)
-    folder = output.with_name(f".{output.name}.making") if single else output
-    refuse_foreign(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ".making").is_dir():
+        raise InputError(f"{folder} holds other files already: name a new folder, or a file with the suffix .hdf5")
     plan = Plan(maker, pipeline, folder, made, description)
     fingerprint = hashlib.sha256("".join(plan.key(task) for task in tasks).encode()).hexdigest()[:16]
-    if single and made_already(output, fingerprint):
+    if single and is_made_already(output, fingerprint):
         shutil.rmtree(folder, ignore_errors=True)  # of a maker that was stopped at its very end
         return
     with jobs.only_maker(plan):
         entries, plan, new_seconds = _convert(plan, tasks, spread, single)
-        whole = _report(entries, tasks, plan, output, expected)
-        problem = unusable(whole)
+        whole = _report(entries, plan, output) | {"expected_samples": data_set.expected}
+        problem = why_unusable(whole)
         report.save(whole, output)
         if single and not problem:
-            totals = {split: found["samples"] for split, found in whole["splits"].items()}
+            totals = {split: part["samples"] for split, part in whole["splits"].items()}
             made |= {"fingerprint": fingerprint, "left_out": len(whole["left_out"])}
             shards = dict.fromkeys(folder / entry["file"] for entry in entries if "file" in entry)
             join_shards(list(shards), output, description=plan.description or {}, made=made, totals=totals)
@@ -98,31 +127,23 @@ def make(
         raise InputError(f"{count} of {whole['recordings']} recordings were left out, named above")
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Raise InputError for a folder that holds other things: training would take its HDF5 files for shards."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / ".making").is_dir():
-        raise InputError(f"{folder} holds other files already: name a new folder, or a file with the suffix .hdf5")
-
-
-def made_already(output: Path, fingerprint: str) -> bool:
+def is_made_already(output: Path, fingerprint: str) -> bool:
     """Whether the file was made whole from the same recordings with the same flags.
 
-    Raises InputError if it is another file, or recordings were left out when it was made.
+    Raises InputError if it is another file, or if recordings were left out when it was made.
     """
     if not output.exists():
         return False
     try:
         with h5py.File(output, "r", locking=False) as file:
             made = json.loads(file.attrs["made"])
-            same, left_out = made["fingerprint"] == fingerprint, int(made["left_out"])
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError):
-        same, left_out = False, 0
-    if not same:
+    except (OSError, KeyError, ValueError):
+        made = {}
+    if made.get("fingerprint") != fingerprint:
         refuse_existing(output)
-    if left_out:
-        raise InputError(
-            f"{output} was made without {left_out} recordings, see {report.report_path(output)}: delete it to try again"
-        )
+    if made["left_out"]:
+        reason = f"was made without {made['left_out']} recordings, see {report.report_path(output)}"
+        raise InputError(f"{output} {reason}: delete it to try again")
     print(f"{output} is already made from these recordings with these flags")
     return True
 
@@ -130,53 +151,44 @@ def made_already(output: Path, fingerprint: str) -> bool:
 def _convert(
     plan: Plan, tasks: Sequence[Task], spread: Spread, single: bool
 ) -> tuple[list[dict[str, Any]], Plan, float]:
-    """Do the jobs that are not done yet; returns all recordings in order, the plan with its electrodes, new seconds."""
-    found = jobs.survey(plan.maker, plan.pipeline, tasks, spread)
-    seen = [(task, result) for task, result in zip(tasks, found, strict=True) if "error" not in result]
-    assert plan.description
-    electrodes = plan.description["electrodes"] or common_montage([result["electrodes"] for _, result in seen])
-    plan = replace(plan, description={**plan.description, "electrodes": electrodes})
-    failed = jobs.failed_at_survey(plan, tasks, found)
+    """Do the jobs that are left. Returns all recordings in order, the plan with its electrodes, new seconds of EEG."""
+    surveys = jobs.survey(plan.maker, plan.pipeline, tasks, spread)
+    seen = [(task, survey) for task, survey in zip(tasks, surveys, strict=True) if "error" not in survey]
+    description = dict(plan.description or {})
+    description["electrodes"] = description["electrodes"] or common_montage([s["electrodes"] for _, s in seen])
+    plan = replace(plan, description=description)
+    failed = jobs.failed_at_survey(plan, tasks, surveys)
     kept = jobs.converted_before(plan, tasks, others="remove" if single else "refuse")
-    _check_disk(plan, {plan.key(task): result["windows"] for task, result in seen}, kept.keys(), single)
+    left = sum(survey["windows"] for task, survey in seen if plan.key(task) not in kept)
+    if single:  # it is written from the shards
+        left += sum(survey["windows"] for _, survey in seen)
+    sample = len(description["electrodes"] or ()) * round(description["window"] * description["rate"])
+    if left:
+        jobs.check_disk(plan.folder, left * sample * np.dtype(plan.pipeline.dtype).itemsize)
     entries = jobs.run_jobs(plan, jobs.remaining(plan, tasks, kept.keys() | failed.keys()), spread)
     results = failed | kept | {entry["key"]: entry for entry in entries}
     seconds = sum(entry["seconds"] for entry in entries if "error" not in entry)
     return [results[plan.key(task)] for task in tasks], plan, seconds
 
 
-def _check_disk(plan: Plan, windows: Mapping[str, int], kept: Collection[str], single: bool) -> None:
-    """Refuse to begin without space for what is left: shards, and the single file that is then written from them."""
-    assert plan.description, "of a labelled set"
-    one = len(plan.description["electrodes"] or ()) * round(plan.description["window"] * plan.description["rate"])
-    count = sum(number for key, number in windows.items() if key not in kept) + single * sum(windows.values())
-    if count:
-        jobs.check_disk(plan.folder, count * one * np.dtype(plan.pipeline.dtype).itemsize)
-
-
 def common_montage(montages: Sequence[Sequence[str]]) -> list[str] | None:
     """Return the electrodes that most recordings have, in the order of the first of them; None without recordings."""
-    if not montages:
-        return None
-    most, _ = Counter(frozenset(names) for names in montages).most_common(1)[0]
-    return list(next(names for names in montages if frozenset(names) == most))
+    counts = Counter(frozenset(names) for names in montages)
+    most = max(counts, key=counts.__getitem__, default=None)
+    return next((list(names) for names in montages if frozenset(names) == most), None)
 
 
-def unusable(whole: Mapping[str, Any]) -> str | None:
-    """Return why nobody could train on a data set with this report, or None."""
-    if not whole["splits"]:
-        return "no recording gives a sample"
+def why_unusable(whole: Mapping[str, Any]) -> str | None:
+    """Return why nobody can train on a data set with this report, or None."""
     train = whole["splits"].get("train")
     if train is None:
-        return "no recording gives a sample for training"
+        return f"no recording gives a sample{' for training' if whole['splits'] else ''}"
     if whole["task"] != "regression" and len(train["labels"]) == 1:
         return f"all {train['samples']} training samples are of one class, {next(iter(train['labels']))}"
     return None
 
 
-def _report(
-    entries: Sequence[Any], tasks: Sequence[Task], plan: Plan, output: Path, expected: str | Mapping[str, int] | None
-) -> dict[str, Any]:
+def _report(entries: Sequence[Any], plan: Plan, output: Path) -> dict[str, Any]:
     description = plan.description or {}
     counts: Counter[str] = Counter()
     for entry in entries:
@@ -184,25 +196,21 @@ def _report(
     whole = report.summary(entries, plan.made) | {"output": str(output), "counts": dict(counts)}
     whole |= {key: description[key] for key in ("name", "task", "classes", "electrodes", "window")}
     whole["splits"] = report.splits(entries, description["classes"])
-    whole["subjects_on_two_sides"] = report.two_sides(entries)
-    if isinstance(expected, str):
-        expected = dict(zip(SPLITS, published_sizes()[expected], strict=True))
-    whole["expected_samples"] = expected
-    return whole
+    return whole | {"subjects_on_two_sides": report.two_sides(entries)}
 
 
 def _show(whole: Mapping[str, Any], new_seconds: float, took: float) -> None:
-    """Print the summary; what is doubtful about it goes to standard error."""
+    """Print the summary; doubts go to standard error."""
     report.show(whole)
-    for split, found in whole["splits"].items():
-        labels = ", ".join(f"{label} {count}" for label, count in found["labels"].items() if label != "all")
-        samples = f"{split}: {found['samples']} samples, {found['recordings']} recordings, {found['subjects']} subjects"
-        print(samples + (f" ({labels})" if labels else ""))
-        if whole["task"] != "regression" and len(found["labels"]) == 1:
+    for split, part in whole["splits"].items():
+        labels = ", ".join(f"{label} {count}" for label, count in part["labels"].items() if label != "all")
+        line = f"{split}: {part['samples']} samples, {part['recordings']} recordings, {part['subjects']} subjects"
+        print(line + (f" ({labels})" if labels else ""))
+        if whole["task"] != "regression" and len(part["labels"]) == 1:
             print(f"warning: {split} has a single class", file=sys.stderr)
     if expected := whole["expected_samples"]:
         print("expected: " + ", ".join(f"{split} {count}" for split, count in expected.items()))
     if sides := whole["subjects_on_two_sides"]:
-        some = ", ".join(list(sides)[:5])
-        print(f"warning: {len(sides)} subjects are on more than one side: {some}", file=sys.stderr)
+        first = ", ".join(list(sides)[:5])
+        print(f"warning: {len(sides)} subjects are on more than one side: {first}", file=sys.stderr)
     report.show_end(Path(whole["output"]), new_seconds, took)

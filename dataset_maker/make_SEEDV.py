@@ -8,10 +8,8 @@ test. Dates stay behind: a recording goes into the file as <subject>_<session>.
 """
 
 import sys
-from pathlib import Path
 
-if not __package__:  # started by its path: the project's folder, not this one, belongs on Python's path
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by the file's path
 
 import argparse
 import json
@@ -19,47 +17,51 @@ import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mne
 import numpy as np
 
 from dataset_maker import labelled, pipeline, sources
+from dataset_maker.labelled import DataSet
 from dataset_maker.pipeline import Prepared, Windows
 from eeg_data.labelled_files import SPLITS
-from errors import ArgumentParser, InputError, run_script
+from errors import InputError
 
 _NAMES = """
 FP1 FPZ FP2 AF3 AF4 F7 F5 F3 F1 FZ F2 F4 F6 F8 FT7 FC5 FC3 FC1 FCZ FC2 FC4 FC6 FT8 T7 C5 C3 C1 CZ C2 C4 C6 T8
 TP7 CP5 CP3 CP1 CPZ CP2 CP4 CP6 TP8 P7 P5 P3 P1 PZ P2 P4 P6 P8 PO7 PO5 PO3 POZ PO4 PO6 PO8 CB1 O1 OZ O2 CB2
 """
-ELECTRODES = tuple(_NAMES.split())
-CLASSES = ("disgust", "fear", "sad", "neutral", "happy")
+DATA_SET = DataSet(
+    "SEED-V",
+    classes=("disgust", "fear", "sad", "neutral", "happy"),
+    window=1,
+    electrodes=tuple(_NAMES.split()),
+    drop=("M1", "M2", "VEO", "HEO"),
+    made={"source": "SEED-V", "split": "of a session's 15 clips the first five train, then five val, five test"},
+)
 CLIPS_PER_SPLIT = 5
-SUBJECTS = 16
-WINDOW = 1  # s
+FILES = 48  # of the public release: 16 subjects, 3 sessions
 Clip = tuple[int, int, int]  # start and end in s from the recording's first sample, label
 
 
 def load_clips() -> dict[str, list[Clip]]:
     """Return session -> its 15 clips, in order."""
-    sessions = json.loads(Path(__file__).with_name("seed_v.json").read_text(encoding="utf-8"))["sessions"]
-    return {
-        name: list(zip(*(s[key] for key in ("start", "end", "label")), strict=True)) for name, s in sessions.items()
-    }
+    table = json.loads(Path(__file__).with_name("seed_v.json").read_text(encoding="utf-8"))["sessions"]
+    return {session: list(zip(t["start"], t["end"], t["label"], strict=True)) for session, t in table.items()}
 
 
-def get_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="holds <subject>_<session>_<date>.cnt")
-    labelled.add_arguments(parser)
-    return parser.parse_args()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    root = "holds <subject>_<session>_<date>.cnt"
+    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help=root)
 
 
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
-    """Open a Neuroscan recording whose values may have 2 or 4 bytes, whatever its header's event table says."""
+    """Open a Neuroscan recording. Its size says whether values have 2 or 4 bytes; the header is not reliable."""
     path = Path(task["path"])
     with pipeline.recording_readable(path):
         with path.open("rb") as file:
@@ -70,66 +72,44 @@ def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
 
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
-    """Cut a session's clips into seconds; what of a clip lies beyond the recording's end is left out and counted."""
+    """Cut a session's clips into seconds; seconds of a clip beyond the recording's end are left out and counted."""
     rate, whole = round(prepared.rate), math.floor(prepared.length / prepared.rate)
-    starts, labels, split_of = [], [], []
-    for index, (start, end, label) in enumerate(task["clips"]):
-        seconds = range(start, min(end, whole), WINDOW)
-        starts += [second * rate for second in seconds]
-        labels += [label] * len(seconds)
-        split_of += [SPLITS[index // CLIPS_PER_SPLIT]] * len(seconds)
+    rows = [
+        (second * rate, label, SPLITS[index // CLIPS_PER_SPLIT])
+        for index, (start, end, label) in enumerate(task["clips"])
+        for second in range(start, min(end, whole))
+    ]
+    starts, labels, splits = zip(*rows, strict=True) if rows else ((), (), ())
     cut = sum(end > whole for _, end, _ in task["clips"])
     notes = {"clips that reach beyond their recording's end, cut to the seconds inside it": cut} if cut else {}
-    return Windows(np.array(starts, dtype=np.int64), np.array(labels, dtype=np.int64), split_of, notes)
+    return Windows(np.array(starts, dtype=np.int64), np.array(labels, dtype=np.int64), splits, notes)
 
 
-def find_tasks(root: Path, clips: Mapping[str, Sequence[Clip]]) -> list[dict[str, Any]]:
-    """Return a task for each session's file below `root`. Raises InputError without any, and for two of one session."""
-    tasks: dict[str, dict[str, Any]] = {}
-    others = 0
-    found = sources.find_files([root], (".cnt",), flag="--root")
-    for path in sorted(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)[:2]]):
-        if not (name := re.fullmatch(r"(\d+)_(\d+)(_.*)?\.cnt", path.name)) or name[2] not in clips:
-            others += 1
+def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
+    """Return the data set and a task for each session's file. Raises InputError without any, and for two of one."""
+    tasks: dict[tuple[int, int], dict[str, Any]] = {}
+    clips = load_clips()
+    files = sources.find_files([args.root], (".cnt",), flag="--root")
+    for path in files:
+        name = re.fullmatch(r"((\d+)_(\d+))(_.*)?\.cnt", path.name)
+        if not name or name[3] not in clips:
             continue
-        recording, subject = f"{name[1]}_{name[2]}", name[1]
-        if recording in tasks:
-            raise InputError(f"{path}: subject {subject}, session {name[2]} is in {tasks[recording]['path']}, too")
-        tasks[recording] = {"path": str(path), "recording": recording, "subject": subject, "clips": clips[name[2]]}
-    if others:
+        key = int(name[2]), int(name[3])
+        if key in tasks:
+            raise InputError(f"{path}: subject {name[2]}, session {name[3]} is in {tasks[key]['path']}, too")
+        tasks[key] = {"path": str(path), "recording": name[1], "subject": name[2], "clips": clips[name[3]]}
+    if others := len(files) - len(tasks):
         print(f"{others} other files *.cnt are left out: not <subject>_<session 1 to 3>_<date>.cnt", file=sys.stderr)
     if not tasks:
-        raise InputError(f"--root {root}: holds no files <subject>_<session>_<date>.cnt, such as 1_1_20180804.cnt")
-    return list(tasks.values())
-
-
-def main(args: argparse.Namespace) -> None:
-    """Convert the sessions; raises InputError at the end if any was left out."""
-    clips = load_clips()
-    tasks = find_tasks(args.root, clips)
+        raise InputError(f"--root {args.root}: no files <subject>_<session>_<date>.cnt there, such as 1_1_20180804.cnt")
+    if missing := FILES - len(tasks):
+        print(f"{missing} of the {FILES} files of the public release are not in {args.root}", file=sys.stderr)
     expected: Counter[str] = Counter()
-    for task in tasks:
+    for task in tasks.values():
         for index, (start, end, _) in enumerate(task["clips"]):
             expected[SPLITS[index // CLIPS_PER_SPLIT]] += end - start
-    if missing := SUBJECTS * len(clips) - len(tasks):
-        print(
-            f"{missing} of the {SUBJECTS * len(clips)} files of the public release are not in {args.root}",
-            file=sys.stderr,
-        )
-    labelled.make(
-        args,
-        maker="dataset_maker.make_SEEDV",
-        tasks=tasks,
-        name="SEED-V",
-        task="multiclass",
-        classes=CLASSES,
-        electrodes=ELECTRODES,
-        window=WINDOW,
-        drop=("M1", "M2", "VEO", "HEO"),
-        made={"source": "SEED-V", "split": "of a session's 15 clips the first five train, then five val, five test"},
-        expected=expected,
-    )
+    return replace(DATA_SET, expected=expected), [task for _, task in sorted(tasks.items())]
 
 
 if __name__ == "__main__":
-    run_script(main, get_args())
+    labelled.run("dataset_maker.make_SEEDV")

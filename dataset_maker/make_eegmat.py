@@ -8,102 +8,74 @@ used `A2-A1` as a twentieth channel; here the 19 electrodes of the 10-20 system 
 """
 
 import sys
-from pathlib import Path
 
-if not __package__:  # started by its path: the project's folder, not this one, belongs on Python's path
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by the file's path
 
 import argparse
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dataset_maker import labelled, splits
+from dataset_maker import labelled, sources
+from dataset_maker.labelled import DataSet
 from dataset_maker.pipeline import Prepared, Windows
-from errors import ArgumentParser, InputError, UsageError, run_script
+from errors import InputError, UsageError
 
-ELECTRODES = (
-    *("FP1", "FP2", "F3", "F4", "F7", "F8", "T3", "T4", "C3", "C4"),
-    *("T5", "T6", "P3", "P4", "O1", "O2", "FZ", "CZ", "PZ"),
+_NAMES = "FP1 FP2 F3 F4 F7 F8 T3 T4 C3 C4 T5 T6 P3 P4 O1 O2 FZ CZ PZ"
+DATA_SET = DataSet(
+    "MentalArithmetic",
+    classes=("rest", "task"),
+    window=5,
+    electrodes=tuple(_NAMES.split()),
+    made={"source": "eegmat", "split": "published"},
 )
-CLASSES = ("rest", "task")
-WINDOW = 5  # s
 FIRST_SUBJECTS = {"train": 0, "val": 28, "test": 32}  # of each split, up to the next one's
 SUBJECTS = 36
 
 
-def get_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--root", type=Path, required=True, metavar="DIR", help="holds SubjectNN_1.edf, SubjectNN_2.edf"
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    root = "holds SubjectNN_1.edf, SubjectNN_2.edf"
+    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help=root)
     parser.add_argument("--folds", type=int, metavar="K", help="split by subject into K folds instead of 28, 4 and 4")
     parser.add_argument("--fold", type=int, metavar="k", help="which fold is test, from 0; the next one is val")
-    labelled.add_arguments(parser)
-    return parser.parse_args()
 
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
-    """Cut a recording into consecutive windows of its class; what is left at the end is not used."""
-    samples = round(WINDOW * prepared.rate)
-    starts = np.arange(prepared.length // samples, dtype=np.int64) * samples
-    return Windows(starts, np.full(len(starts), task["label"]))
+    """Cut a recording into consecutive windows of its class."""
+    return labelled.consecutive_windows(prepared, DATA_SET.window, task["label"])
 
 
-def find_files(root: Path) -> dict[str, dict[int, Path]]:
-    """Return subject -> label -> file. Raises InputError where there are none."""
-    names = ((re.fullmatch(r"(Subject(\d\d))_([12])\.edf", path.name), path) for path in sorted(root.glob("*")))
-    files: dict[str, dict[int, Path]] = {}
-    for name, path in names:
-        if name and int(name[2]) < SUBJECTS and path.is_file():
-            files.setdefault(name[1], {})[int(name[3]) - 1] = path
-    if not files:
-        raise InputError(
-            f"--root {root}: no SubjectNN_1.edf or SubjectNN_2.edf there; name the folder of the recordings"
-        )
-    return files
+def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
+    """Return the data set and a task for each recording.
 
-
-def published_split(subjects: Mapping[str, Any]) -> dict[str, str]:
-    """Return subject -> split by the subject's number."""
-    starts = FIRST_SUBJECTS.items()
-    return {name: [split for split, first in starts if int(name[-2:]) >= first][-1] for name in subjects}
-
-
-def main(args: argparse.Namespace) -> None:
-    """Convert the recordings; raises InputError at the end if any was left out."""
-    by_folds = args.folds is not None
-    if by_folds != (args.fold is not None):
+    Raises InputError if the training subjects lack a class, UsageError for folds that cannot be.
+    """
+    if (args.folds is None) != (args.fold is None):
         raise UsageError("--folds and --fold go together: the number of folds, and which one is test")
-    files = find_files(args.root)
-    for subject, found in files.items():
-        for label in {0, 1} - found.keys():
-            print(f"{subject}: no {subject}_{label + 1}.edf ({CLASSES[label]}), which is left out", file=sys.stderr)
-    split = splits.folds(files, args.folds, args.fold) if by_folds else published_split(files)
-    tasks = [
-        {"path": str(path), "recording": path.stem, "subject": subject, "split": split[subject], "label": label}
-        for subject, found in files.items()
-        for label, path in sorted(found.items())
-    ]
-    if missing := {0, 1} - {task["label"] for task in tasks if task["split"] == "train"}:
-        lacking = " and ".join(f"SubjectNN_{label + 1}.edf ({CLASSES[label]})" for label in sorted(missing))
-        raise InputError(f"--root {args.root}: no training subject has {lacking}: complete the copy of the recordings")
-    labelled.make(
-        args,
-        maker="dataset_maker.make_eegmat",
-        tasks=tasks,
-        name="MentalArithmetic",
-        task="binary",
-        classes=CLASSES,
-        electrodes=ELECTRODES,
-        window=WINDOW,
-        made={"source": "eegmat", "split": f"fold {args.fold} of {args.folds}" if by_folds else "published"},
-        expected=None if by_folds else "MentalArithmetic",
-    )
+    tasks: list[dict[str, Any]] = []
+    for path in sorted(args.root.glob("Subject*.edf")):
+        parts = re.fullmatch(r"(Subject(\d\d))_([12])\.edf", path.name)
+        if parts and int(parts[2]) < SUBJECTS and path.is_file():
+            split = [split for split, first in FIRST_SUBJECTS.items() if int(parts[2]) >= first][-1]
+            task = {"path": str(path), "recording": path.stem, "subject": parts[1]}
+            tasks.append(task | {"split": split, "label": int(parts[3]) - 1})
+    data_set = replace(DATA_SET, expected=labelled.published_counts("MentalArithmetic"))
+    if tasks and args.folds is not None:
+        split_of = sources.folds((task["subject"] for task in tasks), args.folds, args.fold)
+        tasks = [task | {"split": split_of[task["subject"]]} for task in tasks]
+        data_set = replace(DATA_SET, made={"source": "eegmat", "split": f"fold {args.fold} of {args.folds}"})
+    for label, name in enumerate(DATA_SET.classes):
+        recorded = {task["subject"]: task["split"] for task in tasks if task["label"] == label}
+        if "train" not in recorded.values():
+            missing = f"no SubjectNN_{label + 1}.edf ({name}) of a training subject there"
+            raise InputError(f"--root {args.root}: {missing}; name the folder of the recordings, or complete it")
+        for subject in sorted({task["subject"] for task in tasks} - recorded.keys()):
+            print(f"{subject}: there is no {subject}_{label + 1}.edf ({name})", file=sys.stderr)
+    return data_set, tasks
 
 
 if __name__ == "__main__":
-    run_script(main, get_args())
+    labelled.run("dataset_maker.make_eegmat")

@@ -2,7 +2,7 @@
 
 `python -m dataset_maker.make_labelled --manifest manifest.csv --output data/Imagery.hdf5 --window 4`
 
-The manifest is a CSV file with the columns
+The manifest is a CSV file (UTF-8, commas, decimal points) with these columns in any order:
   path         a recording in any format that MNE reads, relative to this file
   start, stop  seconds of a segment; empty: the recording's start, its end
   label        its class; or, for regression, target_0, target_1, ...: numbers
@@ -14,27 +14,34 @@ more a multiclass one; the electrodes are those that the recordings have.
 """
 
 import sys
-from pathlib import Path
 
-if not __package__:  # started by its path: the project's folder, not this one, belongs on Python's path
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by the file's path
 
 import argparse
-import hashlib
+import csv
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import mne
 import numpy as np
 
-from dataset_maker import labelled, pipeline, splits
-from dataset_maker.manifest import Segment, number, read_manifest
+from dataset_maker import labelled, pipeline, sources
+from dataset_maker.labelled import DataSet
 from dataset_maker.pipeline import Prepared, Windows
+from eeg_data.labelled_files import SPLITS
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE
-from errors import ArgumentParser, InputError, UsageError, run_script
+from errors import InputError, UsageError
+from files import sha256
 
+if TYPE_CHECKING:  # --help does not need them
+    import mne
+    import pandas as pd
+
+COLUMNS = ("path", "start", "stop", "label", "split", "subject")
+LAST_SECOND = 1e9  # 30 years: no recording is longer
 BEYOND, CUT, SHORT = (
     "segments that begin beyond their recording's end, left out",
     "segments that reach beyond their recording's end, cut there",
@@ -42,33 +49,21 @@ BEYOND, CUT, SHORT = (
 )
 
 
-def get_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--manifest", type=Path, required=True, metavar="FILE.csv", help="with the columns above")
-    parser.add_argument("--name", help="of the data set (default: the output's)")
-    parser.add_argument(
-        "--window",
-        type=int,
-        metavar="SECONDS",
-        help=f"length of a window, 1 to {MAX_SECONDS} (default: the segments' whole seconds, if all have the same)",
-    )
-    parser.add_argument(
-        "--stride", type=float, metavar="SECONDS", help="from one window's start to the next's (default: --window)"
-    )
-    parser.add_argument(
-        "--classes",
-        nargs="+",
-        metavar="LABEL",
-        help="labels in the order of the class numbers (default: sorted); of a regression the targets' names",
-    )
-    parser.add_argument("--seed", type=int, help="splits by subject, without a column split (default: 0)")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    add = parser.add_argument
+    add("--manifest", type=Path, required=True, metavar="FILE.csv", help="with the columns above")
+    add("--name", help="of the data set (default: the output's)")
+    window = f"length of a window, 1 to {MAX_SECONDS} (default: the segments' whole seconds, if all have the same)"
+    add("--window", type=int, metavar="SECONDS", help=window)
+    add("--stride", type=float, metavar="SECONDS", help="from one window's start to the next's (default: --window)")
+    order = "labels in the order of the class numbers (default: sorted); of a regression the targets' names"
+    add("--classes", nargs="+", metavar="LABEL", help=order)
+    add("--seed", type=int, help="splits by subject, without a column split (default: 0)")
     pipeline.add_name_arguments(parser)
-    labelled.add_arguments(parser)
-    return parser.parse_args()
 
 
-def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
+def read(task: Mapping[str, Any]) -> "mne.io.BaseRaw":
     """Open a recording in any format that MNE knows. Raises InputError if it is unreadable."""
     return pipeline.open_raw(Path(task["path"]))
 
@@ -78,7 +73,7 @@ def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
     rate, length = prepared.rate, prepared.length
     window, stride = round(task["window"] * rate), round(task["stride"] * rate)
     starts: list[int] = []
-    labels, split_of = [], []
+    labels, splits = [], []
     notes: Counter[str] = Counter()
     for start, stop, label, split in task["segments"]:
         first, last = (length if s is None else math.ceil(round(s * rate, 6)) for s in (start, stop))
@@ -86,25 +81,111 @@ def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
             notes[BEYOND] += 1
             continue
         notes[CUT] += last > length
-        found = range(first, min(last, length) - window + 1, stride)
-        notes[SHORT] += not found
-        starts += found
-        labels += [label] * len(found)
-        split_of += [split] * len(found)
+        fitting = range(first, min(last, length) - window + 1, stride)
+        notes[SHORT] += not fitting
+        starts += fitting
+        labels += [label] * len(fitting)
+        splits += [split] * len(fitting)
     kind = np.float32 if isinstance(task["segments"][0][2], list) else np.int64
-    counts = {note: count for note, count in notes.items() if count}
-    return Windows(np.array(starts, dtype=np.int64), np.array(labels, dtype=kind), split_of, counts)
+    return Windows(np.array(starts, dtype=np.int64), np.array(labels, dtype=kind), splits, dict(+notes))
 
 
-def choose_window(segments: Sequence[Segment], window: int | None, stride: float | None) -> tuple[int, float]:
+def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
+    """Return a manifest's rows, indexed by their lines, and the names of its targets (none: classes).
+
+    path becomes a Path, start and stop become seconds (stop infinite: the recording's end), targets become numbers,
+    the rest stays text. Raises InputError, naming line and column, for whatever is wrong.
+    """
+    import pandas as pd
+
+    rows = _read_rows(path)
+    (line, columns), *rows = rows or [(1, [""])]
+    targets = _check_columns(columns, f"{path}, line {line}")
+    for line, fields in rows:
+        if len(fields) != len(columns):
+            hint = "put texts with commas into quotation marks, write decimals with points"
+            raise InputError(f"{path}, line {line}: {len(fields)} values for {len(columns)} columns; {hint}")
+    if not rows:
+        raise InputError(f"{path}: has no rows below its header")
+    text = pd.DataFrame([fields for _, fields in rows], columns=columns, index=[line for line, _ in rows], dtype=str)
+    table = text.copy()
+
+    def refuse(column: str, wrong: "pd.Series", allowed: str) -> None:
+        for line, value in text.loc[wrong, column].items():
+            raise InputError(f"{path}, line {line}, column {column}: is {value[:60]!r}; {allowed}")
+
+    for column in columns:
+        refuse(column, ~text[column].map(str.isprintable), "expected plain text without control characters")
+    for column, allowed in (("path", "a recording"), ("label", "a class"), ("subject", "a number or code")):
+        if column in table:  # other words than nan, such as none, may be a class
+            refuse(column, text[column].str.lower().isin(["", "nan"]), f"expected {allowed}")
+    table["path"] = [path.parent / name for name in text["path"]]
+    refuse("path", ~table["path"].map(os.path.exists), f"there is no such file or folder in {path.parent}")
+    for column, empty in (("start", "0"), ("stop", "inf")):
+        table[column] = pd.to_numeric(text[column].replace("", empty), errors="coerce")
+        wrong = ~table[column].between(0, LAST_SECOND) & (text[column] != "")
+        refuse(column, wrong, "expected seconds from the recording's start, such as 12.5, or nothing")
+    refuse("stop", table["stop"] <= table["start"], "expected more than the start")
+    for column in targets:
+        table[column] = pd.to_numeric(text[column], errors="coerce")
+        refuse(column, ~(table[column].abs() <= np.finfo(np.float32).max), "expected a number, such as -0.25")
+    if "split" in table:
+        table["split"] = text["split"].str.lower()
+        hint = f"allowed: {', '.join(SPLITS)}; without this column --seed splits by subject"
+        refuse("split", ~table["split"].isin(SPLITS), hint)
+    _refuse_repeats(table, targets or ["label"], path)
+    return table, targets
+
+
+def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the line and the stripped fields of every row that is not blank. Raises InputError."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            rows = [(reader.line_num, [field.strip() for field in row]) for row in reader]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); correct --manifest") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        kind = "quotation marks" if isinstance(error, csv.Error) else "encoding"
+        raise InputError(f"{path}: no CSV in UTF-8 with commas ({error}); check its {kind}") from None
+    return [(line, fields) for line, fields in rows if any(fields)]
+
+
+def _check_columns(names: Sequence[str], where: str) -> list[str]:
+    """Return the columns of targets, in order. Raises InputError for missing, unknown and repeated columns."""
+    targets = [f"target_{index}" for index in range(sum(name.startswith("target_") for name in names))]
+    allowed = f"{', '.join(COLUMNS)} (target_0, target_1, ... instead of label for regression), separated by commas"
+    if unknown := [name for name in names if name not in {*COLUMNS, *targets}]:
+        raise InputError(f"{where}: unknown column {unknown[0][:60]!r}; allowed: {allowed}. Delete or rename it")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{where}: the column {twice[0]} is there twice; delete or rename one")
+    if "label" in names and targets:
+        raise InputError(f"{where}: both label and target_0; use label for classes, target_0, ... for regression")
+    if missing := [name for name in COLUMNS if name not in {*names, "split", *(["label"] if targets else [])}]:
+        raise InputError(f"{where}: the column {missing[0]} is missing; needed: {allowed}; only split may be left out")
+    return targets
+
+
+def _refuse_repeats(table: "pd.DataFrame", labels: list[str], path: Path) -> None:
+    """Raise InputError for the same seconds of a recording in two splits, or twice with one subject and label."""
+    seconds = ["path", "start", "stop"]
+    twice = table.duplicated([*seconds, "subject", *labels])
+    if "split" in table:
+        twice |= table["split"] != table.groupby(seconds)["split"].transform("first")
+    for line, row in table[twice].iterrows():
+        first = (table[seconds] == row[seconds]).all(axis=1).idxmax()
+        same = f"the same seconds of {row['path'].name} as in line {first}"
+        raise InputError(f"{path}, line {line}: {same}, in another split or with its label; delete one of the two rows")
+
+
+def choose_window(table: "pd.DataFrame", window: int | None, stride: float | None) -> tuple[int, float]:
     """Return window and stride in s. Raises UsageError for values that cannot be, or that must be given."""
     if window is None:
-        lengths = {math.inf if s.stop is None else round(s.stop - s.start, 6) for s in segments}
-        whole = {math.floor(length) if length < math.inf else 0 for length in lengths}
-        window = min(whole)
-        if len(whole) > 1 or not 1 <= window <= MAX_SECONDS:
-            found = f"the segments last from {min(lengths):g} to {max(lengths):g} s".replace("inf s", "the end")
-            raise UsageError(f"--window is needed, 1 to {MAX_SECONDS} s: {found}")
+        lengths = (table["stop"] - table["start"]).round(6)
+        if lengths.max() == math.inf or math.floor(lengths.min()) != math.floor(lengths.max()):
+            lasts = f"the segments last from {lengths.min():g} to {lengths.max():g} s".replace("inf s", "the end")
+            raise UsageError(f"--window is needed, 1 to {MAX_SECONDS} s: {lasts}")
+        window = math.floor(lengths.min())
     if not 1 <= window <= MAX_SECONDS:
         raise UsageError(f"--window {window}: must be from 1 to {MAX_SECONDS} s")
     if stride is not None and not 1 / SAMPLING_RATE <= stride < math.inf:
@@ -112,81 +193,71 @@ def choose_window(segments: Sequence[Segment], window: int | None, stride: float
     return window, float(window) if stride is None else stride
 
 
-def choose_classes(segments: Sequence[Segment], wanted: Sequence[str] | None, where: str) -> list[str]:
-    """Return the classes in order: as wanted, else numbers by size or texts sorted. Raises InputError."""
-    lines = {str(s.label): s.line for s in reversed(segments)}  # label -> its first line
-    numbers = {label: number(label) for label in lines}
-    if wanted is None:
-        numeric = None not in numbers.values()
-        if numeric and len(set(numbers.values())) < len(numbers):
-            raise InputError(
-                f"{where}: some labels are one number in two spellings, such as 1 and 1.0; use one of them"
-            )
-        wanted = sorted(lines, key=lambda label: numbers[label] or 0.0) if numeric else sorted(lines)
-    if len(set(wanted)) < len(wanted):
-        raise UsageError(f"--classes {' '.join(wanted)}: names one twice")
-    if unknown := [label for label in lines if label not in wanted]:
-        line = lines[unknown[0]]
-        raise InputError(
-            f"{where}, line {line}, column label: {unknown[0]!r} is not among --classes {' '.join(wanted)}"
-        )
-    if len(wanted) < 2:
-        raise InputError(f"{where}: the only label is {wanted[0]!r}; a task needs two classes or more")
-    return list(wanted)
+def choose_classes(labels: "pd.Series", wanted: Sequence[str] | None, where: str) -> list[str]:
+    """Return the classes in order: as wanted, else sorted, as numbers if all are. Raises InputError."""
+    classes = list(wanted or sorted(set(labels)))
+    if not wanted:
+        try:
+            numbers = {label: float(label) for label in classes}
+        except ValueError:  # texts
+            numbers = {}
+        if len(set(numbers.values())) < len(numbers):
+            raise InputError(f"{where}: some labels are one number in two spellings, such as 1 and 1.0; use one")
+        classes.sort(key=lambda label: numbers.get(label, 0.0))
+    if len(set(classes)) < len(classes):
+        raise UsageError(f"--classes {' '.join(classes)}: names one twice")
+    for line, label in labels[~labels.isin(classes)].items():
+        raise InputError(f"{where}, line {line}, column label: {label!r} is not among --classes {' '.join(classes)}")
+    if len(classes) < 2:
+        raise InputError(f"{where}: the only label is {classes[0]!r}; a task needs two classes or more")
+    return classes
 
 
-def split_subjects(segments: Sequence[Segment], seed: int, where: str) -> dict[str, str]:
-    """Return subject -> split: a fifth test, of the others a fifth val. Raises InputError for fewer than three."""
-    if len(subjects := {s.subject for s in segments}) < 3:
-        reason = f"{len(subjects)} subjects cannot be split into train, val and test"
+def split_subjects(subjects: "pd.Series", seed: int, where: str) -> "pd.Series":
+    """Return each row's split: a fifth of the subjects test, of the others a fifth val. Raises InputError."""
+    if (count := subjects.nunique()) < 3:
+        reason = f"{count} subjects cannot be split into train, val and test"
         raise InputError(f"{where}: {reason}; add a column split that says where each row goes")
-    outer = splits.disjoint(subjects, seed)
-    inner = splits.disjoint([subject for subject, split in outer.items() if split == "train"], seed)
-    return {subject: inner.get(subject, "test") for subject in outer}
+    outer = sources.disjoint(subjects, seed)
+    inner = sources.disjoint([subject for subject, split in outer.items() if split == "train"], seed)
+    return subjects.map(lambda subject: inner.get(subject, "test"))
 
 
-def find_tasks(segments: Sequence[Segment], classes: Sequence[str], window: int, stride: float) -> list[dict[str, Any]]:
+def find_tasks(table: "pd.DataFrame", window: int, stride: float) -> list[dict[str, Any]]:
     """Return a task for each recording and subject, with its segments. window, stride: seconds."""
     tasks: dict[tuple[Path, str], dict[str, Any]] = {}
-    resolved = {path: path.resolve() for path in {s.path for s in segments}}
-    for s in segments:
-        label = classes.index(s.label) if isinstance(s.label, str) else list(s.label)
-        new = {"path": str(s.path), "recording": s.path.stem, "subject": s.subject, "segments": []}
-        task = tasks.setdefault((resolved[s.path], s.subject), new)
-        task["segments"].append([s.start, s.stop, label, s.split])
-    return [task | {"window": window, "stride": stride} for task in tasks.values()]
+    resolved = {path: path.resolve() for path in set(table["path"])}
+    for row in table.itertuples():
+        new = {"path": str(row.path), "recording": row.path.stem, "subject": row.subject, "segments": []}
+        task = tasks.setdefault((resolved[row.path], row.subject), new | {"window": window, "stride": stride})
+        stop = row.stop if row.stop < math.inf else None
+        task["segments"].append([row.start, stop, row.number, row.split])
+    return list(tasks.values())
 
 
-def main(args: argparse.Namespace) -> None:
-    """Convert what the manifest names; raises InputError at the end if a recording was left out."""
+def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
+    """Return the data set that the manifest and the flags describe, and a task for each recording and subject."""
     where = str(args.manifest)
-    segments, targets = read_manifest(args.manifest)
-    window, stride = choose_window(segments, args.window, args.stride)
+    table, targets = read_manifest(args.manifest)
+    window, stride = choose_window(table, args.window, args.stride)
     if targets and args.classes and len(args.classes) != len(targets):
         raise UsageError(f"--classes has {len(args.classes)} names for the {len(targets)} targets of {where}")
-    classes = (args.classes or targets) if targets else choose_classes(segments, args.classes, where)
-    by_subject = segments[0].split is None
-    if args.seed is not None and not by_subject:
-        raise UsageError(f"--seed {args.seed}: {where} has a column split; leave out the flag, or delete the column")
-    seed = args.seed or 0
+    classes = (args.classes or targets) if targets else choose_classes(table["label"], args.classes, where)
+    table["number"] = table[targets].values.tolist() if targets else table["label"].map(classes.index)
+    by_subject, seed = "split" not in table, args.seed or 0
     if by_subject:
-        split = split_subjects(segments, seed, where)
-        segments = [s._replace(split=split[s.subject]) for s in segments]
-    if len({s.label for s in segments if s.split == "train"}) < (1 if targets else 2):
+        table["split"] = split_subjects(table["subject"], seed, where)
+    elif args.seed is not None:
+        raise UsageError(f"--seed {seed}: {where} has a column split; leave out the flag, or delete the column")
+    train = table[table["split"] == "train"]
+    if train.empty or (not targets and train["number"].nunique() < 2):
         raise InputError(f"{where}: nothing to train on, {'no row' if targets else 'fewer than two labels'} in train")
-    made = {"source": "manifest", "manifest_sha256": hashlib.sha256(args.manifest.read_bytes()).hexdigest()}
-    labelled.make(
-        args,
-        maker="dataset_maker.make_labelled",
-        tasks=find_tasks(segments, classes, window, stride),
-        name=args.name or args.output.resolve().stem,
-        task="regression" if targets else "binary" if len(classes) == 2 else "multiclass",
-        classes=classes,
-        electrodes=None,
-        window=window,
-        made=made | {"split": "by subject" if by_subject else "the manifest's", "seed": seed if by_subject else None},
-    )
+    made: dict[str, Any] = {"source": "manifest", "manifest_sha256": sha256(args.manifest)}
+    made |= {"split": "by subject" if by_subject else "the manifest's", "seed": seed if by_subject else None}
+    name = args.name or args.output.resolve().stem
+    data_set = DataSet(name, classes=classes, window=window, regression=bool(targets), made=made)
+    return data_set, find_tasks(table, window, stride)
 
 
 if __name__ == "__main__":
-    run_script(main, get_args())
+    labelled.run("dataset_maker.make_labelled")

@@ -1,64 +1,109 @@
-"""Which files a maker converts, and the neutral names under which their recordings go into data sets."""
+"""Which recordings a maker converts, the neutral names they get, and which split each subject goes to.
+
+The splits are pure functions of the names: the same on every machine, whatever the order of files on a disk.
+"""
 
 import hashlib
+import random
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from os.path import realpath
 from pathlib import Path
 
 from eeg_data.hdf5 import visible_files
-from errors import InputError
+from errors import InputError, UsageError
 
-RECORDINGS = (".edf", ".bdf", ".cnt", ".gdf", ".vhdr", ".set", ".fif", ".fif.gz")  # what MNE reads and we test
-
-
-def _continues_another(path: Path) -> bool:
-    """Whether a FIF file is a further part of a split recording, which MNE reads along with its first part."""
-    plain = re.fullmatch(r"(.+)-\d+(\.fif(?:\.gz)?)", path.name)  # x_raw-1.fif beside x_raw.fif
-    if plain and path.with_name(plain[1] + plain[2]).is_file():
-        return True
-    numbered = re.fullmatch(r"(.+_split-)(\d+)(_.+\.fif(?:\.gz)?)", path.name)  # BIDS: x_split-02_raw.fif
-    if not numbered or int(numbered[2]) <= 1:
-        return False
-    return path.with_name(f"{numbered[1]}{1:0{len(numbered[2])}d}{numbered[3]}").is_file()
+RECORDINGS = (
+    ".edf",
+    ".bdf",
+    ".cnt",
+    ".gdf",
+    ".vhdr",
+    ".set",
+    ".fif",
+    ".fif.gz",
+)  # the kinds that MNE reads and we test
+TRAIN_FRACTION = 0.8  # of the subjects that are not test
+MIN_FOLDS = 3  # one each for test, val and train
 
 
 def find_files(inputs: Sequence[Path], suffixes: Collection[str] = RECORDINGS, flag: str = "--input") -> list[Path]:
     """Return the files with these suffixes, sorted, each once; folders are searched recursively.
 
-    What is hidden and further parts of split FIF recordings are passed over; a link that leads nowhere is found, and
-    becomes a recording that cannot be read. Raises InputError for a path that does not exist, a file of another kind,
-    and when nothing is found.
+    Hidden files and later parts of split FIF recordings are skipped. A broken symlink is returned, so that it is
+    reported as a failed recording. Raises InputError for a missing path, a file of another kind, and without any file.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in inputs:
         if not path.exists():
             raise InputError(f"{path}: does not exist; correct {flag}")
         if path.is_file() and not path.name.lower().endswith(tuple(suffixes)):
-            raise InputError(f"{path}: not a kind of recording this maker reads ({', '.join(suffixes)})")
+            raise InputError(f"{path}: not a kind of recording that this maker reads ({', '.join(suffixes)})")
         for file in [path] if path.is_file() else visible_files(path):
             if file.name.lower().endswith(tuple(suffixes)) and (file.is_file() or not file.exists()):
-                found[realpath(file)] = min(file, found.get(realpath(file), file))
-    if not found:
+                files[realpath(file)] = min(file, files.get(realpath(file), file))
+    if not files:
         raise InputError(f"no recordings ({', '.join(suffixes)}) in {', '.join(map(str, inputs))}; correct {flag}")
-    return sorted(path for path in found.values() if not _continues_another(path))
+    return sorted(path for path in files.values() if not _is_later_part(path))
+
+
+def _is_later_part(path: Path) -> bool:
+    """Whether a FIF file continues another one; MNE reads it together with the first part."""
+    plain = re.sub(r"-\d+(?=\.fif(\.gz)?$)", "", path.name)  # x_raw-1.fif continues x_raw.fif
+    bids = re.sub(r"(?<=_split-)\d+(?=_.+\.fif(\.gz)?$)", lambda n: f"{1:0{len(n[0])}d}", path.name)
+    return any(first != path.name and path.with_name(first).is_file() for first in (plain, bids))
 
 
 def plain_name(text: str) -> str:
-    """Return a text with nothing but letters, digits and `_.-`, fit for the name of an HDF5 group."""
+    """Keep letters, digits and `_.-` of a text, so that it can name an HDF5 group."""
     return re.sub(r"[^\w.-]+", "_", text).strip("._-") or "recording"
 
 
 def unique_names(texts: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """Return a plain name for each text, in order; equal ones get a digest of the folders that their paths end with.
+    """Return a plain name for each text, in order. Equal names get a digest of the end of their paths.
 
-    So neither what else is there nor where it all lies changes a name, unless two paths end alike.
+    So a name depends neither on the other recordings nor on where the folder lies, unless two paths end alike.
     """
-    plain = [plain_name(text) for text in texts]
-    for parts in (4, None):
-        count = Counter(plain)
-        ends = ["/".join(path.parts[-parts if parts else 0 :]) for path in paths]
+    names = [plain_name(text) for text in texts]
+    for parts in (4, 0):  # the last folders, then the whole path
+        count = Counter(names)
+        ends = ["/".join(path.parts[-parts:]) for path in paths]
         digests = [hashlib.sha256(end.encode("utf-8", "surrogateescape")).hexdigest()[:6] for end in ends]
-        plain = [name if count[name] == 1 else f"{name}-{own}" for name, own in zip(plain, digests, strict=True)]
-    return plain
+        names = [name if count[name] == 1 else f"{name}-{digest}" for name, digest in zip(names, digests, strict=True)]
+    return names
+
+
+def published(subjects: Iterable[str]) -> dict[str, str]:
+    """Return subject -> `train` or `val`: names sorted, the first 80 % (rounded down) train, the rest val.
+
+    The paper gives the sizes of its splits, not the names; this cut gives the sizes in `published_splits.json`.
+    """
+    return _first_part_trains(sorted(set(subjects)))
+
+
+def disjoint(subjects: Iterable[str], seed: int) -> dict[str, str]:
+    """Return subject -> `train` or `val` as `published` does, but of names that the seed shuffles after sorting."""
+    generator = random.Random(seed)  # its random() is the one stream that Python promises never to change
+    return _first_part_trains(sorted(sorted(set(subjects)), key=lambda _: generator.random()))
+
+
+def _first_part_trains(names: Sequence[str]) -> dict[str, str]:
+    cut = int(TRAIN_FRACTION * len(names))
+    return {name: "train" if index < cut else "val" for index, name in enumerate(names)}
+
+
+def folds(subjects: Iterable[str], number: int, fold: int) -> dict[str, str]:
+    """Return subject -> split for cross-validation by subject. Raises UsageError for impossible folds.
+
+    Sorted names are dealt in turn into `number` folds. Fold `fold` (from 0) is test, the next one (after the last the
+    first) val, all others train.
+    """
+    names = sorted(set(subjects))
+    if not MIN_FOLDS <= number <= len(names):
+        allowed = f"from {MIN_FOLDS} (test, val, train) to the number of subjects, {len(names)}"
+        raise UsageError(f"--folds {number}: must be {allowed}")
+    if not 0 <= fold < number:
+        raise UsageError(f"--fold {fold}: must be from 0 to {number - 1} with --folds {number}")
+    special = {fold: "test", (fold + 1) % number: "val"}
+    return {name: special.get(index % number, "train") for index, name in enumerate(names)}

@@ -1,18 +1,23 @@
-"""What TUAB and TUEV share: the 23 channels, where their files lie, names of recordings, how subjects are split.
+"""What TUAB and TUEV share: the 23 channels, the folders, the split of subjects, and TUEV's events.
 
-Both are parts of the TUH EEG Corpus (Temple University Hospital; free after registration there; their terms forbid
-passing recordings on). A recording must have exactly the 23 channels of the average-reference montage
-beside known extras: the published numbers are of such recordings alone.
+Both are parts of the TUH EEG Corpus (Temple University Hospital; free after registration; the terms forbid passing
+recordings on). The published numbers are of recordings with exactly the 23 channels of the average-reference montage,
+apart from the known extras, so all others are left out.
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mne
+import numpy as np
 
-from dataset_maker import pipeline, sources, splits
+from dataset_maker import labelled, pipeline, sources
+from dataset_maker.labelled import DataSet
+from dataset_maker.pipeline import Windows
 from errors import InputError
 
 ELECTRODES = (
@@ -24,12 +29,15 @@ EXTRAS = (  # as the files spell them
     *("PHOTIC-REF", "IBI", "BURSTS", "SUPPR", "EMG-REF", "PULSE RATE", "RESP ABDOMEN-REF", "ECG EKG-REF"),
     *(f"EEG {name}-REF" for name in (*_INPUTS, *range(20, 129))),
 )
-PARTS = ("train", "eval")  # the corpora's own folders; eval is test
+PARTS = {"train": "train", "eval": "test"}  # folders of the corpora -> splits
 MAX_NAMED = 12  # channels in a message: a broken file may announce thousands
+EVENT, MARGIN = 1, 2  # s: length of an event, and what its window shows before and after it
+EVENT_WINDOW = EVENT + 2 * MARGIN  # s
+LABELS = range(1, 7)  # of events, as the files have them
 
 
 def add_arguments(parser: argparse.ArgumentParser, tree: str) -> None:
-    """Declare where recordings come from and how they are split; tree: what `--root` must hold."""
+    """Declare where the recordings are and how they are split. tree: the folders that `--root` must hold."""
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help=f"holds {tree}, or edf/ with these")
     parser.add_argument(
         "--split",
@@ -42,64 +50,35 @@ def add_arguments(parser: argparse.ArgumentParser, tree: str) -> None:
 
 
 def find_root(root: Path, tree: str) -> Path:
-    """Return the folder that holds train/ and eval/: `root` or `root/edf`.
-
-    tree: what is expected there, for the message. Raises InputError otherwise, with the right level if it is near.
-    """
-    if not root.is_dir():
-        raise InputError(f"--root {root}: no such folder")
+    """Return the folder with train/ and eval/: `root` or `root/edf`. Raises InputError otherwise."""
     for folder in (root, root / "edf"):
-        if _has_parts(folder):
+        if all((folder / part).is_dir() for part in PARTS):
             return folder
-    missing = [part for part in PARTS if not (root / part).is_dir()]
-    whole = root.resolve()
-    above = [folder for folder in whole.parents if _has_parts(folder)][:1]
-    below = [folder for level in ("*", "*/*", "*/*/edf") for folder in sorted(whole.glob(level))]
-    near = above or [folder for folder in below if _has_parts(folder)][:3]
-    hint = f". Did you mean {' or '.join(f'--root {folder}' for folder in near)}?" if near else ""
-    raise InputError(f"--root {root}: holds no folder {' and no '.join(missing)}; expected {root}/{tree}{hint}")
-
-
-def _has_parts(folder: Path) -> bool:
-    """Whether a folder holds train/ and eval/."""
-    return all((folder / part).is_dir() for part in PARTS)
+    raise InputError(f"--root {root}: no folders {' and '.join(PARTS)} there; name the folder that holds {tree}")
 
 
 def edf_files(folder: Path, tree: str) -> list[Path]:
-    """Return all EDF files below a folder, sorted. Raises InputError without any: a class or a split would be empty."""
+    """Return all EDF files below a folder, sorted. Raises InputError without any: a class or split would be empty."""
     try:
         return sources.find_files([folder], (".edf",), flag="--root")
     except InputError as error:
         raise InputError(f"{error} or complete the copy of the corpus: {tree}, with EDF files in each") from error
 
 
-def subject_splitter(args: argparse.Namespace) -> Callable[[Iterable[str]], dict[str, str]]:
-    """Return the function that splits subjects into train and val as `--split` and `--seed` say."""
-    if args.split == "published":
-        return splits.published
-    return lambda subjects: splits.disjoint(subjects, args.seed)
+def split_subjects(args: argparse.Namespace, tasks: Sequence[dict[str, Any]]) -> None:
+    """Set the `split` of these tasks to train or val, by subject, as `--split` and `--seed` say."""
+    subjects = [task["subject"] for task in tasks]
+    split = sources.published(subjects) if args.split == "published" else sources.disjoint(subjects, args.seed)
+    for task in tasks:
+        task["split"] = split[task["subject"]]
 
 
-def split_record(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the file says about its split."""
-    return {"split": args.split, "seed": args.seed if args.split == "disjoint" else None}
-
-
-def _listed(names: list[str]) -> str:
-    """Return channel names for a message."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(map(repr, names[:MAX_NAMED])) + more
-
-
-def check_channels(names: Iterable[str], where: str) -> None:
-    """Raise InputError unless these are the 23 channels, in any order, beside known extras; ignores case and blanks."""
-    plain = [" ".join(name.upper().split()) for name in names]
-    wanted = [f"EEG {electrode}-REF" for electrode in ELECTRODES]
-    missing = [name for name in wanted if name not in plain]
-    unexpected = [name for name in plain if name not in wanted and name not in EXTRAS]
-    kinds = {"missing": missing, "unexpected": unexpected}
-    if reasons := [f"{kind} {_listed(found)}" for kind, found in kinds.items() if found]:
-        raise InputError(f"{where}: not the {len(ELECTRODES)} channels of this data set: {'; '.join(reasons)}")
+def described(data_set: DataSet, args: argparse.Namespace, version: str | None) -> DataSet:
+    """Return the data set with its source, its split and, for a published split, the published counts."""
+    seed = args.seed if args.split == "disjoint" else None
+    made = {"source": data_set.name, "split": args.split, "seed": seed}
+    counts = labelled.published_counts(version) if version and args.split == "published" else None
+    return replace(data_set, made=made, expected=counts)
 
 
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
@@ -107,3 +86,89 @@ def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
     raw = pipeline.read_raw(Path(task["path"]))
     check_channels(raw.ch_names, task["path"])
     return raw
+
+
+def check_channels(names: Iterable[str], where: str) -> None:
+    """Raise InputError unless these are the 23 channels and known extras, in any order, case and spacing."""
+    plain = [" ".join(name.upper().split()) for name in names]
+    wanted = [f"EEG {electrode}-REF" for electrode in ELECTRODES]
+    wrong = {
+        "missing": [name for name in wanted if name not in plain],
+        "unexpected": [name for name in plain if name not in wanted and name not in EXTRAS],
+    }
+    if any(wrong.values()):
+        reasons = "; ".join(f"{kind} {_listed(channels)}" for kind, channels in wrong.items() if channels)
+        raise InputError(f"{where}: not the {len(ELECTRODES)} channels of this data set: {reasons}")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(map(repr, names[:MAX_NAMED])) + more
+
+
+def read_events(path: Path) -> np.ndarray:
+    """Return the rows of a `.rec` file, (events, 4) float64: channel, start s, end s, label 1-6.
+
+    Raises InputError, naming the line, for a row that is no event; quotes nothing of it.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror}); TUEV has a file of events beside every EDF"
+        raise InputError(f"{path}: {reason}") from error
+    rows = [_event(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    return np.array(rows, dtype=np.float64).reshape(-1, 4)
+
+
+def _event(line: bytes, where: str) -> list[float]:
+    try:
+        channel, start, end, label = map(float, line.split(b","))
+    except ValueError:
+        raise InputError(f"{where}: expected four numbers, channel,start,end,label") from None
+    if not (channel >= 0 and channel.is_integer()):  # NaN and infinity are no integers either
+        raise InputError(f"{where}: the channel must be an integer from 0")
+    if not (0 <= start < math.inf and 0 <= end < math.inf):
+        raise InputError(f"{where}: start and end must be seconds from 0")
+    if label not in LABELS:
+        raise InputError(f"{where}: the label must be an integer from {LABELS[0]} to {LABELS[-1]}")
+    return [channel, start, end, label]
+
+
+def first_samples(times: np.ndarray, rate: float, limit: int) -> np.ndarray:
+    """Return the first sample at or after each time (s), at most `limit`; sample k lies at k / rate."""
+    times = np.minimum(times, limit / rate)
+    samples = np.ceil(times * rate)
+    samples -= (samples - 1) / rate >= times  # the product above is rounded: k / rate decides
+    samples += samples / rate < times
+    return samples.astype(np.int64)
+
+
+def event_windows(events: np.ndarray, length: int, rate: float) -> Windows:
+    """Return the window of each event, from 2 s before its start to 2 s after its end, and its label - 1.
+
+    events: (events, 4) of `read_events`; length: samples of the recording. Windows that reach over an edge have
+    negative starts, or ends beyond the length: they wrap round. Events that are not one second long or end after the
+    recording are left out, and all where the recording is shorter than a window. A row is one channel's event, so a
+    window may come several times, with one label or several: all are kept, as in the published numbers, and counted.
+    """
+    second = round(rate)
+    starts, ends = (first_samples(events[:, column], rate, length + 1) for column in (1, 2))
+    beyond = ends > length
+    odd = ~beyond & (ends - starts != EVENT * second)
+    fits = length >= EVENT_WINDOW * second
+    kept = ~beyond & ~odd & fits
+    first = starts[kept] - MARGIN * second
+    labels = events[kept, 3].astype(np.int64) - LABELS[0]
+    pairs = np.unique(np.stack((first, labels), axis=1), axis=0)
+    repeats, kinds = (np.unique(values, return_counts=True)[1] for values in (first, pairs[:, 0]))
+    notes = {
+        "events that end after the recording, left out": beyond.sum(),
+        f"events that are not {EVENT} s long, left out": odd.sum(),
+        f"events in recordings shorter than {EVENT_WINDOW} s, left out": 0 if fits else (~beyond & ~odd).sum(),
+        "windows that wrap round at the recording's edge": (
+            (first < 0) | (first + EVENT_WINDOW * second > length)
+        ).sum(),
+        "windows that come more than once": (repeats > 1).sum(),
+        "windows that come with different labels": (kinds > 1).sum(),
+    }
+    return Windows(first, labels, notes={note: int(count) for note, count in notes.items() if count})

@@ -10,16 +10,20 @@ import h5py
 import mne
 import numpy as np
 
+from dataset_maker import labelled
 from errors import run_script
 
 
 def run_maker(maker: ModuleType, *words: Any) -> int:
     """Run a maker as its command line would; return the exit code."""
-    if "jobs" in maker.__dict__ or "labelled" in maker.__dict__:
+    if "jobs" in maker.__dict__ or hasattr(maker, "find_recordings"):
         words = ("--jobs", 1, *words)  # one process to start instead of one for each core
     with patch.object(sys, "argv", [maker.__name__, *map(str, words)]):
         try:
-            run_script(maker.main, maker.get_args())
+            if hasattr(maker, "find_recordings"):
+                labelled.run(maker.__name__)
+            else:
+                run_script(maker.main, maker.get_args())
         except SystemExit as end:
             return int(end.code or 0)
     return 0

@@ -319,9 +319,8 @@ def make_labelled(paths: list[Path], output: Path, **more: Any) -> None:
         {"path": str(p), "recording": p.stem, "subject": p.stem[0], "split": "val" if p.stem[0] == "v" else "train"}
         for p in paths
     ]
-    options = {"name": "Odd", "task": "binary", "classes": ("a", "b"), "electrodes": None, "window": 1}
-    options |= {"made": {"source": "tests"}} | more
-    labelled.make(args, maker="tests.odd_maker", tasks=tasks, **options)
+    data_set = labelled.DataSet("Odd", **({"classes": ("a", "b"), "window": 1, "made": {"source": "tests"}} | more))
+    labelled.make(args, "tests.odd_maker", data_set, tasks)
 
 
 def test_a_labelled_file_holds_the_recordings_in_order_their_rows_in_one_order_and_counts_what_it_left_out(

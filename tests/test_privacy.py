@@ -50,7 +50,7 @@ DATES += ["1981, 2, 3", "2019, 3, 4", f"{VISIT.timestamp():.0f}"]
 PLANTED = (SURNAME, NAME, STAFF, CLINIC, REMARK, CODE, *DATES)
 ENCODINGS = ("utf-8", "utf-16-le", "utf-16-be")
 NEEDLES = {text.lower().encode(encoding): text for text in PLANTED for encoding in ENCODINGS}
-TEN_TWENTY = [f"EEG {name.title()}" for name in make_eegmat.ELECTRODES]
+TEN_TWENTY = [f"EEG {name.title()}" for name in make_eegmat.DATA_SET.electrodes]
 TUH = [f"EEG {name}-REF" for name in tuh.ELECTRODES]
 QUICK = ("--l_freq", 1, "--jobs", 1)
 

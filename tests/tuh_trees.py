@@ -87,7 +87,7 @@ TUEV = [
     Recording("train/aaaaaaas/aaaaaaas_00000001", "aaaaaaas", None, rows=REPEATED, **CUT),
     Recording("train/aaaaaaat/aaaaaaat_00000001", "aaaaaaat", None, rows=REPEATED, **CHANNELS),
     Recording("train/aaaaaaau/aaaaaaau_00000001", "aaaaaaau", None, rows=REPEATED, **NAN),
-    Recording("train/aaaaaaav/aaaaaaav_00000001", "aaaaaaav", None, reason=".rec: missing"),
+    Recording("train/aaaaaaav/aaaaaaav_00000001", "aaaaaaav", None, reason=".rec: cannot be read"),
     Recording("train/aaaaaaav/aaaaaaav_00000002", "aaaaaaav", None, rows="1,2.0,3.0,1\n1,2.0,3.0,7\n", reason="line 2"),
     Recording("train/aaaaaaav/aaaaaaav_00000003", "aaaaaaav", "val", rows=EDGES, windows=AT_EDGES),  # the fifth subject
     Recording(

@@ -1,0 +1,68 @@
+"""Recordings that are found, their names, and splits by subject: sizes, independence of order, seeds, folds."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dataset_maker import sources
+from errors import InputError, UsageError
+
+NAMES = [f"s{index:03d}" for index in range(23)]
+
+
+@pytest.mark.parametrize(("number", "train"), [(0, 0), (1, 0), (2, 1), (5, 4), (23, 18), (1385, 1108)])
+def test_four_fifths_rounded_down_train(number: int, train: int) -> None:
+    names = [f"{index:04d}" for index in range(number)]
+    for split in (sources.published(names), sources.disjoint(names, 0)):
+        assert Counter(split.values()) == Counter(train=train, val=number - train)
+
+
+def test_the_published_split_takes_the_first_names_whatever_their_order_and_number() -> None:
+    expected = dict.fromkeys(NAMES[:18], "train") | dict.fromkeys(NAMES[18:], "val")
+    assert sources.published(NAMES) == sources.published(iter(NAMES[::-1] * 3)) == expected
+
+
+def test_the_disjoint_split_follows_from_the_names_and_the_seed_alone() -> None:
+    assert sources.disjoint(NAMES, 3) == sources.disjoint(NAMES[::-1] + NAMES, 3)
+    wanted = dict(zip("abcdef", ("train", "val", "val", "train", "train", "train"), strict=True))
+    assert sources.disjoint("abcdef", 1) == wanted  # written down once: it must hold on any machine
+    different = {tuple(sorted(sources.disjoint(NAMES, seed).items())) for seed in range(20)}
+    assert len(different) == 20
+
+
+def test_every_subject_is_tested_once_and_validates_once_over_the_folds() -> None:
+    cuts = [sources.folds(NAMES[::-1], 5, fold) for fold in range(5)]
+    for name in NAMES:
+        assert Counter(cut[name] for cut in cuts) == {"train": 3, "val": 1, "test": 1}
+    assert sources.folds("abcd", 3, 2) == {"a": "val", "b": "train", "c": "test", "d": "val"}
+    assert [Counter(cut.values())["test"] for cut in cuts] == [5, 5, 5, 4, 4]
+
+
+@pytest.mark.parametrize(("number", "fold"), [(2, 0), (24, 0), (5, 5), (5, -1)])
+def test_impossible_folds_are_wrong_usage(number: int, fold: int) -> None:
+    with pytest.raises(UsageError, match="--fold"):
+        sources.folds(NAMES, number, fold)
+
+
+def test_equal_names_get_a_digest_of_their_paths_end_and_others_stay() -> None:
+    paths = [Path(f"/x/{folder}/a b.edf") for folder in ("one", "two")] + [Path("/x/c.edf")]
+    one, two, other = sources.unique_names(["a b", "a b", "c"], paths)
+    assert one != two and {one[:-6], two[:-6]} == {"a_b-"} and other == "c"
+    moved = [Path("/far/away", *path.parts[1:]) for path in paths]
+    assert sources.unique_names(["a b", "a b", "c"], moved)[2] == "c"
+
+
+def test_recordings_are_found_once_and_later_parts_of_split_ones_never(tmp_path: Path) -> None:
+    names = ["b.EDF", "sub/a_raw.fif", "sub/a_raw-1.fif", "x_split-01_raw.fif", "x_split-02_raw.fif", "y-2.fif"]
+    for name in [*names, ".hidden.edf", "sub/._b.edf", "notes.txt"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "z.edf").symlink_to(tmp_path / "b.EDF")
+    (tmp_path / "broken.edf").symlink_to(tmp_path / "nowhere")
+    wanted = ["b.EDF", "broken.edf", "sub/a_raw.fif", "x_split-01_raw.fif", "y-2.fif"]
+    found = sources.find_files([tmp_path, tmp_path / "b.EDF"])
+    assert [str(path.relative_to(tmp_path)) for path in found] == wanted
+    for path in (tmp_path / "none", tmp_path / "notes.txt"):
+        with pytest.raises(InputError, match=path.name):
+            sources.find_files([path])
