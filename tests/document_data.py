@@ -47,7 +47,7 @@ def recordings(folder: Path) -> None:
     for subject in (0, 28, 32):
         for part in (1, 2):
             path = folder / f"eegmat/Subject{subject:02d}_{part}.edf"
-            recording(path, 11, [f"EEG {name.title()}" for name in make_eegmat.ELECTRODES])
+            recording(path, 11, [f"EEG {name.title()}" for name in make_eegmat.DATA_SET.electrodes])
     for run in ("04", "08", "12"):
         names = [f"{name.title():.<4}" for name in MOTOR]
         recording(folder / f"eegmmidb/S001R{run}.edf", 34, names, rate=160, events=8)
