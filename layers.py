@@ -1,8 +1,8 @@
-"""Building blocks shared by the three models: patch encoders, attention, transformer block and trunk.
+"""Building blocks of the three models: patch encoders, attention, transformer block and trunk; loading weights.
 
-Paper, sections 2.1 and 2.2. The trunk is a base class rather than a member, because a member would put its name in
-front of every state-dict key and published checkpoints would no longer load. What is not here: the quantiser
-(`norm_ema_quantizer.py`), the models and their sizes (`modeling_*.py`).
+Paper, sections 2.1 and 2.2. The trunk is a base class, because a member would prefix every state-dict key and
+published checkpoints would not load. Not here: the quantiser (`norm_ema_quantizer.py`), the models and their sizes
+(`modeling_*.py`).
 
 Axes: B batch, N electrodes, A patches in time, T samples a patch, D width, H heads, L = N*A patch tokens.
 """
@@ -18,7 +18,6 @@ from einops import rearrange, repeat
 from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -31,9 +30,9 @@ PATCH_SAMPLES = 200  # T: one second at 200 Hz
 MAX_PATCHES = 16  # rows of the time embedding: the longest window in seconds
 LAYER_NORM_EPS = 1e-6
 INIT_STD = 0.02
-CACHED_TOKENS = 1024  # that go through the blocks together on a CPU that computes no gradient
+CACHED_TOKENS = 1024  # sent through all blocks together on a CPU without gradients: they stay in its cache
 
-Channels = Sequence[int] | Tensor | None  # `[0, row, row, ...]` of length N + 1, or None for every row in order
+Channels = Sequence[int] | Tensor | None  # `[0, row, row, ...]` of length N + 1; None: every row in order
 
 
 def to_patches(eeg: Tensor) -> Tensor:
@@ -43,14 +42,14 @@ def to_patches(eeg: Tensor) -> Tensor:
     """
     if eeg.ndim != 3 or eeg.shape[-1] % PATCH_SAMPLES or not eeg.shape[-1]:
         raise InputError(
-            f"EEG of shape {tuple(eeg.shape)} cannot be cut into patches: expected (batch, electrodes, samples) with "
+            f"EEG of shape {tuple(eeg.shape)} cannot be split into patches: expected (batch, electrodes, samples), "
             f"samples a multiple of {PATCH_SAMPLES} (whole seconds at {PATCH_SAMPLES} Hz); cut or pad the window"
         )
     return rearrange(eeg, "B N (A T) -> B N A T", T=PATCH_SAMPLES)
 
 
 def check_window(samples: int) -> int:
-    """Return `samples` if it is a window that the models can take: 1 to 16 whole seconds. Raises InputError if not."""
+    """Return `samples` if the models take windows of this length: 1 to 16 whole seconds. Raises InputError if not."""
     if samples < PATCH_SAMPLES or samples % PATCH_SAMPLES or samples > MAX_PATCHES * PATCH_SAMPLES:
         raise InputError(
             f"a window of {samples} samples does not fit the models: allowed are multiples of {PATCH_SAMPLES} up to "
@@ -60,9 +59,9 @@ def check_window(samples: int) -> int:
 
 
 class TemporalConv(nn.Module):
-    """Raw EEG to tokens: three convolutions along time. (B, N, A, T) -> (B, N*A, D) with D = 25 C.
+    """Encode raw EEG as tokens: three convolutions along time. (B, N, A, T) -> (B, N*A, D) with D = 25 C.
 
-    The N*A patches are the image's other axis, so that GroupNorm's statistics run over all patches of a sample.
+    The N*A patches are the image's other axis, so GroupNorm's statistics run over all patches of a sample.
     Source: paper, section 2.1, "Temporal Encoder".
     """
 
@@ -90,7 +89,7 @@ class TemporalConv(nn.Module):
 
 
 class CodeEmbed(nn.Module):
-    """Codebook rows to tokens, for the tokenizer's decoder: a 1x1 convolution. (B, code width, N, A) -> (B, N*A, D)."""
+    """Embed codebook rows as tokens of the decoder: a 1x1 convolution. (B, code width, N, A) -> (B, N*A, D)."""
 
     def __init__(self, code_dim: int, width: int) -> None:
         """code_dim: width of a codebook row; width: D."""
@@ -100,12 +99,12 @@ class CodeEmbed(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """codes: (B, code width, N, A) -> (B, N*A, D)."""
         rows = rearrange(codes, "B C N A -> B (N A) C")
-        # A 1x1 convolution is a linear layer; as one, its gradient keeps the weight's memory order, which DDP wants.
+        # As a linear layer, because then the gradient keeps the weight's memory order, which DDP wants.
         return F.linear(rows, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class QKV(nn.Linear):
-    """The matrix of queries, keys and values, whose bias comes with the call. (B, L, D) -> (B, L, 3 D)."""
+    """Matrix of queries, keys and values; the bias is an argument of forward. (B, L, D) -> (B, L, 3 D)."""
 
     def __init__(self, width: int) -> None:
         """width: D."""
@@ -120,7 +119,7 @@ class Attention(nn.Module):
     """Multi-head self-attention with separate q and v biases, or with LayerNorm over each head's q and k."""
 
     def __init__(self, width: int, heads: int, *, qkv_bias: bool, qk_norm: bool, attn_drop: float, drop: float) -> None:
-        """width D, heads H; qkv_bias adds q and v biases (k has none); qk_norm: LayerNorm over each head's q and k."""
+        """width: D; heads: H; qkv_bias: biases of q and v (k has none); qk_norm: LayerNorm over each head's q and k."""
         super().__init__()
         self.heads = heads
         self.attn_drop = attn_drop
@@ -137,52 +136,16 @@ class Attention(nn.Module):
         bias = None
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        qkv = self.qkv(x, bias)  # (B, L, 3 D); a call of the module, so that LoRA can wrap it
+        qkv = self.qkv(x, bias)  # (B, L, 3 D); the module is called, so that LoRA can wrap it
         q, k, v = rearrange(qkv, "B L (three H d) -> three B H L d", three=3, H=self.heads)
-        # Under autocast LayerNorm gives float32 while v stays half: one type for all three.
+        # Under autocast LayerNorm returns float32 and v is half: attention wants one type.
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
-        return self.proj_drop(self.proj(rearrange(x, "B H L d -> B L (H d)")))
-
-
-def matmul_type(x: Tensor) -> torch.dtype:
-    """In which autocast would multiply it: its own type where there is no autocast."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
-class _GeluLinear(torch.autograd.Function):
-    """GELU and a linear layer; of the two large tensors between them only the first is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        kind = matmul_type(weight)
-        ctx.save_for_backward(hidden, weight)
-        return F.linear(F.gelu(hidden).to(kind), weight.to(kind), bias.to(kind))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)
-        to_hidden = to_weight = to_bias = None
-        if ctx.needs_input_grad[0]:
-            to_hidden = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(hidden.dtype), hidden)
-        if ctx.needs_input_grad[1]:
-            active = F.gelu(hidden).to(grad.dtype).flatten(0, -2)
-            to_weight = (rows.t() @ active).to(weight.dtype)
-        if ctx.needs_input_grad[2]:
-            to_bias = rows.sum(0, dtype=weight.dtype)
-        return to_hidden, to_weight, to_bias
-
-
-def gelu_linear(hidden: Tensor, layer: nn.Linear) -> Tensor:
-    """layer(gelu(hidden)) with exact GELU, which is computed again for the gradient. (..., n) -> (..., m)."""
-    return _GeluLinear.apply(hidden, layer.weight, layer.bias)
+        return self.proj_drop(self.proj(rearrange(x, "B H L d -> B L (H d)")))  # (B, L, D)
 
 
 class Mlp(nn.Module):
-    """Two linear layers with exact GELU between, hidden width 4 D. (B, L, D) -> (B, L, D)."""
+    """Two linear layers with exact (erf) GELU between, hidden width 4 D. (B, L, D) -> (B, L, D)."""
 
     def __init__(self, width: int, *, drop: float) -> None:
         """width: D; drop: dropout after the second layer."""
@@ -193,7 +156,12 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, L, D) -> (B, L, D)."""
-        return self.drop(gelu_linear(self.fc1(x), self.fc2))
+        hidden = self.fc1(x)  # (B, L, 4 D)
+        # The gradient computes GELU again: of two tensors of this size only `hidden` is kept.
+        return self.drop(checkpoint(self._second, hidden, use_reentrant=False, preserve_rng_state=False))
+
+    def _second(self, hidden: Tensor) -> Tensor:
+        return self.fc2(F.gelu(hidden))
 
 
 class Block(nn.Module):
@@ -211,7 +179,7 @@ class Block(nn.Module):
         attn_drop: float,
         drop_path: float,
     ) -> None:
-        """init_values > 0 switches layer scale on and is its initial value; drop_path is this block's own rate."""
+        """init_values: initial layer scale (0: none); drop_path: rate of this block; the rest as for Attention."""
         super().__init__()
         scaled = init_values > 0
         self.gamma_1 = nn.Parameter(init_values * torch.ones(width)) if scaled else None
@@ -222,14 +190,14 @@ class Block(nn.Module):
         self.mlp = Mlp(width, drop=drop)
         self.drop_path = DropPath(drop_path)
 
-    def paths(self, x: Tensor) -> Tensor | None:
-        """Draw drop path for `forward`: by what to multiply a sample's attention and MLP, (2, B, 1, 1); None for 1."""
+    def draw_paths(self, x: Tensor) -> Tensor | None:
+        """Draw drop path for `forward`: factors of each sample's attention and MLP, (2, B, 1, 1). None: all are 1."""
         if not self.drop_path.drop_prob or not self.drop_path.training:
             return None
         return torch.stack([self.drop_path(x.new_ones(len(x), 1, 1)) for _ in range(2)])
 
     def forward(self, x: Tensor, paths: Tensor | None = None) -> Tensor:
-        """x: (B, L, D) -> (B, L, D). paths: drawn outside, so that one compiled graph serves every drop path rate."""
+        """x: (B, L, D) -> (B, L, D). paths: from `draw_paths`, outside, so that all rates share a compiled graph."""
         attended = self.attn(self.norm1(x))
         if self.gamma_1 is not None:
             attended = self.gamma_1 * attended
@@ -241,10 +209,10 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Embeddings and transformer blocks that tokenizer, masked model and classifier have in common (a base class).
+    """Embeddings and transformer blocks: the base class of tokenizer, masked model and classifier.
 
-    The places where the released copies of this trunk differ are arguments here: `cls_position_row`, and `cut` and
-    `convolutions` of `initialize`.
+    The released code has a copy of it for each. Where these differ there is an argument here: `cls_position_row`, and
+    `cut` and `convolutions` of `initialize`.
     """
 
     def __init__(
@@ -266,12 +234,12 @@ class Trunk(nn.Module):
         masked: bool = False,
         grad_checkpoint: bool = False,
     ) -> None:
-        """Build the trunk; a subclass adds its norm and head, then calls `initialize`.
+        """Build the trunk. A subclass adds its norm and head, then calls `initialize`.
 
         patch_embed: module from the model's input to (B, N*A, D). num_electrodes: electrodes with a row in the
         position embedding. cls_position_row: "own" gives CLS row 0, "first_electrode" the row of the input's first
         electrode. masked: add the mask token. drop_path_rate: of the last block; rates rise linearly from 0.
-        grad_checkpoint: keep only what goes into each block and compute the rest again for the gradient: less memory.
+        grad_checkpoint: keep only the input of each block and compute the block again for the gradient: less memory.
         """
         super().__init__()
         if cls_position_row not in ("own", "first_electrode"):
@@ -287,66 +255,51 @@ class Trunk(nn.Module):
         self.embed_drop = nn.Dropout(drop_rate)
         self.patch_embed = patch_embed
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(
-            Block(
-                width,
-                heads,
-                qkv_bias=qkv_bias,
-                qk_norm=qk_norm,
-                init_values=init_values,
-                drop=drop_rate,
-                attn_drop=attn_drop_rate,
-                drop_path=rate,
-            )
-            for rate in rates
-        )
+        parts: dict[str, Any] = {"qkv_bias": qkv_bias, "qk_norm": qk_norm, "init_values": init_values}
+        drops = {"drop": drop_rate, "attn_drop": attn_drop_rate}
+        self.blocks = nn.ModuleList(Block(width, heads, **parts, **drops, drop_path=rate) for rate in rates)
 
     def position_embedding(self, table: Tensor, channels: Channels, electrodes: int) -> Tensor:
-        """Rows of the position embedding (`table`) for CLS and each electrode: (1, N + 1, D).
+        """Look up the position embedding (`table`) of CLS and each electrode: (1, N + 1, D).
 
         Raises InputError if `channels` does not name N electrodes or names a row that the table does not have.
         """
         rows = table.shape[1]
-        if channels is None:
-            if electrodes != rows - 1:
-                raise InputError(
-                    f"input_chans=None means all {rows - 1} electrodes in order, but the input has {electrodes}: give "
-                    "input_chans = [0, row, row, ...], see electrodes.embedding_rows"
-                )
-            index = torch.arange(rows, device=table.device)
-        else:
-            # A list is checked on the host; a tensor that is already on a GPU is trusted, so that no step waits.
-            index = torch.as_tensor(channels, dtype=torch.long)
-            if index.shape != (electrodes + 1,):
-                raise InputError(
-                    f"input_chans has {index.numel()} entries for {electrodes} electrodes: it must be "
-                    f"[0, row, row, ...] of length {electrodes + 1}"
-                )
-            outside = index[:0] if index.is_cuda else index[(index < 0) | (index >= rows)]
-            if outside.numel():
-                raise InputError(
-                    f"input_chans names row {int(outside[0])}, the position embedding has rows 0 to {rows - 1}: for "
-                    "electrodes beyond them build the model with num_electrodes=136 (--num_electrodes 136) and train "
-                    "it from scratch"
-                )
-            index = index.to(table.device)
+        if channels is None and electrodes != rows - 1:
+            raise InputError(
+                f"input_chans=None means all {rows - 1} electrodes in order, but the input has {electrodes}: pass "
+                "input_chans = [0, row, row, ...], see electrodes.embedding_rows"
+            )
+        index = torch.as_tensor(range(rows) if channels is None else channels, dtype=torch.long)
+        if index.shape != (electrodes + 1,):
+            raise InputError(
+                f"input_chans has {index.numel()} entries for {electrodes} electrodes: it must be "
+                f"[0, row, row, ...] of length {electrodes + 1}"
+            )
+        # A tensor on a GPU is trusted: to check it, every step would wait for the GPU.
+        outside = [] if index.is_cuda else index[(index < 0) | (index >= rows)].tolist()
+        if outside:
+            raise InputError(
+                f"input_chans names row {outside[0]}, the position embedding has rows 0 to {rows - 1}: for electrodes "
+                "beyond them build the model with num_electrodes=136 (--num_electrodes 136) and train it from scratch"
+            )
         if self.cls_position_row == "first_electrode":
             index = torch.cat((index[1:2], index[1:]))
-        return table[:, index]  # (1, N + 1, D)
+        return table[:, index.to(table.device)]  # (1, N + 1, D)
 
     def embed(self, x: Tensor, channels: Channels, mask: Tensor | None = None) -> Tensor:
-        """CLS and patch tokens with their embeddings: input (B, N, A, T) or (B, code width, N, A) -> (B, N*A + 1, D).
+        """Make CLS and patch tokens with their embeddings. x: (B, N, A, T) or (B, code width, N, A) -> (B, N*A + 1, D).
 
-        mask: (B, N*A) bool, true where the mask token takes the patch's place (before positions are added); or
-        (M*B, N*A), M masks of each sample one after the other -> (M*B, N*A + 1, D), each patch encoded once.
+        mask: (B, N*A) bool, true where the mask token replaces the patch, before positions are added; or (M*B, N*A),
+        M masks for each sample -> (M*B, N*A + 1, D). Each patch is encoded once in either case.
         """
         N, A = (x.shape[2], x.shape[3]) if isinstance(self.patch_embed, CodeEmbed) else (x.shape[1], x.shape[2])
         check_window(A * PATCH_SAMPLES)
         tokens = self.patch_embed(x)  # (B, N*A, D)
         if mask is not None:
-            assert self.mask_token is not None, "a trunk without mask token was given a mask"
+            assert self.mask_token is not None, "this trunk has no mask token (masked=False)"
             hidden = mask.view(-1, *tokens.shape[:2], 1)  # (M, B, N*A, 1)
-            tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens).flatten(0, 1)
+            tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens).flatten(0, 1)  # (M*B, N*A, D)
         cls_token = self.cls_token.expand(len(tokens), -1, -1)
         if self.pos_embed is not None:
             position = self.position_embedding(self.pos_embed, channels, N)
@@ -357,27 +310,26 @@ class Trunk(nn.Module):
 
     def run_blocks(self, tokens: Tensor) -> Tensor:
         """tokens: (B, N*A + 1, D) -> (B, N*A + 1, D)."""
-        # Few samples at a time through all blocks: what a block makes stays in the processor's cache.
-        size = max(1, CACHED_TOKENS // tokens.shape[1])
+        size = max(1, CACHED_TOKENS // tokens.shape[1])  # samples
         if tokens.is_cuda or torch.is_grad_enabled() or len(tokens) <= size:
             return self._run_blocks(tokens)
         return torch.cat([self._run_blocks(piece) for piece in tokens.split(size)])
 
     def _run_blocks(self, tokens: Tensor) -> Tensor:
         for block in self.blocks:
-            paths = block.paths(tokens)  # type: ignore[operator]  # a Block's
-            if self.grad_checkpoint and block.training:  # frozen blocks, which keep nothing, are in evaluation mode
-                # Dropout draws the same numbers again: torch sets the generators back for the second pass.
+            paths = block.draw_paths(tokens)  # type: ignore[operator]  # a Block's
+            if self.grad_checkpoint and block.training:  # frozen blocks are in evaluation mode and keep nothing
+                # torch restores the random state for the second pass, so dropout draws the same numbers again.
                 tokens = checkpoint(block, tokens, paths, use_reentrant=False)
             else:
                 tokens = block(tokens, paths)
         return tokens
 
     def initialize(self, *, cut: float = 2.0, convolutions: bool = False) -> None:
-        """Draw all weights: truncated normal with std 0.02, cut at +-`cut` (absolute value).
+        """Draw all weights from a normal distribution with std 0.02, truncated at +-`cut` (an absolute value).
 
-        convolutions: give convolutions the same initialisation instead of PyTorch's own. The output projections of
-        block i, counted from 1, are divided by sqrt(2 i).
+        convolutions: draw convolutions the same way, instead of PyTorch's. The output projections of block i, counted
+        from 1, are divided by sqrt(2 i).
         """
         for table in (self.cls_token, self.mask_token, self.pos_embed, self.time_embed):
             if table is not None:
@@ -391,19 +343,17 @@ class Trunk(nn.Module):
 
 
 def initialize_weights(module: nn.Module, *, cut: float = 2.0, convolutions: bool = False) -> None:
-    """Linear layers (and convolutions, if asked): truncated normal weights, biases 0. Norms keep 1 and 0."""
-    kinds = (nn.Linear, nn.Conv2d) if convolutions else (nn.Linear,)
+    """Draw truncated normal weights for linear layers (and convolutions); biases 0. Norms keep weight 1 and bias 0."""
     for part in module.modules():
-        if isinstance(part, kinds):
+        if isinstance(part, (nn.Linear, nn.Conv2d) if convolutions else nn.Linear):
             nn.init.trunc_normal_(part.weight, std=INIT_STD, a=-cut, b=cut)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
 
 
 def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> None:
-    """Let torch.compile make one graph of a block, with symbols for shapes, for all blocks, batches and montages."""
-    # Graphs without end are an error: torch would go on without them, and say so once.
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    """Compile the blocks with dynamic shapes: all blocks, batches and montages share one graph."""
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # torch would go on uncompiled, with one warning
     torch._dynamo.config.recompile_limit = 16  # frozen blocks, evaluation and batches of one window need 7
     for part in model.modules():
         if isinstance(part, Block):
@@ -411,48 +361,47 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> None:
 
 
 def depth_of(keys: Iterable[str], prefix: str = "") -> int:
-    """Number of transformer blocks that state-dict keys speak of. prefix: before `blocks.`."""
+    """Count the transformer blocks that state-dict keys name. prefix: before `blocks.`."""
     numbers = (key.removeprefix(prefix).split(".")[1] for key in keys if key.startswith(f"{prefix}blocks."))
     return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
 
 def check_merged(weights: Iterable[str], where: str | Path) -> None:
-    """Raise InputError for a run's checkpoint with LoRA adapters, whose matrices are not yet merged."""
+    """Raise InputError for the checkpoint of a LoRA run, whose adapters are not merged into the matrices."""
     if any(".lora_A." in key for key in weights):
         raise InputError(f"{where} holds LoRA adapters beside its matrices: use model-merged.pth of the same folder")
 
 
 def load_strictly(module: nn.Module, weights: dict[str, Tensor], *, where: str) -> list[str]:
-    """Load weights that must fit; keys that the module lists in `unused_published_keys` are reported and returned.
+    """Load weights that must all fit. Keys under the module's `unused_published_keys` are logged and returned.
 
-    Raises InputError that names the first mismatching keys.
+    Raises InputError that names the first keys that do not fit.
     """
     own = module.state_dict()
     unused = [key for key in weights if key not in own and key.startswith(getattr(module, "unused_published_keys", ()))]
-    wrong = [f"{k} is missing" for k in own if k not in weights]
-    wrong += [f"{k} is not in the model" for k in weights if k not in own and k not in unused]
-    wrong += [
-        f"{k} is {tuple(weights[k].shape)}, the model has {tuple(own[k].shape)}"
-        for k in own
-        if k in weights and weights[k].shape != own[k].shape
-    ]
-    adapted, adaptable = (any(".lora_" in key for key in keys) for keys in (weights, own))
+    given = {key: value for key, value in weights.items() if key not in unused}
+    adapted, adaptable = (any(".lora_" in key for key in keys) for keys in (given, own))
     if adapted != adaptable:
-        way_out = "give --lora as in its training, or take model-merged.pth" if adapted else "leave out --lora"
-        raise InputError(f"{where}: {'only the file' if adapted else 'only the model'} has LoRA adapters: {way_out}")
+        way_out = "use the --lora of its training, or take model-merged.pth" if adapted else "leave out --lora"
+        raise InputError(f"{where}: only the {'file' if adapted else 'model'} has LoRA adapters: {way_out}")
+    wrong = [f"{key} is missing" for key in own if key not in given]
+    wrong += [f"{key} is not in the model" for key in given if key not in own]
+    for key in own:
+        if key in given and given[key].shape != own[key].shape:
+            wrong.append(f"{key} is {tuple(given[key].shape)}, the model has {tuple(own[key].shape)}")
     if wrong:
         more = f" (+{len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise InputError(
             f"{where}: another architecture: {'; '.join(wrong[:3])}{more}: choose the model of the same size"
         )
     if unused:
-        logger.info("%s: %d keys that nothing uses were left out: %s", where, len(unused), ", ".join(unused))
-    module.load_state_dict({key: value for key, value in weights.items() if key in own})
+        logger.info("%s: left out %d keys that nothing uses: %s", where, len(unused), ", ".join(unused))
+    module.load_state_dict(given)
     return unused
 
 
 def register_sizes(sizes: dict[str, dict[str, Any]], build: Callable[..., nn.Module], module_name: str) -> None:
-    """Register every row of a sizes table with timm: `timm.create_model(name, **kwargs)` calls build(**row, **kwargs).
+    """Register each row of a table of sizes with timm: `timm.create_model(name, **kwargs)` is build(**row, **kwargs).
 
     module_name: the calling module's `__name__`, under which timm lists the models.
     """
@@ -463,15 +412,11 @@ def register_sizes(sizes: dict[str, dict[str, Any]], build: Callable[..., nn.Mod
 def _entry_point(
     name: str, size: dict[str, Any], build: Callable[..., nn.Module], module_name: str
 ) -> Callable[..., nn.Module]:
-    def create(
-        pretrained: bool = False,
-        pretrained_cfg: Any = None,
-        pretrained_cfg_overlay: Any = None,
-        cache_dir: Any = None,
-        **kwargs: Any,
-    ) -> nn.Module:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         if pretrained:
-            raise InputError(f"{name}: no weights are fetched; build the model and load a checkpoint file of your own")
+            raise InputError(f"{name}: there are no weights to fetch; build the model and load a checkpoint file")
+        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm passes them always
+            kwargs.pop(key, None)
         return build(**{**size, **kwargs})
 
     create.__name__ = create.__qualname__ = name

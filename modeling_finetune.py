@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from electrodes import PUBLISHED_ELECTRODES
 from errors import InputError
 from layers import LAYER_NORM_EPS, Channels, TemporalConv, Trunk, check_merged, depth_of, register_sizes
 
@@ -21,49 +20,34 @@ class NeuralTransformer(Trunk):
         self,
         *,
         width: int,
-        depth: int,
-        heads: int,
         num_classes: int = 1,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
         use_mean_pooling: bool = True,
         init_scale: float = 0.001,
-        use_abs_pos_emb: bool = True,
         init_values: float = 0.1,
         qkv_bias: bool = False,
-        num_electrodes: int = PUBLISHED_ELECTRODES,
-        grad_checkpoint: bool = False,
+        **options: Any,
     ) -> None:
-        """num_classes: outputs of the head (0 for none: features); use_mean_pooling=False: CLS after a final norm."""
+        """Build the classifier.
+
+        num_classes: outputs of the head (0: no head, the model returns features). use_mean_pooling=False: the head
+        sees CLS. init_scale: factor of the head's first weights. init_values: layer scale. options: depth, heads,
+        drop_rate, attn_drop_rate, drop_path_rate, use_abs_pos_emb, num_electrodes, grad_checkpoint, as for Trunk.
+        """
         super().__init__(
-            TemporalConv(width),
-            width=width,
-            depth=depth,
-            heads=heads,
-            qkv_bias=qkv_bias,
-            qk_norm=True,
-            init_values=init_values,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
-            use_abs_pos_emb=use_abs_pos_emb,
-            num_electrodes=num_electrodes,
-            grad_checkpoint=grad_checkpoint,
+            TemporalConv(width), width=width, qkv_bias=qkv_bias, qk_norm=True, init_values=init_values, **options
         )
-        self.frozen: tuple[nn.Module, ...] = ()  # parts that do not learn, kept in evaluation mode
-        self.takes_features = False  # True: what `forward` gets is what `forward_features` gave (linear probe)
+        self.frozen: tuple[nn.Module, ...] = ()  # parts that do not learn and stay in evaluation mode
+        self.takes_features = False  # True (linear probe): the input of `forward` is an output of `forward_features`
         self.norm = nn.Identity() if use_mean_pooling else nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.fc_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS) if use_mean_pooling else None
         self.head = nn.Linear(width, num_classes) if num_classes > 0 else nn.Identity()
         self.initialize()
-        if isinstance(self.head, nn.Linear):
-            with torch.no_grad():
-                self.head.weight.mul_(init_scale)
-                self.head.bias.mul_(init_scale)
+        with torch.no_grad():
+            for parameter in self.head.parameters():
+                parameter.mul_(init_scale)
 
     def train(self, mode: bool = True) -> "NeuralTransformer":
-        """As nn.Module's, except that frozen parts stay in evaluation mode: no dropout or drop path in them."""
+        """Set the mode as nn.Module does, but keep frozen parts in evaluation mode: no dropout or drop path there."""
         super().train(mode)
         for part in self.frozen:
             part.eval()
@@ -77,42 +61,32 @@ class NeuralTransformer(Trunk):
         return_patch_tokens: bool = False,
         return_all_tokens: bool = False,
     ) -> Tensor:
-        """What the head sees, (B, D); or every patch token (B, N*A, D), or CLS too (B, N*A + 1, D), after the norm.
+        """Compute the features that the head sees. eeg: (B, N, A, T), units of 100 uV -> (B, D).
 
-        eeg: (B, N, A, T), units of 100 uV. The norm is `fc_norm` with mean pooling, `norm` without.
+        return_patch_tokens: every patch token (B, N*A, D); return_all_tokens: CLS too (B, N*A + 1, D). All come after
+        the norm: `fc_norm` with mean pooling, `norm` without.
         """
-        tokens = self.run_blocks(self.embed(eeg, input_chans))
+        tokens = self.run_blocks(self.embed(eeg, input_chans))  # (B, N*A + 1, D)
         norm = self.norm if self.fc_norm is None else self.fc_norm
         if return_all_tokens:
             return norm(tokens)
         if return_patch_tokens:
             return norm(tokens[:, 1:])
-        return norm(tokens[:, 0]) if self.fc_norm is None else norm(tokens[:, 1:].mean(1))
+        return norm(tokens[:, 0] if self.fc_norm is None else tokens[:, 1:].mean(1))  # (B, D)
 
-    def forward(
-        self,
-        eeg: Tensor,
-        input_chans: Channels = None,
-        *,
-        return_patch_tokens: bool = False,
-        return_all_tokens: bool = False,
-    ) -> Tensor:
-        """eeg: (B, N, A, T), units of 100 uV -> logits (B, num_classes), or of every token where asked.
+    def forward(self, eeg: Tensor, input_chans: Channels = None, **tokens: bool) -> Tensor:
+        """eeg: (B, N, A, T), units of 100 uV -> logits (B, num_classes). tokens: as for `forward_features`.
 
-        With `takes_features` (a linear probe in training) eeg stands for features (B, D).
+        With `takes_features` eeg stands for features (B, D).
         """
-        features = eeg
-        if not self.takes_features:
-            features = self.forward_features(
-                eeg, input_chans, return_patch_tokens=return_patch_tokens, return_all_tokens=return_all_tokens
-            )
-        with torch.autocast(eeg.device.type, enabled=False):  # half precision rounds 50.1 to 50: a regression's outputs
+        features = eeg if self.takes_features else self.forward_features(eeg, input_chans, **tokens)
+        with torch.autocast(eeg.device.type, enabled=False):  # half precision rounds an output of 50.1 to 50
             return self.head(features.to(self.cls_token.dtype))
 
 
 @dataclass
 class LoadReport:
-    """What happened to each key when stage 2 was loaded into stage 3."""
+    """Says what became of each key when weights of stage 2 or 3 were loaded into a classifier."""
 
     loaded: int = 0
     missing: list[str] = field(default_factory=list)
@@ -120,7 +94,7 @@ class LoadReport:
     dropped: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """One line, full key names."""
+        """Return one line with all names."""
         parts = [f"{self.loaded} tensors loaded"]
         for what in ("missing", "unexpected", "dropped"):
             keys = getattr(self, what)
@@ -129,11 +103,11 @@ class LoadReport:
 
 
 def load_pretrained(model: NeuralTransformer, state: dict[str, Tensor], *, where: str = "checkpoint") -> LoadReport:
-    """Load a stage 2 state dict (keys under `student.`) or a stage 3 one into the classifier.
+    """Load the state dict of a masked model (keys under `student.`) or of a classifier into a classifier.
 
-    A head of another shape is dropped; a smaller electrode table fills the first rows of a larger one. Every missing,
-    unexpected and dropped key is reported. Raises InputError, naming the first keys, where other shapes differ, and
-    for a run's checkpoint with LoRA adapters, whose matrices are not yet merged.
+    A head of another shape is dropped. A smaller electrode table fills the first rows of a larger one. Every missing,
+    unexpected and dropped key is reported. Raises InputError that names the first keys of other shapes, and for
+    weights with LoRA adapters, which are not merged.
     """
     check_merged(state, where)
     student = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
@@ -154,8 +128,7 @@ def load_pretrained(model: NeuralTransformer, state: dict[str, Tensor], *, where
             wrong.append(f"{key} is {tuple(value.shape)}, the model has {tuple(own[key].shape)}{way_out}")
     depths = depth_of(weights), depth_of(report.unexpected)
     if depths[0] != len(model.blocks) or depths[1] > len(model.blocks):
-        found = max(depths)
-        wrong.append(f"blocks.*: {found} transformer blocks, the model has {len(model.blocks)}")
+        wrong.append(f"blocks.*: {max(depths)} transformer blocks, the model has {len(model.blocks)}")
     if wrong:
         raise InputError(
             f"{where} is of another architecture: {'; '.join(wrong[:3])}: choose the --model of the same size and kind"

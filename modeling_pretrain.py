@@ -1,7 +1,7 @@
-"""The masked model: a transformer that sees half of the patches and predicts the tokenizer's codes of the others.
+"""The masked model: a transformer that sees half of the patches and predicts the codes of the others.
 
-Paper, section 2.3. Masks, the trunk under `student.`, the loss, the model, its sizes. Not here: the tokenizer that
-makes the targets, which the run script builds and the engine receives.
+Paper, section 2.3. Masks, the loss over codes, the trunk under `student.`, the model, its sizes. Not here: the
+tokenizer that makes the codes, which the run script builds and the engine receives.
 """
 
 import logging
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from electrodes import PUBLISHED_ELECTRODES
 from layers import (
     INIT_STD,
     LAYER_NORM_EPS,
@@ -19,7 +18,6 @@ from layers import (
     TemporalConv,
     Trunk,
     initialize_weights,
-    matmul_type,
     register_sizes,
 )
 
@@ -30,18 +28,24 @@ FP16_ROOM = 32  # what sums over tokens are divided by where fp16, which ends at
 
 
 def random_mask(samples: int, patches: int, *, ratio: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
-    """Masks with exactly L - int(L * (1 - ratio)) true places each, uniformly at random. -> (samples, patches) bool."""
+    """Draw masks, uniformly at random, each with L - int(L * (1 - ratio)) true places. -> (samples, patches) bool."""
     masked = patches - int(patches * (1 - ratio))
     order = torch.rand(samples, patches, generator=generator).argsort(dim=1)
-    return order < masked  # argsort gives a random permutation; its `masked` smallest ranks fall uniformly
+    return order < masked  # each row of `order` is a random permutation
 
 
 class CodeLoss(NamedTuple):
-    """What comes of predicting codes."""
+    """The loss of predicting codes, and how many are right."""
 
     loss: Tensor  # (): mean over the masked places plus mean over the others
     accuracy: Tensor  # (): share of the masked places whose code has the largest logit
-    accuracy_sym: Tensor  # (): likewise of the others, under the inverted mask
+    accuracy_sym: Tensor  # (): the same for the others, under the inverted mask
+
+
+def matmul_type(x: Tensor) -> torch.dtype:
+    """Return the type in which autocast multiplies x: without autocast, its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class _CodeLoss(torch.autograd.Function):
@@ -103,20 +107,23 @@ def code_loss(tokens: Tensor, head: nn.Linear, codes: Tensor, shares: Tensor) ->
     return _CodeLoss.apply(tokens, head.weight, head.bias, codes, shares, learning)
 
 
+def true_first(mask: Tensor) -> Tensor:
+    """Index the true places of a mask, flattened, then the false ones. Never waits for a GPU, unlike nonzero()."""
+    return mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)
+
+
 class MaskedTrunk(Trunk):
     """The trunk with mask token and a final LayerNorm on all tokens."""
 
-    def __init__(self, *, width: int, depth: int, heads: int, **options: Any) -> None:
-        """width, depth and heads of the size; options as for Trunk."""
+    def __init__(self, *, width: int, **options: Any) -> None:
+        """width: D; options: as for Trunk."""
         super().__init__(
             TemporalConv(width),
             width=width,
-            depth=depth,
-            heads=heads,
             qkv_bias=False,
             qk_norm=True,
             masked=True,
-            # released code: CLS gets the row of the input's first electrode; kept, because published weights learnt it.
+            # released code: CLS gets the row of the input's first electrode; kept: published weights rely on it.
             cls_position_row="first_electrode",
             **options,
         )
@@ -129,71 +136,46 @@ class MaskedTrunk(Trunk):
         return self.norm(self.run_blocks(self.embed(eeg, channels, mask)))[:, 1:]
 
     def both_masks(self, eeg: Tensor, channels: Channels, mask: Tensor) -> Tensor:
-        """What stands behind the blocks at the masked places under the mask, then at the others under its inverse.
+        """Compute the masked tokens under the mask, then the other tokens under the inverted mask.
 
-        eeg: (B, N, A, T); mask: (B, N*A) -> (B*N*A, D) after the final norm, each part in the order of its places.
+        eeg: (B, N, A, T); mask: (B, N*A) bool -> (B*N*A, D) after the final norm, each part in the mask's order.
         """
-        masks = torch.cat((mask, ~mask))  # both in one batch, (2B, N*A)
+        masks = torch.cat((mask, ~mask))  # (2B, N*A): both in one batch
         tokens = self.run_blocks(self.embed(eeg, channels, masks))[:, 1:].flatten(0, 1)  # (2B*N*A, D)
-        # As nonzero() would find them, but their number is known, so that a GPU need not be waited for.
-        places = masks.flatten().to(torch.uint8).argsort(descending=True, stable=True)[: mask.numel()]
-        return self.norm(tokens[places])
+        return self.norm(tokens[true_first(masks)[: mask.numel()]])  # (B*N*A, D)
 
 
 class MaskedModel(nn.Module):
-    """Masked code prediction with symmetric masking."""
+    """Masked prediction of codes with symmetric masking."""
 
-    # Only the published files carry these and nothing uses them: loading accepts and reports them.
+    # Only published files have these and nothing uses them: loading accepts and reports them.
     unused_published_keys = ("student.lm_head.", "projection_head.")
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        depth: int,
-        heads: int,
-        vocab_size: int = 8192,
-        init_values: float = 0.1,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        use_abs_pos_emb: bool = True,
-        num_electrodes: int = PUBLISHED_ELECTRODES,
-        grad_checkpoint: bool = False,
-    ) -> None:
-        """vocab_size: codes of the tokenizer; init_values: layer scale (0.1 base, 1e-5 large, 1e-6 huge)."""
+    def __init__(self, *, width: int, vocab_size: int = 8192, init_values: float = 0.1, **options: Any) -> None:
+        """vocab_size: codes of the tokenizer. init_values: layer scale (0.1 base, 1e-5 large, 1e-6 huge).
+
+        options: depth, heads, drop_rate, attn_drop_rate, drop_path_rate, use_abs_pos_emb, num_electrodes and
+        grad_checkpoint, as for Trunk.
+        """
         super().__init__()
-        self.student = MaskedTrunk(
-            width=width,
-            depth=depth,
-            heads=heads,
-            init_values=init_values,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
-            use_abs_pos_emb=use_abs_pos_emb,
-            num_electrodes=num_electrodes,
-            grad_checkpoint=grad_checkpoint,
-        )
+        self.student = MaskedTrunk(width=width, init_values=init_values, **options)
         self.lm_head = nn.Linear(width, vocab_size)
         initialize_weights(self.lm_head, cut=INIT_STD)
         self.register_load_state_dict_pre_hook(self._leave_unused_out)
 
     @staticmethod
     def _leave_unused_out(module: nn.Module, weights: dict[str, Any], prefix: str, *_: Any) -> None:
-        names = tuple(prefix + name for name in MaskedModel.unused_published_keys)
-        unused = [key for key in weights if key.startswith(names)]
+        unused = [key for key in weights if key.removeprefix(prefix).startswith(MaskedModel.unused_published_keys)]
         for key in unused:
             del weights[key]
         if unused:
-            logger.info("%d keys that nothing uses were left out: %s", len(unused), ", ".join(unused))
+            logger.info("Left out %d keys that nothing uses: %s", len(unused), ", ".join(unused))
 
     def forward(self, eeg: Tensor, input_chans: Channels, bool_masked_pos: Tensor, codes: Tensor | None = None) -> Any:
-        """Logits at the masked places, and at the others under the inverted mask; with codes the loss instead.
+        """Predict codes. eeg: (B, N, A, T), units of 100 uV; bool_masked_pos: (B, N*A), true = masked.
 
-        eeg: (B, N, A, T), units of 100 uV; bool_masked_pos: (B, N*A), true = masked ->
-        (masked places, vocabulary), (other places, vocabulary), each in the order of the mask's true entries.
-        codes: (B, N*A) -> CodeLoss. Source: paper, equation 12.
+        Returns logits (masked places, K) and, under the inverted mask, (other places, K), each in the mask's order.
+        With codes (B, N*A): the CodeLoss instead. Source: paper, equation 12.
         """
         mask = bool_masked_pos.bool()
         tokens = self.student.both_masks(eeg, input_chans, mask)  # (B*N*A, D)
@@ -201,12 +183,10 @@ class MaskedModel(nn.Module):
         if codes is None:
             logits = self.lm_head(tokens)
             return logits[: int(masked)], logits[int(masked) :]
-        # Targets in the tokens' order: first those under the mask.
-        order = mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)
         sizes = torch.stack((masked, mask.numel() - masked)).clamp(min=1)  # a single patch has no other side
         side = (torch.arange(mask.numel(), device=mask.device) >= masked).long()
         shares = 1 / sizes[side].to(tokens.dtype if tokens.dtype == torch.float64 else torch.float32)
-        loss, hits = code_loss(tokens, self.lm_head, codes.flatten()[order], shares)
+        loss, hits = code_loss(tokens, self.lm_head, codes.flatten()[true_first(mask)], shares)
         right = torch.stack(((hits & (side == 0)).sum(), (hits & (side == 1)).sum())) / sizes
         return CodeLoss(loss, right[0], right[1])
 

@@ -1,7 +1,7 @@
 """The neural tokenizer: EEG patches to codes, trained by predicting each patch's Fourier spectrum (VQ-NSP).
 
-Paper, section 2.2. Spectrum targets, the tokenizer, its sizes, loading a trained one. Not here: the codebook itself
-(`norm_ema_quantizer.py`) and its training loop (`engine_for_vqnsp.py`).
+Paper, section 2.2. Spectrum targets, the tokenizer, loading a trained one, its sizes. Not here: the codebook
+(`norm_ema_quantizer.py`) and the training loop (`engine_for_vqnsp.py`).
 """
 
 from pathlib import Path
@@ -32,9 +32,9 @@ from norm_ema_quantizer import NormEMAVectorQuantizer
 
 
 def standardize(x: Tensor) -> Tensor:
-    """z-score over all electrodes, patches and bins of a sample, with the unbiased std. x: (B, N, A, T) -> same.
+    """z-score each sample over electrodes, patches and bins, with the unbiased std. x: (B, N, A, T) -> same.
 
-    A sample without any variation (a flat recording) becomes zeros rather than NaN.
+    A sample without variation (a flat recording) becomes zeros, not NaN.
     """
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
     std = x.std(dim=(1, 2, 3), keepdim=True)
@@ -42,9 +42,9 @@ def standardize(x: Tensor) -> Tensor:
 
 
 def spectrum_targets(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Fourier amplitude and phase of each patch, z-scored. patches: (B, N, A, T) -> twice (B, N*A, T).
+    """Compute the Fourier amplitude and phase of each patch, z-scored. patches: (B, N, A, T) -> twice (B, N*A, T).
 
-    Source: paper, equations 6 and 7; the released code standardises over the whole sample.
+    Source: paper, equations 6 and 7; z-scores over the whole sample as in the released code.
     """
     spectrum = torch.fft.fft(patches)
     amplitude, phase = standardize(spectrum.abs()), standardize(spectrum.angle())
@@ -52,7 +52,7 @@ def spectrum_targets(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class TokenTrunk(Trunk):
-    """Encoder or decoder of the tokenizer: a trunk that ends in a LayerNorm on the patch tokens."""
+    """Encoder or decoder of the tokenizer: a trunk with a LayerNorm on the patch tokens."""
 
     def __init__(self, patch_embed: nn.Module, **sizes: Any) -> None:
         """patch_embed: TemporalConv for the encoder, CodeEmbed for the decoder; sizes as for Trunk."""
@@ -62,12 +62,11 @@ class TokenTrunk(Trunk):
 
     def forward(self, x: Tensor, channels: Channels) -> Tensor:
         """x: (B, N, A, T) or (B, code width, N, A) -> patch tokens (B, N*A, D)."""
-        tokens = self.run_blocks(self.embed(x, channels))
-        return self.fc_norm(tokens[:, 1:])
+        return self.fc_norm(self.run_blocks(self.embed(x, channels))[:, 1:])  # (B, N*A, D)
 
 
 def head(width: int, outputs: int) -> nn.Sequential:
-    """Linear, Tanh, Linear: what maps tokens to codes and tokens to spectra. (..., width) -> (..., outputs)."""
+    """Build the map from tokens to code space or spectra: Linear, Tanh, Linear. (..., width) -> (..., outputs)."""
     return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, outputs))
 
 
@@ -89,10 +88,10 @@ class VQNSP(nn.Module):
         smooth_l1_loss: bool = False,
         num_electrodes: int = PUBLISHED_ELECTRODES,
     ) -> None:
-        """n_code x code_dim: the codebook; decay: of its rows. EEG_size: nominal window in samples (any fits, 1-16 s).
+        """n_code x code_dim: the codebook. decay: of its rows. EEG_size: nominal window in samples, checked only.
 
-        quantize_kmeans_init: start the codebook by k-means of the first training batch. smooth_l1_loss: in place of
-        the mean squared error. num_electrodes: electrodes with a position embedding.
+        quantize_kmeans_init: start the codebook from k-means of the first training batch. smooth_l1_loss: replaces the
+        mean squared error. num_electrodes: electrodes with a row in the position embedding.
         """
         super().__init__()
         self.EEG_size = check_window(EEG_size)
@@ -108,8 +107,8 @@ class VQNSP(nn.Module):
         self.distance = F.smooth_l1_loss if smooth_l1_loss else F.mse_loss
 
     def to_code_space(self, x: Tensor, input_chans: Channels = None) -> Tensor:
-        """Encoder outputs before quantisation. x: (B, N, A, T), units of 100 uV -> (B, N*A, code width), not half."""
-        tokens = self.encoder(x, input_chans)
+        """Encode before quantisation. x: (B, N, A, T), units of 100 uV -> (B, N*A, code width), not half."""
+        tokens = self.encoder(x, input_chans)  # (B, N*A, D)
         with torch.autocast(x.device.type, enabled=False):  # half precision often gives another code
             return self.encode_task_layer(tokens.to(self.encode_task_layer[0].weight.dtype))
 
@@ -124,7 +123,7 @@ class VQNSP(nn.Module):
         return self.decode_task_layer(tokens), self.decode_task_layer_angle(tokens)
 
     def forward(self, eeg: Tensor, input_chans: Channels = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Training loss. eeg: (B, N, A*T), units of 100 uV -> loss (), log of its parts (tensors without gradient).
+        """Compute the loss. eeg: (B, N, A*T), units of 100 uV -> loss (), its parts by name, without gradient.
 
         Raises InputError if the length is no multiple of T.
         """
@@ -136,27 +135,20 @@ class VQNSP(nn.Module):
         rec_angle_loss = self.distance(rec_phase.to(phase.dtype), phase)
         loss = quant_loss + rec_loss + rec_angle_loss
         split = "train" if self.training else "val"
-        parts = {
-            "quant_loss": quant_loss,
-            "rec_loss": rec_loss,
-            "rec_angle_loss": rec_angle_loss,
-            "total_loss": loss,
-        }
-        return loss, {f"{split}/{name}": value.detach() for name, value in parts.items()}
+        names = ("quant_loss", "rec_loss", "rec_angle_loss", "total_loss")
+        parts = zip(names, (quant_loss, rec_loss, rec_angle_loss, loss), strict=True)
+        return loss, {f"{split}/{name}": part.detach() for name, part in parts}
 
     @torch.no_grad()
     def get_tokens(self, x: Tensor, input_chans: Channels = None) -> dict[str, Tensor]:
-        """x: (B, N, A, T) -> token (B, N*A) codes, input_img the input, quantize (B, N*A, width)."""
+        """Quantise. x: (B, N, A, T) -> `token`: codes (B, N*A), `input_img`: x, `quantize`: rows (B, N*A, width)."""
         quantized, codes, _ = self.encode(x, input_chans)
-        return {
-            "token": codes.view(len(x), -1),
-            "input_img": x,
-            "quantize": rearrange(quantized, "B C N A -> B (N A) C"),
-        }
+        rows = rearrange(quantized, "B C N A -> B (N A) C")
+        return {"token": codes.view(len(x), -1), "input_img": x, "quantize": rows}
 
     @torch.no_grad()
     def get_codebook_indices(self, x: Tensor, input_chans: Channels = None) -> Tensor:
-        """Codes of every patch, whose use is not counted. x: (B, N, A, T), units of 100 uV -> (B, N*A) int64."""
+        """Look up the code of every patch, without counting it. x: (B, N, A, T), units of 100 uV -> (B, N*A) int64."""
         return self.quantize.nearest(self.to_code_space(x, input_chans)).view(len(x), -1)
 
 

@@ -1,8 +1,8 @@
-"""The codebook: unit vectors, nearest row, rows that follow their inputs by a moving average, revival of idle rows.
+"""The codebook: unit vectors, the nearest row as code, rows that follow their inputs, revival of idle rows.
 
-Paper, section 2.2 ("vector-quantized neural spectrum prediction"). Every process holds the same codebook by
-construction: counts and sums are reduced over processes, and what is drawn or updated is sent out by process 0.
-Small pure functions first, then the module, then the revival, which works outside the module's forward.
+Paper, section 2.2 ("vector-quantized neural spectrum prediction"). All processes hold the same codebook by
+construction: counts and sums are reduced over processes, and process 0 broadcasts every change of the rows.
+Small pure functions first, then the module, then the revival, which runs outside the module's forward.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from errors import InputError
 
 KMEANS_ITERATIONS = 10
-# Similarities held at a time: 8 MB, which stay in a CPU's cache; 256 MB on a GPU, which wants few large products.
+# Similarities held at a time: 8 MB, the size of a CPU's cache; 256 MB on a GPU, which likes few large products.
 SIMILARITIES = {"cpu": 2**21, "cuda": 2**26}
 
 
@@ -39,14 +39,14 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def broadcast(tensor: Tensor) -> Tensor:
-    """Overwrite a tensor with process 0's, in place. Returns it."""
+    """Overwrite a tensor with that of process 0, in place. Returns it."""
     if _is_distributed():
         dist.broadcast(tensor, src=0)
     return tensor
 
 
 def pool(vectors: Tensor) -> Tensor:
-    """All processes' vectors in process order: (n, width) -> (processes * n, width). n must be the same everywhere."""
+    """Gather vectors in the order of processes: (n, width) -> (processes * n, width). n must be equal on all."""
     if not _is_distributed():
         return vectors
     parts = [torch.empty_like(vectors) for _ in range(dist.get_world_size())]
@@ -56,7 +56,7 @@ def pool(vectors: Tensor) -> Tensor:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Switch autocast and TF32 off: a nearest code found in half precision is often not the nearest."""
+    """Switch autocast and TF32 off: in half precision another row is often the nearest."""
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -67,13 +67,13 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def nearest_rows(vectors: Tensor, rows: Tensor) -> Tensor:
-    """Index of the nearest row for each vector, all of unit length. (n, width), (K, width) -> (n,) int64.
+    """Find the nearest row for each vector, all of unit length. (n, width), (K, width) -> (n,) int64.
 
-    Of unit vectors the nearest is the most similar one, so one matrix product decides; it is never held as a whole.
+    The nearest unit vector has the largest dot product. The products (n, K) are never held as a whole.
     """
     n, chunk = len(vectors), max(1, SIMILARITIES[vectors.device.type] // len(rows))
     codes = torch.empty(n, dtype=torch.long, device=vectors.device)
-    held = vectors.new_empty(min(n, chunk), len(rows))  # one for all: allocators spread many
+    held = vectors.new_empty(min(n, chunk), len(rows))  # one buffer for all chunks
     for first in range(0, n, chunk):
         part = vectors[first : first + chunk]
         torch.argmax(torch.mm(part, rows.t(), out=held[: len(part)]), dim=1, out=codes[first : first + len(part)])
@@ -81,22 +81,22 @@ def nearest_rows(vectors: Tensor, rows: Tensor) -> Tensor:
 
 
 def count_codes(codes: Tensor, codebook_size: int) -> Tensor:
-    """How often each code comes. (...,) int64 -> (K,) int64. torch.bincount would make a GPU's step wait."""
+    """Count each code. (...,) int64 -> (K,) int64. torch.bincount would synchronise a GPU."""
     codes = codes.flatten()
     return codes.new_zeros(codebook_size).scatter_add_(0, codes, torch.ones_like(codes))
 
 
 def count_and_sum(vectors: Tensor, codes: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
-    """Vectors per code and their sum per code. (n, width), (n,) -> (K,), (K, width), in the vectors' type."""
+    """Count and sum the vectors of each code. (n, width), (n,) -> (K,), (K, width), in the vectors' type."""
     counts = count_codes(codes, codebook_size).to(vectors.dtype)
     sums = vectors.new_zeros(codebook_size, vectors.shape[1]).index_add_(0, codes, vectors)
     return counts, sums
 
 
 def moving_average(rows: Tensor, counts: Tensor, sums: Tensor, decay: float) -> Tensor:
-    """One update of the codebook: normalize(decay * row + (1 - decay) * normalize(mean of its inputs)).
+    """Move each row: normalize(decay * row + (1 - decay) * normalize(mean of its inputs)). Unused rows stay.
 
-    rows, sums: (K, width); counts: (K,). Unused rows stay as they are.
+    rows, sums: (K, width); counts: (K,) -> (K, width).
     """
     means = l2_normalize(sums / counts.clamp(min=1).unsqueeze(1))
     moved = l2_normalize(decay * rows + (1 - decay) * means)
@@ -104,15 +104,14 @@ def moving_average(rows: Tensor, counts: Tensor, sums: Tensor, decay: float) -> 
 
 
 def sample_rows(vectors: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Draw n of the vectors at random, without replacement where there are enough. (m, width) -> (n, width)."""
+    """Draw n vectors at random, without replacement if there are enough. (m, width) -> (n, width)."""
     m = len(vectors)
-    enough = m >= n
-    index = torch.randperm(m, generator=generator)[:n] if enough else torch.randint(m, (n,), generator=generator)
+    index = torch.randperm(m, generator=generator)[:n] if m >= n else torch.randint(m, (n,), generator=generator)
     return vectors[index.to(vectors.device)]
 
 
 def kmeans(vectors: Tensor, k: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Cosine k-means of unit vectors, ten iterations from a random sample. (n, width) -> (k, width) unit vectors.
+    """Run ten iterations of cosine k-means from a random sample. (n, width) -> (k, width), all unit vectors.
 
     An empty cluster keeps its previous centre.
     """
@@ -124,37 +123,37 @@ def kmeans(vectors: Tensor, k: int, *, generator: torch.Generator | None = None)
 
 
 class Codebook(nn.Module):
-    """Rows and the entries of the published layout. All are saved; none is learnt by gradient."""
+    """The rows, and the other entries of the published state dict. None is learnt by gradient."""
 
     initted: Tensor  # (1,): 0 until k-means has set the rows
 
     def __init__(self, codebook_size: int, code_dim: int, *, kmeans_init: bool) -> None:
-        """Rows start as random unit vectors; with kmeans_init the first training batch replaces them."""
+        """Start with random unit vectors; with kmeans_init the first training batch replaces them."""
         super().__init__()
-        # Parameters without gradient, not buffers: the published models count them (8.58 M) and so do golden numbers.
+        # Parameters without gradient, not buffers, because the published count (8.58 M) includes them.
         rows = l2_normalize(torch.randn(codebook_size, code_dim))
         self.weight = nn.Parameter(rows, requires_grad=False)
-        # These two exist for the published layout only and take part in nothing.
+        # Unused: only the published layout wants these two.
         self.cluster_size = nn.Parameter(torch.zeros(codebook_size), requires_grad=False)
         self.embed_avg = nn.Parameter(rows.clone(), requires_grad=False)
         self.register_buffer("initted", torch.tensor([0.0 if kmeans_init else 1.0]))
 
 
 class NormEMAVectorQuantizer(nn.Module):
-    """Quantise vectors to the nearest row of a codebook of unit vectors; rows follow their inputs.
+    """Quantise vectors to the nearest row of a codebook of unit vectors, whose rows follow their inputs.
 
-    A training forward updates the codebook at its end (reduced over processes), so a plain loop needs nothing else.
-    An engine that accumulates micro-batches or may drop a bad step sets `deferred = True`: then forwards only collect,
-    and `apply_update()` or `discard_update()` ends the step. Source: paper, section 2.2, equations 3 to 5.
+    A training forward ends with an update of the codebook, so a plain loop needs nothing else. An engine that
+    accumulates micro-batches or skips bad steps sets `deferred = True`: forwards only collect, and `apply_update()` or
+    `discard_update()` ends the step. Source: paper, section 2.2, equations 3 to 5.
     """
 
-    cluster_size: Tensor  # (K,): moving average of the vectors a code receives
-    epoch_counts: Tensor  # (K,) int64: since `reset_usage`
+    cluster_size: Tensor  # (K,): moving average of the vectors that each code receives
+    epoch_counts: Tensor  # (K,) int64: exact counts since `reset_usage`
 
     def __init__(
         self, codebook_size: int, code_dim: int, *, decay: float = 0.99, beta: float = 1.0, kmeans_init: bool = True
     ) -> None:
-        """codebook_size K rows of width code_dim; decay of the moving averages; beta weighs the quantiser's loss."""
+        """codebook_size: K rows of width code_dim; decay: of the moving averages; beta: weight of the loss."""
         super().__init__()
         self.codebook_size = codebook_size
         self.decay = decay
@@ -162,23 +161,21 @@ class NormEMAVectorQuantizer(nn.Module):
         self.deferred = False
         self.register_buffer("cluster_size", torch.zeros(codebook_size))
         self.embedding = Codebook(codebook_size, code_dim, kmeans_init=kmeans_init)
-        # Counted since `reset_usage`; exact where `cluster_size` is a moving average.
         self.register_buffer("epoch_counts", torch.zeros(codebook_size, dtype=torch.long), persistent=False)
         self._collected: list[tuple[Tensor, Tensor, Tensor]] = []  # vectors, counts, sums of each micro-batch
-        # Read once at a forward instead of the buffer on the device, which would make every step wait.
-        self._needs_kmeans: bool | None = None
+        self._needs_kmeans: bool | None = None  # a copy of `initted` on the host, so that no step waits for a GPU
         self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_needs_kmeans", None))
 
     @property
     def needs_initialization(self) -> bool:
-        """True until k-means has set the rows, where the codebook is to start from k-means."""
+        """True if the codebook starts from k-means and k-means has not run yet."""
         if self._needs_kmeans is None:
             self._needs_kmeans = not bool(self.embedding.initted.item())
         return self._needs_kmeans
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor, *, generator: torch.Generator | None = None) -> None:
-        """Set the rows by k-means of all processes' vectors, (n, code_dim) on each: process 0 computes, all receive.
+        """Set the rows by k-means of all processes' vectors, (n, code_dim) on each. Process 0 computes them.
 
         Vectors that are not finite are left out. Raises InputError, on all processes, if none is left.
         """
@@ -186,7 +183,7 @@ class NormEMAVectorQuantizer(nn.Module):
             pooled = pool(l2_normalize(vectors.to(self.embedding.weight.dtype)))
             pooled = pooled[pooled.isfinite().all(dim=1)]
             if not len(pooled):
-                raise InputError("the first batch holds no finite value to start the codebook from: look at the data")
+                raise InputError("the first batch has no finite value to start the codebook from: check the data")
             if not _is_distributed() or dist.get_rank() == 0:
                 self.embedding.weight.copy_(kmeans(pooled, self.codebook_size, generator=generator))
         broadcast(self.embedding.weight)
@@ -196,7 +193,7 @@ class NormEMAVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
-        """Codes alone, without counting their use. z: (..., code_dim) -> (n,) int64."""
+        """Look up codes without counting them. z: (..., code_dim) -> (n,) int64."""
         with full_precision(z.device):
             rows = self.embedding.weight
             return nearest_rows(l2_normalize(z.to(rows.dtype)).flatten(0, -2), rows)
@@ -211,11 +208,11 @@ class NormEMAVectorQuantizer(nn.Module):
                 self.initialize(vectors.detach())
             with torch.no_grad():
                 codes = nearest_rows(vectors, rows)
-                # A copy, because `apply_update` changes the rows in place before the backward pass reads them.
+                # Indexing copies: `apply_update` changes the rows in place before the backward pass.
                 quantized = rows[codes].view_as(z)
             loss = self.beta * F.mse_loss(z, quantized)
             self._collect(vectors.detach(), codes)
-            quantized = z + (quantized - z).detach()
+            quantized = z + (quantized - z).detach()  # straight-through gradient
         return quantized, codes, loss
 
     @torch.no_grad()
@@ -225,41 +222,41 @@ class NormEMAVectorQuantizer(nn.Module):
             if not self.deferred:
                 self.apply_update()
         else:
-            # No exchange in evaluation, where processes may see different numbers of batches.
-            self._note_usage(count_codes(codes, self.codebook_size).to(vectors.dtype))
+            # Not reduced: in evaluation, processes may have different numbers of batches.
+            self._count_usage(count_codes(codes, self.codebook_size).to(vectors.dtype))
 
-    def _note_usage(self, counts: Tensor) -> None:
+    def _count_usage(self, counts: Tensor) -> None:
         self.cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         self.epoch_counts += counts.long()
 
     @torch.no_grad()
     def apply_update(self) -> tuple[Tensor, Tensor]:
-        """End a step: move the rows by what all micro-batches of all processes collected, once.
+        """End a step: move the rows once, by the vectors of all micro-batches of all processes.
 
-        Returns the counts (K,) over all processes and this process's vectors (n, code_dim) of the step.
+        Returns the counts (K,) over all processes and the step's vectors (n, code_dim) of this process.
         """
         vectors = torch.cat([entry[0] for entry in self._collected])
-        counts = all_reduce_sum(torch.stack([entry[1] for entry in self._collected]).sum(0))
-        sums = all_reduce_sum(torch.stack([entry[2] for entry in self._collected]).sum(0))
+        counts = all_reduce_sum(torch.stack([entry[1] for entry in self._collected]).sum(0))  # (K,)
+        sums = all_reduce_sum(torch.stack([entry[2] for entry in self._collected]).sum(0))  # (K, code_dim)
         self._collected.clear()
         rows = self.embedding.weight
         rows.copy_(moving_average(rows, counts, sums, self.decay))
         broadcast(rows)
-        self._note_usage(counts)
+        self._count_usage(counts)
         return counts, vectors
 
     def discard_update(self) -> None:
-        """Forget what the step collected: a step that was not taken leaves no trace in the codebook."""
+        """End a step without an update: forget the collected vectors."""
         self._collected.clear()
 
     def reset_usage(self) -> None:
-        """Start counting codes anew: at the start of every epoch and evaluation."""
+        """Reset the counts of codes, at the start of every epoch and evaluation."""
         self.cluster_size.zero_()
         self.epoch_counts.zero_()
 
 
 def usage(counts: Tensor) -> dict[str, float]:
-    """Codes used, unused, perplexity (e to the entropy) and the share of the ten most used. counts: (K,)."""
+    """Summarise counts (K,): codes used and unused, perplexity (e to the entropy), share of the ten most used."""
     total = float(counts.sum())
     share = counts.double() / max(total, 1.0)
     entropy = float(-torch.special.xlogy(share, share).sum())
@@ -273,12 +270,12 @@ def usage(counts: Tensor) -> dict[str, float]:
 
 
 class CodebookRevival:
-    """Re-seed rows that have long received nothing from current encoder outputs, so that a codebook cannot die.
+    """Replace idle rows by current encoder outputs, so that a codebook cannot collapse.
 
-    A row is idle when 5 x codebook-size vectors and at least 10 steps went by without one for it. The seeds are a
-    random sample of the step's vectors of all processes: each process fills in those that it owns and the sum gives
-    all the same rows. Nothing is revived in the last tenth of training. While every row is used, nothing changes.
-    Not in the paper: the published quantiser collapses to one code at small scale.
+    A row is idle if it received none of the last 5 x K vectors, for at least 10 steps. New rows are a random sample of
+    the step's vectors of all processes: each process fills in those it holds, and the sum over processes is the same
+    on all. Nothing is revived in the last tenth of training. While every row is used, nothing changes.
+    Not in the paper: at small scale the published quantiser collapses to one code.
     """
 
     VECTORS_PER_ROW = 5
@@ -286,7 +283,7 @@ class CodebookRevival:
     LAST_SHARE = 0.1  # of training, without revival
 
     def __init__(self, quantizer: NormEMAVectorQuantizer, *, total_steps: int, seed: int) -> None:
-        """total_steps of the whole training; seed of the sample."""
+        """total_steps: of the whole training; seed: of the samples."""
         self.quantizer = quantizer
         self.last_step = total_steps - int(total_steps * self.LAST_SHARE)
         self.seed = seed
@@ -296,7 +293,7 @@ class CodebookRevival:
 
     @torch.no_grad()
     def __call__(self, step: int, counts: Tensor, vectors: Tensor) -> None:
-        """After step `step` (from 0): counts (K,) over all processes; vectors (n, code_dim), this process's own."""
+        """Revive after step `step` (from 0). counts: (K,) over all processes; vectors: (n, code_dim) of this one."""
         counts = counts.cpu().long()
         used = counts > 0
         self.idle_vectors = torch.where(used, 0, self.idle_vectors + counts.sum())
@@ -316,15 +313,15 @@ class CodebookRevival:
     def _pooled_sample(self, n: int, vectors: Tensor, step: int) -> Tensor:
         rank, processes = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        own = len(vectors)
-        chosen = sample_rows(torch.arange(own * processes), n, generator).to(vectors.device)
-        mine = (chosen >= rank * own) & (chosen < (rank + 1) * own)
-        seeds = vectors.new_zeros(n, vectors.shape[1])
-        seeds[mine] = vectors[chosen[mine] - rank * own]
-        return all_reduce_sum(seeds)
+        index = sample_rows(torch.arange(len(vectors) * processes), n, generator).to(vectors.device)
+        index = index - rank * len(vectors)
+        mine = (index >= 0) & (index < len(vectors))
+        rows = vectors.new_zeros(n, vectors.shape[1])
+        rows[mine] = vectors[index[mine]]
+        return all_reduce_sum(rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """What exact resumption needs."""
+        """Return what exact resumption needs."""
         return {"idle_vectors": self.idle_vectors, "idle_steps": self.idle_steps, "revived": self.revived}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Parameter groups, schedules, and `Update`: everything that one optimizer step consists of.
+"""Parameter groups, schedules, and `Update`, which makes one optimizer step.
 
 Paper, tables 3 to 5 of the appendix (hyperparameters). Source of the layer-wise learning-rate decay: BEiT.
 """
@@ -20,15 +20,15 @@ from utils import Run
 
 logger = logging.getLogger(__name__)
 
-MAX_OVERFLOWS = 20  # steps in a row with a gradient overflow in fp16: the scale halves each time
+MAX_OVERFLOWS = 20  # steps in a row whose gradient overflows in fp16; each halves the scale
 MAX_NONFINITE = 10  # steps in a row whose loss or gradient is not finite
-NO_DECAY = ("cls_token", "pos_embed", "time_embed")  # beside biases and one-dimensional tensors; the mask token decays
-FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # one pass over the weights, on CPUs and GPUs
-FIRST_LAYER = ("cls_token", "mask_token", "pos_embed")  # with the patch encoder; the time embedding has scale 1
+NO_DECAY = ("cls_token", "pos_embed", "time_embed")  # like biases and one-dimensional tensors; the mask token decays
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # these have a fused kernel on CPUs and GPUs
+FIRST_LAYER = ("cls_token", "mask_token", "pos_embed")  # like the patch encoder; the time embedding has scale 1
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, accumulation: str = "gradient_accumulation_steps") -> None:
-    """Flags of the optimizer and its schedules. accumulation: name of the flag for micro-batches a step."""
+    """Add the flags of the optimizer and its schedules. accumulation: name of the flag for micro-batches per step."""
     group = parser.add_argument_group("optimizer")
     group.add_argument("--opt", default="adamw", help="any optimizer that timm knows")
     group.add_argument("--opt_eps", type=float, default=1e-8)
@@ -36,30 +36,30 @@ def add_arguments(parser: argparse.ArgumentParser, *, accumulation: str = "gradi
     group.add_argument("--clip_grad", type=float, default=None, help="largest gradient norm (default: no clipping)")
     group.add_argument("--weight_decay", type=float)
     group.add_argument("--weight_decay_end", type=float, default=None, help="cosine to this value (default: constant)")
-    group.add_argument(f"--{accumulation}", type=int, default=1, metavar="N", help="micro-batches a step")
+    group.add_argument(f"--{accumulation}", type=int, default=1, metavar="N", help="micro-batches per step")
     group.add_argument(
         "--total_batch_size",
         type=int,
         default=None,
         metavar="N",
-        help="windows a step over all processes; sets the micro-batches (default: what the other flags give)",
+        help="windows per step over all processes; sets the micro-batches (default: from the other flags)",
     )
     group.add_argument(
         "--nonfinite",
         choices=("skip", "stop"),
         default="skip",
-        help=f"what to do with a step whose loss or gradient is not finite; {MAX_NONFINITE} in a row stop in any case",
+        help=f"what a step does whose loss or gradient is not finite; {MAX_NONFINITE} in a row always stop the run",
     )
     group.add_argument("--lr", type=float, help="highest learning rate")
     group.add_argument("--min_lr", type=float, help="learning rate at the end; never scaled by the batch")
     group.add_argument("--warmup_epochs", type=int)
-    group.add_argument("--warmup_steps", type=int, default=-1, help="when positive, in place of --warmup_epochs")
+    group.add_argument("--warmup_steps", type=int, default=-1, help="replaces --warmup_epochs if positive")
 
 
 def cosine_schedule(
     base: float, final: float, epochs: int, steps_per_epoch: int, *, warmup_epochs: int = 0, warmup_steps: int = -1
 ) -> np.ndarray:
-    """Value at every step: linear warm-up from 0 to base, both ends included, then half a cosine to final."""
+    """Compute a value for every step: linear warm-up from 0 to base, both included, then half a cosine to final."""
     total = epochs * steps_per_epoch
     warmup = min(warmup_steps if warmup_steps > 0 else warmup_epochs * steps_per_epoch, total)
     steps = np.arange(total - warmup)
@@ -68,7 +68,7 @@ def cosine_schedule(
 
 
 def layer_scale(name: str, depth: int, decay: float) -> float:
-    """Learning-rate scale of a parameter of a trunk with `depth` blocks: decay^(depth + 1 - layer)."""
+    """Return the learning-rate scale of a parameter of a trunk with `depth` blocks: decay^(depth + 1 - layer)."""
     if name in FIRST_LAYER or name.startswith("patch_embed."):
         return decay ** (depth + 1)
     if name.startswith("blocks."):
@@ -77,7 +77,7 @@ def layer_scale(name: str, depth: int, decay: float) -> float:
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Learnable parameters by weight decay and learning-rate scale, each group with its `names`."""
+    """Group learnable parameters by weight decay and learning-rate scale. Each group lists their `names`."""
     depth = len(list(model.get_submodule("blocks").children())) if layer_decay != 1.0 else 0
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -97,8 +97,8 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: floa
 class Update:
     """One optimizer step: accumulation, gradient exchange, scaling, finite check, clipping, schedules, step count.
 
-    An engine runs its forward pass `with update.forward():` and then calls `update(loss)`, once per micro-batch. A step
-    whose loss or gradient is not finite is skipped on all processes before anything changed.
+    An engine runs its forward pass in `with update.forward():` and then calls `update(loss)`, once per micro-batch. A
+    step whose loss or gradient is not finite is skipped on all processes before anything has changed.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Update:
         clip_grad: float | None = None,
         accumulation: int = 1,
     ) -> None:
-        """lr and weight_decay: values at every step; accumulation: micro-batches a step."""
+        """lr, weight_decay: values at every step; clip_grad: largest gradient norm; accumulation: micro-batches."""
         self.model, self.optimizer, self.run = model, optimizer, run
         self.lr_values, self.weight_decay_values = lr, weight_decay
         self.steps_per_epoch = steps_per_epoch
@@ -122,21 +122,21 @@ class Update:
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp_dtype == torch.float16)
         self.step = 0
         self.stats: dict[str, Tensor | float] = {}  # of the last step taken
-        self.micro_batch = 0  # of the step, that comes next
-        self.skipped = False  # whether the last step was
-        self.overflowed = False  # whether it was only because the gradient does not fit into fp16
+        self.micro_batch = 0  # index, within the step, of the next micro-batch
+        self.skipped = False  # True if the last step was skipped
+        self.overflowed = False  # True if it was skipped only because the gradient does not fit into fp16
         self.nonfinite_in_a_row = self.overflows_in_a_row = 0
-        self.finite: list[Tensor] = []  # whether each micro-batch's loss was, on this process
+        self.finite: list[Tensor] = []  # for each micro-batch, whether its loss on this process was finite
         self._warming_up = False
 
     @property
     def lr(self) -> float:
-        """Learning rate of the step that is being made."""
+        """Learning rate of the current step."""
         return float(self.lr_values[min(self.step, len(self.lr_values) - 1)])
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
-        """Gradients travel between processes with the step's last micro-batch only."""
+        """Exchange gradients between processes with the step's last micro-batch only."""
         if self.micro_batch == self.accumulation - 1 or self._warming_up:
             yield
         else:
@@ -145,16 +145,16 @@ class Update:
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Autocast where the run has it, around a forward pass of a micro-batch."""
+        """Wrap the forward pass of a micro-batch: autocast, if the run uses it."""
         with self._exchange(), self.run.autocast():
             yield
 
     @contextmanager
     def warm_up_ddp(self) -> Iterator[None]:
-        """A micro-batch that changes nothing, random numbers included; it counts as skipped.
+        """Run a micro-batch that changes nothing, random state included. It counts as skipped.
 
-        After a process's first backward pass DDP lays the gradients out anew, and with more than two processes the
-        layout decides in which order they are added up: without a warm-up a resumed run would add differently.
+        After its first backward pass DDP changes the layout of gradients, and with it the order in which more than two
+        processes add them up. A resumed run warms up first, to add in the same order as an uninterrupted one.
         """
         devices = [self.run.device] if self.run.device.type == "cuda" else []
         self._warming_up = True
@@ -165,13 +165,13 @@ class Update:
             self._warming_up = False
 
     def __call__(self, loss: Tensor) -> bool:
-        """Backward; at the last micro-batch also the step. Returns whether a step was taken.
+        """Run the backward pass and, with the last micro-batch, the step. Returns True if a step was taken.
 
-        `skipped` says whether it was not because the loss or gradient of any process is not finite: then nothing
-        changed but the step count and, with fp16, the scale, which such gradients lower.
+        `skipped` is True if the loss or gradient of any process was not finite. Then nothing has changed except the
+        step count and, in fp16, the scale.
         """
         finite = torch.isfinite(loss.detach())
-        # A loss that is not finite makes its gradient NaN, and with it the one that all processes receive.
+        # A loss that is not finite makes its gradient NaN, and so the sum that all processes receive.
         poisoned = loss * torch.where(finite, 1.0, torch.nan)
         with self._exchange():
             self.scaler.scale(poisoned / self.accumulation).backward()
@@ -187,26 +187,18 @@ class Update:
         self._set_schedules()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
-        # The exchanged gradient is the same on all processes, so they agree without asking.
+        # All processes have the same gradient, so all skip or none does.
         self.skipped = not bool(torch.isfinite(norm))
         if self.skipped:
             self._count_skipped()
         else:
             self.scaler.step(self.optimizer)
+            self._record(norm)
         if self.scaler.is_enabled():
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self._note(norm)
-        return not self.skipped
-
-    def _note(self, norm: Tensor) -> None:
-        """Statistics of the step before the count goes on."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
-        if not self.skipped:
-            self.nonfinite_in_a_row = self.overflows_in_a_row = 0
-            self.stats = {"lr": max(rates), "min_lr": min(rates), "weight_decay": max(decays), "grad_norm": norm}
         self.step += 1
+        return not self.skipped
 
     def _set_schedules(self) -> None:
         for group in self.optimizer.param_groups:
@@ -214,22 +206,29 @@ class Update:
             if group["decays"]:
                 group["weight_decay"] = float(self.weight_decay_values[min(self.step, len(self.lr_values) - 1)])
 
+    def _record(self, norm: Tensor) -> None:
+        self.nonfinite_in_a_row = self.overflows_in_a_row = 0
+        rates, decays = ([group[key] for group in self.optimizer.param_groups] for key in ("lr", "weight_decay"))
+        self.stats = {"lr": max(rates), "min_lr": min(rates), "weight_decay": max(decays), "grad_norm": norm}
+
     def _count_skipped(self) -> None:
-        """With fp16 and a finite loss everywhere it is an overflow, which the scaler expects, else a bad step."""
-        ok = torch.stack(self.finite).all().float() if self.scaler.is_enabled() else torch.zeros(())
+        """Count an overflow if all losses are finite in fp16 (the scaler expects these), otherwise a bad step."""
+        overflow = False
         if self.scaler.is_enabled():
-            torch.distributed.all_reduce(ok, op=torch.distributed.ReduceOp.MIN)
-        self.overflows_in_a_row += int(ok > 0)
-        self.overflowed = bool(ok > 0) and self.overflows_in_a_row <= MAX_OVERFLOWS
+            finite = torch.stack(self.finite).all().float()
+            torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
+            overflow = bool(finite)
+        self.overflows_in_a_row += overflow
+        self.overflowed = overflow and self.overflows_in_a_row <= MAX_OVERFLOWS
         self.nonfinite_in_a_row += not self.overflowed
 
     @property
     def kind(self) -> str:
-        """Of the optimizer, whose state no other understands."""
+        """Class name of the optimizer: its state fits no other class."""
         return type(self.optimizer).__name__
 
     def state_dict(self) -> dict[str, Any]:
-        """What exact resumption needs."""
+        """Return what exact resumption needs."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "kind": self.kind,
@@ -240,19 +239,16 @@ class Update:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`. Raises InputError for another optimizer and other parameter groups."""
+        """Continue from `state_dict()`. Raises InputError for another optimizer or other parameter groups."""
         given, own = state["optimizer"], self.optimizer.param_groups
         try:
             if (kind := state.get("kind", self.kind)) != self.kind:
                 raise ValueError(f"it is {kind}, not {self.kind}")
             if len(given["param_groups"]) != len(own):
                 raise ValueError(f"it has {len(given['param_groups'])} parameter groups, not {len(own)}")
-            # Options are this run's, where --resume_anyway lets them differ; torch would take the checkpoint's.
-            stay = ("params", "lr", "weight_decay")  # the last two are set anew at each step
-            groups = [
-                old | {name: value for name, value in new.items() if name not in stay}
-                for old, new in zip(given["param_groups"], own, strict=True)
-            ]
+            # Keep this run's options, which may differ; torch would take the checkpoint's. Each step sets the rates.
+            kept = [{k: v for k, v in group.items() if k not in ("params", "lr", "weight_decay")} for group in own]
+            groups = [saved | options for saved, options in zip(given["param_groups"], kept, strict=True)]
             self.optimizer.load_state_dict({**given, "param_groups": groups})
         except (ValueError, KeyError) as error:
             raise InputError(
@@ -267,7 +263,7 @@ class Update:
 
 
 def micro_batches(args: argparse.Namespace, run: Run, *, flag: str = "gradient_accumulation_steps") -> int:
-    """Micro-batches a step: what --total_batch_size needs, or the flag of that name says. Raises UsageError."""
+    """Return micro-batches per step: from --total_batch_size, or else from `flag`. Raises UsageError if they differ."""
     chosen, total, one = int(getattr(args, flag)), args.total_batch_size, args.batch_size * run.processes
     if total is None:
         return chosen
@@ -281,8 +277,10 @@ def micro_batches(args: argparse.Namespace, run: Run, *, flag: str = "gradient_a
     return total // one
 
 
-def meant(args: argparse.Namespace, accumulation: int, *, flag: str = "gradient_accumulation_steps") -> dict[str, Any]:
-    """What the flags of the optimizer come to, however it is said. accumulation, flag: as of `micro_batches`."""
+def effective_options(
+    args: argparse.Namespace, accumulation: int, *, flag: str = "gradient_accumulation_steps"
+) -> dict[str, Any]:
+    """Return the options of the optimizer, equal for flags that mean the same. Arguments as for `micro_batches`."""
     end = args.weight_decay_end
     return {
         flag: accumulation,
@@ -294,7 +292,7 @@ def meant(args: argparse.Namespace, accumulation: int, *, flag: str = "gradient_
 
 
 def _compare_with_paper(total: int, one: int, paper: int) -> str:
-    """How a total batch relates to the paper's. one: windows of all processes in one micro-batch."""
+    """Compare the total batch with the paper's in words. one: windows of all processes in one micro-batch."""
     if total == paper:
         return "as in the paper"
     if paper % one:
@@ -313,16 +311,16 @@ def build_update(
     lr_batch: int | None = None,
     paper_batch: int = 512,
 ) -> Update:
-    """Optimizer, schedules and Update from the flags.
+    """Build the optimizer, the schedules and the Update from the flags.
 
-    lr_batch: batch that --lr is meant for; the base rate (not --min_lr) is scaled by the total batch over it.
-    paper_batch: the paper's total batch, which is said beside this run's.
+    lr_batch: batch that --lr belongs to; the base rate (not --min_lr) is multiplied by total batch / lr_batch.
+    paper_batch: total batch of the paper, for the log line. Raises UsageError for an unknown optimizer.
     """
     one = args.batch_size * run.processes
     total_batch = one * accumulation
     base = args.lr * total_batch / lr_batch if lr_batch else args.lr
     logger.info(
-        "Total batch %d = %d x %d process(es) x %d micro-batch(es); %s; lr %.3g to %.3g; %d steps an epoch",
+        "Total batch %d = %d x %d process(es) x %d micro-batch(es); %s; lr %.3g to %.3g; %d steps per epoch",
         total_batch,
         args.batch_size,
         run.processes,

@@ -199,7 +199,7 @@ def main(args: argparse.Namespace) -> None:
         )
         extras = {"best": best, "selected": evaluation.selected, **({"model_ema": ema} if ema else {})}
         meant = {
-            **optim_factory.meant(args, accumulation, flag="update_freq"),
+            **optim_factory.effective_options(args, accumulation, flag="update_freq"),
             **adaptation.meant(args),
             "select_by": best.name,
             "class_weights": None if args.class_weights == "none" else args.class_weights,  # as before there was a flag

@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
         )
         digest = digest_of_weights(weights)
         meant = {
-            **optim_factory.meant(args, accumulation),
+            **optim_factory.effective_options(args, accumulation),
             "layer_scale_init_value": model.module.student.init_values,
         }
         same = fingerprint(args, run, data=loaders.summary(), weights={"tokenizer": digest}, meant=meant)

@@ -96,7 +96,9 @@ def main(args: argparse.Namespace) -> None:
             args,
             stage="tokenizer",
             extras={"revival": revival},
-            fingerprint=fingerprint(args, run, data=loaders.summary(), meant=optim_factory.meant(args, accumulation)),
+            fingerprint=fingerprint(
+                args, run, data=loaders.summary(), meant=optim_factory.effective_options(args, accumulation)
+            ),
         )
         first = state.resume(args)
         initialize_codebook(model.module, loaders.train, run, epoch=first, accumulation=accumulation)

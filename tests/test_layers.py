@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import layers
 import modeling_finetune
 import modeling_pretrain
-import modeling_vqnsp
+import modeling_vqnsp  # noqa: F401  (registers the tokenizer)
 from data_helpers import random
 from electrodes import embedding_rows
 from errors import InputError
@@ -24,7 +25,7 @@ from layers import Attention, Block, CodeEmbed, Mlp, TemporalConv, Trunk, check_
 TOKENIZER = "vqnsp_encoder_tiny_decoder_1x200x4"
 MASKED = "labram_tiny_patch200_1600_8k_vocab"
 CLASSIFIER = "labram_tiny_patch200_200"
-REGISTERED = [*modeling_vqnsp.SIZES, *modeling_pretrain.SIZES, *modeling_finetune.SIZES]
+GAMMA = {"tiny": 0.1, "base": 0.1, "large": 1e-5, "huge": 1e-6}  # of the paper's sizes
 
 
 def values(module: nn.Module) -> dict[str, np.ndarray]:
@@ -47,23 +48,16 @@ def test_to_patches_cuts_every_electrode_into_consecutive_seconds() -> None:
     assert torch.equal(patches[1, 2, 3], eeg[1, 2, 600:800])
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 799), (2, 3, 0), (3, 400), (2, 3, 2, 200)])
-def test_to_patches_refuses_other_shapes_in_one_line(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=re.escape(str(shape))) as error:
+@pytest.mark.parametrize("shape", [(2, 3, 799), (3, 400)])
+def test_to_patches_refuses_other_shapes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=re.escape(str(shape))):
         to_patches(torch.zeros(shape))
-    assert "200" in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("samples", [200, 400, 3200])
-def test_windows_of_1_to_16_whole_seconds_are_taken(samples: int) -> None:
-    assert check_window(samples) == samples
-
-
-@pytest.mark.parametrize("samples", [-200, 0, 199, 300, 3201, 3400])
-def test_other_windows_are_refused_in_one_line(samples: int) -> None:
-    with pytest.raises(InputError, match=rf"window of {samples} samples .*3200") as error:
+@pytest.mark.parametrize("samples", [0, 300, 3400])
+def test_windows_other_than_1_to_16_whole_seconds_are_refused(samples: int) -> None:
+    with pytest.raises(InputError, match=rf"{samples} samples .*3200"):
         check_window(samples)
-    assert "\n" not in str(error.value)
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, stride: int, padding: int) -> np.ndarray:
@@ -81,8 +75,7 @@ def group_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarra
     return normed * weight[:, None, None] + bias[:, None, None]
 
 
-@pytest.mark.parametrize("width", [100, 200])
-def test_patch_encoder_equals_the_same_written_in_numpy(width: int) -> None:
+def test_patch_encoder_equals_the_same_written_in_numpy(width: int = 100) -> None:
     encoder = fill(TemporalConv(width)).double()
     eeg = random(2, 3, 2, 200)
     w = values(encoder)
@@ -95,12 +88,6 @@ def test_patch_encoder_equals_the_same_written_in_numpy(width: int) -> None:
     np.testing.assert_allclose(encoder(eeg).detach().numpy(), expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("width", [50, 110, 201])
-def test_patch_encoder_refuses_a_width_that_is_not_25_times_a_multiple_of_4(width: int) -> None:
-    with pytest.raises(ValueError, match=f"width {width}"):
-        TemporalConv(width)
-
-
 def test_code_embedding_is_one_matrix_for_every_place() -> None:
     embed = fill(CodeEmbed(5, 12)).double()
     codes = random(2, 5, 3, 4)
@@ -109,7 +96,7 @@ def test_code_embedding_is_one_matrix_for_every_place() -> None:
     np.testing.assert_allclose(embed(codes).detach().numpy(), expected.reshape(2, 12, 12), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("qkv_bias", "qk_norm"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(("qkv_bias", "qk_norm"), [(True, False), (False, True)])
 def test_attention_equals_two_products_and_a_softmax(qkv_bias: bool, qk_norm: bool) -> None:
     B, L, H, d = 2, 5, 3, 4
     D = H * d
@@ -133,28 +120,31 @@ def test_attention_equals_two_products_and_a_softmax(qkv_bias: bool, qk_norm: bo
     np.testing.assert_allclose(attention(x).detach().numpy(), expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("qkv_bias", [False, True])
-def test_attention_calls_its_matrices_as_modules_so_that_adapters_can_wrap_them(qkv_bias: bool) -> None:
-    attention = fill(Attention(12, 3, qkv_bias=qkv_bias, qk_norm=True, attn_drop=0.0, drop=0.0)).double()
-    x, seen = random(2, 5, 12), []
-    for matrix in (attention.qkv, attention.proj):
-        matrix.register_forward_hook(lambda module, inputs, output: seen.append((module, inputs[0], output)))
-    attended = attention(x)
-    assert [module for module, _, _ in seen] == [attention.qkv, attention.proj]
-    assert seen[0][1] is x and torch.equal(seen[1][2], attended)
-    w = attention.state_dict()
-    bias = torch.cat((w["q_bias"], torch.zeros(12).double(), w["v_bias"])) if qkv_bias else 0.0
-    torch.testing.assert_close(seen[0][2], x @ w["qkv.weight"].t() + bias, rtol=1e-12, atol=1e-12)
+def kept_bytes(forward: Callable[[], Tensor], model: nn.Module) -> int:
+    """Count the bytes that autograd keeps of a forward pass, parameters aside."""
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in own:
+            kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        assert forward().requires_grad
+    return sum(kept.values())
 
 
-def test_mlp_is_four_times_as_wide_and_uses_the_exact_gelu() -> None:
-    mlp = fill(Mlp(6, drop=0.0)).double()
-    x = random(2, 3, 6)
+def test_mlp_uses_the_exact_gelu_has_its_gradient_and_keeps_one_large_tensor_for_it() -> None:
+    mlp, x = fill(Mlp(6, drop=0.0)).double(), random(2, 3, 6).requires_grad_()
     w = values(mlp)
     assert w["fc1.weight"].shape == (24, 6)
-    hidden = gelu(x.numpy() @ w["fc1.weight"].T + w["fc1.bias"])
+    hidden = gelu(x.detach().numpy() @ w["fc1.weight"].T + w["fc1.bias"])
     expected = hidden @ w["fc2.weight"].T + w["fc2.bias"]
     np.testing.assert_allclose(mlp(x).detach().numpy(), expected, rtol=1e-9, atol=1e-11)
+    assert torch.autograd.gradcheck(lambda x, *_: mlp(x), (x, *mlp.parameters()))
+    large = 2 * 3 * 24 * 8
+    assert large <= kept_bytes(lambda: mlp(x), mlp) < 2 * large
 
 
 def block_of(init_values: float = 0.1, drop_path: float = 0.0) -> Block:
@@ -186,9 +176,9 @@ def test_drop_path_drops_a_part_for_a_whole_sample_and_scales_the_rest() -> None
     x = random(1, 4, 12).expand(64, 4, 12)
     torch.manual_seed(0)
     with torch.no_grad():
-        added = block.eval()(x, block.paths(x)) - x
+        added = block.eval()(x, block.draw_paths(x)) - x
         block.train()
-        trained = block(x, block.paths(x)) - x
+        trained = block(x, block.draw_paths(x)) - x
     dropped = trained.abs().amax(dim=(1, 2)) == 0
     assert 16 <= int(dropped.sum()) <= 48
     torch.testing.assert_close(trained[~dropped], 2 * added[~dropped])
@@ -200,7 +190,7 @@ def test_drop_path_rises_linearly_from_0_to_the_rate(depth: int, rates: list[flo
     assert [block.drop_path.drop_prob for block in model.blocks] == pytest.approx(rates)
 
 
-@pytest.mark.parametrize("held", [1, 9, 10**6])
+@pytest.mark.parametrize("held", [9, 10**6])
 def test_without_gradient_samples_go_through_the_blocks_in_pieces_with_the_same_outputs(
     held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +202,7 @@ def test_without_gradient_samples_go_through_the_blocks_in_pieces_with_the_same_
     with torch.no_grad():
         pieces = model(x, [0, 1, 2])
     torch.testing.assert_close(pieces, whole, rtol=1e-12, atol=1e-14)
-    assert sizes == {1: [5, 1, 1, 1, 1, 1], 9: [5, 1, 1, 1, 1, 1], 10**6: [5, 5]}[held]
+    assert sizes == {9: [5, 1, 1, 1, 1, 1], 10**6: [5, 5]}[held]
 
 
 @pytest.mark.parametrize("rate", ["drop_rate", "attn_drop_rate", "drop_path_rate"])
@@ -227,7 +217,7 @@ def test_each_dropout_acts_in_training_and_not_in_evaluation(rate: str) -> None:
         assert torch.equal(plain(x, [0, 1, 2]), model(x, [0, 1, 2]))
 
 
-@pytest.mark.parametrize("name", REGISTERED)
+@pytest.mark.parametrize("name", [TOKENIZER, MASKED, CLASSIFIER])
 def test_every_layer_norm_has_eps_1e_6_and_every_group_norm_4_groups_and_eps_1e_5(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name)
@@ -301,23 +291,11 @@ def test_linear_biases_start_at_0_and_norms_at_1_and_0(name: str) -> None:
     assert all(torch.equal(norm.weight, torch.ones_like(norm.weight)) for norm in norms)
 
 
-@pytest.mark.parametrize(
-    ("name", "gamma"),
-    [
-        ("labram_base_patch200_1600_8k_vocab", 0.1), ("labram_large_patch200_1600_8k_vocab", 1e-5),
-        ("labram_huge_patch200_1600_8k_vocab", 1e-6), ("labram_base_patch200_200", 0.1),
-        ("labram_large_patch200_200", 1e-5), ("labram_huge_patch200_200", 1e-6), (MASKED, 0.1), (CLASSIFIER, 0.1),
-    ],
-)  # fmt: skip
-def test_layer_scale_starts_at_the_sizes_own_value(name: str, gamma: float) -> None:
+@pytest.mark.parametrize("name", [*modeling_pretrain.SIZES, *modeling_finetune.SIZES])
+def test_layer_scale_starts_at_the_value_of_the_size(name: str) -> None:
     model = create_model(name, depth=1)
     found = [p for key, p in model.named_parameters() if key.endswith(("gamma_1", "gamma_2"))]
-    assert len(found) == 2
-    assert all(torch.equal(p, torch.full_like(p, gamma)) for p in found)
-
-
-def test_the_tokenizer_has_no_layer_scale_and_no_q_or_k_norm() -> None:
-    assert not [key for key in create_model(TOKENIZER).state_dict() if re.search("gamma|q_norm|k_norm", key)]
+    assert len(found) == 2 and all(torch.equal(p, torch.full_like(p, GAMMA[name.split("_")[1]])) for p in found)
 
 
 class Zeros(nn.Module):
@@ -331,9 +309,8 @@ def embedding_trunk(**options: object) -> Trunk:
     return fill(Trunk(Zeros(), width=12, depth=1, heads=2, qkv_bias=False, qk_norm=True, **options))
 
 
-@pytest.mark.parametrize("cls_position_row", ["own", "first_electrode"])
-@pytest.mark.parametrize("as_tensor", [False, True])
-def test_embeddings_are_repeated_electrode_major_and_cls_gets_the_row_it_is_told(
+@pytest.mark.parametrize(("cls_position_row", "as_tensor"), [("own", False), ("first_electrode", True)])
+def test_embeddings_are_repeated_electrode_major_and_cls_gets_the_row_of_the_argument(
     cls_position_row: str, as_tensor: bool
 ) -> None:
     trunk = embedding_trunk(cls_position_row=cls_position_row)
@@ -373,22 +350,13 @@ def test_without_position_embedding_electrode_names_do_not_matter() -> None:
     assert torch.equal(trunk.embed(x, [0, 1, 2]), trunk.embed(x, [0, 50, 60]))
 
 
-@pytest.mark.parametrize("channels", [[0], [0, 1], [0, 1, 2, 3], [[0, 1, 2]]])
-def test_input_chans_of_another_length_is_refused_with_the_length_it_needs(channels: list[int]) -> None:
-    with pytest.raises(InputError, match=r"for 2 electrodes.*length 3") as error:
+@pytest.mark.parametrize(
+    ("channels", "named"),
+    [([0, 1], "for 2 electrodes.*length 3"), ([0, 5, 129], "row 129.*num_electrodes=136"), ([0, 5, -1], "row -1")],
+)
+def test_input_chans_that_do_not_fit_are_refused_with_what_does(channels: list[int], named: str) -> None:
+    with pytest.raises(InputError, match=named):
         embedding_trunk().embed(torch.zeros(1, 2, 1, 200), channels)
-    assert "\n" not in str(error.value)
-
-
-def test_a_row_beyond_the_table_is_refused_with_the_way_out() -> None:
-    with pytest.raises(InputError, match=r"row 129.*rows 0 to 128.*num_electrodes=136") as error:
-        embedding_trunk().embed(torch.zeros(1, 2, 1, 200), [0, 5, 129])
-    assert "\n" not in str(error.value)
-
-
-def test_a_negative_row_is_refused_by_its_own_name() -> None:
-    with pytest.raises(InputError, match="row -1"):
-        embedding_trunk().embed(torch.zeros(1, 2, 1, 200), [0, 5, -1])
 
 
 @pytest.mark.parametrize("name", [TOKENIZER, MASKED, CLASSIFIER])
@@ -404,19 +372,7 @@ def test_num_electrodes_136_grows_the_table_to_the_last_eight_names(name: str) -
     torch.testing.assert_close((tokens - moved)[0, 2], (trunk.pos_embed[0, 136] - trunk.pos_embed[0, 135]))
 
 
-def test_windows_of_17_seconds_are_refused_and_name_the_limit() -> None:
-    model = create_model(CLASSIFIER)
-    with pytest.raises(InputError, match=r"3400 samples.*16 s") as error:
-        model(torch.zeros(1, 2, 17, 200), [0, 1, 2])
-    assert "\n" not in str(error.value)
-
-
-def test_an_unknown_cls_position_row_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'zero'.*'own'.*'first_electrode'"):
-        embedding_trunk(cls_position_row="zero")
-
-
-@pytest.mark.parametrize(("electrodes", "seconds"), [(1, 1), (1, 16), (128, 1), (128, 2), (16, 16)])
+@pytest.mark.parametrize(("electrodes", "seconds"), [(1, 1), (1, 16), (128, 2)])
 def test_one_to_128_electrodes_and_1_to_16_seconds_work_in_training(electrodes: int, seconds: int) -> None:
     model = fill(create_model(CLASSIFIER, num_classes=3)).train()
     logits = model(random(2, electrodes, seconds, 200).float(), list(range(electrodes + 1)))
@@ -426,65 +382,24 @@ def test_one_to_128_electrodes_and_1_to_16_seconds_work_in_training(electrodes: 
 
 
 @pytest.mark.parametrize("name", [MASKED, CLASSIFIER])
-def test_half_precision_autocast_stays_close_to_float32(name: str) -> None:
-    model = fill(create_model(name)).eval()
-    x, mask = random(2, 3, 2, 200).float(), torch.tensor([[True, False] * 3] * 2)
-    inputs = (x, [0, 1, 2, 3], mask) if name == MASKED else (x, [0, 1, 2, 3])
-    with torch.no_grad():
-        exact = model(*inputs)
-        with torch.autocast("cpu", torch.bfloat16):
-            half = model(*inputs)
-    exact, half = (exact[0], half[0]) if name == MASKED else (exact, half)
-    assert half.dtype == (torch.bfloat16 if name == MASKED else torch.float32)  # of its head
-    assert 0 < (half.float() - exact).abs().max() < 0.05 * exact.abs().max() + 0.05
-
-
-def training_pass(name: str, *, grad_checkpoint: bool) -> tuple[dict[str, Tensor], int]:
-    """Gradients of a model with everything dropped now and then, and how much was kept for them from outside."""
-    options = {"drop_path_rate": 0.5, "drop_rate": 0.2, "attn_drop_rate": 0.2, "grad_checkpoint": grad_checkpoint}
-    model = fill(create_model(name, **options)).double().train()
-    x, mask = random(8, 3, 4, 200), torch.tensor([[True, False] * 6] * 8)
-    own = {p.data_ptr() for p in model.parameters()}
-    kept: list[int] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in own:
-            kept.append(tensor.nbytes)
-        return tensor
-
-    torch.manual_seed(3)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = model(x, [0, 1, 2, 3], mask) if name == MASKED else (model(x, [0, 1, 2, 3]),)
-    sum(part.square().sum() for part in out).backward()
-    return {key: p.grad for key, p in model.named_parameters()}, sum(kept)
-
-
-@pytest.mark.parametrize("name", [MASKED, CLASSIFIER])
 def test_checkpointed_blocks_have_the_same_gradients_and_keep_far_less(name: str) -> None:
-    plain, kept = training_pass(name, grad_checkpoint=False)
-    again, kept_again = training_pass(name, grad_checkpoint=True)
-    for key, gradient in plain.items():
-        assert (again[key] - gradient).abs().max() <= 1e-12 * max(1.0, gradient.abs().max()), key
-    assert kept_again < 0.5 * kept
-    # What remains is outside the blocks: a model without any keeps almost as much.
-    width, tokens = 200, 1 + 12
-    passes = 2 if name == MASKED else 1
-    assert kept - kept_again > passes * 4 * 10 * 8 * tokens * width * 8, "at least ten widths for each of 4 blocks"
-
-
-@pytest.mark.parametrize("name", [MASKED, CLASSIFIER])
-def test_checkpointed_blocks_have_the_same_gradients_in_half_precision(name: str) -> None:
-    found = []
+    gradients, kept = [], []
     for grad_checkpoint in (False, True):
-        model = fill(create_model(name, drop_path_rate=0.5, grad_checkpoint=grad_checkpoint)).train()
-        x, mask = random(4, 3, 2, 200).float(), torch.tensor([[True, False] * 3] * 4)
-        torch.manual_seed(3)
-        with torch.autocast("cpu", torch.bfloat16):
-            out = model(x, [0, 1, 2, 3], mask) if name == MASKED else (model(x, [0, 1, 2, 3]),)
-            loss = sum(part.float().square().sum() for part in out)
-        loss.backward()
-        found.append([p.grad for p in model.parameters()])
-    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+        options = {"drop_path_rate": 0.5, "drop_rate": 0.2, "attn_drop_rate": 0.2, "grad_checkpoint": grad_checkpoint}
+        model = fill(create_model(name, **options)).double().train()
+        x, mask = random(4, 3, 2, 200), torch.tensor([[True, False] * 3] * 4)
+
+        def loss(model: nn.Module = model, x: Tensor = x, mask: Tensor = mask) -> Tensor:
+            torch.manual_seed(3)  # of the dropouts
+            out = model(x, [0, 1, 2, 3], mask)[0] if name == MASKED else model(x, [0, 1, 2, 3])
+            return out.square().sum()
+
+        kept.append(kept_bytes(loss, model))
+        loss().backward()
+        gradients.append({key: p.grad for key, p in model.named_parameters()})
+    for key, gradient in gradients[0].items():
+        assert (gradients[1][key] - gradient).abs().max() <= 1e-12 * max(1.0, gradient.abs().max()), key
+    assert kept[1] < 0.5 * kept[0]
 
 
 def test_checkpointing_computes_blocks_once_in_evaluation_and_twice_in_training() -> None:
@@ -497,10 +412,9 @@ def test_checkpointing_computes_blocks_once_in_evaluation_and_twice_in_training(
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("name", REGISTERED)
-def test_pretrained_weights_are_refused_because_none_are_fetched(name: str) -> None:
-    with pytest.raises(InputError, match=f"{name}.*checkpoint"):
-        create_model(name, pretrained=True)
+def test_pretrained_weights_are_refused_because_none_are_fetched() -> None:
+    with pytest.raises(InputError, match=f"{CLASSIFIER}.*checkpoint"):
+        create_model(CLASSIFIER, pretrained=True)
 
 
 def test_an_unknown_keyword_is_an_error_and_not_swallowed() -> None:

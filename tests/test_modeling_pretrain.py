@@ -15,7 +15,7 @@ import modeling_pretrain
 from errors import InputError
 from golden_recipe import NOT_CARRIED, adamw, assert_forward, assert_trajectory, eeg, fill
 from layers import load_strictly
-from modeling_pretrain import MaskedModel, random_mask
+from modeling_pretrain import MaskedModel, code_loss, random_mask
 from training import checkpoints
 
 BASE = "labram_base_patch200_1600_8k_vocab"
@@ -50,11 +50,6 @@ def test_state_dict_is_the_published_one_without_the_keys_that_nothing_uses(name
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == published["learnable"] - unused
 
 
-def test_every_published_and_our_tiny_masked_model_is_registered() -> None:
-    assert sorted(modeling_pretrain.SIZES) == sorted([*PUBLISHED, TINY]) and len(PUBLISHED) == 3
-    assert len(create_model(TINY).student.blocks) == 4
-
-
 def test_a_published_file_loads_and_reports_the_keys_that_nothing_uses(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -67,6 +62,8 @@ def test_a_published_file_loads_and_reports_the_keys_that_nothing_uses(
     assert sorted(unused) == sorted(key for key in weights if key.startswith(NOT_CARRIED)) and len(unused) >= 4
     assert all(key in caplog.text for key in unused)
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    model.load_state_dict(weights)  # without the product's own loading, too
+    assert set(weights) > set(model.state_dict()), "the caller's dict stays as it was"
     with pytest.raises(InputError, match=r"student\.other is not in the model"):
         load_strictly(model, state | {"student.other": torch.zeros(1)}, where="labram-base.pth")
 
@@ -119,8 +116,8 @@ def by_hand(model: MaskedModel, x: Tensor, mask: Tensor, codes: Tensor) -> tuple
     return loss, hits
 
 
-@pytest.mark.parametrize("held", [1, 130, 2**20])  # logits at a time
-@pytest.mark.parametrize(("shape", "ratio"), [((3, 4, 5), 0.5), ((2, 1, 3), 0.3), ((2, 3, 1), 0.9), ((2, 1, 1), 0.5)])
+@pytest.mark.parametrize("held", [130, 2**20])  # logits at a time
+@pytest.mark.parametrize(("shape", "ratio"), [((3, 4, 5), 0.5), ((2, 1, 3), 0.3), ((2, 1, 1), 0.5)])
 def test_the_loss_and_its_gradient_are_those_of_the_logits_each_side_over_its_own_tokens(
     shape: tuple[int, int, int], ratio: float, held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,37 +140,61 @@ def test_the_loss_and_its_gradient_are_those_of_the_logits_each_side_over_its_ow
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-9, atol=1e-12)
 
 
-def test_some_codes_are_right_on_each_side_so_that_the_accuracies_of_the_test_above_mean_something() -> None:
-    model, x, mask = tiny(), eeg(3, (3, 4, 5, 200)).double(), random_mask(3, 20)
-    logits = model(x, list(range(5)), mask)
-    codes = torch.zeros(3, 20, dtype=torch.long)
-    codes[mask] = logits[0].argmax(1)
-    found = model(x, list(range(5)), mask, codes)
-    assert found.accuracy == 1 and found.accuracy_sym < 0.5
+def test_the_loss_over_codes_keeps_nothing_that_grows_with_tokens_times_codes() -> None:
+    head, n = nn.Linear(8, 1000), 400
+    tokens, codes = torch.randn(n, 8, requires_grad=True), torch.arange(n)
+    shares = torch.full((n,), 1 / n)
+    logits = 4 * n * 1000
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        assert code_loss(tokens, head, codes, shares)[0].requires_grad
+    assert sum(tensor.nbytes for tensor in kept) < logits / 20
 
 
-def test_the_loss_needs_no_gradient_where_none_is_wanted() -> None:
-    model, x, mask = tiny(), eeg(3, (2, 2, 2, 200)).double(), random_mask(2, 4)
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_loss_is_that_of_float32_to_its_rounding(kind: torch.dtype) -> None:
+    torch.manual_seed(1)
+    head, n = nn.Linear(16, 300), 200
+    tokens, codes = torch.randn(n, 16, requires_grad=True), torch.randint(300, (n,))
+    shares = torch.full((n,), 1 / n)
+    expected = nn.functional.cross_entropy(head(tokens), codes)
+    expected.backward()
+    exact = [tokens.grad.clone(), head.weight.grad.clone(), head.bias.grad.clone()]
+    tokens.grad = head.weight.grad = head.bias.grad = None
+    with torch.autocast("cpu", dtype=kind):
+        loss, hits = code_loss(tokens, head, codes, shares)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-2) and hits.dtype == torch.bool
+    for found, wanted in zip((tokens.grad, head.weight.grad, head.bias.grad), exact, strict=True):
+        assert (found - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_fp16_holds_the_weights_gradient_of_a_collapsed_codebook() -> None:
+    head, n = nn.Linear(4, 64), 8192
     with torch.no_grad():
-        found = model(x, [0, 1, 2], mask, torch.zeros(2, 4, dtype=torch.long))
-    assert not found.loss.requires_grad and torch.isfinite(found.loss)
+        head.weight.zero_()
+        head.bias.zero_()
+    tokens = torch.full((n, 4), 16.0)
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss, _ = code_loss(tokens, head, torch.zeros(n, dtype=torch.long), torch.full((n,), 1.0))
+    loss.backward()
+    # Each token pulls row 0 by 63/64 of itself and pushes the others by 1/64.
+    expected = torch.full((64, 4), n * 16 / 64)
+    expected[0] = -n * 16 * 63 / 64
+    torch.testing.assert_close(head.weight.grad, expected, rtol=2e-3, atol=0)
 
 
-def test_both_masks_are_seen_in_one_batch_whose_patches_are_encoded_once() -> None:
-    model, x, mask = tiny(), eeg(3, (2, 3, 2, 200)).double(), random_mask(2, 6)
-    sizes: dict[str, list[int]] = {"patch_embed": [], "blocks.0": []}
-    for name, seen in sizes.items():
-        model.student.get_submodule(name).register_forward_pre_hook(
-            lambda _, inputs, seen=seen: seen.append(len(inputs[0]))
-        )
-    model(x, [0, 1, 2, 3], mask)
-    assert sizes == {"patch_embed": [2], "blocks.0": [4]}
+def test_no_tokens_cost_nothing() -> None:
+    loss, hits = code_loss(
+        torch.zeros(0, 8, requires_grad=True), nn.Linear(8, 5), torch.zeros(0).long(), torch.zeros(0)
+    )
+    assert float(loss.detach()) == 0 and len(hits) == 0
 
 
 # Masks
 
 
-@pytest.mark.parametrize("patches", [1, 2, 7, 64, 255, 256])
+@pytest.mark.parametrize("patches", [1, 57, 64])
 @pytest.mark.parametrize(
     ("ratio", "visible"), [(0.5, lambda n: n // 2), (0.25, lambda n: 3 * n // 4), (0.75, lambda n: n // 4),
                            (0.0, lambda n: n), (1.0, lambda n: 0)],
@@ -182,11 +203,6 @@ def test_every_sample_has_exactly_its_share_masked(patches: int, ratio: float, v
     mask = random_mask(20, patches, ratio=ratio)
     assert mask.dtype == torch.bool and mask.shape == (20, patches)
     assert set(mask.sum(1).tolist()) == {patches - visible(patches)}
-
-
-def test_half_of_the_patches_is_masked_by_default_and_the_odd_one_too() -> None:
-    assert set(random_mask(5, 64).sum(1).tolist()) == {32}
-    assert set(random_mask(5, 57).sum(1).tolist()) == {29}
 
 
 def test_masks_are_uniform_over_places_and_over_whole_masks() -> None:
@@ -207,18 +223,6 @@ def test_masks_follow_their_generator_and_leave_the_global_one_alone() -> None:
 
 
 # What a masked place sees
-
-
-def test_masked_tokens_carry_nothing_of_their_patch() -> None:
-    student = tiny().student
-    mask = random_mask(2, 6, generator=torch.Generator().manual_seed(0))
-    channels = [0, 7, 3]
-    a, b = (student.embed(eeg(seed, (2, 2, 3, 200)).double(), channels, mask)[:, 1:] for seed in (1, 2))
-    assert torch.equal(a[mask], b[mask]) and (a[~mask] - b[~mask]).abs().amax(-1).min() > 0.01
-    place = torch.arange(6).expand(2, 6)[mask]
-    position = student.pos_embed[0, torch.tensor([7, 3])[place // 3]]
-    expected = student.mask_token[0, 0] + position + student.time_embed[0, place % 3]
-    torch.testing.assert_close(a[mask], expected)
 
 
 def test_swapping_patches_among_masked_places_changes_no_logit_and_among_visible_ones_it_does() -> None:
@@ -260,15 +264,7 @@ def test_logits_come_in_the_order_of_the_masks_true_entries() -> None:
             torch.testing.assert_close(logits, torch.stack(expected))
 
 
-def test_a_mask_of_zeros_and_ones_counts_as_true_and_false() -> None:
-    model, x = tiny(), eeg(1, (2, 2, 2, 200)).double()
-    mask = random_mask(2, 4, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for found, expected in zip(model(x, [0, 1, 2], mask.long()), model(x, [0, 1, 2], mask), strict=True):
-            assert torch.equal(found, expected)
-
-
-@pytest.mark.parametrize(("electrodes", "seconds"), [(1, 1), (5, 1), (1, 16)])
+@pytest.mark.parametrize(("electrodes", "seconds"), [(1, 1), (1, 16)])
 def test_the_smallest_windows_train_every_parameter(electrodes: int, seconds: int) -> None:
     model = create_model(TINY, vocab_size=20).train()
     mask = random_mask(2, electrodes * seconds, generator=torch.Generator().manual_seed(0))
@@ -277,16 +273,3 @@ def test_the_smallest_windows_train_every_parameter(electrodes: int, seconds: in
     nn.functional.cross_entropy(logits, torch.arange(len(logits)) % 20).backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), key
-
-
-def test_a_plain_load_of_a_published_state_dict_leaves_the_unused_keys_out_aloud(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    model = create_model("labram_tiny_patch200_1600_8k_vocab", vocab_size=8)
-    published = {name: torch.full_like(value, 0.5) for name, value in model.state_dict().items()}
-    published |= {"student.lm_head.weight": torch.zeros(8, 200), "projection_head.0.bias": torch.zeros(200)}
-    with caplog.at_level("INFO"):
-        model.load_state_dict(published)
-    assert all(bool((value == 0.5).all()) for value in model.state_dict().values())
-    assert "student.lm_head.weight, projection_head.0.bias" in caplog.text
-    assert "student.lm_head.weight" in published, "the caller's dict stays as it was"
