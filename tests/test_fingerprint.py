@@ -80,7 +80,9 @@ def said(module: Any, *words: str) -> argparse.Namespace:
 def test_the_optimizers_flags_come_to_the_same_where_they_say_their_defaults(aloud: list[str], same: bool) -> None:
     silent, other = (said(optim_factory, "--weight_decay", "0.05", *words) for words in ([], aloud))
     assert (optim_factory.effective_options(silent, 2) == optim_factory.effective_options(other, 2)) is same
-    assert optim_factory.effective_options(silent, 2) != optim_factory.effective_options(silent, 3), "micro-batches, whoever chose them"
+    assert optim_factory.effective_options(silent, 2) != optim_factory.effective_options(silent, 3), (
+        "micro-batches, whoever chose them"
+    )
 
 
 def test_the_adapters_flags_come_to_the_same_where_they_say_their_defaults() -> None:
