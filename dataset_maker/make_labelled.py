@@ -40,7 +40,6 @@ if TYPE_CHECKING:  # --help does not need them
     import mne
     import pandas as pd
 
-COLUMNS = ("path", "start", "stop", "label", "split", "subject")
 LAST_SECOND = 1e9  # 30 years: no recording is longer
 BEYOND, CUT, SHORT = (
     "segments that begin beyond their recording's end, left out",
@@ -145,24 +144,28 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
             rows = [(reader.line_num, [field.strip() for field in row]) for row in reader]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); correct --manifest") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        kind = "quotation marks" if isinstance(error, csv.Error) else "encoding"
-        raise InputError(f"{path}: no CSV in UTF-8 with commas ({error}); check its {kind}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: no UTF-8 text; save the manifest as CSV, UTF-8, with commas") from None
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: no CSV ({error}); check the quotation marks") from None
     return [(line, fields) for line, fields in rows if any(fields)]
 
 
 def _check_columns(names: Sequence[str], where: str) -> list[str]:
-    """Return the columns of targets, in order. Raises InputError for missing, unknown and repeated columns."""
+    """Return the columns of targets, in order. Raises InputError for unknown, repeated and missing columns."""
     targets = [f"target_{index}" for index in range(sum(name.startswith("target_") for name in names))]
-    allowed = f"{', '.join(COLUMNS)} (target_0, target_1, ... instead of label for regression), separated by commas"
-    if unknown := [name for name in names if name not in {*COLUMNS, *targets}]:
-        raise InputError(f"{where}: unknown column {unknown[0][:60]!r}; allowed: {allowed}. Delete or rename it")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise InputError(f"{where}: the column {twice[0]} is there twice; delete or rename one")
-    if "label" in names and targets:
-        raise InputError(f"{where}: both label and target_0; use label for classes, target_0, ... for regression")
-    if missing := [name for name in COLUMNS if name not in {*names, "split", *(["label"] if targets else [])}]:
-        raise InputError(f"{where}: the column {missing[0]} is missing; needed: {allowed}; only split may be left out")
+    needed = ["path", "start", "stop", *(targets or ["label"]), "subject"]
+    known, count = {*needed, "split"}, Counter(names)
+    problems = {
+        "unknown": [name for name in names if name not in known],
+        "there twice": [name for name in names if count[name] > 1],
+        "missing": [name for name in needed if not count[name]],
+    }
+    for problem, columns in problems.items():
+        if columns:
+            allowed = "path, start, stop, label (or target_0, target_1, ... for regression), split, subject"
+            separated = f"the columns are {allowed}, separated by commas; only split may be left out"
+            raise InputError(f"{where}: the column {columns[0][:60]!r} is {problem}; {separated}")
     return targets
 
 
