@@ -109,13 +109,6 @@ def test_features_and_tokens_come_after_the_norm_of_the_pooling(use_mean_pooling
         assert torch.equal(model(x, CHANNELS, return_patch_tokens=True), model.head(patches))
 
 
-@pytest.mark.parametrize("use_mean_pooling", [True, False])
-def test_no_parameter_is_left_without_gradient(use_mean_pooling: bool) -> None:
-    model = tiny(use_mean_pooling=use_mean_pooling, num_classes=3, qkv_bias=True).train()
-    model(eeg(1, (2, 3, 2, 200)), CHANNELS).square().sum().backward()
-    assert not [key for key, p in model.named_parameters() if p.grad is None]
-
-
 @pytest.mark.parametrize("scale", [0.001, 0.5])
 def test_the_head_starts_at_init_scale_times_the_usual_weights(scale: float) -> None:
     head = create_model(TINY, num_classes=100, init_scale=scale).head
@@ -244,17 +237,3 @@ def test_a_file_with_lora_adapters_is_refused_and_names_the_merged_one() -> None
     with pytest.raises(InputError, match=r"best\.pth holds LoRA.*model-merged\.pth") as error:
         load_pretrained(create_model(TINY), weights, where="best.pth")
     assert "\n" not in str(error.value)
-
-
-def test_the_loaded_trunk_computes_what_the_masked_model_computes() -> None:
-    # The two differ in the position row of CLS, so the file's row 0 is made that of the input's first electrode.
-    weights = masked_weights()
-    weights["student.pos_embed"][:, 0] = weights["student.pos_embed"][:, CHANNELS[1]]
-    masked = create_model(TINY_MASKED, vocab_size=20).eval()
-    masked.load_state_dict({key: weights[key] for key in masked.state_dict()})
-    model = create_model(TINY, use_mean_pooling=False).eval()
-    load_pretrained(model, weights)
-    x = eeg(3, (2, 3, 2, 200))
-    with torch.no_grad():
-        tokens = model.forward_features(x, CHANNELS, return_patch_tokens=True)
-        torch.testing.assert_close(tokens, masked.student(x, CHANNELS), rtol=1e-5, atol=1e-5)

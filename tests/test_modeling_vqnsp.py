@@ -96,20 +96,6 @@ def test_spectrum_targets_are_numpys_fft_standardised_over_the_sample() -> None:
         np.testing.assert_allclose(found.numpy(), standardized(expected).reshape(3, 8, 200), rtol=1e-8, atol=1e-8)
 
 
-def test_a_sine_of_17_hz_peaks_at_bins_17_and_183_with_its_phase() -> None:
-    t = torch.arange(200, dtype=torch.float64) / 200
-    patches = torch.stack([torch.cos(2 * torch.pi * 17 * t + shift) for shift in (0.5, -1.5)]).view(1, 2, 1, 200)
-    patches = patches + 1e-3 * torch.tensor(np.random.default_rng(0).standard_normal((1, 2, 1, 200)))
-    amplitude, phase = spectrum_targets(patches)
-    for place, shift in enumerate((0.5, -1.5)):
-        assert sorted(amplitude[0, place].topk(2).indices.tolist()) == [17, 183]
-        rest = amplitude[0, place].sort().values[:-2]
-        assert amplitude[0, place, 17] - rest.max() > 100 * (rest.max() - rest.min())
-        raw = np.angle(np.fft.fft(patches.numpy()))
-        assert raw[0, place, 0, 17] == pytest.approx(shift, abs=1e-3)
-        assert phase[0, place, 17].item() == pytest.approx((shift - raw.mean()) / raw.std(ddof=1), abs=1e-3)
-
-
 @pytest.mark.parametrize("value", [0.0, 0.3, -2.0])
 def test_a_flat_recording_has_a_finite_loss_and_gradient(value: float) -> None:
     model = tiny().train()
@@ -177,15 +163,6 @@ def test_one_second_windows_train_and_give_one_code_per_electrode(electrodes: in
         z = model.to_code_space(to_patches(x), channels)
     nearest = torch.nn.functional.normalize(z, dim=-1) @ model.quantize.embedding.weight.t()
     assert torch.equal(tokens["token"], nearest.argmax(-1))
-
-
-def test_decay_reaches_the_codebook_and_kmeans_starts_it_unless_switched_off() -> None:
-    model = create_model(TINY, n_code=8, code_dim=4, decay=0.5)
-    assert model.quantize.decay == 0.5 and model.quantize.needs_initialization
-    assert not create_model(TINY, n_code=8, code_dim=4, quantize_kmeans_init=False).quantize.needs_initialization
-    before = model.quantize.embedding.weight.clone()
-    model.train()(eeg(5, (2, 3, 400)), [0, 1, 2, 3])
-    assert not model.quantize.needs_initialization and not torch.equal(model.quantize.embedding.weight, before)
 
 
 def test_between_encoder_and_quantiser_nothing_is_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:

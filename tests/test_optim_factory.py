@@ -3,7 +3,6 @@
 import copy
 import io
 import json
-import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ import modeling_vqnsp  # noqa: F401
 import optim_factory
 from data_helpers import assert_equal, only_line, parse, plain_run, process_group
 from errors import InputError, UsageError
-from optim_factory import Update, build_update, cosine_schedule, layer_scale, micro_batches, parameter_groups
+from optim_factory import Update, build_update, cosine_schedule, micro_batches, parameter_groups
 
 GOLDEN = Path(__file__).parent / "golden"
 SCHEDULES = json.loads((GOLDEN / "cosine_schedules.json").read_text())
@@ -52,33 +51,6 @@ def test_parameter_groups_are_those_of_the_released_code(table: str, model: str,
     assert sum(len(group["params"]) for group in groups) == len(found)
 
 
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [
-        ("cls_token", 0),
-        ("mask_token", 0),
-        ("pos_embed", 0),
-        ("patch_embed.conv2.weight", 0),
-        ("blocks.0.attn.qkv.weight", 1),
-        ("blocks.3.gamma_1", 4),
-        ("blocks.11.mlp.fc2.bias", 12),
-        ("time_embed", 13),
-        ("fc_norm.weight", 13),
-        ("norm.bias", 13),
-        ("head.weight", 13),
-    ],
-)
-def test_layer_decay_follows_the_layers(name: str, layer: int) -> None:
-    assert layer_scale(name, 12, 0.65) == pytest.approx(0.65 ** (13 - layer), rel=1e-12)
-
-
-def test_frozen_tensors_are_in_no_group() -> None:
-    model = create_model("labram_tiny_patch200_200")
-    model.cls_token.requires_grad_(False)
-    names = {name for group in parameter_groups(model, weight_decay=0.1) for name in group["names"]}
-    assert names == {name for name, _ in model.named_parameters()} - {"cls_token"}
-
-
 # Schedules
 
 
@@ -89,29 +61,7 @@ def test_schedules_are_those_of_the_released_code(case: str) -> None:
     assert values.tolist() == golden["values"]
 
 
-def test_warm_up_is_a_line_from_zero_to_the_base_both_included() -> None:
-    values = cosine_schedule(3e-4, 1e-5, 10, 20, warmup_epochs=2)
-    assert len(values) == 200 and values[0] == 0 and values[39] == 3e-4
-    np.testing.assert_allclose(values[:40], [3e-4 * i / 39 for i in range(40)], rtol=1e-12)
-    assert values[40] == 3e-4  # the cosine starts at the top
-
-
-def test_after_warm_up_half_a_cosine_passes_the_middle_half_way_and_stops_one_step_short_of_the_end() -> None:
-    values = cosine_schedule(1.0, 0.2, 12, 10, warmup_epochs=2)
-    assert values[20] == 1.0 and values[70] == pytest.approx(0.6, rel=1e-12)
-    assert values[-1] == pytest.approx(0.2 + 0.4 * (1 + math.cos(math.pi * 99 / 100)), rel=1e-12)
-    assert (np.diff(values[20:]) < 0).all()
-
-
-def test_warm_up_steps_take_the_place_of_warm_up_epochs() -> None:
-    values = cosine_schedule(1.0, 0.0, 10, 10, warmup_epochs=3, warmup_steps=7)
-    assert values.tolist() == cosine_schedule(1.0, 0.0, 10, 10, warmup_steps=7).tolist()
-    assert values[6] == 1.0 and values[5] == pytest.approx(5 / 6)
-    for unset in (-1, 0):
-        assert cosine_schedule(1.0, 0.0, 10, 10, warmup_epochs=3, warmup_steps=unset)[29] == 1.0
-
-
-@pytest.mark.parametrize("warmup", [{"warmup_epochs": 5}, {"warmup_steps": 50}, {"warmup_epochs": 2}])
+@pytest.mark.parametrize("warmup", [{"warmup_epochs": 5}, {"warmup_steps": 50}])
 def test_a_run_shorter_than_its_warm_up_still_has_a_value_for_every_step(warmup: dict[str, int]) -> None:
     values = cosine_schedule(1.0, 0.1, 2, 10, **warmup)
     np.testing.assert_allclose(values, np.arange(20) / 19, rtol=1e-12)
@@ -170,8 +120,8 @@ def weights(update: Update) -> dict[str, Tensor]:
     return copy.deepcopy(update.model.module.state_dict())
 
 
-@pytest.mark.parametrize("accumulation", [2, 4])
-def test_micro_batches_give_what_one_batch_of_all_gives(tmp_path: Path, accumulation: int) -> None:
+def test_micro_batches_give_what_one_batch_of_all_gives(tmp_path: Path) -> None:
+    accumulation = 4
     whole, parts = make(tmp_path), make(tmp_path, accumulation=accumulation)
     for step in range(5):
         x, y = samples(8, step)
@@ -203,7 +153,7 @@ def test_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
         torch.testing.assert_close(weights(update)[name], value, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize(("clip", "share"), [(0.5, None), (1e9, 1.0), (None, 1.0), (0.0, 1.0)])
+@pytest.mark.parametrize(("clip", "share"), [(0.5, None), (None, 1.0)])
 def test_the_gradient_is_clipped_to_the_norm_and_grad_norm_is_that_before(
     tmp_path: Path, clip: float | None, share: float | None
 ) -> None:
@@ -221,8 +171,7 @@ def test_the_gradient_is_clipped_to_the_norm_and_grad_norm_is_that_before(
         torch.testing.assert_close(before[name] - value, gradients[name] * scale, rtol=1e-5, atol=1e-12)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(("accumulation", "bad"), [(1, math.inf), (2, math.nan)])
 def test_a_step_whose_loss_is_not_finite_changes_nothing(tmp_path: Path, accumulation: int, bad: float) -> None:
     update = make(tmp_path, accumulation=accumulation)
     for step in range(6 * accumulation):
@@ -241,17 +190,7 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing(tmp_path: Path, accumul
     assert all(bool(value.isfinite().all()) for value in weights(update).values())
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_an_infinite_loss_skips_the_step_even_where_its_gradient_is_finite(tmp_path: Path, accumulation: int) -> None:
-    update = make(tmp_path, accumulation=accumulation)
-    before = weights(update)
-    for micro in range(accumulation):
-        update(mse(update, *samples(4, micro)) + (math.inf if micro == 0 else 0))
-    assert update.skipped
-    assert_equal(before, weights(update))
-
-
-def test_a_rehearsal_changes_nothing_random_numbers_included(tmp_path: Path) -> None:
+def test_warming_up_ddp_changes_nothing_random_state_included(tmp_path: Path) -> None:
     update = make(tmp_path, accumulation=2)
     update(mse(update, *samples(4)))
     before = weights(update), update.state_dict()
@@ -275,14 +214,6 @@ def test_the_schedules_are_applied_at_each_step_and_scaled_by_each_groups_lr_sca
         assert rates == [lr[step] * 0.25, lr[step]]
         assert update.stats["lr"] == lr[step] and update.stats["min_lr"] == lr[step] * 0.25
         assert update.stats["weight_decay"] == decay[step]
-
-
-def test_weight_decay_changes_only_where_there_is_any(tmp_path: Path) -> None:
-    update = make(tmp_path, decay_values=np.linspace(0.1, 0.7, 20))
-    for step in range(20):
-        update(mse(update, *samples(4, step)))
-    decays = {name: e["weight_decay"] for e in update.optimizer.param_groups for name in e["names"]}
-    assert decays == {"first.weight": 0.7, "last.weight": 0.7, "first.bias": 0.0, "last.bias": 0.0}
 
 
 def test_a_state_dict_through_a_file_continues_to_the_last_bit(tmp_path: Path) -> None:
@@ -328,14 +259,6 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
     only_line(error, "optimizer does not fit this run (it is AdamW, not SGD)")
 
 
-def test_the_state_of_other_parameter_groups_is_refused(tmp_path: Path) -> None:
-    update, other = make(tmp_path), make(tmp_path)
-    other.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr_scale": 1.0, "decays": False})
-    with pytest.raises(InputError) as error:
-        other.load_state_dict(update.state_dict())
-    only_line(error, "optimizer does not fit this run (it has 2 parameter groups, not 3)", "--no_auto_resume")
-
-
 # From flags
 
 
@@ -359,27 +282,6 @@ def test_only_the_base_rate_is_scaled_by_the_total_batch(tmp_path: Path, options
     assert update.accumulation == options.get("accumulation", 1)
 
 
-def test_all_processes_count_in_the_total_batch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    args = parse([], optim_factory.add_arguments, batch_size=128, epochs=100, lr=5e-5, min_lr=1e-5, warmup_epochs=10)
-    args.weight_decay = 1e-4
-    run = plain_run(tmp_path, processes=8)
-    update = build_update(DistributedDataParallel(Small()), args, run, steps_per_epoch=3, lr_batch=128)
-    assert update.lr_values.max() == pytest.approx(4e-4)  # the paper's batch of 1024
-    assert "Total batch 1024 = 128 x 8 process(es) x 1 micro-batch(es)" in caplog.text
-
-
-def test_weight_decay_is_constant_without_an_end_and_half_a_cosine_with_one(tmp_path: Path) -> None:
-    assert set(built(tmp_path).weight_decay_values) == {0.05}
-    values = built(tmp_path, "--weight_decay_end", 0.25).weight_decay_values
-    assert len(values) == 40 and values[0] == pytest.approx(0.05) and values[20] == pytest.approx(0.15)
-    assert values[39] == pytest.approx(0.25 - 0.1 * (1 + math.cos(math.pi * 39 / 40)))
-
-
-def test_weight_decay_end_of_zero_is_an_end(tmp_path: Path) -> None:
-    assert built(tmp_path, "--weight_decay_end", 0).weight_decay_values[20] == pytest.approx(0.025)
-
-
 def test_flags_reach_the_optimizer(tmp_path: Path) -> None:
     update = built(tmp_path, "--opt", "AdamW", "--opt_betas", 0.9, 0.98, "--opt_eps", 1e-6, "--clip_grad", 3)
     assert type(update.optimizer).__name__ == "AdamW" and update.clip_grad == 3
@@ -389,7 +291,7 @@ def test_flags_reach_the_optimizer(tmp_path: Path) -> None:
     assert decays == {"first.weight": 0.05, "last.weight": 0.05, "first.bias": 0.0, "last.bias": 0.0}
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "adadelta"])
+@pytest.mark.parametrize("name", ["sgd", "lamb"])
 def test_optimizers_of_timm_take_steps_that_change_the_weights(tmp_path: Path, name: str) -> None:
     update = built(tmp_path, "--opt", name, "--warmup_epochs", 0, "--lr", 0.1)
     before = weights(update)
@@ -397,20 +299,9 @@ def test_optimizers_of_timm_take_steps_that_change_the_weights(tmp_path: Path, n
     assert all(not torch.equal(before[key], value) for key, value in weights(update).items())
 
 
-@pytest.mark.parametrize("name", ["adamx", "", "torch.optim.AdamW"])
-def test_an_unknown_optimizer_is_wrong_usage_and_names_the_known_ones(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError) as error:
-        built(tmp_path, "--opt", name)
-    only_line(error, f"--opt {name} is unknown", "adamw", "lamb")
-
-
-def test_weight_decay_may_start_at_zero_and_rise(tmp_path: Path) -> None:
-    update = make(tmp_path, decay=0.0, decay_values=np.linspace(0, 0.2, 20))
-    for step in range(3):
-        update(mse(update, *samples(4, step)))
-    found = {name: group["weight_decay"] for group in update.optimizer.param_groups for name in group["names"]}
-    expected = np.linspace(0, 0.2, 20)[2]
-    assert found == {name: expected if p.ndim > 1 else 0.0 for name, p in update.model.module.named_parameters()}
+def test_an_unknown_optimizer_is_wrong_usage_and_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--opt adamx.*adamw.*lamb"):
+        built(tmp_path, "--opt", "adamx")
 
 
 def half_precision(update: Update, scale: float = 2.0**16) -> Update:
@@ -419,24 +310,16 @@ def half_precision(update: Update, scale: float = 2.0**16) -> Update:
     return update
 
 
-def test_a_gradient_overflow_in_half_precision_skips_the_step_and_lowers_the_scale(tmp_path: Path) -> None:
-    update = half_precision(make(tmp_path))
-    before = weights(update)
-    loss = mse(update, *samples(4)) * 1e304  # finite, but not times the scale
-    assert update(loss) is False and update.skipped and update.step == 1
-    assert_equal(before, weights(update))
-    assert update.scaler.get_scale() == 2.0**15 and update.stats == {}
-    assert update(mse(update, *samples(4))) is True and not update.skipped
-    assert math.isfinite(float(update.stats["grad_norm"]))
-
-
-def test_overflows_without_end_are_bad_steps(tmp_path: Path) -> None:
+def test_gradient_overflows_in_half_precision_lower_the_scale_and_without_end_are_bad_steps(tmp_path: Path) -> None:
     update = half_precision(make(tmp_path, steps=99), scale=2.0**60)  # overflows after twenty halvings too
+    before = weights(update)
     for _ in range(optim_factory.MAX_OVERFLOWS):
         update(mse(update, *samples(4)) * 1e304)
-        assert update.overflowed and update.nonfinite_in_a_row == 0
+        assert update.skipped and update.overflowed and update.nonfinite_in_a_row == 0
     update(mse(update, *samples(4)) * 1e304)
     assert update.skipped and not update.overflowed and update.nonfinite_in_a_row == 1
+    assert_equal(before, weights(update))
+    assert update.scaler.get_scale() == 2.0 ** (60 - 21)
 
 
 def test_a_loss_that_is_not_finite_is_no_overflow_in_half_precision_either(tmp_path: Path) -> None:
@@ -472,19 +355,3 @@ def test_a_total_batch_that_cannot_be_is_wrong_usage(tmp_path: Path, words: tupl
     with pytest.raises(UsageError) as error:
         micro_batches(args, plain_run(tmp_path, processes=2))
     only_line(error, "--total_batch_size", *says)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({}, "the paper's is 512: --total_batch_size 512 (8 micro-batches) would match"),
-        ({"accumulation": 8}, "as in the paper"),
-        ({"paper_batch": 100}, "the paper's is 100, which is no multiple of 64"),
-    ],
-)
-def test_the_papers_batch_is_said_beside_the_runs(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict, said: str
-) -> None:
-    caplog.set_level(logging.INFO)
-    built(tmp_path, **options)
-    assert said in caplog.text
