@@ -1,8 +1,7 @@
-"""Conversion of recordings: the maker beside a plain single-process MNE loop that does the same steps.
+"""How fast the maker converts recordings, against a plain single-process MNE loop that does the same steps.
 
 `python benchmarks/convert.py --input FOLDER [--jobs 2] [--repeats 3] [--json FILE]`. Whole processes are timed, start
-included, in turn, so that a noisy machine disturbs both alike; the ratio of the medians is what counts. `--show FILE`
-prints what a file holds.
+included, in turn, so that a noisy machine disturbs both alike; the ratio of the medians counts.
 """
 
 import argparse
@@ -13,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules
 
 import h5py
 import measuring
@@ -40,18 +39,17 @@ with h5py.File(sys.argv[2], "w") as file:
 
 
 def seconds(name: str, command: list[str]) -> float:
-    """Run a command; returns how long it took. Raises InputError with the last line that it said if it fails."""
-    began = time.monotonic()
+    """Run a command and return how long it took. Raises InputError with its last line if it fails."""
+    start = time.monotonic()
     ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=PROJECT)
-    took = time.monotonic() - began
     if ended.returncode:
-        said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
-        raise InputError(f"{name} cannot convert what is in --input: {said[-1]}")
-    return took
+        lines = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
+        raise InputError(f"{name} cannot convert the recordings in --input: {lines[-1]}")
+    return time.monotonic() - start
 
 
 def hours(folder: Path) -> float:
-    """Return the hours of EEG in the HDF5 files of a folder."""
+    """Hours of EEG in the HDF5 files of a folder."""
     samples = 0
     for path in folder.glob("*.hdf5"):
         with h5py.File(path) as file:
@@ -59,20 +57,9 @@ def hours(folder: Path) -> float:
     return samples / 200 / 3600
 
 
-def get_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = ArgumentParser(description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", type=Path, metavar="FOLDER", help="EDF recordings, such as eegmat")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    measuring.add_results(parser, source)
-    return parser.parse_args()
-
-
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Time both in turn."""
-    maker = [sys.executable, str(PROJECT / "dataset_maker" / "make_h5dataset_for_pretrain.py"), "--input"]
+    maker = [sys.executable, str(PROJECT / "dataset_maker" / "make_h5dataset_for_pretrain.py")]
     source = str(args.input.absolute())
     times: dict[str, list[float]] = {"plain": [], "maker": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -81,10 +68,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             plain.mkdir()
             script = [sys.executable, "-c", PLAIN, source, str(plain / "all.hdf5")]
             times["plain"].append(seconds("the plain loop", script))
-            command = [*maker, source, "--output", str(output), "--jobs", str(args.jobs)]
-            times["maker"].append(seconds("the maker", command))
-        assert abs(hours(plain) - hours(output)) < 1e-9, "both converted the same"
+            flags = ["--input", source, "--output", str(output), "--jobs", str(args.jobs)]
+            times["maker"].append(seconds("the maker", maker + flags))
         length = hours(output)
+        assert abs(hours(plain) - length) < 1e-9, "both must convert the same recordings"
     spreads = {name: measuring.spread(values) for name, values in times.items()}
     return {
         "machine": measuring.hardware("cpu"),
@@ -96,26 +83,26 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """What a --json file says, for people."""
-    said = []
-    for name, spread in found["seconds"].items():
-        times = f"{spread['median']:6.1f} s ({spread['low']:.1f} to {spread['high']:.1f})"
-        said.append(f"{name:6} {times}, {found['hours_a_minute'][name]:5.1f} hours of EEG a minute")
-    ratio, jobs = found["ratio_of_medians"], found["settings"]["jobs"]
-    return [*said, f"ratio  {ratio:6.2f} with --jobs {jobs}, {found['hours']:.2f} hours of EEG"]
+def get_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--input", type=Path, required=True, metavar="FOLDER", help="EDF recordings, such as eegmat")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    measuring.add_json(parser)
+    return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
     """Measure, print, write the JSON."""
-    if args.show:
-        print("\n".join(measuring.of_results(args.show, "convert.py", lines)))
-        return
-    measuring.check_numbers(args, "jobs", "repeats")
+    measuring.check_flags(args, "jobs", "repeats")
     if not any(args.input.rglob("*.edf")):
-        raise UsageError(f"--input {args.input}: no folder with EDF files (*.edf), name one")
+        raise UsageError(f"--input {args.input}: no EDF files (*.edf) in this folder; name one that has them")
     found = measure(args)
-    print("\n".join(lines(found)))
+    for name, spread in found["seconds"].items():
+        times = f"{spread['median']:6.1f} s ({spread['low']:.1f} to {spread['high']:.1f})"
+        print(f"{name:6} {times}, {found['hours_a_minute'][name]:5.1f} hours of EEG a minute")
+    print(f"ratio  {found['ratio_of_medians']:6.2f} with --jobs {args.jobs}, {found['hours']:.2f} hours of EEG")
     if args.json:
         write_json(args.json, found)
 

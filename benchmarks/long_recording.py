@@ -1,8 +1,7 @@
-"""A recording of a day through the maker: time, the largest process's memory, file sizes.
+"""How a recording of a day goes through the maker: time, the largest process's memory, file sizes.
 
-`python benchmarks/long_recording.py [--hours 24] [--electrodes 32] [--rate 256] [--folder DIR] [--json FILE]`. A
-synthetic EDF is written, converted and removed. 24 h take 1.4 GB and 2.2 GB of disk. `--show FILE` prints what a file
-holds.
+`python benchmarks/long_recording.py [--hours 24] [--electrodes 32] [--rate 256] [--folder DIR] [--json FILE]` writes a
+synthetic EDF, converts it and removes both files. 24 h take 1.4 GB and 2.2 GB of disk.
 """
 
 import argparse
@@ -13,24 +12,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules
 
 import measuring
 import numpy as np
 
+from electrodes import ELECTRODES
 from errors import ArgumentParser, InputError, run_script
 from files import check_writable, write_json
 
-_NAMES = """
-Fp1 Fp2 F7 F3 Fz F4 F8 T3 C3 Cz C4 T4 T5 P3 Pz P4 T6 O1 O2 A1 A2 Fpz Oz AF3 AF4 FC1 FC2 FC5 FC6 CP1 CP2 CP5 CP6
-PO3 PO4 F1 F2 C1 C2 P1 P2
-"""
-NAMES = _NAMES.split()
 REPEATED = 600  # s of noise that the recording repeats, each time with another gain
-UNIT = 0.1  # uV a count
-SCALE = 2 ** (10 if sys.platform == "linux" else 0)  # bytes in a unit of ru_maxrss
-# Starts a command and prints the largest process's peak. In a process of its own, because a new process's peak begins
-# with what the one held that starts it, and this one holds the recording's noise and torch.
+UNIT = 0.1  # uV of one digital step
+SCALE = 1024 if sys.platform == "linux" else 1  # bytes in a unit of ru_maxrss
+# Starts a command and prints the peak of the largest process. A new process's peak begins with what its parent held,
+# and this process holds the noise and torch.
 WATCH = """
 import resource, subprocess, sys
 code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
@@ -39,27 +34,19 @@ sys.exit(code)
 """
 
 
-def edf_header(electrodes: int, records: int, rate: int) -> bytes:
-    """Return the header of an EDF with records of 1 s, its patient and recording left blank."""
-    fixed = ["0", "", "", "01.01.85", "00.00.00", str(256 * (electrodes + 1)), "", str(records), "1", str(electrodes)]
-    signals = [
-        ([f"EEG {name}-REF" for name in NAMES[:electrodes]], 16),
-        ([""] * electrodes, 80),  # transducer
-        (["uV"] * electrodes, 8),
-        ([f"{-32768 * UNIT:g}"] * electrodes, 8),
-        ([f"{32767 * UNIT:g}"] * electrodes, 8),
-        (["-32768"] * electrodes, 8),
-        (["32767"] * electrodes, 8),
-        ([""] * electrodes, 80),  # filters
-        ([str(rate)] * electrodes, 8),
-        ([""] * electrodes, 32),
-    ]
+def edf_header(electrodes: int, seconds: int, rate: int) -> bytes:
+    """Header of an EDF with records of 1 s; patient and recording are left blank."""
+    fixed = ["0", "", "", "01.01.85", "00.00.00", str(256 * (electrodes + 1)), "", str(seconds), "1", str(electrodes)]
     text = "".join(value.ljust(width) for value, width in zip(fixed, (8, 80, 80, 8, 8, 8, 44, 8, 8, 4), strict=True))
-    return (text + "".join(value.ljust(width) for values, width in signals for value in values)).encode("ascii")
+    names = [f"EEG {name}-REF".ljust(16) for name in ELECTRODES[:electrodes]]
+    low, high = f"{-32768 * UNIT:g}", f"{32767 * UNIT:g}"
+    # transducer, unit, physical range, digital range, filters, samples of a record, reserved
+    signal = (("", 80), ("uV", 8), (low, 8), (high, 8), ("-32768", 8), ("32767", 8), ("", 80), (str(rate), 8), ("", 32))
+    return (text + "".join(names) + "".join(value.ljust(width) * electrodes for value, width in signal)).encode()
 
 
 def write_edf(path: Path, hours: float, electrodes: int, rate: int) -> None:
-    """Write a recording of 1 / f noise of about 30 uV, `REPEATED` seconds at a time."""
+    """Write a recording of 1 / f noise of about 30 uV."""
     generator = np.random.default_rng(0)
     spectrum = np.fft.rfft(generator.standard_normal((electrodes, REPEATED * rate)))
     spectrum /= np.sqrt(np.fft.rfftfreq(REPEATED * rate, 1 / rate).clip(0.1))
@@ -78,25 +65,13 @@ def write_edf(path: Path, hours: float, electrodes: int, rate: int) -> None:
 def convert(source: Path, output: Path) -> tuple[float, int]:
     """Convert with the maker; return the seconds and the largest process's peak bytes. Raises InputError."""
     maker = Path(__file__).resolve().parents[1] / "dataset_maker" / "make_h5dataset_for_pretrain.py"
-    command = [sys.executable, str(maker), "--input", str(source), "--output", str(output), "--jobs", "1"]
-    watched = [sys.executable, "-c", WATCH, *command, "--time_limit", "36000"]
-    began = time.monotonic()
-    ended = subprocess.run(watched, stdout=subprocess.PIPE, text=True)
-    took = time.monotonic() - began
+    flags = ["--input", str(source), "--output", str(output), "--jobs", "1", "--time_limit", "36000"]
+    start = time.monotonic()
+    command = [sys.executable, "-c", WATCH, sys.executable, str(maker), *flags]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if ended.returncode:
         raise InputError("the maker failed: see its message above")
-    return took, int(ended.stdout) * SCALE
-
-
-def get_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--hours", type=float, default=24)
-    parser.add_argument("--electrodes", type=int, default=32, choices=range(1, len(NAMES) + 1), metavar="N")
-    parser.add_argument("--rate", type=int, default=256, help="Hz")
-    parser.add_argument("--folder", type=Path, help="where the files are written for the time being")
-    measuring.add_results(parser)
-    return parser.parse_args()
+    return time.monotonic() - start, int(ended.stdout) * SCALE
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -112,27 +87,27 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {"machine": machine, "settings": settings, "seconds": seconds, "peak_bytes": peak, **sizes}
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """What a --json file says, for people."""
-    hours, electrodes, rate = (found["settings"][name] for name in ("hours", "electrodes", "rate"))
-    seconds = found["seconds"]
-    return [
-        f"{hours:g} h, {electrodes} electrodes, {rate} Hz: EDF {found['edf_bytes'] / 1e9:.2f} GB",
-        f"{seconds:.1f} s: {hours / seconds * 60:.2f} hours of EEG a minute",
-        f"largest process {found['peak_bytes'] / 1e9:.2f} GB, HDF5 {found['hdf5_bytes'] / 1e9:.2f} GB",
-    ]
+def get_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--hours", type=float, default=24)
+    parser.add_argument("--electrodes", type=int, default=32, choices=range(1, 65), metavar="1-64")
+    parser.add_argument("--rate", type=int, default=256, help="Hz")
+    parser.add_argument("--folder", type=Path, help="where the files are written for the time being")
+    measuring.add_json(parser)
+    return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
     """Measure, print, write the JSON."""
-    if args.show:
-        print("\n".join(measuring.of_results(args.show, "long_recording.py", lines)))
-        return
-    measuring.check_numbers(args, "hours", "rate")
+    measuring.check_flags(args, "hours", "rate")
     if args.folder is not None:
         check_writable(args.folder, "--folder")
     found = measure(args)
-    print("\n".join(lines(found)))
+    edf, hdf5, peak = (found[name] / 1e9 for name in ("edf_bytes", "hdf5_bytes", "peak_bytes"))
+    print(f"{args.hours:g} h, {args.electrodes} electrodes, {args.rate} Hz: EDF {edf:.2f} GB, HDF5 {hdf5:.2f} GB")
+    print(f"{found['seconds']:.1f} s: {args.hours / found['seconds'] * 60:.2f} hours of EEG a minute")
+    print(f"largest process {peak:.2f} GB")
     if args.json:
         write_json(args.json, found)
 

@@ -1,14 +1,13 @@
-"""How fast the stages are, beside the straightforward formulation and other libraries.
+"""How fast a step of each stage is, against the straightforward formulation and other libraries.
 
-`python benchmarks/speed.py [--device cpu|cuda] [--json FILE]` times, all entrants in turn in one process a case:
+`python benchmarks/speed.py [--device cpu|cuda] [--json FILE]` times, all entrants of a case in turn:
   a  a step of tokenizer training         d  a step of fine-tuning (one output)
   b  code extraction                      e  embedding
   c  a step of pre-training, tokenisation included
   q  a step of the quantiser alone, 32768 vectors x 8192 codes
-at 32 electrodes x 8 s and 23 x 10 s. Ratios are of the same rounds; what counts is their median. Peak memory is taken
-in a process of its own for each entrant, above what it held before the first step. Model FLOPs are those of `plain`'s
-step as torch counts them, the same for all entrants; with cached codes, less those of its tokenisation, which is not
-done. The losses of both agree (`tests/test_plain.py`).
+Each case runs in a new process, and each peak memory too, because what was allocated and freed before changes both.
+Ratios are of one round; their median counts. Model FLOPs are those of `plain`'s step, the same for all entrants.
+`tests/test_plain.py` shows that plain and product compute the same losses.
 """
 
 import argparse
@@ -19,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's mo
 
 import measuring
 import torch
-from entrants import CASES, VECTORS, Setting, entrants
+from entrants import CASES, Setting, entrants
 
 from errors import ArgumentParser, run_script
 from files import write_json
 
 GEOMETRIES = {"32x8": (32, 8), "23x10": (23, 10)}
 BATCHES = {"cpu": {"a": 16, "b": 16, "c": 8, "d": 16, "e": 16}, "cuda": {"a": 128, "b": 128, "c": 64, "d": 64, "e": 64}}
-OURS = ("ours", "cached")  # the product, and with codes from a cache
-PLACE = ("case", "geometry", "model")
 NAMES = {
     "a": "tokenizer, training",
     "b": "codes",
@@ -43,201 +40,151 @@ NAMES = {
     "d": "fine-tuning",
     "e": "embedding",
     "q": "quantiser alone",
-    "cached": "pre-training with cached codes",
 }
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SIZES = ("base", "large", "huge")
 
 
 def get_args() -> argparse.Namespace:
-    """Flags of the benchmark."""
+    """Read the command line."""
     parser = ArgumentParser(description=__doc__)
-    cuda = torch.cuda.is_available()
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
-    parser.add_argument("--precision", choices=TYPES, default=None, help="default: bf16 on a GPU, fp32 on a CPU")
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if gpu else "cpu")
+    parser.add_argument("--precision", choices=TYPES, help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="letters above (default: all)")
-    parser.add_argument(
-        "--geometries",
-        nargs="+",
-        choices=GEOMETRIES,
-        default=list(GEOMETRIES),
-        help="electrodes x seconds of a window (default: both)",
-    )
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        choices=("base", "large", "huge"),
-        default=None,
-        help="sizes (default: all on a GPU, base on a CPU)",
-    )
-    parser.add_argument(
-        "--batch", type=int, default=None, help="windows (default: 8 or 16 on a CPU, 64 or 128 on a GPU)"
-    )
+    geometries: dict[str, Any] = {"nargs": "+", "choices": GEOMETRIES, "default": list(GEOMETRIES)}
+    parser.add_argument("--geometries", **geometries, help="electrodes x seconds of a window (default: both)")
+    parser.add_argument("--models", nargs="+", choices=SIZES, help="sizes (default: all on a GPU, base on a CPU)")
+    parser.add_argument("--batch", type=int, help="windows (default: 8 or 16 on a CPU, 64 or 128 on a GPU)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
-    parser.add_argument(
-        "--steps", type=int, default=None, help="of a training, timed together (default: 1; 10 on a GPU)"
-    )
+    parser.add_argument("--steps", type=int, help="of a training, timed together (default: 1; 10 on a GPU)")
     parser.add_argument("--no_memory", action="store_true", help="do not measure peak memory")
-    measuring.add_results(parser)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model: a check that everything runs")
-    parser.add_argument("--apart", default=None, help=argparse.SUPPRESS)  # for `in_a_process`
+    parser.add_argument("--tiny", action="store_true", help="tiny models: a check that everything runs")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of a --json file, measure nothing")
+    parser.add_argument("--in_new_process", help=argparse.SUPPRESS)
+    measuring.add_json(parser)
     args = parser.parse_args()
-    gpu = args.device == "cuda"
-    args.precision = args.precision or ("bf16" if gpu else "fp32")
-    args.models = args.models or (["base", "large", "huge"] if gpu else ["base"])
-    args.steps = args.steps or (10 if gpu else 1)
+    cuda = args.device == "cuda"
+    args.precision = args.precision or ("bf16" if cuda else "fp32")
+    args.models = args.models or (list(SIZES) if cuda else ["base"])
+    args.steps = (10 if cuda else 1) if args.steps is None else args.steps
     return args
 
 
 def settings(args: argparse.Namespace) -> list[Setting]:
-    """What is asked for; the quantiser alone does not depend on windows and models."""
+    """All settings of the flags. The quantiser alone does not depend on windows and models."""
     found = []
     for model in args.models:
         for case in args.cases:
+            if (case == "q" and model != args.models[0]) or (case in "ab" and model == "huge"):
+                continue
             for geometry in args.geometries[:1] if case == "q" else args.geometries:
-                if (case == "q" and model != args.models[0]) or (case in "ab" and model == "huge"):
-                    continue
                 batch = args.batch or BATCHES[args.device].get(case, 1)
-                place = (args.device, args.precision, args.tiny)
-                found.append(Setting(case, *GEOMETRIES[geometry], model, batch, *place))
+                found.append(Setting(case, *GEOMETRIES[geometry], model, batch, args.device, args.precision, args.tiny))
     return found
 
 
 def samples(setting: Setting, steps: int) -> int:
-    """What a call processes: windows, or the quantiser's vectors."""
+    """Windows (of the quantiser alone: vectors) that a call processes."""
     if setting.case == "q":
-        return 64 * setting.codes if setting.tiny else VECTORS
+        return setting.vectors
     return setting.batch * (steps if setting.case in "acd" else 1)
 
 
-def measure(setting: Setting, args: argparse.Namespace, best: float, copied: float) -> list[dict[str, Any]]:
-    """Time a setting's entrants in turn, in a process that has done nothing before; returns a row for each."""
-    found = in_a_process("timed", setting=asdict(setting), steps=args.steps, repeats=args.repeats)
-    seconds = found["seconds"]
+def measure(setting: Setting, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time a setting's entrants; returns a row for each."""
+    timed = in_new_process("time_all", setting=asdict(setting), steps=args.steps, repeats=args.repeats)
+    seconds, flops, count = timed["seconds"], timed["flops"], samples(setting, args.steps)
     rows = []
     for name, values in seconds.items():
-        spread, flops = measuring.spread(values), found["flops"][name]
+        spread = measuring.spread(values)
         row: dict[str, Any] = {
             **asdict(setting),
             "geometry": f"{setting.electrodes}x{setting.window}",
             "variant": name,
             "seconds": spread,
-            "samples_per_second": samples(setting, args.steps) / spread["median"],
-            "gflops_per_sample": flops / samples(setting, args.steps) / 1e9,
-            "share_of_best_product": flops / spread["median"] / best,
+            "samples_per_second": count / spread["median"],
+            "gflops_per_sample": flops / count / 1e9,
         }
-        if name in OURS:
-            intensity = flops / found["traffic"][name]
-            row["share_of_roofline"] = flops / spread["median"] / min(best, copied * intensity)
-            row["times_faster_than"] = {
-                other: measuring.ratio(seconds, other, name) for other in seconds if other not in (name, "ours")
-            }
+        if name == "ours":
+            row["times_faster_than"] = {o: measuring.ratio(seconds, o, name) for o in seconds if o != name}
         if not args.no_memory:
-            row["peak_bytes"] = in_a_process("peak", setting=asdict(setting), entrant=name)
+            row["peak_bytes"] = in_new_process("peak", setting=asdict(setting), entrant=name)
         rows.append(row)
     return rows
 
 
-def in_a_process(task: str, **given: Any) -> Any:
-    """Let a process of its own do a task of APART: what was allocated and freed before changes times and memory."""
-    command = [sys.executable, __file__, "--apart", json.dumps({"task": task, "given": given})]
+def in_new_process(task: str, **given: Any) -> Any:
+    """Call a function of TASKS in a process that has done nothing before."""
+    command = [sys.executable, __file__, "--in_new_process", json.dumps({"task": task, "given": given})]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def timed(setting: dict[str, Any], steps: int, repeats: int) -> dict[str, Any]:
-    """Seconds of each entrant's rounds and its model FLOPs; bytes that the product's operations read and write."""
-    made = Setting(**setting)
+def time_all(setting: dict[str, Any], steps: int, repeats: int) -> dict[str, Any]:
+    """Seconds of each entrant's rounds, and the model FLOPs of a call."""
     with ExitStack() as stack:
-        found = entrants(made, steps, stack)
-        seconds = measuring.rounds(found, repeats, made.device)
-        flops = dict.fromkeys(found, measuring.flops_of(found["plain"]))
-        traffic = {name: measuring.traffic_of(found[name]) for name in OURS if name in found}
-    if "cached" in flops:
-        with ExitStack() as stack:
-            codes = entrants(replace(made, case="b"), 1, stack, only="plain")["plain"]
-            flops["cached"] -= steps * measuring.flops_of(codes)
-    return {"seconds": seconds, "flops": flops, "traffic": traffic}
+        found = entrants(Setting(**setting), steps, stack)
+        seconds = measuring.rounds(found, repeats, setting["device"])
+        return {"seconds": seconds, "flops": measuring.flops_of(found["plain"])}
 
 
 def peak(setting: dict[str, Any], entrant: str) -> int:
     """Peak memory of an entrant's step."""
-    made = Setting(**setting)
     with ExitStack() as stack:
-        return measuring.peak_memory(entrants(made, 1, stack, only=entrant)[entrant], made.device)
+        step = entrants(Setting(**setting), 1, stack, only=entrant)[entrant]
+        return measuring.peak_memory(step, setting["device"])
 
 
-APART: dict[str, Callable[..., Any]] = {"timed": timed, "peak": peak}
-
-
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Lines of at most 80 columns."""
-    lines = [
-        f"{'':5} {'':6} {'':11} {'samples/s':>9} {'ms':>8} {'(from':>8} {'to)':>8} {'MB':>6} {'best':>4} {'ours':>6}"
-    ]
-    for row in rows:
-        ours = next(r for r in rows if all(r[k] == row[k] for k in PLACE))
-        faster = ours["times_faster_than"].get(row["variant"])
-        seconds = row["seconds"]
-        times = " ".join(f"{1e3 * seconds[k]:8.1f}" for k in ("median", "low", "high"))
-        memory = f"{row['peak_bytes'] / 1e6:6.0f}" if "peak_bytes" in row else f"{'':6}"
-        place = f"{row['case']} {row['model'][:4]:4}"[:6]
-        last = f"{faster['median']:5.2f}x" if faster else ""
-        lines.append(
-            f"{place:6} {row['geometry']:5} {row['variant']:11} {row['samples_per_second']:9.1f} {times} {memory} "
-            f"{row['share_of_best_product']:4.2f} {last}"
-        )
-    return lines
+TASKS: dict[str, Callable[..., Any]] = {"time_all": time_all, "peak": peak}
 
 
 def markdown(rows: list[dict[str, Any]]) -> list[str]:
-    """The table of the project's README: the product's rows, with the others beside them."""
-    head = "step | windows | samples a second | of the best matrix product | times as fast as | peak MB, and plain's"
-    lines = [f"| {head} |", "|---|---|---|---|---|---|"]
+    """A table: a line for each of the product's rows, with its ratios to the others."""
+    columns = "step | windows | samples a second | of the best matrix product | times as fast as | peak MB, and plain's"
+    lines = [f"| {columns} |", "|---|---|---|---|---|---|"]
     for row in rows:
-        if row["variant"] not in OURS:
+        if row["variant"] != "ours":
             continue
-        plain = next(r for r in rows if r["variant"] == "plain" and all(r[k] == row[k] for k in PLACE))
+        place = [row[key] for key in ("case", "geometry", "model")]
+        plain = next(r for r in rows if r["variant"] == "plain" and [r["case"], r["geometry"], r["model"]] == place)
+        alone = row["case"] == "q"
         faster = (
-            f"{name} {found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
-            for name, found in row["times_faster_than"].items()
-            if name not in OURS
+            f"{name} {times['median']:.2f} ({times['low']:.2f} to {times['high']:.2f})"
+            for name, times in row["times_faster_than"].items()
+            if name != "cached"  # a formulation of older results
         )
-        name = NAMES["cached" if row["variant"] == "cached" else row["case"]]
-        rate = f"{row['samples_per_second']:.1f}" if row["case"] != "q" else f"{row['samples_per_second']:.0f} vectors"
+        name = NAMES[row["case"]] + ("" if row["model"] == "base" else f" ({row['model']})")
+        rate = f"{row['samples_per_second']:.0f} vectors" if alone else f"{row['samples_per_second']:.1f}"
         memory = f"{row['peak_bytes'] / 1e6:.0f}, {plain['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in row else ""
-        where = row["geometry"] if row["case"] != "q" else ""
-        share = f"{row['share_of_best_product']:.2f}"
-        size = "" if row["model"] == "base" else f" ({row['model']})"
-        lines.append(f"| {name}{size} | {where} | {rate} | {share} | {', '.join(faster)} | {memory} |")
+        cells = (name, "" if alone else row["geometry"], rate, f"{row['share_of_best_product']:.2f}")
+        lines.append(f"| {' | '.join(cells)} | {', '.join(faster)} | {memory} |")
     return lines
 
 
 def main(args: argparse.Namespace) -> None:
-    """Measure, print a table and write the JSON."""
+    """Measure, print the table, write the JSON."""
     if args.show:
-        print("\n".join(measuring.of_results(args.show, "speed.py", lambda found: markdown(found["rows"]))))
+        measuring.print_results(args.show, lambda found: markdown(found["rows"]))
         return
-    if args.apart:
+    if args.in_new_process:
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
-        asked = json.loads(args.apart)
-        print(json.dumps(APART[asked["task"]](**asked["given"])))
+        call = json.loads(args.in_new_process)
+        print(json.dumps(TASKS[call["task"]](**call["given"])))
         return
-    measuring.check_numbers(args, "batch", "repeats", "steps")
-    kind = TYPES[args.precision]
+    measuring.check_flags(args, "batch", "repeats", "steps")
     largest = 512 if args.tiny else 4096 if args.device == "cpu" else 16384
-    best = measuring.best_product(args.device, kind, largest=largest)
-    copied = measuring.bandwidth(args.device)
-    rows: list[dict[str, Any]] = []
+    best, rows = 0.0, []
     for setting in settings(args):
-        found = measure(setting, args, best, copied)
-        print("\n".join(table(found)[bool(rows) :]), flush=True)
-        rows += found
-        best = max(best, measuring.best_product(args.device, kind, largest=largest))
-    for row in rows:  # against the best product of the whole run
+        best = max(best, measuring.best_product(args.device, TYPES[args.precision], largest=largest))
+        rows += measure(setting, args)
+        print(f"{NAMES[setting.case]}, {setting.electrodes}x{setting.window}, {setting.model}: measured", flush=True)
+    for row in rows:
         row["share_of_best_product"] = row["gflops_per_sample"] * 1e9 * row["samples_per_second"] / best
-    print(f"best matrix product {best / 1e9:.0f} GFLOP/s, copies {copied / 1e9:.1f} GB/s, {args.precision}")
+    print("\n".join(markdown(rows)))
+    print(f"best matrix product {best / 1e9:.0f} GFLOP/s, {args.precision}")
     if args.json:
-        machine = {"best_product_flops": best, "copy_bytes_per_second": copied, **measuring.hardware(args.device)}
+        machine = {"best_product_flops": best, **measuring.hardware(args.device)}
         write_json(args.json, {"machine": machine, "precision": args.precision, "rows": rows})
 
 

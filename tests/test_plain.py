@@ -3,7 +3,6 @@
 import importlib
 import math
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from data_helpers import script_args
 from eeg_data.labelled import LabelledBatch
 from eeg_data.pretraining import Batch
 from golden_recipe import adamw, assert_forward, assert_trajectory, eeg, fill
+from training.state import TrainingState
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -46,7 +46,12 @@ def channels_of(golden: dict[str, np.ndarray]) -> Tensor:
 # Golden files
 
 
-@pytest.mark.parametrize("case", ["32x8", "tuh23x4"])
+def nightly(*values: Any) -> Any:
+    """A row that is too slow for every day; another row says the same at another size."""
+    return pytest.param(*values, marks=pytest.mark.nightly)
+
+
+@pytest.mark.parametrize("case", [nightly("32x8"), "tuh23x4"])
 def test_its_tokenizer_gives_the_golden_losses_and_codes(case: str) -> None:
     golden = golden_recipe.arrays(f"vqnsp_base_forward_{case}")
     model = fill(plain.VQNSP()).eval()
@@ -60,6 +65,7 @@ def test_its_tokenizer_gives_the_golden_losses_and_codes(case: str) -> None:
     np.testing.assert_array_equal(codes.numpy()[clear], golden["codes"][clear])
 
 
+@pytest.mark.nightly
 def test_its_tokenizer_follows_the_golden_training() -> None:
     golden = golden_recipe.arrays("vqnsp_base_train")
     model = fill(plain.VQNSP(n_code=int(golden["n_code"]))).train()
@@ -76,7 +82,7 @@ def test_its_tokenizer_follows_the_golden_training() -> None:
     np.testing.assert_allclose(model.quantize.embedding.weight.numpy(), golden["codebook"], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["pretrain_base_train", "pretrain_base_other_montage"])
+@pytest.mark.parametrize("case", [nightly("pretrain_base_train"), "pretrain_base_other_montage"])
 def test_its_masked_model_follows_the_golden_training(case: str) -> None:
     golden = golden_recipe.arrays(case)
     model = fill(plain.MaskedModel(vocab_size=int(golden["vocab"])))
@@ -91,7 +97,7 @@ def test_its_masked_model_follows_the_golden_training(case: str) -> None:
     assert_trajectory(norms, golden["grad_norm"])
 
 
-@pytest.mark.parametrize(("case", "outputs"), [("finetune_base_tuab", 1), ("finetune_base_tuev", 6)])
+@pytest.mark.parametrize(("case", "outputs"), [("finetune_base_tuab", 1), nightly("finetune_base_tuev", 6)])
 def test_its_classifier_gives_the_golden_logits_and_features(case: str, outputs: int) -> None:
     golden = golden_recipe.arrays(case)
     model = fill(plain.Classifier(num_classes=outputs)).eval()
@@ -102,17 +108,6 @@ def test_its_classifier_gives_the_golden_logits_and_features(case: str, outputs:
 
 
 # Twenty steps
-
-
-class Batches(entrants.OneBatch):
-    """A loader of one epoch of these batches."""
-
-    def __init__(self, batches: list[Any]) -> None:
-        super().__init__(None, len(batches))
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.batches)
 
 
 def given(step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,10 +134,11 @@ def product_losses(script: str, model: nn.Module, train: Any, batches: list[Any]
 
     with ExitStack() as stack:
         run = stack.enter_context(utils.setup_run(args))
-        data = entrants.Inputs(*(torch.empty(0),) * 4, [], run)
-        state = entrants.state_of(fill(model), data, STEPS, args, "tokenizer")
+        ddp = run.distribute(fill(model))
+        update = optim_factory.build_update(ddp, args, run, steps_per_epoch=STEPS)
+        state = TrainingState(ddp, update, run, args, stage="tokenizer")
         with patch.object(optim_factory.Update, "__call__", recorded):
-            train(state, Batches(batches))
+            train(state, entrants.Batches(batches))
     return losses
 
 
