@@ -1,8 +1,8 @@
 """Look at data before training on them: `python -m dataset_maker.inspect_data data/pretrain data/TUAB.hdf5`.
 
-Says for every montage of pre-training files and for every labelled set what it holds, which seconds cannot be used,
-whether the unit may be wrong, and how the splits compare with the published ones. Lines to act on begin with
-`warning:`. Files without stored quality are scanned once; the result is kept in a cache folder ($LABRAM_CACHE).
+Describes every montage of pre-training files and every labelled set: what it holds, which seconds cannot be used,
+whether the unit may be wrong, how the splits compare with the published ones. Lines to act on begin with `warning:`.
+With --mark it first writes into files that others made which seconds are valid, so that training leaves the others out.
 """
 
 import sys
@@ -13,18 +13,71 @@ if not __package__:  # started by its path: the project's folder, not this one, 
 
 import argparse
 
-from dataset_maker import inspect_report
 from errors import ArgumentParser, InputError, one_line, run_script
-from files import check_file, write_json
 
 
 def get_args() -> argparse.Namespace:
     """Read the command line."""
     parser = ArgumentParser(prog="python -m dataset_maker.inspect_data", description=__doc__)
-    parser.add_argument("paths", type=Path, nargs="+", metavar="FILE", help="HDF5 files, or folders of them")
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="HDF5 files, or folders of them")
+    parser.add_argument(
+        "--mark", action="store_true", help="write `valid` into files without it (in a copy, which replaces the file)"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a few windows and the spectrum of each set")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what is printed as JSON, too")
     return parser.parse_args()
+
+
+if __name__ == "__main__":
+    ARGUMENTS = get_args()  # --help answers before the libraries below are loaded, which takes most of a second
+
+# ruff: noqa: E402
+import os
+import shutil
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from eeg_data import quality
+from eeg_data.hdf5 import close_file, files_below, open_file, printable, readable
+from eeg_data.labelled_files import (
+    LabelledFile,
+    UsableSamples,
+    joined_shards,
+    published_sizes,
+    read_eeg,
+    read_labelled,
+    read_samples,
+)
+from eeg_data.pretraining_files import SAMPLING_RATE, Recording, by_montage, default_window, read_recordings
+from eeg_data.quality import Quality
+from electrodes import embedding_rows
+from files import check_file, write_json, written_aside
+
+WIDTH, INDENT = 80, 22  # columns of the text: all, before the values
+WRAP: Any = {"subsequent_indent": " " * INDENT, "break_on_hyphens": False}
+UNPRINTED = ("kind", "path", "files", "name", "task", "classes", "warnings")  # or printed apart
+PERCENTILES = (1, 50, 99, 99.9)
+MOST_SETS, SPECTRUM_WINDOWS, SHOWN = 8, 40, 6  # of the picture: rows, windows of a spectrum, seconds of each trace
+FLOOR = 1e-20  # uV^2/Hz, for the logarithm of zero
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A montage of pre-training files, or a labelled set."""
+
+    title: str
+    report: Report
+    windows: int  # that can be used
+    read: Callable[[int], np.ndarray]  # one of them, (N, time) in uV
 
 
 def main(args: argparse.Namespace) -> None:
@@ -32,29 +85,248 @@ def main(args: argparse.Namespace) -> None:
     for flag, output in (("--plot", args.plot), ("--json", args.json)):
         if output is not None:
             check_file(output, flag)
-    found: list[inspect_report.Found] = []
-    unreadable = []
+    sets: list[DataSet] = []
+    errors: list[InputError] = []
 
     def complain(error: InputError) -> None:
-        unreadable.append(error)
+        errors.append(error)
         print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
 
     for path in args.paths:
-        try:
-            for one in inspect_report.look_into(path, complain):
-                print("\n".join(inspect_report.text(one)), end="\n\n", flush=True)
-                found.append(one)
-        except InputError as error:
-            complain(error)
+        for one in describe(path, complain, mark=args.mark):
+            print("\n".join(as_text(one)), end="\n\n", flush=True)
+            sets.append(one)
     if args.json:
-        write_json(args.json, [one.report for one in found])
-    if args.plot and found:
-        from dataset_maker import inspect_plot  # only here: matplotlib takes a second to start
-
-        inspect_plot.draw(found, args.plot)
-    if unreadable:
+        write_json(args.json, [one.report for one in sets])
+    if args.plot and sets:
+        draw(sets[:MOST_SETS], args.plot)
+    if errors:
         sys.exit(InputError.exit_code)
 
 
+def describe(path: Path, complain: Callable[[InputError], None], *, mark: bool = False) -> Iterator[DataSet]:
+    """Describe every montage and every labelled set of a file or folder. complain: called for unreadable files."""
+    files = files_below(path) if path.is_dir() else [path] if path.is_file() else []
+    if not files:
+        complain(InputError(f"no data found at {path}: give HDF5 files, or folders of them, made with dataset_maker"))
+    recordings: list[Recording] = []
+    labelled: dict[str, list[LabelledFile]] = {}
+    for file in files:
+        try:
+            if mark and mark_file(file):
+                print(f"{printable(str(file))}: valid seconds are marked now")
+            if is_labelled(file):
+                shard = read_labelled(file)
+                labelled.setdefault(shard.name, []).append(shard)
+            else:
+                recordings += read_recordings(file)
+        except InputError as error:
+            complain(error)
+    readers = [lambda group=group: _describe_montage(path, group) for group in by_montage(recordings)]
+    readers += [lambda shards=shards: _describe_labelled(path, shards) for shards in labelled.values()]
+    for reader in readers:
+        try:
+            yield reader()
+        except InputError as error:
+            complain(error)
+
+
+def is_labelled(path: Path) -> bool:
+    """Tell labelled files from pre-training files."""
+    with readable(path):
+        return "task" in open_file(path).attrs
+
+
+def mark_file(path: Path) -> bool:
+    """Write `valid` and the scan's counts into a file's groups without them. Returns whether there were any.
+
+    The signals are copied byte for byte and the copy replaces the file, so a kill leaves the file as it was.
+    """
+    path = Path(os.path.realpath(path))
+    scans: dict[str, tuple[np.ndarray, str]] = {}
+    if is_labelled(path):
+        file = read_labelled(path)
+        for samples in (part for split in file.splits for part in read_samples(file, split) if part.valid is None):
+            scan = samples.scan(file.montage, file.seconds)
+            scans[samples.split] = scan.valid.reshape(len(samples), file.seconds), scan.to_json()
+    else:
+        unmarked = [recording for recording in read_recordings(path) if recording.invalid is None]
+        for recording in tqdm(unmarked, "scanning", leave=False, disable=not sys.stderr.isatty()):
+            scan = recording.scan()
+            scans[recording.name] = scan.valid, scan.to_json()
+    for name in scans:
+        if (owner := Path(open_file(path)[name].file.filename)) != path:
+            raise InputError(f"{path}: `{printable(name)}` is in {owner}: mark that file")
+    close_file(path)
+    if scans:
+        with written_aside(path) as part:
+            shutil.copy2(path, part)
+            with h5py.File(part, "r+", locking=False) as copy:
+                for name, (valid, counts) in scans.items():
+                    copy[name]["valid"] = valid
+                    copy[name].attrs["quality"] = counts
+    return bool(scans)
+
+
+def _describe_signals(montage: Sequence[str], scans: Iterable[Quality], unmarked: int) -> Report:
+    """unmarked: parts of the data (recordings, shards) without `valid`."""
+    scan = Quality.merged(scans)
+    warnings, invalid = quality.warnings(scan), int((~scan.valid).sum())
+    if unmarked and invalid:
+        warnings.append("Not all invalid seconds are marked in the files, so training takes them: --mark changes that.")
+    try:
+        embedding_rows(montage)
+    except InputError as error:  # training will end with it
+        warnings.append(str(error))
+    return {
+        "electrodes": list(montage),
+        "sampling_rate": SAMPLING_RATE,
+        "amplitude_uV": {f"{p:g} %": scan.percentile(p) for p in PERCENTILES},
+        "seconds": scan.seconds,
+        "invalid_seconds": invalid,
+        "flat_seconds": scan.flat,
+        "saturated_seconds": scan.saturated,
+        "not_finite_seconds": scan.not_finite,
+        "warnings": warnings,
+    }
+
+
+def _describe_montage(path: Path, recordings: Sequence[Recording]) -> DataSet:
+    montage, window = recordings[0].montage, default_window(len(recordings[0].montage))
+    scans = (recording.quality() or recording.scan() for recording in recordings)
+    windows = [recording.windows(window, SAMPLING_RATE) for recording in recordings]
+    runs = [(recording, run) for recording, (own, _) in zip(recordings, windows, strict=True) for run in own]
+    ends = np.cumsum([len(run) for _, run in runs])
+    files = list(dict.fromkeys(str(recording.path) for recording in recordings))
+    report = {"kind": "pre-training", "path": str(path), "files": files, "recordings": len(recordings)}
+    report |= {"hours": sum(recording.length for recording in recordings) / SAMPLING_RATE / 3600}
+    report["windows"] = {
+        "seconds": window // SAMPLING_RATE,
+        "stride_1_s": int(ends[-1]) if runs else 0,
+        "without_overlap": sum(len(run) for r in recordings for run in r.windows(window, window)[0]),
+        "left_out": sum(left_out for _, left_out in windows),
+        "too_short": sum(recording.length < window for recording in recordings),
+    }
+    report |= _describe_signals(montage, scans, sum(recording.invalid is None for recording in recordings))
+
+    def read(index: int) -> np.ndarray:
+        place = int(np.searchsorted(ends, index, side="right"))
+        recording, run = runs[place]
+        return recording.read(run[index - int(ends[place])] * SAMPLING_RATE, window)  # a negative index of the run
+
+    title = f"{path}: pre-training, {len(montage)} electrode(s), {len(files)} file(s)"
+    return DataSet(title, report, sum(len(run) for _, run in runs), read)
+
+
+def _describe_labelled(path: Path, shards: list[LabelledFile]) -> DataSet:
+    file = joined_shards(shards, path if len(shards) > 1 else shards[0].path)
+    parts = {split: read_samples(file, split) for split in file.splits}
+    usable = {split: UsableSamples(every) for split, every in parts.items()}
+    every = [part for own in parts.values() for part in own]
+    labels = {split: np.concatenate([part.labels for part in own]) for split, own in parts.items()}
+    subjects = {split: [subject for part in own for subject in part.subjects] for split, own in parts.items()}
+    splits = {
+        split: {
+            "samples": len(labels[split]),
+            "left_out": usable[split].left_out,
+            "recordings": len({recording for part in own for recording in part.recordings}),
+            "subjects": len(set(subjects[split])),
+            **_describe_labels(file, labels[split]),
+        }
+        for split, own in parts.items()
+    }
+    sizes = {split: len(values) for split, values in labels.items()}
+    compared = quality.compare_with_published(file.name, sizes, published_sizes())
+    sides = Counter(subject for members in subjects.values() for subject in set(members))
+    report: Report = {"kind": "labelled", "path": str(file.path), "files": list(map(str, file.shards))}
+    report |= {"name": file.name, "task": file.task, "classes": list(file.classes), "splits": splits}
+    report |= {"hours": sum(sizes.values()) * file.seconds / 3600, "windows": {"seconds": file.seconds}}
+    report |= {"subjects_on_several_sides": sorted(subject for subject, n in sides.items() if n > 1)}
+    report["published"] = {"says": compared[0], "same": compared[1]} if compared else None
+    scans = (part.quality or part.scan(file.montage, file.seconds) for part in every)
+    report |= _describe_signals(file.montage, scans, sum(part.valid is None for part in every))
+    report["warnings"] += quality.split_warnings({} if file.task == "regression" else labels, subjects, file.classes)
+    places = [(split, index) for split, samples in usable.items() for index in range(len(samples))]
+
+    def read(index: int) -> np.ndarray:
+        split, sample = places[index]
+        shard, row = usable[split].place(sample)
+        return read_eeg(shard, split, row)
+
+    return DataSet(f"{file.path}: labelled, {file.name}, {file.task}", report, len(places), read)
+
+
+def _describe_labels(file: LabelledFile, labels: np.ndarray) -> Report:
+    """Count the samples of each class, or return mean and standard deviation of each output."""
+    if file.task == "regression":
+        values = zip(file.classes, labels.T.astype(np.float64), strict=True)  # labels: (samples, outputs)
+        return {"targets": {name: [float(v.mean()), float(v.std())] if len(v) else None for name, v in values}}
+    counts = np.bincount(labels, minlength=len(file.classes))
+    return {"labels": dict(zip(file.classes, map(int, counts), strict=True))}
+
+
+def as_text(one: DataSet) -> list[str]:
+    """Write a report as lines of at most 80 columns (titles and warnings may hold longer words)."""
+    report, lines = one.report, [printable(one.title)]
+    rows = {key: value for key, value in report.items() if key not in UNPRINTED and value not in (None, [], {})}
+    rows |= rows.pop("splits", {})
+    for key, value in rows.items():
+        if key.endswith("_seconds") and isinstance(value, dict):
+            worst = sorted(value.items(), key=lambda entry: -entry[1])
+            value = quality.first_few([f"{name} {n} ({n / report['seconds']:.1%})" for name, n in worst])
+        title = f"  {key.replace('_', ' ')}".ljust(INDENT)
+        lines += textwrap.wrap(printable(_words(value)), WIDTH, initial_indent=title, **WRAP)
+    for warning in report["warnings"]:
+        lines += textwrap.wrap(f"warning: {printable(warning)}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return lines
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')}: {_words(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_words, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def draw(sets: Sequence[DataSet], path: Path) -> None:
+    """Write a PNG with a row for each set: two windows as stacked traces, and the power spectrum."""
+    import matplotlib
+    from scipy.signal import welch
+
+    matplotlib.use("Agg")  # there may be no display
+    from matplotlib import pyplot as plt
+
+    heights = [2.2 + 0.16 * len(one.report["electrodes"]) for one in sets]
+    size, ratios = (13, sum(heights)), {"width_ratios": [2.3, 1], "height_ratios": heights}
+    figure, axes = plt.subplots(len(sets), 2, figsize=size, squeeze=False, layout="constrained", gridspec_kw=ratios)
+    for one, (left, right) in zip(sets, axes, strict=True):
+        left.set_title(printable(one.title), loc="left", fontsize=10, fontweight="bold")
+        chosen = sorted({int(place) for place in (np.arange(SPECTRUM_WINDOWS) + 0.5) / SPECTRUM_WINDOWS * one.windows})
+        windows = [window for window in map(one.read, chosen if one.windows else []) if np.isfinite(window).all()]
+        if not windows:
+            left.set_xlabel("no usable window")
+            continue
+        shown = [window[:, : SHOWN * SAMPLING_RATE] for window in (windows[len(windows) // 4], windows[-1])]
+        traces = np.concatenate([eeg - np.median(eeg, axis=1, keepdims=True) for eeg in shown], axis=1)
+        spacing = 2.2 * float(np.percentile(np.abs(traces), 98)) or 1.0  # uV
+        offsets = -spacing * np.arange(len(traces))
+        # One wild electrode does not cover the others.
+        rows = traces.clip(-1.5 * spacing, 1.5 * spacing) + offsets[:, None]
+        left.plot(np.arange(rows.shape[1]) / SAMPLING_RATE, rows.T, color="#1f2d3d", linewidth=0.5)
+        left.axvline(shown[0].shape[1] / SAMPLING_RATE, color="#c0392b")
+        left.set_yticks(offsets, one.report["electrodes"], fontsize=7)
+        left.set_xlabel(f"time in two windows, s; {spacing:.3g} uV from electrode to electrode")
+        length = min(windows[0].shape[1], 2 * SAMPLING_RATE)
+        power = np.mean([welch(eeg, SAMPLING_RATE, nperseg=length, axis=1)[1] for eeg in windows], axis=0)
+        frequencies = np.fft.rfftfreq(length, 1 / SAMPLING_RATE)[1:]
+        right.plot(frequencies, 10 * np.log10(power[:, 1:].T + FLOOR), color="#9db4c8", linewidth=0.6)
+        right.plot(frequencies, 10 * np.log10(power[:, 1:].mean(axis=0) + FLOOR), color="#c0392b", linewidth=2)
+        right.set(xlabel=f"frequency, Hz; mean of {len(windows)} windows", ylabel="power, dB re 1 uV²/Hz")
+    with written_aside(path) as part:
+        figure.savefig(part, dpi=110, format="png")
+    plt.close(figure)
+
+
 if __name__ == "__main__":
-    run_script(main, get_args())
+    run_script(main, ARGUMENTS)

@@ -1,4 +1,4 @@
-"""Labelled HDF5 files to batches for stage 3. What a file holds: `labelled_files.py`."""
+"""Make batches of labelled HDF5 files for stage 3. `labelled_files.py` says what a file holds."""
 
 import argparse
 import logging
@@ -12,19 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset_maker.scans import complete_samples, samples_quality
-from eeg_data import quality
 from eeg_data.batches import EvaluationBatches, Key, TrainingBatches
 from eeg_data.labelled_files import (
     DATASETS,
     LabelledFile,
-    Samples,
     UsableSamples,
     published_sizes,
     read_eeg,
     read_samples,
 )
-from eeg_data.pretraining import Loaders, Read, add_loader_arguments, extent, make_loader, to_units
+from eeg_data.pretraining import Loaders, Read, add_loader_arguments, extent, make_loader, to_units, warn_unmarked
+from eeg_data.quality import Quality, compare_with_published, split_warnings, warnings
 from electrodes import PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError
 from files import digest_of
@@ -42,12 +40,12 @@ class LabelledBatch(NamedTuple):
     samples: Tensor  # (B,): which of the split's usable samples
 
     def to(self, run: Run) -> "LabelledBatch":
-        """The batch on the run's device, EEG and regression targets in the run's type."""
+        """Move the batch to the run's device, EEG and regression targets to its type."""
         return LabelledBatch(run.place(self.eeg), run.place(self.channels), run.place(self.labels), self.samples)
 
 
 def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
-    """Data flags of stage 3."""
+    """Add the data flags of stage 3."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset",
@@ -65,22 +63,15 @@ def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
 class LabelledWindows(UsableSamples, Dataset):
     """The usable samples of one split of a labelled set as a data set, by key (epoch, 0, sample)."""
 
-    def __init__(
-        self,
-        file: LabelledFile,
-        split: str,
-        *,
-        table_rows: int = PUBLISHED_ELECTRODES + 1,
-        parts: Sequence[Samples] | None = None,
-    ) -> None:
-        """split: train, val or test; parts: what was read of it already. Raises InputError for unusable labels."""
-        super().__init__(read_samples(file, split) if parts is None else parts)
+    def __init__(self, file: LabelledFile, split: str, *, table_rows: int = PUBLISHED_ELECTRODES + 1) -> None:
+        """split: train, val or test. Raises InputError for unusable labels."""
+        self.channels = torch.tensor(embedding_rows(file.montage, table_rows=table_rows, where=str(file.path)))
+        super().__init__(read_samples(file, split))
         self.path, self.split = file.path, split
         self.name, self.task, self.classes = file.name, file.task, file.classes
-        self.channels = torch.tensor(embedding_rows(file.montage, table_rows=table_rows, where=str(file.path)))
 
     def __getitem__(self, key: Key) -> tuple[Read, Tensor, Any, int]:
-        """What reads the EEG, (N, A*T) float32 in uV; channels (N + 1,), label, index among the usable samples."""
+        """Return a function that reads the EEG, (N, A*T) in uV; channels (N + 1,), label, usable sample."""
         path, row = self.place(key[2])
         return partial(read_eeg, path, self.split, row), self.channels, self.labels[key[2]], key[2]
 
@@ -90,19 +81,19 @@ class LabelledWindows(UsableSamples, Dataset):
         return [None]
 
     def summary(self) -> dict[str, Any]:
-        """What decides which samples there are."""
+        """Describe the samples, so that a resumed run can compare them with the saved run's."""
         digest = digest_of([self.samples, self.labels, self.recordings, self.subjects, self.channels.tolist()])
         return {"samples": len(self), "digest": digest}
 
     def describe(self, key: Key) -> dict[str, Any]:
-        """Where a sample is from and its largest value."""
+        """Say where a sample is from, and its largest value."""
         path, row = self.place(key[2])
         place = {"file": str(path), "recording": self.recordings[key[2]], "split": self.split, "sample": row}
         return {**place, **extent(self[key][0]())}
 
 
 def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
-    """Weight of each class, (classes,): samples / (classes present x samples of the class), as in scikit-learn.
+    """Return each class's weight, (classes,): samples / (classes present x samples of the class), as in scikit-learn.
 
     labels: (samples,) int64. The weights of the samples have mean 1; a class without samples gets 1.
     """
@@ -119,7 +110,7 @@ def collate_labelled(samples: Sequence[tuple[Read, Tensor, Any, int]]) -> Labell
 
 
 def build_labelled_loaders(args: argparse.Namespace, run: Run, file: LabelledFile, *, accumulation: int = 1) -> Loaders:
-    """Loaders of stage 3. Raises InputError for a set without training samples, or with those of one class only."""
+    """Make the loaders of stage 3. Raises InputError for a set without training samples, or with one class only."""
     splits = _splits(file, run, table_rows=args.num_electrodes + 1)
     batches = TrainingBatches(
         [len(splits["train"])],
@@ -136,57 +127,47 @@ def build_labelled_loaders(args: argparse.Namespace, run: Run, file: LabelledFil
         if len(splits.get(split, ())):
             plan = EvaluationBatches([len(splits[split])], args.batch_size, rank=shares[0], processes=shares[1])
             evaluation[split] = make_loader(splits[split], plan, args, run, collate_labelled)
+    sizes = ", ".join(f"{split} {len(windows)}" for split, windows in splits.items())
     logger.info(
-        "%s: %s, %d electrodes, %d s; %s; %d training samples repeated to complete the last batch",
-        file.name,
-        file.task,
-        len(file.montage),
-        file.seconds,
-        ", ".join(f"{split} {len(windows)}" for split, windows in splits.items()),
-        batches.repeated[0],
+        f"{file.name}: {file.task}, {len(file.montage)} electrodes, {file.seconds} s; {sizes}; {batches.repeated[0]} "
+        "training samples repeated to complete the last batch"
     )
     train = make_loader(splits["train"], batches, args, run, collate_labelled)
     return Loaders(train, evaluation.get("val"), evaluation.get("test"))
 
 
 def _splits(file: LabelledFile, run: Run, *, table_rows: int) -> dict[str, LabelledWindows]:
-    """Usable samples of every split. Raises InputError if nothing can be learned from those of train."""
-    embedding_rows(file.montage, table_rows=table_rows, where=str(file.path))  # said before a scan of hours
-    parts = {split: read_samples(file, split) for split in file.splits}
-    with run.rank0_first():
-        parts = complete_samples(parts, montage=file.montage, seconds=file.seconds, visible=run.is_main)
-    splits = {split: LabelledWindows(file, split, table_rows=table_rows, parts=parts[split]) for split in file.splits}
+    """Read the usable samples of every split. Raises InputError if nothing can be learned from those of train."""
+    splits = {split: LabelledWindows(file, split, table_rows=table_rows) for split in file.splits}
     train = splits.get("train")
     if train is None or not len(train):
         left_out = train.left_out if train is not None else 0
         reason = f": all {left_out} hold seconds that cannot be used" if left_out else ""
         raise InputError(f"{file.path} has no samples in its group train{reason}: make it again with a training split")
-    if file.task != "regression" and len(found := np.unique(train.labels)) == 1:
+    if file.task != "regression" and len(classes := np.unique(train.labels)) == 1:
         raise InputError(
-            f"{file.path}: all {len(train)} training samples have the class {file.classes[found[0]]}, so there is "
+            f"{file.path}: all {len(train)} training samples have the class {file.classes[classes[0]]}, so there is "
             "nothing to learn: make it again with recordings of the other classes in train"
         )
     if run.is_main:
-        _warn(file, splits, samples_quality([part for found in parts.values() for part in found]))
+        _warn(file, splits)
     return splits
 
 
-def _warn(file: LabelledFile, splits: Mapping[str, LabelledWindows], seen: quality.Quality | None) -> None:
-    """Say what of a set is left out, and what is odd about its signals and splits."""
+def _warn(file: LabelledFile, splits: Mapping[str, LabelledWindows]) -> None:
+    """Warn of samples that are left out, and of odd signals and splits."""
     for split, windows in splits.items():
         if windows.left_out:
             logger.warning(
-                "%s: %d of %d samples of %s hold seconds that cannot be used (not finite, or all electrodes flat) and "
-                "are left out.",
-                file.name,
-                windows.left_out,
-                windows.left_out + len(windows),
-                split,
+                f"{file.name}: {windows.left_out} of {windows.left_out + len(windows)} samples of {split} hold seconds "
+                "that cannot be used (not finite, or all electrodes flat) and are left out."
             )
+    warn_unmarked({path for windows in splits.values() for path in windows.unmarked}, f"--dataset {file.name}")
     subjects = {split: windows.subjects for split, windows in splits.items()}
     labels = {} if file.task == "regression" else {split: windows.labels for split, windows in splits.items()}
-    for text in [*(quality.warnings(seen) if seen else ()), *quality.split_warnings(labels, subjects, file.classes)]:
-        logger.warning("%s: %s", file.name, text)
+    scans = Quality.merged(windows.quality for windows in splits.values())
+    for text in [*warnings(scans), *split_warnings(labels, subjects, file.classes)]:
+        logger.warning(f"{file.name}: {text}")
     sizes = {split: windows.left_out + len(windows) for split, windows in splits.items()}
-    if compared := quality.compare_with_published(file.name, sizes, published_sizes()):
-        logger.info("%s: %s", file.name, compared[0])
+    if compared := compare_with_published(file.name, sizes, published_sizes()):
+        logger.info(f"{file.name}: {compared[0]}")

@@ -1,14 +1,14 @@
 """What a labelled HDF5 file, or a folder of its shards, holds: task, classes, samples, valid seconds.
 
-A file describes itself (task, classes, montage), so that a new data set needs no entry anywhere. Without torch, so
-that `dataset_maker.inspect_data` can use it; batches are made in `labelled_data.py`.
+A file describes itself (task, classes, montage), so that a new data set needs no entry anywhere. Works without torch;
+`labelled.py` makes batches of it.
 """
 
 import itertools
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from os.path import realpath
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from eeg_data.hdf5 import Attributes, check_size, files_below, open_dataset, open_file, readable
-from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, check_valid
-from eeg_data.quality import Quality
+from eeg_data.hdf5 import Attributes, check_stored, files_below, follow, open_dataset, open_file, readable
+from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, read_valid
+from eeg_data.quality import Quality, SignalScan
 from electrodes import canonical_name
 from errors import InputError
 
@@ -32,19 +32,14 @@ DATASETS = {
     "MentalArithmetic": "MentalArithmetic.hdf5",
     "SEED-V": "SEED-V.hdf5",
 }
-SAME = {
-    "name": "the attribute name",
-    "task": "the attribute task",
-    "classes": "the attribute classes",
-    "montage": "the attribute chOrder",
-    "seconds": "the length of their windows",
-}  # of the shards of one set; they all have SAMPLING_RATE
+COLUMNS = ("eeg", "label", "recording", "subject")  # data sets of a split
+BLOCK = 2**22  # values that a scan reads at once
 PUBLISHED = Path(__file__).parents[1] / "dataset_maker" / "published_splits.json"
 
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """What a labelled file, or every shard of a folder, says of itself."""
+    """Description of a labelled file, or of all shards of a folder."""
 
     path: Path  # the file, or the folder of shards
     name: str
@@ -57,12 +52,12 @@ class LabelledFile:
 
     @property
     def outputs(self) -> int:
-        """Outputs of a head: one for two classes."""
+        """Number of outputs of a head: one for two classes."""
         return 1 if self.task == "binary" else len(self.classes)
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the checkpoint of a classifier says of the set that it was trained on, in plain values."""
+        """The training set as a classifier's checkpoint describes it, in plain values."""
         return {
             "name": self.name,
             "task": self.task,
@@ -74,7 +69,7 @@ class LabelledFile:
 
 @dataclass(frozen=True)
 class Samples:
-    """One split of one file: everything but the EEG."""
+    """One split of one file without its EEG."""
 
     path: Path
     split: str
@@ -88,9 +83,28 @@ class Samples:
         """Number of samples."""
         return len(self.labels)
 
+    def scan(self, montage: Sequence[str], seconds: int) -> Quality:
+        """Look at all samples, those of a recording as one signal: its movement decides what is flat.
+
+        seconds: of a sample. Which seconds are valid says the file where it can.
+        """
+        result = Quality.merged(self._scan_recordings(montage, seconds))
+        return result if self.valid is None else replace(result, valid=self.valid.ravel())
+
+    def _scan_recordings(self, montage: Sequence[str], seconds: int) -> Iterator[Quality]:
+        step = max(1, BLOCK // (len(montage) * seconds * SAMPLING_RATE))  # samples
+        end = 0
+        for _, group in itertools.groupby(self.recordings):
+            first, end = end, end + len(list(group))
+            scan = SignalScan(montage, SAMPLING_RATE)
+            for start in range(first, end, step):
+                eeg = read_eeg(self.path, self.split, start, min(start + step, end))  # (samples, N, A*T)
+                scan.add(eeg.transpose(1, 0, 2).reshape(len(montage), -1))
+            yield scan.result()
+
 
 def labelled_path(dataset: str, data_dir: Path) -> Path:
-    """File or folder of a known name, or the path itself. Raises InputError if it is not there."""
+    """Return the file or folder of a known name, or the path itself. Raises InputError if it is not there."""
     path = data_dir / DATASETS[dataset] if dataset in DATASETS else Path(dataset)
     if dataset in DATASETS and not path.is_file() and (data_dir / dataset).is_dir():
         path = data_dir / dataset
@@ -101,13 +115,11 @@ def labelled_path(dataset: str, data_dir: Path) -> Path:
 
 
 def read_labelled(path: Path) -> LabelledFile:
-    """Description of a labelled file or of a folder of shards, in the order of their names.
+    """Read the description of a labelled file, or of a folder of shards in the order of their names.
 
     Raises InputError if it is none, and for shards that do not belong together.
     """
-    if not path.is_dir():
-        return joined_shards([_read_shard(path)], path)
-    files = list({realpath(file): file for file in files_below(path)}.values())
+    files = list({realpath(file): file for file in files_below(path)}.values()) if path.is_dir() else [path]
     if not files:
         raise InputError(
             f"no data found at {path}: the folder holds no labelled HDF5 files; make it with dataset_maker"
@@ -116,45 +128,45 @@ def read_labelled(path: Path) -> LabelledFile:
 
 
 def joined_shards(shards: list[LabelledFile], path: Path) -> LabelledFile:
-    """One set of its shards' descriptions. Raises InputError if they do not belong together or none has a split."""
+    """Join the descriptions of shards. Raises InputError if they do not belong together or none has a split."""
+    first = shards[0]
+    seconds = max(shard.seconds for shard in shards)
     for shard in shards[1:]:
-        for key, attribute in SAME.items():
-            one, other = getattr(shards[0], key), getattr(shard, key)
-            # A shard without samples does not know how long they are.
-            if one != other and not (key == "seconds" and 0 in (one, other)):
+        pairs = {
+            "the attribute name": (first.name, shard.name),
+            "the attribute task": (first.task, shard.task),
+            "the attribute classes": (first.classes, shard.classes),
+            "the attribute chOrder": (first.montage, shard.montage),
+            "the length of their windows": (first.seconds or seconds, shard.seconds or seconds),  # 0: has no samples
+        }
+        for what, (one, other) in pairs.items():
+            if one != other:
                 raise InputError(
-                    f"{shards[0].path} and {shard.path} differ in {attribute}: the files of a folder must be shards of "
-                    "one set; give the path of one of them, or keep sets in folders of their own"
+                    f"{first.path} and {shard.path} differ in {what}: the files of a folder must be shards of one set; "
+                    "give the path of one of them, or keep sets in separate folders"
                 )
     splits = tuple(split for split in SPLITS if any(split in shard.splits for shard in shards))
     if not splits:
         raise InputError(
             f"{path} is no labelled file: it has none of the groups train, val, test; make it with dataset_maker"
         )
-    seconds = max(shard.seconds for shard in shards)
-    first = shards[0]
     files = tuple(shard.path for shard in shards)
     return LabelledFile(path, first.name, first.task, first.classes, first.montage, splits, seconds, files)
 
 
 def _read_shard(path: Path) -> LabelledFile:
-    """Description of one file; without any split its seconds are 0."""
+    """Read the description of one file; without any split its seconds are 0."""
     file = open_file(path)
     with readable(path):
         attributes = Attributes(str(path), file)
-        for key in ("task", "classes", "chOrder", "rsFreq"):
-            if key not in file.attrs:
-                raise InputError(
-                    f"{path} is no labelled file: root attribute {key} is missing; make it with dataset_maker"
-                )
         task, classes, montage = attributes.text("task"), attributes.names("classes"), attributes.names("chOrder")
         if task not in TASKS:
             raise InputError(f"{path}: task is {task[:20]!r}; allowed: {', '.join(TASKS)}")
         if (rate := attributes.number("rsFreq")) != SAMPLING_RATE:
             raise InputError(f"{path}: sampled at {rate:g} Hz; the models take {SAMPLING_RATE} Hz: make it again")
-        if (task == "binary" and len(classes) != 2) or not classes:
+        if task == "binary" and len(classes) != 2:
             raise InputError(f"{path}: {len(classes)} classes for a {task} task; a binary one has two")
-        splits = tuple(split for split in SPLITS if split in file)
+        splits = tuple(split for split in SPLITS if split in list(file))  # `in file` would overlook a broken link
         seconds = {_check_split(file, path, split, len(montage)) for split in splits}
         if len(seconds) > 1:
             raise InputError(f"{path}: windows of {sorted(seconds)} s in one file; all splits must have the same")
@@ -164,35 +176,32 @@ def _read_shard(path: Path) -> LabelledFile:
 
 def _check_split(file: h5py.File, path: Path, split: str, electrodes: int) -> int:
     """Return a split's window in seconds. Raises InputError if the split is not of the format."""
-    where, group = f"{path}, group {split}", file[split]
-    needed = ("eeg", "label", "recording", "subject")
-    if not isinstance(group, h5py.Group) or not all(isinstance(group.get(key), h5py.Dataset) for key in needed):
-        raise InputError(f"{where}: needs eeg, label, recording and subject; make it with dataset_maker")
-    eeg = group["eeg"]
-    shape: tuple[int, ...] = eeg.shape or ()
+    where, group = f"{path}, group {split}", follow(file, split, f"{path}, group {split}")
+    if not isinstance(group, h5py.Group) or not set(COLUMNS) <= set(group):
+        raise InputError(f"{where}: needs {', '.join(COLUMNS)}; make it with dataset_maker")
+    columns = {key: follow(group, key, where) for key in COLUMNS}
+    for key, column in columns.items():
+        is_text = isinstance(column, h5py.Dataset) and h5py.check_string_dtype(column.dtype) is not None
+        is_number = isinstance(column, h5py.Dataset) and column.dtype.kind in ("fiub" if key == "label" else "fiu")
+        if not (is_text if key in ("recording", "subject") else is_number):
+            wanted = "texts" if key in ("recording", "subject") else "numbers"
+            raise InputError(f"{where}: `{key}` must be a dataset of {wanted}; make it with dataset_maker")
+    shape: tuple[int, ...] = columns["eeg"].shape or ()
     rows, samples = shape[1:] if len(shape) == 3 else (0, 0)
     if rows != electrodes or samples % SAMPLING_RATE or not 0 < samples <= MAX_SECONDS * SAMPLING_RATE:
         raise InputError(
             f"{where}: `eeg` is {shape}; expected (samples, electrodes, time) with {electrodes} electrodes and whole "
             f"seconds, {SAMPLING_RATE} to {MAX_SECONDS * SAMPLING_RATE} samples"
         )
-    for key, kinds in (("eeg", "fiu"), ("label", "fiub")):
-        if group[key].dtype.kind not in kinds:
-            raise InputError(f"{where}: `{key}` holds no numbers; make it with dataset_maker")
-    for key in ("recording", "subject"):
-        if h5py.check_string_dtype(group[key].dtype) is None or group[key].shape != shape[:1]:
-            raise InputError(f"{where}: `{key}` must hold one text for each of the {shape[0]} samples")
-    if (labels := (group["label"].shape or (0,))[0]) != shape[0]:
-        raise InputError(f"{where}: {labels} labels for {shape[0]} samples")
-    for key in needed:
-        check_size(group[key], f"{where}, `{key}`")
-    if "valid" in group:
-        check_valid(group["valid"], where, (shape[0], samples // SAMPLING_RATE), "one value for each second of each")
+    for key, column in columns.items():
+        if (length := (column.shape or (0,))[0]) != shape[0]:
+            raise InputError(f"{where}: `{key}` holds {length} values for {shape[0]} samples")
+        check_stored(column, f"{where}, `{key}`")
     return int(samples) // SAMPLING_RATE
 
 
 def read_samples(file: LabelledFile, split: str) -> list[Samples]:
-    """A split's samples, shard by shard. Raises InputError for labels outside the classes and damaged files."""
+    """Read a split's samples, shard by shard. Raises InputError for labels outside the classes and damaged files."""
     parts = []
     for path in file.shards:
         opened, where = open_file(path), f"{path}, group {split}"
@@ -202,24 +211,21 @@ def read_samples(file: LabelledFile, split: str) -> list[Samples]:
             group = opened[split]
             labels = _read_labels(group["label"], file, where)
             recordings, subjects = (_shared(group[key].asstr()[()]) for key in ("recording", "subject"))
-            valid = group["valid"][()].astype(bool) if "valid" in group else None
+            valid = read_valid(group, where, (len(labels), file.seconds), "one value for each second of each sample")
             text = Attributes(where, group).get("quality")
-        try:
-            quality = None if text is None or valid is None else Quality.from_json(text, valid.ravel())
-        except InputError as error:
-            raise InputError(f"{where}: {error}: make the file again") from None
+        quality = None if text is None or valid is None else Quality.from_json(text, valid.ravel(), where)
         parts.append(Samples(path, split, labels, recordings, subjects, valid, quality))
     return parts
 
 
 def _shared(texts: np.ndarray) -> list[str]:
-    """Texts of which equal ones are one object: memory grows with recordings, but for a pointer a sample."""
+    """Make equal texts one object: memory grows with recordings, but for a pointer a sample."""
     each: dict[str, str] = {}
     return [each.setdefault(text, text) for text in map(str, texts)]
 
 
 def _read_labels(dataset: h5py.Dataset, file: LabelledFile, where: str) -> np.ndarray:
-    """Class numbers (samples,) int64 or targets (samples, outputs) float32. Raises InputError for any others."""
+    """Read class numbers (samples,) int64 or targets (samples, outputs) float32. Raises InputError for any others."""
     shape = dataset.shape
     if file.task == "regression":
         labels = dataset[()].astype(np.float32) if math.prod(shape[1:]) == file.outputs else np.array(np.nan)
@@ -243,14 +249,16 @@ class UsableSamples:
     """The samples of a split without those that hold an invalid second, shard after shard: n of them."""
 
     def __init__(self, parts: Sequence[Samples]) -> None:
-        """parts: all of the split; one that does not know its valid seconds keeps every sample."""
+        """parts: all of the split; one without `valid` keeps every sample."""
+        self.unmarked = {part.path for part in parts if part.valid is None}
+        self.quality = Quality.merged(part.quality for part in parts if part.quality is not None)
         usable = [np.ones(len(part), bool) if part.valid is None else part.valid.all(axis=1) for part in parts]
         self._files, self._ends = [part.path for part in parts], np.cumsum([len(part) for part in parts])
         self.samples = np.flatnonzero(np.concatenate(usable))  # (n,): which ones of the split they are
         self.left_out = int(self._ends[-1]) - len(self.samples)
         self.labels = np.concatenate([part.labels for part in parts])[self.samples]  # (n,) or (n, outputs)
-        recordings = list(itertools.chain.from_iterable(part.recordings for part in parts))
-        subjects = list(itertools.chain.from_iterable(part.subjects for part in parts))
+        recordings = [text for part in parts for text in part.recordings]
+        subjects = [text for part in parts for text in part.subjects]
         self.recordings = [recordings[i] for i in self.samples]
         self.subjects = [subjects[i] for i in self.samples]
 
@@ -259,19 +267,19 @@ class UsableSamples:
         return len(self.labels)
 
     def place(self, index: int) -> tuple[Path, int]:
-        """File of a sample, and its row in it. index: among the usable ones."""
+        """Find the file of a sample, and its row in it. index: among the usable ones."""
         sample = int(self.samples[index])
         shard = int(np.searchsorted(self._ends, sample, side="right"))
         return self._files[shard], sample - (int(self._ends[shard - 1]) if shard else 0)
 
 
 def read_eeg(path: Path, split: str, first: int, end: int | None = None) -> np.ndarray:
-    """One sample of a file, (N, A*T) float32 in uV, or with `end` those from `first` on, (samples, N, A*T)."""
+    """Read one sample of a file, (N, A*T) float32 in uV, or with `end` those from `first` on, (samples, N, A*T)."""
     with readable(lambda: f"{path}, group {split}, sample {first}"), np.errstate(over="ignore"):
         eeg = open_dataset(path, f"{split}/eeg")[first if end is None else slice(first, end)]
         return eeg.astype(np.float32, copy=False)
 
 
 def published_sizes() -> dict[str, list[int]]:
-    """Samples of train, val and test of the published splits, by name and version."""
+    """Read the published numbers of samples of train, val and test, by name and version."""
     return json.loads(PUBLISHED.read_text(encoding="utf-8"))["sizes"]

@@ -1,17 +1,23 @@
-"""HDF5 recordings to batches: windows, batches of one montage, and what makes a run repeatable.
+"""Make batches of pre-training files: windows, montages, masks, loaders.
 
-What a file holds: `pretraining_files.py`. What a step sees (order, montage, mask) is a pure function of (seed, epoch,
-window), so nothing about loaders or workers needs saving and the number of workers cannot change a result.
-Source: paper, section 3.2 (windows of at most 256 patches).
+What a step sees (order, montage, mask) is a pure function of (seed, epoch, window), so nothing about loaders or workers
+needs saving and the number of workers cannot change a result. Source: paper, section 3.2 (windows of at most 256
+patches). `pretraining_files.py` says what a file holds.
 """
 
 import argparse
 import logging
+import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,17 +27,15 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataset_maker.scans import complete_recordings, recordings_quality
-from eeg_data import quality
 from eeg_data.batches import EvaluationBatches, Key, TrainingBatches
 from eeg_data.hdf5 import find_files
-from eeg_data.loading import begin_loading, context
 from eeg_data.pretraining_files import MAX_TOKENS, SAMPLING_RATE, Recording, by_montage, default_window, read_recordings
+from eeg_data.quality import Quality, warnings
 from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError, UsageError
 from files import digest_of
 from layers import MAX_PATCHES, PATCH_SAMPLES
-from utils import Run, add_switch
+from utils import EXIT_CODES, Run, add_switch
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +55,7 @@ class Batch(NamedTuple):
     mask: Tensor  # (B, N*A) bool, true = masked; empty where no masks are made
 
     def to(self, run: Run) -> "Batch":
-        """The batch on the run's device, in the run's type."""
+        """Move the batch to the run's device and type."""
         return Batch(*map(run.place, self))
 
 
@@ -74,11 +78,11 @@ class MontageWindows(Dataset):
         self.window = window or default_window(len(self.montage))
         self.stride = stride
         self.channels = torch.tensor(embedding_rows(self.montage, table_rows=table_rows, where=str(recordings[0].path)))
-        found = [recording.windows(self.window, stride, start, end) for recording in self.recordings]
-        self.left_out = sum(invalid for _, invalid in found)  # windows that touch an invalid second
+        windows = [recording.windows(self.window, stride, start, end) for recording in self.recordings]
+        self.left_out = sum(invalid for _, invalid in windows)  # windows that touch an invalid second
         self.too_short = sum(r.length < self.window for r in self.recordings)
         # Runs of windows, not windows: memory grows with recordings and their invalid stretches.
-        runs = [(which, run.start, len(run)) for which, (kept, _) in enumerate(found) for run in kept]
+        runs = [(which, run.start, len(run)) for which, (kept, _) in enumerate(windows) for run in kept]
         self._owners, self._firsts, lengths = np.array(runs, dtype=np.int64).reshape(-1, 3).T
         self._ends = np.cumsum(lengths)
 
@@ -87,18 +91,18 @@ class MontageWindows(Dataset):
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def locate(self, index: int) -> tuple[Recording, int]:
-        """Recording and first sample of a window."""
+        """Find the recording and the first sample of a window."""
         run = int(np.searchsorted(self._ends, index, side="right"))
         number = int(self._firsts[run]) + index - (int(self._ends[run - 1]) if run else 0)
         return self.recordings[self._owners[run]], number * self.stride
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """EEG of a window, (N, window) float32 in uV."""
+        """Read a window, (N, window) float32 in uV."""
         recording, start = self.locate(index)
         return recording.read(start, self.window)
 
     def summary(self) -> dict[str, Any]:
-        """What decides which windows there are."""
+        """Describe the windows, so that a resumed run can compare them with the saved run's."""
         runs = (self._owners, self._firsts, self._ends)
         recordings = [(recording.name, recording.length) for recording in self.recordings]
         digest = digest_of([self.montage, self.window, self.stride, recordings, *runs])
@@ -115,7 +119,7 @@ class PretrainingDataset(Dataset):
         self.make_mask = make_mask
 
     def __getitem__(self, key: Key) -> Sample:
-        """What reads the EEG, (N, A*T) in uV; channels (N + 1,), mask (N*A,)."""
+        """Return a function that reads the EEG, (N, A*T) in uV; channels (N + 1,), mask (N*A,)."""
         _, montage, window = key
         windows = self.montages[montage]
         eeg = partial(windows.__getitem__, window)
@@ -127,13 +131,13 @@ class PretrainingDataset(Dataset):
         return eeg, windows.channels, self.make_mask(patches, generator=generator)[0]
 
     def summary(self) -> dict[str, Any]:
-        """What decides which windows there are."""
+        """Describe the windows, so that a resumed run can compare them with the saved run's."""
         parts = [windows.summary() for windows in self.montages]
         return {"windows": sum(part["windows"] for part in parts), "digest": digest_of(parts)}
 
     @property
     def groups(self) -> list[str]:
-        """A short name for each montage, under which its loss is logged: electrodes, numbered if need be."""
+        """A short name of each montage, under which its loss is logged: its electrodes, numbered if need be."""
         sizes = [len(windows.montage) for windows in self.montages]
         names = [f"{n}ch" for n in sizes]
         return [
@@ -141,20 +145,20 @@ class PretrainingDataset(Dataset):
         ]
 
     def describe(self, key: Key) -> dict[str, Any]:
-        """Where a window is from and its largest value."""
+        """Say where a window is from, and its largest value."""
         recording, start = self.montages[key[1]].locate(key[2])
         place = {"file": str(recording.path), "recording": recording.name, "start_seconds": start / SAMPLING_RATE}
         return {**place, **extent(self.montages[key[1]][key[2]])}
 
 
 def extent(eeg: np.ndarray) -> dict[str, Any]:
-    """How large a window's values are, in uV, and whether all are finite."""
+    """Return a window's largest value in uV, and whether all are finite."""
     finite = np.isfinite(eeg)
     return {"largest_uv": float(np.abs(eeg[finite]).max(initial=0)), "finite": bool(finite.all())}
 
 
 def to_units(windows: Iterable[np.ndarray], count: int) -> Tensor:
-    """So many windows (N, A*T) in uV -> (B, N, A, T) in units of 100 uV."""
+    """Stack `count` windows (N, A*T) in uV -> (B, N, A, T) in units of 100 uV."""
     each = iter(windows)
     first = next(each)
     eeg = np.empty((count, *first.shape), first.dtype)
@@ -184,13 +188,13 @@ class Loaders:
         return self.train.batch_sampler.steps  # type: ignore[union-attr]
 
     def summary(self) -> dict[str, Any]:
-        """What decides which windows each set has."""
+        """Describe the windows of each set."""
         sets = {"train": self.train, "val": self.val, "test": self.test}
         return {name: loader.dataset.summary() for name, loader in sets.items() if loader is not None}  # type: ignore[attr-defined]
 
 
 def add_loader_arguments(group: Any) -> None:
-    """Flags of every loader."""
+    """Add the flags of every loader."""
     group.add_argument(
         "--num_electrodes",
         type=int,
@@ -209,7 +213,7 @@ def add_loader_arguments(group: Any) -> None:
 
 
 def add_pretraining_arguments(parser: argparse.ArgumentParser, *, window_stride: int) -> None:
-    """Data flags of stages 1 and 2."""
+    """Add the data flags of stages 1 and 2."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--train_data",
@@ -251,7 +255,7 @@ def add_pretraining_arguments(parser: argparse.ArgumentParser, *, window_stride:
 
 
 def _montages(paths: Sequence[Path], args: argparse.Namespace, flag: str, run: Run) -> list[MontageWindows]:
-    """Windows of all files, grouped by montage, montages in a fixed order. Raises InputError if there are none."""
+    """Group the windows of all files by montage, montages in a fixed order. Raises InputError if there are none."""
     if args.time_window is not None and not 1 <= args.time_window <= MAX_PATCHES:
         raise UsageError(
             f"--time_window {args.time_window}: allowed are 1 to {MAX_PATCHES} s, the rows of the time embedding"
@@ -259,24 +263,21 @@ def _montages(paths: Sequence[Path], args: argparse.Namespace, flag: str, run: R
     if args.window_stride < 1:
         raise UsageError(f"--window_stride {args.window_stride}: allowed are whole numbers of samples from 1")
     recordings = [recording for path in find_files(paths, flag) for recording in read_recordings(path)]
-    for group in by_montage(recordings):  # unknown electrodes are said before a scan of hours
-        embedding_rows(group[0].montage, table_rows=args.num_electrodes + 1, where=str(group[0].path))
-    with run.rank0_first():
-        recordings, scans = complete_recordings(recordings, visible=run.is_main)
     window = args.time_window * SAMPLING_RATE if args.time_window else None
     montages = [
         MontageWindows(group, window=window, stride=args.window_stride, table_rows=args.num_electrodes + 1)
         for group in by_montage(recordings)
     ]
     if run.is_main:
+        warn_unmarked({r.path for r in recordings if r.invalid is None}, flag)
         for windows in montages:
-            _warn(windows, recordings_quality(windows.recordings, scans), flag)
-    if found := [windows for windows in montages if len(windows)]:
-        return found
+            _warn(windows, flag)
+    if usable := [windows for windows in montages if len(windows)]:
+        return usable
     if left_out := sum(windows.left_out for windows in montages):
         raise InputError(
             f"{flag} {paths[0]}: all {left_out} windows touch seconds that cannot be used (not finite, or all "
-            "electrodes flat): see python -m dataset_maker.inspect, and make the files again"
+            "electrodes flat): see python -m dataset_maker.inspect_data, and make the files again"
         )
     longest = max(r.length for r in recordings) / SAMPLING_RATE
     raise InputError(
@@ -285,33 +286,75 @@ def _montages(paths: Sequence[Path], args: argparse.Namespace, flag: str, run: R
     )
 
 
-def _warn(windows: MontageWindows, seen: quality.Quality | None, flag: str) -> None:
-    """Say what of a montage is left out, and what is odd about its signals."""
-    electrodes = len(windows.montage)
+def warn_unmarked(paths: set[Path], flag: str) -> None:
+    """Warn of files without `valid`: training takes all of their windows."""
+    if paths:
+        logger.warning(
+            f"{flag}: {len(paths)} file(s) do not say which seconds are valid (such as {min(paths)}), so every window "
+            "of them is used; to leave broken seconds out, run python -m dataset_maker.inspect_data --mark PATH"
+        )
+
+
+def _warn(windows: MontageWindows, flag: str) -> None:
+    """Warn of windows of a montage that are left out, and of odd signals."""
+    name = f"{flag}, {len(windows.montage)} electrodes"
     if windows.too_short:
         logger.warning(
-            "%d of %d recordings with %d electrodes are shorter than the window of %d s and give nothing.",
-            windows.too_short,
-            len(windows.recordings),
-            electrodes,
-            windows.window // SAMPLING_RATE,
+            f"{name}: {windows.too_short} of {len(windows.recordings)} recordings are shorter than the window of "
+            f"{windows.window // SAMPLING_RATE} s and give nothing."
         )
     if windows.left_out:
         logger.warning(
-            "%d of %d windows with %d electrodes touch seconds that cannot be used (not finite, or all electrodes "
-            "flat) and are left out.",
-            windows.left_out,
-            windows.left_out + len(windows),
-            electrodes,
+            f"{name}: {windows.left_out} of {windows.left_out + len(windows)} windows touch seconds that cannot be "
+            "used (not finite, or all electrodes flat) and are left out."
         )
-    for text in quality.warnings(seen) if seen else ():
-        logger.warning("%s, %d electrodes: %s", flag, electrodes, text)
+    scans = (recording.quality() for recording in windows.recordings)
+    for text in warnings(Quality.merged(scan for scan in scans if scan is not None)):
+        logger.warning(f"{name}: {text}")
+
+
+def worker_context() -> BaseContext:
+    """Choose how workers start: from Python's fork server, or spawned where that was chosen or is the system's way.
+
+    A plain fork would inherit locks that the run's other threads hold (OpenMP, Gloo), and could wait for them for ever.
+    The server and its workers start with signals blocked: a signal to the whole job must end the run first.
+    """
+    if "spawn" in (multiprocessing.get_start_method(allow_none=True), multiprocessing.get_all_start_methods()[0]):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["eeg_data.labelled"])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
+    try:
+        multiprocessing.resource_tracker.ensure_running()  # unblocks some of these signals
+        signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+def begin_worker(run: int, _: int = 0) -> None:
+    """Let a worker end with its run, and by nothing else. run: process id."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
+        threading.Thread(target=_end_with_run, args=(run,), daemon=True).start()
+
+
+def _end_with_run(run: int) -> None:
+    """Wait until the run sends SIGTERM or is gone, then end this process."""
+    parent = multiprocessing.parent_process()
+    while parent is None or parent.is_alive():
+        received = signal.sigtimedwait({signal.SIGTERM}, 1)  # seconds
+        if received is not None and received.si_pid == run:
+            break
+    os._exit(0)  # like torch's workers: another code would be an error to the run
 
 
 def make_loader(
     dataset: Dataset, batches: Sampler[list[Key]], args: argparse.Namespace, run: Run, merge: Any
 ) -> DataLoader:
-    """A loader of these batches; workers stay from epoch to epoch, because keys carry the epoch."""
+    """Make a loader of these batches; workers stay from epoch to epoch, because keys carry the epoch."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -319,17 +362,16 @@ def make_loader(
         collate_fn=merge,
         pin_memory=args.pin_mem and run.device.type == "cuda",
         persistent_workers=args.num_workers > 0,
-        multiprocessing_context=context() if args.num_workers else None,
-        worker_init_fn=partial(begin_loading, os.getpid()),
-        # Of its own, because a loader draws from the global one, more or less often depending on its workers.
-        generator=torch.Generator(),
+        multiprocessing_context=worker_context() if args.num_workers else None,
+        worker_init_fn=partial(begin_worker, os.getpid()),
+        generator=torch.Generator(),  # else a loader would draw from the global one, depending on its workers
     )
 
 
 def build_pretraining_loaders(
     args: argparse.Namespace, run: Run, *, accumulation: int = 1, make_mask: MaskMaker | None = None
 ) -> Loaders:
-    """Loaders of stages 1 and 2 from --train_data and --val_data.
+    """Make the loaders of stages 1 and 2 from --train_data and --val_data.
 
     Raises InputError for data that are missing, damaged, of another rate or format, or too short.
     """
@@ -346,12 +388,8 @@ def build_pretraining_loaders(
     )
     for windows, repeated in zip(montages, batches.repeated, strict=True):
         logger.info(
-            "%d electrodes: %d recording(s), %d windows of %d s, %d repeated to complete the last batch",
-            len(windows.montage),
-            len(windows.recordings),
-            len(windows),
-            windows.window // SAMPLING_RATE,
-            repeated,
+            f"{len(windows.montage)} electrodes: {len(windows.recordings)} recording(s), {len(windows)} windows of "
+            f"{windows.window // SAMPLING_RATE} s, {repeated} repeated to complete the last batch"
         )
     train = make_loader(PretrainingDataset(montages, seed=args.seed, make_mask=make_mask), batches, args, run, collate)
     return Loaders(train, build_validation_loader(args, run, make_mask=make_mask))
@@ -360,9 +398,9 @@ def build_pretraining_loaders(
 def build_validation_loader(
     args: argparse.Namespace, run: Run, *, make_mask: MaskMaker | None = None
 ) -> DataLoader | None:
-    """Loader of --val_data, or of its default place where that exists, else None."""
+    """Make the loader of --val_data, or of its default place where that exists, else None."""
     if args.val_data is None and not run.run_on_rank0(DEFAULT_VAL_DATA.is_dir):
-        logger.info("No validation data (--val_data not given, no folder %s): nothing is evaluated.", DEFAULT_VAL_DATA)
+        logger.info(f"No validation data (--val_data not given, no folder {DEFAULT_VAL_DATA}): nothing is evaluated.")
         return None
     paths = args.val_data or [DEFAULT_VAL_DATA]
     return build_evaluation_loader(paths, "--val_data", args, run, make_mask=make_mask)
@@ -371,7 +409,7 @@ def build_validation_loader(
 def build_evaluation_loader(
     paths: Sequence[Path], flag: str, args: argparse.Namespace, run: Run, *, make_mask: MaskMaker | None = None
 ) -> DataLoader:
-    """Loader of every window of these files once. flag: what the paths were given by."""
+    """Make a loader that reads every window of these files once. flag: the one that names the paths."""
     montages = _montages(paths, args, flag, run)
     batches = EvaluationBatches([len(m) for m in montages], args.batch_size, rank=run.rank, processes=run.processes)
     return make_loader(PretrainingDataset(montages, seed=args.seed, make_mask=make_mask), batches, args, run, collate)

@@ -1,51 +1,51 @@
 """What a pre-training HDF5 file holds: its recordings, their valid seconds, their windows.
 
-Without torch, so that `dataset_maker.inspect_data` can use it; batches are made in `eeg_data.py`.
+Works without torch. `pretraining.py` makes batches of it.
 """
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from eeg_data.hdf5 import Attributes, check_size, open_dataset, open_file, printable, readable
-from eeg_data.quality import Quality
+from eeg_data.hdf5 import Attributes, check_stored, follow, open_dataset, open_file, printable, readable
+from eeg_data.quality import Quality, SignalScan
 from errors import InputError
 
 SAMPLING_RATE = 200  # Hz; a patch is one second
 MAX_SECONDS = 16  # of a window: rows of the models' time embedding
 MAX_TOKENS = 256  # patches a window in the paper: sets the default window
 
-Stretches = tuple[tuple[int, int], ...]  # first and one past the last, in order, apart
+Stretches = tuple[tuple[int, int], ...]  # first second and one past the last, in order, apart
 
 
 def default_window(electrodes: int) -> int:
-    """Samples of the longest window with at most 256 patches, between 1 and 16 s."""
+    """Return the samples of the longest window with at most 256 patches, between 1 and 16 s."""
     return max(1, min(MAX_SECONDS, MAX_TOKENS // electrodes)) * SAMPLING_RATE
 
 
 def window_range(length: int, window: int, stride: int, start: float = 0, end: float = 1) -> range:
-    """Indices of a recording's windows between the fractions `start` and `end` of it. Lengths in samples."""
+    """Return the indices of a recording's windows between the fractions `start` and `end` of it. Lengths in samples."""
     n = max(0, (length - window) // stride + 1)
     return range(int(n * start), int(n * end))
 
 
 def seconds_of(length: int) -> int:
-    """Seconds that so many samples touch; the last may be a part of one."""
+    """Count the seconds that so many samples touch; the last may be a part of one."""
     return -(-length // SAMPLING_RATE)
 
 
 def stretches(bad: np.ndarray) -> Stretches:
-    """Where a row of booleans is true."""
+    """Find where a row of booleans is true."""
     places = np.flatnonzero(np.diff(bad.astype(np.int8), prepend=0, append=0))
     return tuple((int(first), int(end)) for first, end in places.reshape(-1, 2))
 
 
 def covered(parts: Stretches, length: int) -> np.ndarray:
-    """Back from `stretches`: (length,) bool."""
+    """Turn stretches back into a row of booleans, (length,)."""
     row = np.zeros(length, bool)
     for first, end in parts:
         row[first:end] = True
@@ -67,15 +67,20 @@ class Recording:
         """File and recording, for messages."""
         return f"{self.path}, recording {printable(self.name)}"
 
+    @property
+    def valid(self) -> np.ndarray:
+        """Which seconds can be used, (seconds,) bool; all of them where the file does not say."""
+        return ~covered(self.invalid or (), seconds_of(self.length))
+
     def read(self, start: int, samples: int) -> np.ndarray:
-        """Part of the signal, (N, samples) float32 in uV."""
+        """Read a part of the signal, (N, samples) float32 in uV."""
         place = readable(lambda: f"{self.where}, sample {start}", "make the file again or leave it out")
         with place, np.errstate(over="ignore"):  # float64 beyond float32 is infinite to a model, too
             eeg = open_dataset(self.path, f"{self.name}/eeg")[:, start : start + samples]
             return eeg.astype(np.float32, copy=False)
 
     def windows(self, window: int, stride: int, start: float = 0, end: float = 1) -> tuple[list[range], int]:
-        """Runs of indices of the windows that touch no invalid second, and how many windows do touch one.
+        """Find runs of indices of the windows that touch no invalid second, and count the windows that touch one.
 
         window, stride in samples; window i begins at sample i * stride. start, end: as for `window_range`.
         """
@@ -90,25 +95,29 @@ class Recording:
         return kept, number - sum(map(len, kept))
 
     def blocks(self, values: int = 2**22) -> Iterator[np.ndarray]:
-        """The signal from start to end in pieces, (N, t) float32 in uV. values: about how many at once."""
-        step = max(SAMPLING_RATE, values // len(self.montage) // SAMPLING_RATE * SAMPLING_RATE)
+        """Read the signal from start to end in pieces, (N, t) float32 in uV. values: about how many at once."""
+        step = max(1, values // len(self.montage) // SAMPLING_RATE) * SAMPLING_RATE
         for start in range(0, self.length, step):
             yield self.read(start, min(step, self.length - start))
 
     def quality(self) -> Quality | None:
-        """What the maker's scan of this recording found, None where the file does not say."""
+        """Read what a scan of this recording saw, None where the file does not say."""
         with readable(self.where):
-            text = Attributes(self.where, open_file(self.path)[f"{self.name}/eeg"]).get("quality")
-        if text is None:
-            return None
-        try:
-            return Quality.from_json(text, ~covered(self.invalid or (), seconds_of(self.length)))
-        except InputError as error:
-            raise InputError(f"{self.where}: {error}: make the file again") from None
+            group = open_file(self.path)[self.name]
+            text = Attributes(self.where, group["eeg"], group).get("quality")
+        return None if text is None else Quality.from_json(text, self.valid, self.where)
+
+    def scan(self) -> Quality:
+        """Look at the whole signal; which seconds are valid says the file where it can."""
+        scan = SignalScan(self.montage, SAMPLING_RATE)
+        for block in self.blocks():
+            scan.add(block)
+        result = scan.result()
+        return result if self.invalid is None else replace(result, valid=self.valid)
 
 
 def read_recordings(path: Path) -> list[Recording]:
-    """Recordings of a pre-training file. Raises InputError if the file is not of that format or not at 200 Hz."""
+    """List the recordings of a pre-training file. Raises InputError if it is none, or not at 200 Hz."""
     file = open_file(path)
     with readable(path):
         names = list(file)
@@ -125,8 +134,8 @@ def _read_recording(
 ) -> Recording:
     where = f"{path}, recording {printable(name)}"
     with readable(where):
-        group = file[name]
-        eeg = group.get("eeg") if isinstance(group, h5py.Group) else None
+        group = follow(file, name, where)
+        eeg = follow(group, "eeg", where) if isinstance(group, h5py.Group) and "eeg" in list(group) else None
         if not isinstance(eeg, h5py.Dataset) or eeg.ndim != 2 or eeg.dtype.kind not in "fiu":
             raise InputError(
                 f"{path} is no pre-training file: `{printable(name)}` holds no dataset `eeg` (electrodes, time) of "
@@ -141,28 +150,27 @@ def _read_recording(
                 f"{where}: sampled at {rate:g} Hz, all files of a run must be at {SAMPLING_RATE} Hz: convert it with "
                 f"--rsfreq {SAMPLING_RATE}"
             )
-        check_size(eeg, where)
+        check_stored(eeg, where)
         length = int(eeg.shape[1])
-        return Recording(path, name, montages.setdefault(montage, montage), length, _read_invalid(group, where, length))
+        seconds = (seconds_of(length),)
+        valid = read_valid(group, where, seconds, f"one value for each second of {length} samples")
+        invalid = None if valid is None else stretches(~valid)
+        return Recording(path, name, montages.setdefault(montage, montage), length, invalid)
 
 
-def _read_invalid(group: h5py.Group, where: str, length: int) -> Stretches | None:
+def read_valid(group: h5py.Group, where: str, shape: Sequence[int], what: str) -> np.ndarray | None:
+    """Read the optional data set `valid` as bool, None without one. Raises InputError for another shape or type."""
     if "valid" not in group:
         return None
     valid = group["valid"]
-    check_valid(valid, where, (seconds_of(length),), f"one value for each second of {length} samples")
-    return stretches(~valid[()].astype(bool))
-
-
-def check_valid(valid: object, where: str, shape: Sequence[int], what: str) -> None:
-    """Raise InputError if `valid` is no dataset of booleans of this shape."""
-    if isinstance(valid, h5py.Dataset) and valid.dtype.kind in "biu" and valid.shape == tuple(shape):
-        return check_size(valid, where)
-    found = getattr(valid, "shape", "no dataset")
-    raise InputError(f"{where}: `valid` is {found}; expected {tuple(shape)}, {what}: make the file again")
+    if not isinstance(valid, h5py.Dataset) or valid.dtype.kind not in "biu" or valid.shape != tuple(shape):
+        stored = getattr(valid, "shape", "no dataset")
+        raise InputError(f"{where}: `valid` is {stored}; expected {tuple(shape)}, {what}: make the file again")
+    check_stored(valid, where)
+    return valid[()].astype(bool)
 
 
 def by_montage(recordings: Sequence[Recording]) -> list[list[Recording]]:
-    """Recordings grouped by montage, montages in a fixed order."""
+    """Group recordings by montage, montages in a fixed order."""
     ordered = sorted(recordings, key=lambda recording: recording.montage)
     return [list(group) for _, group in itertools.groupby(ordered, key=lambda recording: recording.montage)]

@@ -1,6 +1,6 @@
-"""Which seconds of a recording can be used, and what a signal looks like: flat, saturated, not finite, in which unit.
+"""Judge signals: which seconds can be used, which electrodes are flat, saturated or not finite, which unit it may be.
 
-NumPy only: makers, training and `dataset_maker.inspect_data` share it. Signals are (N, time) in uV.
+Needs NumPy only: makers, training and `dataset_maker.inspect_data` share it. Signals are (N, time) in uV.
 """
 
 import json
@@ -35,23 +35,23 @@ _INFINITY = int(np.array(np.inf, np.float32).view(np.int32)) >> _LOW_BITS
 
 @dataclass(frozen=True, eq=False)
 class Quality:
-    """What a scan found in one recording, or in several of the same electrodes. Seconds are whole numbers."""
+    """Result of a scan of one recording, or of several with the same electrodes. Seconds are whole numbers."""
 
-    valid: np.ndarray  # (seconds,) bool: all electrodes are finite and not all are flat; the last may be a part of one
+    valid: np.ndarray  # (seconds,) bool: all electrodes are finite and not all are flat; the last may be incomplete
     not_finite: dict[str, int]  # electrode -> seconds with NaN or infinity
     flat: dict[str, int]  # electrode -> seconds in which it does not move
     saturated: dict[str, int]  # electrode -> seconds in which it sticks to its largest or smallest value
     histogram: np.ndarray  # (BINS,) int64: how many finite |uV| are below EDGES[0], between them, above the last
-    seconds: int = -1  # that the counts are of; more than len(valid) where only parts were kept
+    seconds: int = -1  # that were counted (default: len(valid)); more than len(valid) where only parts were kept
 
     def __post_init__(self) -> None:
-        """Take the seconds from `valid` where nobody says otherwise."""
+        """Set the default of `seconds`."""
         if self.seconds < 0:
             object.__setattr__(self, "seconds", len(self.valid))
 
     @classmethod
     def merged(cls, parts: Iterable["Quality"]) -> "Quality":
-        """Several as one; `valid` one after the other."""
+        """Add several up; `valid` one after the other."""
         valid, histogram, seconds = [np.zeros(0, bool)], np.zeros(BINS, np.int64), 0
         not_finite, flat, saturated = Counter[str](), Counter[str](), Counter[str]()
         for part in parts:
@@ -63,39 +63,31 @@ class Quality:
             seconds += part.seconds
         return cls(np.concatenate(valid), dict(not_finite), dict(flat), dict(saturated), histogram, seconds)
 
-    def __add__(self, other: "Quality") -> "Quality":
-        """Two as one; `valid` one after the other."""
-        return Quality.merged((self, other))
-
     def to_json(self) -> str:
-        """Everything but `valid`."""
+        """Write everything but `valid`."""
         bins = {str(i): int(self.histogram[i]) for i in np.flatnonzero(self.histogram)}
         counts = {"not_finite": self.not_finite, "flat": self.flat, "saturated": self.saturated}
         return json.dumps({"seconds": self.seconds, **counts, "histogram": bins}, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: Any, valid: np.ndarray) -> "Quality":
-        """Back from `to_json`. Raises InputError for anything that it cannot have written."""
+    def from_json(cls, text: Any, valid: np.ndarray, where: str = "attribute quality") -> "Quality":
+        """Read what `to_json` wrote. Raises InputError, which begins with `where`, for anything else."""
         try:
             content = json.loads(text)
-            not_finite, flat, saturated = (_counts(content[key]) for key in ("not_finite", "flat", "saturated"))
+            not_finite, flat, saturated, bins = (content[k] for k in ("not_finite", "flat", "saturated", "histogram"))
             histogram = np.zeros(BINS, np.int64)
-            for place, count in _counts(content["histogram"]).items():
+            for place, count in bins.items():
                 histogram[range(BINS)[int(place)]] = count
-            (seconds,) = _counts({"": content["seconds"]}).values()
+            counts = [*not_finite.values(), *flat.values(), *saturated.values(), *bins.values(), content["seconds"]]
+            if not all(isinstance(count, int) and 0 <= count < 2**62 for count in counts):
+                raise ValueError
         except Exception:  # the text comes from a file and can be anything
-            raise InputError("quality is no JSON of a scan") from None
-        return cls(valid, not_finite, flat, saturated, histogram, seconds)
+            raise InputError(f"{where}: quality is no JSON of a scan: make the file again") from None
+        return cls(valid, not_finite, flat, saturated, histogram, content["seconds"])
 
     def percentile(self, p: float) -> float | None:
-        """Value in uV that p % of |uV| do not pass, None without values; good to the width of a bin, 12 %."""
+        """Return the |uV| that p % of the values do not pass, to the width of a bin (12 %); None without values."""
         return _percentile(self.histogram, p)
-
-
-def _counts(values: Mapping[str, int]) -> dict[str, int]:
-    if not all(isinstance(count, int) and 0 <= count < 2**62 for count in values.values()):
-        raise ValueError
-    return {str(name): count for name, count in values.items()}
 
 
 def _percentile(histogram: np.ndarray, p: float) -> float | None:
@@ -111,17 +103,16 @@ def _percentile(histogram: np.ndarray, p: float) -> float | None:
 
 
 def amplitude_histogram(eeg: np.ndarray) -> np.ndarray:
-    """Counts of |uV| in the histogram's bins, (BINS,), of what is finite. eeg: (N, t) uV."""
+    """Count the finite |uV| in the histogram's bins, (BINS,). eeg: (N, t) uV."""
     step = max(1, BLOCK // max(1, len(eeg)))
-    pieces = (eeg[:, start : start + step] for start in range(0, eeg.shape[1], step))
     fine = np.zeros(_UPPER, np.int64)
-    for piece in pieces:
-        fine += _by_upper_bits(np.ascontiguousarray(piece, dtype=np.float32))
+    for start in range(0, eeg.shape[1], step):
+        fine += _by_upper_bits(np.ascontiguousarray(eeg[:, start : start + step], dtype=np.float32))
     return _binned(fine)
 
 
 def _by_upper_bits(eeg: np.ndarray) -> np.ndarray:
-    """Counts of the values, without their signs, by the upper bits of the float. eeg: contiguous float32."""
+    """Count the values, without their signs, by the upper bits of the float. eeg: contiguous float32."""
     bits = (eeg.view(np.uint32).ravel() << 1) >> (_LOW_BITS + 1)
     return np.bincount(bits.astype(np.intp), minlength=_UPPER)
 
@@ -131,7 +122,7 @@ def _binned(fine: np.ndarray) -> np.ndarray:
 
 
 class SignalScan:
-    """Looks at one signal piece by piece; how it is cut changes nothing. Memory grows with its seconds."""
+    """Scan one signal piece by piece; how it is cut changes nothing. Memory grows with its seconds."""
 
     def __init__(self, electrodes: Sequence[str], rate: float, *, amplitudes: bool = True) -> None:
         """electrodes: names of the rows; rate: samples a second, maybe a fraction; amplitudes: fill the histogram."""
@@ -140,19 +131,19 @@ class SignalScan:
         self._run = max(STUCK_SAMPLES, math.ceil(STUCK_SECONDS * self.rate))  # samples
         self._seconds = 0  # whole ones so far
         self._rest = np.empty((len(self.electrodes), 0), np.float32)  # of the second that is not whole yet
-        self._found: list[tuple[np.ndarray, ...]] = []  # of whole seconds, as `_look` gives it
-        self._medians: list[tuple[float, int]] = []  # of each of `_found`: median movement in a second, uV; seconds
+        self._pieces: list[tuple[np.ndarray, ...]] = []  # of whole seconds, as `_extremes` gives them
+        self._movements: list[tuple[Any, Any, Any]] = []  # of their seconds: all finite; largest and median, uV
         self._fine = np.zeros(_UPPER, np.int64)  # |uV| by the upper bits of the float
 
     def add(self, eeg: np.ndarray) -> None:
-        """The next samples. eeg: (N, t) uV, any t."""
+        """Scan the next samples. eeg: (N, t) uV, any t."""
         step = max(1, BLOCK // max(1, len(self.electrodes)))
         for start in range(0, eeg.shape[1], step):
             with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 is infinite to a model, too
                 self._add(np.ascontiguousarray(eeg[:, start : start + step], dtype=np.float32))
 
     def _starts(self, first: int, last: int) -> np.ndarray:
-        """First samples of these seconds, both ends included."""
+        """Return the first samples of these seconds, both ends included."""
         return np.ceil(np.round(np.arange(first, last + 1) * self.rate, 6)).astype(np.int64)
 
     def _add(self, eeg: np.ndarray) -> None:
@@ -164,23 +155,25 @@ class SignalScan:
         starts -= starts[0]
         starts = starts[starts <= eeg.shape[1]]
         if whole := len(starts) - 1:
-            self._found.append(_look(eeg, starts, self._run))
+            self._pieces.append(_extremes(eeg, starts, self._run))
+            finite, moved = _movements(*self._pieces[-1][:2])
+            self._movements.append((finite.all(axis=0), moved.max(axis=0), np.median(moved, axis=0)))
             self._seconds += whole
         self._rest = eeg[:, starts[-1] :].copy()
 
     def result(self) -> Quality:
-        """What was found so far."""
-        found, part = list(self._found), self._rest.shape[1]
+        """Judge all samples up to now."""
+        pieces, part = list(self._pieces), self._rest.shape[1]
         if part:
-            found.append(_look(self._rest, np.array([0, part]), self._run))
-        if not found:
+            pieces.append(_extremes(self._rest, np.array([0, part]), self._run))
+        if not pieces:
             return Quality.merged(())
-        low, high, at_low, at_high = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        low, high, at_low, at_high = (np.concatenate(parts, axis=1) for parts in zip(*pieces, strict=True))
         finite, moved = _movements(low, high)
         judged = finite.copy()
         if 0 < part < MIN_PART * self.rate:
             judged[:, -1] = False
-        flat = judged & (moved <= _still(moved[judged]))
+        flat = judged & (moved <= _flat_up_to(moved[judged]))
         lowest = np.where(finite, low, np.inf).min(axis=1, keepdims=True)  # (N, 1): of the whole recording
         highest = np.where(finite, high, -np.inf).max(axis=1, keepdims=True)
         stuck = (at_low & (low == lowest)) | (at_high & (high == highest))
@@ -188,43 +181,29 @@ class SignalScan:
         not_finite, flats, saturated = map(self._by_electrode, (~finite, flat, stuck & finite & ~flat))
         return Quality(valid, not_finite, flats, saturated, _binned(self._fine))
 
-    def valid(self, first: int, stop: int) -> np.ndarray:
-        """Whether seconds first to stop can be used, as far as they are whole and there, and as known by now: bool."""
-        ends = np.cumsum([low.shape[1] for low, *_ in self._found])
-        begin, end = np.searchsorted(ends, [first, stop], side="right")
-        if begin == len(ends):
+    def _valid(self, first: int, stop: int) -> np.ndarray:
+        """Judge seconds first to stop, those that are complete, by all that was scanned by now: bool."""
+        if not self._movements:
             return np.zeros(0, bool)
-        low, high = (np.concatenate([part[i] for part in self._found[begin : end + 1]], axis=1) for i in (0, 1))
-        finite, moved = _movements(low, high)
-        flat = finite & (moved <= _still(self._usual_movements()))
-        before = ends[begin - 1] if begin else 0
-        return np.logical_and(finite.all(axis=0), ~flat.all(axis=0))[first - before : stop - before]
-
-    def _usual_movements(self) -> np.ndarray:
-        """Of each second the median movement, uV, of the piece that it came in; without what is not finite."""
-        for low, high, *_ in self._found[len(self._medians) :]:
-            finite, moved = _movements(low, high)
-            self._medians.append((float(np.median(moved[finite])) if finite.any() else math.inf, moved.shape[1]))
-        medians, seconds = map(np.array, zip(*self._medians, strict=True))
-        usual = np.repeat(medians, seconds)
-        return usual[np.isfinite(usual)]
+        finite, largest, median = (np.concatenate(parts) for parts in zip(*self._movements, strict=True))
+        return (finite & (largest > _flat_up_to(median[np.isfinite(median)])))[first:stop]
 
     def usable(self, eeg: np.ndarray, at: int, rate: float) -> np.ndarray:
-        """Of the signal after filters, eeg (N, t) from sample `at` on at a rate in Hz, what lies in usable seconds.
+        """Return the samples in usable seconds of the filtered signal, eeg (N, t) from sample `at` on, rate in Hz.
 
-        The others, such as what filters make of electrodes that were taken off, say nothing of the unit.
+        The others (filtered noise of electrodes that were taken off) say nothing of the unit.
         """
         seconds = ((at + np.arange(eeg.shape[1])) / rate).astype(np.int64)
-        valid = self.valid(seconds[0], seconds[-1] + 1)
+        valid = self._valid(seconds[0], seconds[-1] + 1)
         return eeg if valid.all() else eeg[:, valid[np.minimum(seconds - seconds[0], len(valid) - 1)]]
 
     def _by_electrode(self, bad: np.ndarray) -> dict[str, int]:
-        """Seconds of each electrode that has any. bad: (N, seconds) bool."""
+        """Count the bad seconds of each electrode that has any. bad: (N, seconds) bool."""
         return {name: int(n) for name, n in zip(self.electrodes, bad.sum(axis=1), strict=True) if n}
 
 
 def _movements(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where electrodes are finite, bool, and by how much they move, uV (infinity elsewhere): (N, seconds) each.
+    """Return where electrodes are finite, bool, and how much they move there, uV (else infinity): (N, seconds) each.
 
     low, high: (N, seconds), smallest and largest values.
     """
@@ -233,13 +212,13 @@ def _movements(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarra
         return finite, np.subtract(high, low, out=np.full_like(high, np.inf), where=finite)
 
 
-def _still(moved: np.ndarray) -> float:
-    """What counts as no movement in a second, uV, where these are the movements, of any shape."""
+def _flat_up_to(moved: np.ndarray) -> float:
+    """Return the movement in a second, uV, up to which an electrode is flat. moved: all movements, any shape."""
     return min(FLAT, FLAT_SHARE * float(np.median(moved))) if moved.size else 0.0
 
 
-def _look(eeg: np.ndarray, starts: np.ndarray, run: int) -> tuple[np.ndarray, ...]:
-    """Smallest and largest value of each second, and whether it stays there for `run` samples: (N, seconds) each.
+def _extremes(eeg: np.ndarray, starts: np.ndarray, run: int) -> tuple[np.ndarray, ...]:
+    """Return each second's smallest and largest value, and whether it stays there `run` samples: (N, seconds) each.
 
     eeg: (N, t) float32; starts: (seconds + 1,) first samples, the last one is the end.
     """
@@ -247,30 +226,25 @@ def _look(eeg: np.ndarray, starts: np.ndarray, run: int) -> tuple[np.ndarray, ..
     width = int(lengths.max())
     if (lengths == width).all():
         seconds = eeg[:, : starts[-1]].reshape(len(eeg), -1, width)  # (N, seconds, width)
-    else:  # of a rate that is no whole number: shorter seconds repeat their last sample, which changes no extreme
+    else:  # the rate is no whole number: shorter seconds repeat their last sample, which changes no extreme
         seconds = eeg[:, np.minimum(starts[:-1, None] + np.arange(width), starts[1:, None] - 1)]
     low, high = seconds.min(axis=2), seconds.max(axis=2)
-    same = seconds[..., 1:] == seconds[..., :-1]
-    same[:, lengths < width, -1:] = False  # not the repeated one
-    joined = 1
-    while joined < run - 1:  # `same` at i: values i to i + joined are equal
-        shift = min(joined, run - 1 - joined)
-        same = same[..., :-shift] & same[..., shift:]
-        joined += shift
-    at_low, at_high = np.zeros(low.shape, bool), np.zeros(low.shape, bool)
-    row, second = np.nonzero(same.any(axis=2) & (low < high))
-    begins = seconds[row, second, : same.shape[2]]  # (k, places), of the few seconds that hold such a run
-    for flags, extreme in ((at_low, low), (at_high, high)):
-        flags[row, second] = (same[row, second] & (begins == extreme[row, second, None])).any(axis=1)
-    return low, high, at_low, at_high
+    stays = []
+    for extreme in (low, high):
+        at = seconds == extreme[..., None]
+        at[:, lengths < width, -1:] = False  # not the repeated one
+        for _ in range(run - 1):
+            at = at[..., 1:] & at[..., :-1]
+        stays.append(at.any(axis=2) & (low < high))
+    return low, high, *stays
 
 
 def warnings(quality: Quality) -> list[str]:
-    """What is worth a warning in a scan of signals that should be EEG in uV: full sentences with numbers."""
-    found = unit_warnings(quality)
+    """Return warnings about signals that should be EEG in uV: full sentences with numbers."""
+    texts = unit_warnings(quality)
     seconds, invalid = len(quality.valid), int((~quality.valid).sum())
     if invalid > MANY_INVALID * seconds:
-        found.append(
+        texts.append(
             f"{invalid} of {seconds} seconds ({invalid / seconds:.1%}) cannot be used: an electrode is not finite in "
             "them, or all electrodes are flat."
         )
@@ -281,15 +255,15 @@ def warnings(quality: Quality) -> list[str]:
         shares = {name: n / quality.seconds for name, n in counts.items() if n > limit * quality.seconds}
         if shares:
             worst = sorted(shares, key=lambda name: -shares[name])
-            found.append(
+            texts.append(
                 f"{len(shares)} electrode(s) {what} in more than {limit:.0%} of the seconds: "
-                f"{some([f'{name} ({shares[name]:.0%})' for name in worst])}."
+                f"{first_few([f'{name} ({shares[name]:.0%})' for name in worst])}."
             )
-    return found
+    return texts
 
 
 def unit_warnings(quality: Quality) -> list[str]:
-    """What the amplitudes say about the unit: nothing, or that it is another one than uV."""
+    """Return a warning if the amplitudes say that the unit is not uV."""
     median = _percentile(np.concatenate([[0], quality.histogram[1:]]), 50)  # zeros are of no unit
     if median is None or LIKELY[0] <= median <= LIKELY[1]:
         return []
@@ -305,7 +279,7 @@ def unit_warnings(quality: Quality) -> list[str]:
 def split_warnings(
     labels: Mapping[str, np.ndarray], subjects: Mapping[str, Collection[str]], classes: Sequence[str]
 ) -> list[str]:
-    """What is worth a warning in the splits of a labelled set.
+    """Return warnings about the splits of a labelled set.
 
     labels: split -> (samples,) class numbers; empty for a regression; subjects: split -> subject of each sample.
     """
@@ -313,25 +287,25 @@ def split_warnings(
     for split, members in subjects.items():
         for subject in sorted(set(members)):
             sides.setdefault(subject, []).append(split)
-    found = []
+    texts = []
     if both := [f"{subject} ({', '.join(splits)})" for subject, splits in sides.items() if len(splits) > 1]:
-        found.append(f"{len(both)} subject(s) are on more than one side of the splits: {some(both)}.")
+        texts.append(f"{len(both)} subject(s) are on more than one side of the splits: {first_few(both)}.")
     held = {split: [classes[i] for i in np.unique(values)] for split, values in labels.items() if len(values)}
     for split, names in held.items():
         if len(names) == 1:
-            found.append(f"All {len(labels[split])} samples of {split} have the class {names[0]}.")
+            texts.append(f"All {len(labels[split])} samples of {split} have the class {names[0]}.")
     missing = {name: [split for split, names in held.items() if name in names] for name in classes}
     if alien := [f"{name} ({', '.join(s)})" for name, s in missing.items() if s and "train" not in s]:
-        found.append(f"{len(alien)} class(es) are to be recognised, but are not in train: {some(alien)}.")
-    return found
+        texts.append(f"{len(alien)} class(es) are to be recognised, but are not in train: {first_few(alien)}.")
+    return texts
 
 
 def compare_with_published(
     name: str, sizes: Mapping[str, int], published: Mapping[str, Sequence[int]]
 ) -> tuple[str, bool] | None:
-    """Say how the samples of train, val and test compare with the published ones, and whether they are the same.
+    """Compare the samples of train, val and test with the published ones: a sentence, and whether they are the same.
 
-    published: `name`, or `name` and a version, -> samples; None if nothing is published under this name.
+    published: `name`, or `name` and a version, -> samples; returns None if nothing is published under this name.
     """
     known = {key: tuple(value) for key, value in published.items() if key == name or key.startswith(f"{name} ")}
     own = tuple(sizes.get(split, 0) for split in ("train", "val", "test"))
@@ -343,6 +317,6 @@ def compare_with_published(
     return f"Samples of train, val and test are {', '.join(map(str, own))}; published are {others}.", False
 
 
-def some(words: Sequence[str], most: int = 5) -> str:
-    """The first few of a list, and how many more there are."""
+def first_few(words: Sequence[str], most: int = 5) -> str:
+    """Join the first few of a list, and say how many more there are."""
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")

@@ -5,6 +5,7 @@ The windows themselves: `recordings.py`. Without torch.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,10 @@ from typing import Any
 import numpy as np
 
 from dataset_maker.pipeline import FilterSettings, Pipeline, check_header, read_raw
-from dataset_maker.scans import complete_recordings, complete_samples
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
 from eeg_data.hdf5 import SUFFIXES, open_file, printable, readable
-from eeg_data.labelled_files import LabelledFile, UsableSamples, read_eeg, read_labelled, read_samples
-from eeg_data.pretraining_files import SAMPLING_RATE, Recording, covered, read_recordings, seconds_of
-from eeg_data.quality import Quality, SignalScan
+from eeg_data.labelled_files import LabelledFile, Samples, UsableSamples, read_eeg, read_labelled, read_samples
+from eeg_data.pretraining_files import SAMPLING_RATE, Recording, read_recordings
 from electrodes import resolve
 from errors import InputError, UsageError
 from inference.recordings import Options, Signal, Windows, cut, signal_of_raw, unit_factor
@@ -72,7 +71,7 @@ def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[t
         if labelled:
             description = read_labelled(path)
         else:
-            recordings, _ = complete_recordings(read_recordings(path))
+            recordings = read_recordings(path)
     except InputError as error:
         yield str(path), partial(_failed, error)
     for recording in recordings:
@@ -107,20 +106,16 @@ def _failed(error: InputError) -> Windows:
 
 def _open_recording(recording: Recording, options: Options) -> Windows:
     names, rows = _kept(recording.montage, options.pipeline, recording.where)
-    invalid = covered(recording.invalid or (), seconds_of(recording.length))
     quality = recording.quality()
-    if quality is None:
-        scan = SignalScan(recording.montage, SAMPLING_RATE)
-        for block in recording.blocks():
-            scan.add(block)
-        quality = scan.result()
+    if quality is None or recording.invalid is None:
+        quality = recording.scan()
     factor = unit_factor(options, quality, recording.where)
 
     def read(start: int, samples: int) -> np.ndarray:
         return recording.read(start, samples)[rows] * factor
 
     name = plain_name(recording.name)
-    return cut(Signal(recording.where, name, names, recording.length, read, ~invalid), options)
+    return cut(Signal(recording.where, name, names, recording.length, read, quality.valid), options)
 
 
 def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
@@ -128,14 +123,12 @@ def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
     where = f"{file.path}, group {split}"
     if split not in file.splits:
         raise InputError(f"{file.path}: has no group {split}, only {', '.join(file.splits)}; correct --split")
-    every = {name: read_samples(file, name) for name in file.splits}  # what is kept of a scan is of a whole file
-    parts = complete_samples(every, montage=file.montage, seconds=file.seconds, thorough=True)
+    parts = [_scanned(part, file) for part in read_samples(file, split)]
     names, rows = _kept(file.montage, options.pipeline, where)
-    usable = UsableSamples(parts[split])
+    usable = UsableSamples(parts)
     if not len(usable):
         raise InputError(f"{where}: no sample can be used: make the file again")
-    seen = Quality.merged(part.quality for part in parts[split] if part.quality is not None)
-    factor = unit_factor(options, seen, where)
+    factor = unit_factor(options, usable.quality, where)
 
     def read(number: int) -> np.ndarray:
         path, row = usable.place(number)
@@ -153,6 +146,14 @@ def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
         usable.labels,
         file.classes,
     )
+
+
+def _scanned(part: Samples, file: LabelledFile) -> Samples:
+    """Add what a scan finds where the file does not say it."""
+    if part.valid is not None and part.quality is not None:
+        return part
+    quality = part.scan(file.montage, file.seconds)
+    return replace(part, valid=quality.valid.reshape(len(part), file.seconds), quality=quality)
 
 
 def _plain_names(recordings: Sequence[str]) -> list[str]:

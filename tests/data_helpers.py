@@ -51,8 +51,9 @@ def write_pretraining(
     dtype: Any = np.float32,
     as_bytes: bool = False,
     leave_out: Collection[str] = (),
+    valid: Sequence[Any] = (),
 ) -> Path:
-    """Write a pre-training file; as_bytes: electrode names as bytes; leave_out: attributes."""
+    """Write a pre-training file; as_bytes: electrode names as bytes; leave_out: attributes; valid: by recording."""
     path.parent.mkdir(parents=True, exist_ok=True)
     order = np.array([n.encode() for n in names]) if as_bytes else np.array(names, dtype=h5py.string_dtype())
     attributes = {"chOrder": order, "rsFreq": rate, "lFreq": 0.1, "hFreq": 75.0}
@@ -61,6 +62,8 @@ def write_pretraining(
             chunks = (len(eeg), min(200, eeg.shape[1]))
             data = file.create_group(f"recording{i}").create_dataset("eeg", data=eeg.astype(dtype), chunks=chunks)
             data.attrs.update({key: value for key, value in attributes.items() if key not in leave_out})
+        for i, seconds in enumerate(valid):
+            file[f"recording{i}/valid"] = seconds
     return path
 
 

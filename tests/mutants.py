@@ -1,7 +1,6 @@
 """Broken recordings, data files and manifests: mutant `number` of a kind is always the same bytes.
 
-`mutant(form, kind, number)`: forms are `edf` and `eeghdf` (recordings, the latter HDF5), `pretraining` and `labelled`
-(HDF5), `manifest` (CSV); kinds are `flipped` (bytes changed), `cut` (bytes lost), `header` (fields and attributes
+`mutant(form, kind, number)`: forms are `edf` and `eeghdf` (recordings, the latter HDF5) and `manifest` (CSV); kinds are `flipped` (bytes changed), `cut` (bytes lost), `header` (fields and attributes
 changed) and `size` (lengths forged).
 Written from the formats' descriptions, without the project's own writers.
 """
@@ -15,9 +14,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-FORMS = ("edf", "pretraining", "labelled", "manifest", "eeghdf")
+FORMS = ("edf", "manifest", "eeghdf")
 KINDS = ("flipped", "cut", "header", "size")
-SUFFIX = {"edf": ".edf", "pretraining": ".hdf5", "labelled": ".hdf5", "manifest": ".csv", "eeghdf": ".eeg.h5"}
+SUFFIX = {"edf": ".edf", "manifest": ".csv", "eeghdf": ".eeg.h5"}
 RATE = 200  # Hz
 PATIENT = "MCH-0234567 F 03-FEB-1981 Roe_Jane"  # in every EDF header: no message may quote it
 LABELS = ("EEG Fp1", "C3", "EEG Cz-REF", "ECG")
@@ -158,43 +157,6 @@ def _options(random: Random, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"chunks": shape} | (packed if kind == 3 else {})
 
 
-def _quality(seconds: int) -> str:
-    return f'{{"flat": {{}}, "histogram": {{"150": 7}}, "not_finite": {{}}, "saturated": {{}}, "seconds": {seconds}}}'
-
-
-def _pretraining(file: h5py.File, random: Random) -> None:
-    stated = random.random() < 0.5
-    for number, seconds in enumerate((4, 3)):
-        group = file.create_group(f"recording{number}")
-        eeg = _noise(random, 2, seconds * RATE + 7)
-        if random.random() < 0.2:
-            eeg[0, 250] = np.nan
-        kind = str(random.choice(["float32", "float64", "float16", "int16"], p=[0.7, 0.1, 0.1, 0.1]))
-        with np.errstate(invalid="ignore"):
-            data = group.create_dataset("eeg", data=eeg.astype(kind), **_options(random, (2, RATE)))
-        data.attrs.update(chOrder=["C3", "C4"], rsFreq=200.0, lFreq=0.1, hFreq=75.0)
-        if stated:
-            data.attrs["quality"] = _quality(seconds + 1)
-            group["valid"] = np.arange(seconds + 1) != 1
-
-
-def _labelled(file: h5py.File, random: Random) -> None:
-    kind = _pick(random, ["binary", "multiclass", "regression"])
-    classes = {"binary": ["rest", "task"], "multiclass": ["a", "b", "c"], "regression": ["x", "y"]}[kind]
-    file.attrs.update(name="Own", task=kind, classes=classes, chOrder=["C3", "C4"], rsFreq=200.0)
-    stated = random.random() < 0.5
-    for split, count in (("train", 4), ("val", 2), ("test", 2)):
-        group = file.create_group(split)
-        group.create_dataset("eeg", data=_noise(random, count, 2, 2 * RATE), **_options(random, (1, 2, 2 * RATE)))
-        group["label"] = _noise(random, count, 2) if kind == "regression" else np.arange(count) % len(classes)
-        text = h5py.string_dtype()
-        group.create_dataset("recording", data=[f"{split}-{i // 2}" for i in range(count)], dtype=text)
-        group.create_dataset("subject", data=[f"S{split[0]}{i // 2}" for i in range(count)], dtype=text)
-        if stated:
-            group["valid"] = np.arange(2 * count).reshape(count, 2) != 1
-            group.attrs["quality"] = _quality(2 * count)
-
-
 def _eeghdf(file: h5py.File, random: Random) -> None:
     file.create_group("patient").attrs.update(patient_name="Roe, Jane", birthdate="1981-02-03")
     record = file.create_group("record-0")
@@ -210,7 +172,7 @@ def _eeghdf(file: h5py.File, random: Random) -> None:
         record[f"signal_{name}"] = np.full(3, limit)
 
 
-HDF5 = {"pretraining": _pretraining, "labelled": _labelled, "eeghdf": _eeghdf}
+HDF5 = {"eeghdf": _eeghdf}
 Change = Callable[[h5py.File, Random], None]
 
 

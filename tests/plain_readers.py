@@ -95,14 +95,6 @@ def eeghdf(source: str, made: list[str], _: Any) -> str | None:
     return None
 
 
-def usable(eeg: np.ndarray) -> tuple[bool, bool]:
-    """Return whether a window (N, time), of which nothing is stated, must be there and whether it may."""
-    if not np.isfinite(eeg).all():
-        return False, False
-    moves = np.ptp(eeg.astype(np.float64).reshape(len(eeg), -1, RATE), axis=2)
-    return bool(((moves > 1) & (moves < 1e5)).all()), bool((moves > 0).any())
-
-
 def as_text(values: Any) -> list[str]:
     """Return an attribute's or a data set's texts."""
     return [value.decode() if isinstance(value, bytes) else value for value in np.atleast_1d(values).ravel()]
@@ -118,66 +110,6 @@ def defined(data: h5py.Dataset) -> bool:
         return all(chunk.size >= size for chunk in chunks)
     packed = [data.id.read_direct_chunk(chunk.chunk_offset)[1] for chunk in chunks]
     return all(len(zlib.decompress(content)) >= size for content in packed)
-
-
-def pretraining(source: str, made: str, _: Any) -> str | None:
-    """Compare windows of a second, one a second, with a file's bytes."""
-    with h5py.File(source) as file, np.load(made) as found:
-        given = {(str(n), int(s)): i for i, (n, s) in enumerate(zip(found["name"], found["start"], strict=True))}
-        for name in file:
-            data = file[name]["eeg"]
-            if as_text(data.attrs.get("chOrder", file[name].attrs.get("chOrder"))) != list(found[f"montage {name}"]):
-                return f"{name}: another montage"
-            if not defined(data):
-                given = {key: index for key, index in given.items() if key[0] != name}
-                continue
-            valid = file[name]["valid"][:].astype(bool) if "valid" in file[name] else None
-            for second in range(data.shape[1] // RATE):
-                index = given.pop((name, second * RATE), None)
-                if valid is not None and not valid[second]:
-                    if index is not None:
-                        return f"{name}, second {second}: invalid, but kept"
-                    continue  # nobody reads it, and it may be damaged
-                eeg = data[:, second * RATE : (second + 1) * RATE].astype(np.float32)
-                must, may = usable(eeg) if valid is None else (True, True)
-                if (index is None and must) or (index is not None and not may):
-                    return f"{name}, second {second}: {'left out' if index is None else 'kept'}"
-                if index is not None and not np.array_equal(found["eeg"][index], eeg, equal_nan=True):
-                    return f"{name}, second {second}: other values"
-        return f"windows that are not in the file: {list(given)}" if given else None
-
-
-def labelled(source: str, made: str, _: Any) -> str | None:
-    """Compare the samples of all splits with a file's bytes."""
-    with h5py.File(source) as file, np.load(made) as found:
-        if as_text(file.attrs["chOrder"]) != list(found["montage"]):
-            return "another montage"
-        for split in ("train", "val", "test"):
-            if split not in file:
-                if f"{split} samples" in found:
-                    return f"{split}: is not in the file"
-                continue
-            group, kept = file[split], list(found.get(f"{split} samples", ()))
-            for place in range(len(group["label"]) if defined(group["eeg"]) else 0):
-                if "valid" in group and not group["valid"][place].all():
-                    if place in kept:
-                        return f"{split}, sample {place}: invalid, but kept"
-                    continue  # nobody reads it, and it may be damaged
-                eeg = group["eeg"][place].astype(np.float32)
-                must, may = (True, True) if "valid" in group else usable(eeg)
-                if (must and place not in kept) or (place in kept and not may):
-                    return f"{split}, sample {place}: {'kept' if place in kept else 'left out'}"
-                if place in kept and not np.array_equal(found[f"{split} eeg"][kept.index(place)], eeg, equal_nan=True):
-                    return f"{split}, sample {place}: other values"
-            if not kept:
-                continue
-            labels = group["label"][:].reshape(len(group["label"]), -1)[kept]
-            if not np.array_equal(found[f"{split} label"].reshape(len(kept), -1), labels.astype(np.float32)):
-                return f"{split}: other labels"
-            for key in ("recording", "subject"):
-                if list(found[f"{split} {key}"]) != [as_text(group[key][:])[place] for place in kept]:
-                    return f"{split}: other texts in {key}"
-    return None
 
 
 def signals(folder: Path) -> dict[Path, np.ndarray]:
@@ -231,7 +163,7 @@ def manifest(source: str, made: str, _: Any) -> str | None:
     return None
 
 
-FORMS = {"edf": edf, "eeghdf": eeghdf, "pretraining": pretraining, "labelled": labelled, "manifest": manifest}
+FORMS = {"edf": edf, "eeghdf": eeghdf, "manifest": manifest}
 
 
 def main() -> None:

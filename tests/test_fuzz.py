@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,65 +110,6 @@ def test_mutated_recordings_convert_to_what_mne_reads_or_are_left_out_with_a_rea
     defects |= {name: problem for name, problem in zip(made, differences, strict=True) if problem}
     with capfd.disabled():
         conclude(form, {name: "message" if name in left_out else "values" for name in paths}, defects)
-
-
-def driven(form: str, paths: dict[str, Path], cache: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield what the driver says of each file; a file at which it dies costs only itself."""
-    left = dict(paths)
-    while left:
-        command = [sys.executable, str(TESTS / "mutant_driver.py"), form, *map(str, left.values())]
-        variables = os.environ | {"OMP_NUM_THREADS": "1", "LABRAM_CACHE": str(cache)}
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
-        at = ""
-        for line in ended.stdout.splitlines():
-            found = json.loads(line)
-            if "begins" in found:
-                at = Path(found["begins"]).stem
-            else:
-                yield at, found
-                left.pop(at)
-                at = ""
-        if left:
-            assert at, ended.stderr
-            left.pop(at)
-            yield at, {"crash": f"the process ended with {ended.returncode}: {ended.stderr[-1500:]}"}
-
-
-def defect_of(found: dict[str, Any]) -> str | None:
-    """Return what is wrong with how training and inspect took a file, if anything."""
-    if "crash" in found:
-        return found["crash"]
-    training, inspect = found["training"], found["inspect"]
-    for part in (training, inspect):
-        if "traceback" in part:
-            return part["traceback"]
-    if "message" in training and (problem := unclean(training["message"])):
-        return problem
-    wrong = [line for line in inspect["err"].splitlines() if not line.startswith("error: ") or unclean(line)]
-    if wrong or (inspect["code"] != 0) != bool(inspect["err"]) or not inspect["out"].replace("\n", "").isprintable():
-        return f"inspect: {inspect}"
-    return f"took {found['megabytes']:.0f} MB" if found["megabytes"] > 1000 else None
-
-
-@pytest.mark.parametrize("form", ["pretraining", "labelled"])
-def test_mutated_data_files_give_training_what_h5py_reads_or_one_line(
-    tmp_path: Path, capfd: pytest.CaptureFixture, form: str
-) -> None:
-    paths = write(tmp_path / "in", form)
-    defects, requests, ends = {}, {}, {}
-    for name, found in driven(form, paths, tmp_path / "cache"):
-        if problem := defect_of(found):
-            defects[name] = problem
-        elif "values" in found["training"]:
-            requests[name] = [form, str(paths[name]), f"{paths[name]}.npz", None]
-        ends[name] = "values" if name in requests else "message"
-        if name not in defects and ends[name] == "values" and found["inspect"]["code"] != 0:
-            defects[name] = f"training takes it, inspect does not: {found['inspect']['err']}"
-    assert ends.keys() == paths.keys()
-    differences = plain_differences(tmp_path, list(requests.values()))
-    defects |= {name: problem for name, problem in zip(requests, differences, strict=True) if problem}
-    with capfd.disabled():
-        conclude(form, ends, defects)
 
 
 def made_from(folder: Path) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Recordings of pre-training files: their valid seconds, the windows that avoid the others, and absurd files."""
+"""Recordings of pre-training files: golden windows, valid seconds, and files that are none."""
 
 import itertools
 import json
@@ -10,19 +10,14 @@ import numpy as np
 import pytest
 
 import layers
-from data_helpers import PAIR, TRIO, only_line, signal, write_pretraining
+from data_helpers import PAIR, TRIO, counting, only_line, signal, write_pretraining
 from eeg_data import labelled_files, pretraining_files
-from eeg_data.pretraining_files import Recording, by_montage, covered, read_recordings, stretches, window_range
+from eeg_data.pretraining import MontageWindows
+from eeg_data.pretraining_files import Recording, covered, default_window, read_recordings, stretches, window_range
 from errors import InputError
 from training import metrics
 
-
-def with_valid(path: Path, valid: Any, samples: int = 1900) -> Path:
-    """Write a file of one recording that says which seconds are valid."""
-    write_pretraining(path, PAIR, [signal(2, samples)])
-    with h5py.File(path, "r+") as file:
-        file["recording0/valid"] = valid
-    return path
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "windows.json").read_text())
 
 
 def test_the_formats_numbers_are_the_models_and_the_metrics() -> None:
@@ -31,152 +26,190 @@ def test_the_formats_numbers_are_the_models_and_the_metrics() -> None:
     assert labelled_files.TASKS == tuple(metrics.METRICS) == tuple(metrics.SELECT_BY)
 
 
-@pytest.mark.parametrize("row", [[], [1], [0], [1, 1, 0, 1], [0, 0, 1, 1, 0], [1] * 7, [0, 1, 0, 1, 0]])
-def test_stretches_say_where_a_row_is_true(row: list[int]) -> None:
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: f"{case['window']}-{case['stride']}")
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_windows_are_those_of_the_released_dataset(tmp_path: Path, case: dict, kind: str) -> None:
+    recordings = []
+    for name, lengths in GOLDEN["recording_lengths"].items():
+        eeg = [counting(2, length) for length in lengths]
+        file = write_pretraining(tmp_path / f"{name}.hdf5", PAIR, eeg, dtype=kind, as_bytes=kind == "float64")
+        recordings += read_recordings(file)
+    ends = {"start": case["start"], "end": case["end"]}
+    windows = MontageWindows(recordings, window=case["window"], stride=case["stride"], **ends)
+    assert len(windows) == case["len"] == len(case["first_samples"])
+    eeg = [windows[i] for i in range(len(windows))]
+    assert [float(window[0, 0]) for window in eeg] == case["first_samples"]
+    for window in eeg:
+        assert window.shape == (2, case["window"]) and window.dtype == np.float32
+        assert (np.diff(window) == 1).all() and (window[1] - window[0] == 100_000).all()
+
+
+@pytest.mark.parametrize(
+    ("electrodes", "seconds"), [(1, 16), (16, 16), (17, 15), (19, 13), (32, 8), (64, 4), (128, 2), (136, 1)]
+)
+def test_the_default_window_holds_at_most_256_patches_and_16_seconds(electrodes: int, seconds: int) -> None:
+    assert default_window(electrodes) == seconds * 200
+
+
+def test_two_parts_of_a_recording_have_all_of_its_windows() -> None:
+    for length in (0, 399, 400, 600, 2975):
+        parts = [*window_range(length, 400, 130, 0, 0.3), *window_range(length, 400, 130, 0.3, 1)]
+        assert parts == list(window_range(length, 400, 130)) == [i for i in range(30) if i * 130 + 400 <= length]
+
+
+@pytest.mark.parametrize("row", [[], [1], [0], [1, 1, 0, 1], [0, 0, 1, 1, 0], [1] * 7])
+def test_stretches_are_where_a_row_is_true(row: list[int]) -> None:
     bad = np.array(row, dtype=bool)
-    found = stretches(bad)
-    assert [i for first, end in found for i in range(first, end)] == np.flatnonzero(bad).tolist()
-    assert all(end < first for (_, end), (first, _) in itertools.pairwise(found))
-    np.testing.assert_array_equal(covered(found, len(row)), bad)
+    parts = stretches(bad)
+    assert [i for first, end in parts for i in range(first, end)] == np.flatnonzero(bad).tolist()
+    assert all(end < first for (_, end), (first, _) in itertools.pairwise(parts))
+    np.testing.assert_array_equal(covered(parts, len(row)), bad)
+
+
+def test_windows_are_those_that_touch_no_invalid_second() -> None:
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        length, window, stride = int(rng.integers(1, 9000)), int(rng.integers(1, 17)) * 200, int(rng.integers(1, 900))
+        ends = (0.0, 1.0) if seed % 2 else (0.25, 0.8)
+        bad = rng.random(-(-length // 200)) < rng.choice([0, 0.05, 0.3, 1])
+        recording = Recording(Path("a"), "r", PAIR, length, stretches(bad))
+        touched = np.repeat(bad, 200)
+        every = list(window_range(length, window, stride, *ends))
+        expected = [i for i in every if not touched[i * stride : i * stride + window].any()]
+        runs, left_out = recording.windows(window, stride, *ends)
+        assert [i for run in runs for i in run] == expected
+        assert left_out == len(every) - len(expected)
+        assert len(runs) <= len(recording.invalid or ()) + 1
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64])
 def test_a_file_says_which_seconds_are_valid(tmp_path: Path, dtype: type) -> None:
     valid = np.array([1, 1, 0, 0, 1, 1, 1, 0, 1, 0], dtype=dtype)  # 9.5 s
-    (recording,) = read_recordings(with_valid(tmp_path / "a.hdf5", valid))
-    assert recording.invalid == ((2, 4), (7, 8), (9, 10))
-    (silent,) = read_recordings(write_pretraining(tmp_path / "b.hdf5", PAIR, [signal(2, 1900)]))
-    assert silent.invalid is None
+    path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 1900)] * 2, valid=[valid])
+    marked, silent = read_recordings(path)
+    assert marked.invalid == ((2, 4), (7, 8), (9, 10)) and marked.valid.tolist() == valid.astype(bool).tolist()
+    assert silent.invalid is None and silent.valid.all()
 
 
 @pytest.mark.parametrize(
-    "valid",
-    [np.ones(9, bool), np.ones(11, bool), np.ones((10, 2), bool), np.ones(10), np.array(True), ["x"] * 10],
-    ids=lambda value: f"{np.shape(value)}-{np.asarray(value).dtype}",
+    "valid", [np.ones(9, bool), np.ones((10, 2), bool), np.ones(10), ["x"] * 10, None], ids=lambda v: str(np.shape(v))
 )
 def test_valid_that_is_not_one_boolean_a_second_is_refused(tmp_path: Path, valid: Any) -> None:
-    path = with_valid(tmp_path / "a.hdf5", valid)
+    path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 1900)])
+    with h5py.File(path, "r+") as file:
+        if valid is None:
+            file.create_group("recording0/valid")
+        else:
+            file["recording0/valid"] = valid
     with pytest.raises(InputError) as error:
         read_recordings(path)
-    only_line(error, path, "recording0", "`valid` is", "expected (10,)", "1900 samples", "make the file again")
+    only_line(error, path, "recording0", "`valid`", "(10,)")
 
 
-def test_valid_that_is_no_dataset_is_refused(tmp_path: Path) -> None:
-    path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 400)])
-    with h5py.File(path, "r+") as file:
-        file.create_group("recording0/valid")
-    with pytest.raises(InputError, match="`valid` is no dataset"):
-        read_recordings(path)
+def test_the_makers_scan_is_read_and_nonsense_is_refused(tmp_path: Path) -> None:
+    scan = {"flat": {"FP1": 2}, "saturated": {}, "not_finite": {}, "histogram": {"180": 9}, "seconds": 10}
+    for i, owner in enumerate(("recording0/eeg", "recording0")):  # of a maker, of `inspect_data --mark`
+        path = write_pretraining(tmp_path / f"{i}.hdf5", PAIR, [signal(2, 1900)], valid=[np.arange(10) != 3])
+        assert read_recordings(path)[0].quality() is None
+        for text in (json.dumps(scan), "{}", 3.5):
+            other = tmp_path / f"{i}-{len(str(text))}.hdf5"
+            other.write_bytes(path.read_bytes())
+            with h5py.File(other, "r+") as file:
+                file[owner].attrs["quality"] = text
+            (recording,) = read_recordings(other)
+            if text == json.dumps(scan):
+                quality = recording.quality()
+                assert quality is not None and quality.flat == {"FP1": 2} and quality.histogram[180] == 9
+                assert quality.valid.tolist() == [i != 3 for i in range(10)]
+            else:
+                with pytest.raises(InputError) as error:
+                    recording.quality()
+                only_line(error, other, "recording0", "quality")
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_windows_are_those_that_touch_no_invalid_second(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    length, window, stride = int(rng.integers(1, 9000)), int(rng.integers(1, 17)) * 200, int(rng.integers(1, 900))
-    ends = sorted(rng.choice([0, 0.19, 0.5, 0.73, 1], 2)) if seed % 2 else [0, 1]
-    bad = rng.random(-(-length // 200)) < rng.choice([0.05, 0.3, 0.9])
-    recording = Recording(Path("a"), "r", PAIR, length, stretches(bad))
-    touched = np.repeat(bad, 200)  # the samples of invalid seconds
-    every = list(window_range(length, window, stride, *ends))
-    expected = [i for i in every if not touched[i * stride : i * stride + window].any()]
-    runs, left_out = recording.windows(window, stride, *ends)
-    assert [i for run in runs for i in run] == expected
-    assert left_out == len(every) - len(expected)
-    assert len(runs) <= len(recording.invalid or ()) + 1 and all(runs)
-
-
-def test_a_recording_comes_in_blocks_of_whole_seconds(tmp_path: Path) -> None:
+def test_a_scan_reads_the_whole_signal_in_blocks(tmp_path: Path) -> None:
     eeg = signal(2, 1930)
+    eeg[0, 333] = np.nan
     (recording,) = read_recordings(write_pretraining(tmp_path / "a.hdf5", PAIR, [eeg]))
     blocks = list(recording.blocks(values=900))
     assert [block.shape[1] for block in blocks] == [400] * 4 + [330]
     np.testing.assert_array_equal(np.concatenate(blocks, axis=1), eeg)
+    scan = recording.scan()
+    assert scan.valid.tolist() == [i != 1 for i in range(10)] and scan.not_finite == {"FP1": 1}
 
 
-def test_what_the_maker_saw_is_read_and_nonsense_is_refused(tmp_path: Path) -> None:
-    path = with_valid(tmp_path / "a.hdf5", np.arange(10) != 3)
-    (recording,) = read_recordings(path)
-    assert recording.quality() is None
-    seen = {"flat": {"FP1": 2}, "saturated": {}, "not_finite": {}, "histogram": {"180": 9}, "seconds": 10}
-    for text, good in ((json.dumps(seen), True), ("{}", False), (3.5, False)):
-        other = with_valid(tmp_path / f"{good}-{len(str(text))}.hdf5", np.arange(10) != 3)
-        with h5py.File(other, "r+") as file:
-            file["recording0/eeg"].attrs["quality"] = text
-        (recording,) = read_recordings(other)
-        if good:
-            quality = recording.quality()
-            assert quality is not None and quality.flat == {"FP1": 2} and quality.histogram[180] == 9
-            assert quality.valid.tolist() == [i != 3 for i in range(10)]
-        else:
-            with pytest.raises(InputError) as error:
-                recording.quality()
-            only_line(error, other, "recording0", "no JSON of a scan", "make the file again")
-
-
-def test_recordings_of_one_montage_share_its_names(tmp_path: Path) -> None:
-    recordings = read_recordings(write_pretraining(tmp_path / "a.hdf5", TRIO, [signal(3, 200)] * 4))
-    assert len({id(recording.montage) for recording in recordings}) == 1
-    assert [[r.name for r in group] for group in by_montage(recordings)] == [[f"recording{i}" for i in range(4)]]
-
-
-def of_texts(group: h5py.Group) -> h5py.Dataset:
-    return group.create_dataset("eeg", data=np.full((2, 400), b"EEG"))
-
-
-def of_records(group: h5py.Group) -> h5py.Dataset:
-    return group.create_dataset("eeg", data=np.zeros((2, 400), dtype=[("a", "f4")]))
-
-
-def of_complex_numbers(group: h5py.Group) -> h5py.Dataset:
-    return group.create_dataset("eeg", data=np.zeros((2, 400), dtype=complex))
-
-
-def of_no_shape(group: h5py.Group) -> h5py.Dataset:
-    return group.create_dataset("eeg", data=h5py.Empty("f4"))
-
-
-@pytest.mark.parametrize("make", [of_texts, of_records, of_complex_numbers, of_no_shape])
-def test_eeg_that_is_no_table_of_numbers_is_refused(tmp_path: Path, make: Any) -> None:
-    path = tmp_path / "a.hdf5"
-    with h5py.File(path, "w") as file:
-        make(file.create_group("someone")).attrs.update(chOrder=list(PAIR), rsFreq=200.0)
-    with pytest.raises(InputError) as error:
-        read_recordings(path)
-    only_line(error, path, "someone", "no pre-training file")
-
-
-def test_a_recording_that_claims_more_than_its_file_holds_is_refused_when_it_is_listed(tmp_path: Path) -> None:
-    path = tmp_path / "a.hdf5"
-    with h5py.File(path, "w") as file:
-        data = file.create_dataset("someone/eeg", (2, 10**13), "f4", chunks=(2, 200))
-        data.attrs.update(chOrder=list(PAIR), rsFreq=200.0)
-    with pytest.raises(InputError) as error:
-        read_recordings(path)
-    only_line(error, path, "someone", "claims 80,000,000,000,000 bytes")
-
-
-@pytest.mark.parametrize("rate", ["fast", [200.0, 200.0], np.nan, 0, 3 + 4j, None], ids=str)
-def test_an_absurd_rate_is_refused(tmp_path: Path, rate: Any) -> None:
-    path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 400)], leave_out=["rsFreq"])
+def test_names_are_shared_and_attributes_of_the_group_count_where_the_eeg_has_none(tmp_path: Path) -> None:
+    path = write_pretraining(tmp_path / "a.hdf5", TRIO, [signal(3, 200)] * 4, leave_out=["chOrder"])
     with h5py.File(path, "r+") as file:
-        file["recording0/eeg"].attrs["rsFreq"] = h5py.Empty("f4") if rate is None else rate
+        for group in file.values():
+            group.attrs["chOrder"] = list(TRIO)
+    recordings = read_recordings(path)
+    assert {r.montage for r in recordings} == {TRIO} and len({id(r.montage) for r in recordings}) == 1
+
+
+def no_recordings(path: Path) -> None:
+    h5py.File(path, "w").close()
+
+
+def a_labelled_file(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["train/eeg"] = signal(4, 2, 400)
+
+
+def dataset_at_root(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["someone"] = signal(2, 400)
+
+
+def eeg_of_texts(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["someone/eeg"] = np.full((2, 400), b"EEG")
+
+
+def without_rate(path: Path) -> None:
+    write_pretraining(path, PAIR, [signal(2, 3200)], leave_out=["rsFreq"])
+
+
+def without_names(path: Path) -> None:
+    write_pretraining(path, PAIR, [signal(2, 3200)], leave_out=["chOrder"])
+
+
+def too_few_names(path: Path) -> None:
+    write_pretraining(path, PAIR, [signal(3, 3200)])
+
+
+def other_rate(path: Path) -> None:
+    write_pretraining(path, PAIR, [signal(2, 3200)], rate=256)
+
+
+def name_a_terminal_would_obey(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_group(b"\x1b[31mred")
+
+
+def name_that_is_no_text(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_group(b"\xff\xfe")
+
+
+@pytest.mark.parametrize(
+    ("write", "part"),
+    [
+        (no_recordings, "no recordings"),
+        (a_labelled_file, "train"),
+        (dataset_at_root, "someone"),
+        (eeg_of_texts, "someone"),
+        (without_rate, "rsFreq"),
+        (without_names, "chOrder"),
+        (too_few_names, "2 electrode names for 3 rows"),
+        (other_rate, "256 Hz"),
+        (name_a_terminal_would_obey, r"\x1b[31mred"),
+        (name_that_is_no_text, "name"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_file_that_is_no_pretraining_file_is_one_line(tmp_path: Path, write: Any, part: str) -> None:
+    write(tmp_path / "bad.hdf5")
     with pytest.raises(InputError) as error:
-        read_recordings(path)
-    only_line(error, path, "recording0")
-
-
-def test_a_name_that_is_no_text_is_refused_and_one_that_a_terminal_would_obey_is_shown_escaped(tmp_path: Path) -> None:
-    for name, parts in ((b"\xff\xfe", ["no text"]), (b"\x1b[31mred", ["\\x1b[31mred"])):
-        path = tmp_path / f"{len(name)}.hdf5"
-        with h5py.File(path, "w") as file:
-            file.create_group(name)
-        with pytest.raises(InputError) as error:
-            read_recordings(path)
-        assert "\x1b" not in only_line(error, path, *parts)
-
-
-def test_attributes_of_the_group_count_where_the_eeg_has_none(tmp_path: Path) -> None:
-    path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 400)], leave_out=["chOrder", "rsFreq"])
-    with h5py.File(path, "r+") as file:
-        file["recording0"].attrs.update(chOrder=list(PAIR), rsFreq=200)
-    assert read_recordings(path)[0].montage == PAIR
+        read_recordings(tmp_path / "bad.hdf5")
+    assert "\x1b" not in only_line(error, tmp_path / "bad.hdf5", part)

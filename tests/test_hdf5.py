@@ -1,0 +1,353 @@
+"""HDF5 files that others made: joined ones, damaged ones, unfinished ones; values are HDF5's own to the last bit."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from data_helpers import PAIR, TRIO, only_line, pretraining_loaders, signal, write_labelled, write_pretraining
+from eeg_data import hdf5
+from eeg_data.hdf5 import Attributes, check_stored, files_below, find_files, open_dataset, open_file, readable
+from eeg_data.labelled_files import read_eeg, read_labelled, read_samples
+from eeg_data.pretraining import UNIT, MontageWindows
+from eeg_data.pretraining_files import read_recordings
+from errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def no_open_files() -> None:
+    """Begin without handles of other tests."""
+    hdf5._datasets.clear()
+    hdf5._files.clear()
+
+
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    """Compare bits: NaN equals NaN, -0 is not 0."""
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+# Files that join others
+
+
+def joined(folder: Path) -> tuple[Path, np.ndarray]:
+    """Write two recordings and a file that shows both as one (virtual), and each by links; return its path."""
+    eeg = signal(2, 1000)
+    for name, part in (("a", eeg[:, :400]), ("b", eeg[:, 400:])):
+        write_pretraining(folder / "parts" / f"{name}.hdf5", PAIR, [part])
+    layout = h5py.VirtualLayout(eeg.shape, "f4")
+    layout[:, :400] = h5py.VirtualSource("parts/a.hdf5", "recording0/eeg", (2, 400))
+    layout[:, 400:] = h5py.VirtualSource("parts/b.hdf5", "recording0/eeg", (2, 600))
+    path = folder / "joined.hdf5"
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("both/eeg", layout).attrs.update(chOrder=list(PAIR), rsFreq=200.0)
+        file["first"] = h5py.ExternalLink("parts/a.hdf5", "/recording0")
+        file["second/eeg"] = h5py.ExternalLink("parts/b.hdf5", "/recording0/eeg")
+        file["soft"] = h5py.SoftLink("/both")
+    return path, eeg
+
+
+def test_virtual_data_sets_and_links_to_other_files_are_read(tmp_path: Path) -> None:
+    path, eeg = joined(tmp_path)
+    expected = {"both": eeg, "soft": eeg, "first": eeg[:, :400], "second": eeg[:, 400:]}
+    recordings = read_recordings(path)
+    assert {r.name: r.length for r in recordings} == {name: part.shape[1] for name, part in expected.items()}
+    for recording in recordings:
+        whole = recording.read(0, recording.length)
+        np.testing.assert_array_equal(whole, expected[recording.name])
+
+
+@pytest.mark.parametrize("lost", ["a", "b"])
+@pytest.mark.parametrize("how", ["missing", "damaged", "other name"])
+def test_a_lost_source_is_one_line_that_names_it_and_never_zeros(tmp_path: Path, lost: str, how: str) -> None:
+    path, _ = joined(tmp_path)
+    source = tmp_path / "parts" / f"{lost}.hdf5"
+    with h5py.File(path, "r+") as file:
+        del file["first"], file["second"]
+    if how == "missing":
+        source.unlink()
+    elif how == "damaged":
+        source.write_bytes(source.read_bytes()[:900])
+    else:
+        write_pretraining(source, PAIR, [])
+    if how == "missing":
+        with h5py.File(path) as file:
+            assert (file["both/eeg"][()] == 0).any(), "HDF5 says it itself now"
+    with pytest.raises(InputError) as error:
+        read_recordings(path)
+    only_line(error, path, source)
+
+
+def test_a_source_that_is_lost_after_files_were_listed_is_one_line(tmp_path: Path) -> None:
+    path, _ = joined(tmp_path)
+    recording = next(r for r in read_recordings(path) if r.name == "both")
+    hdf5._files.clear()
+    (tmp_path / "parts" / "b.hdf5").unlink()
+    with pytest.raises(InputError, match=r"b\.hdf5"):
+        recording.read(0, 1000)
+
+
+@pytest.mark.parametrize("name", ["first", "second", "soft"])
+def test_a_broken_link_is_one_line_that_names_its_target(tmp_path: Path, name: str) -> None:
+    path, _ = joined(tmp_path)
+    with h5py.File(path, "r+") as file:
+        for other in {"first", "second", "soft", "both"} - {name}:
+            del file[other]
+    target = {"first": "a.hdf5", "second": "b.hdf5", "soft": "/both"}[name]
+    for source in (tmp_path / "parts").iterdir():
+        source.unlink()
+    with pytest.raises(InputError) as error:
+        read_recordings(path)
+    only_line(error, path, name, target)
+
+
+def test_virtual_data_sets_in_a_circle_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for name, other in (("one", "two"), ("two", "one")):
+            layout = h5py.VirtualLayout((2, 400), "f4")
+            layout[:] = h5py.VirtualSource(".", other, (2, 400))
+            file.create_virtual_dataset(name, layout)
+    with pytest.raises(InputError):  # reading them crashes HDF5
+        check_stored(open_file(tmp_path / "a.hdf5")["one"], "here")
+
+
+def test_a_set_of_samples_may_be_joined_of_more_files_than_stay_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hdf5, "OPEN_FILES", 2)
+    eeg = signal(6, 3, 400)
+    path = write_labelled(tmp_path / "set.hdf5", {"train": (eeg, [0, 1] * 3)}, leave_out=["eeg"])
+    layout = h5py.VirtualLayout(eeg.shape, "f4")
+    for i, part in enumerate(eeg):
+        with h5py.File(tmp_path / f"part{i}", "w") as file:
+            file["x"] = part
+        layout[i] = h5py.VirtualSource(f"part{i}", "x", part.shape)
+    with h5py.File(path, "r+") as file:
+        file["train"].create_virtual_dataset("eeg", layout)
+    (samples,) = read_samples(read_labelled(path), "train")
+    assert len(samples) == 6
+    np.testing.assert_array_equal(read_eeg(path, "train", 0, 6), eeg)
+
+
+# Damaged and unfinished files
+
+
+@pytest.mark.parametrize("content", [b"", b"EEG", b"\x89HDF\r\n\x1a\n" + bytes(3000)])
+def test_a_file_that_is_not_hdf5_is_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.hdf5"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        open_file(path)
+    only_line(error, path)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.95, 0.999])
+def test_a_truncated_file_is_one_line(tmp_path: Path, share: float) -> None:
+    whole = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 20_000), signal(2, 20_000)]).read_bytes()
+    (tmp_path / "a.hdf5").write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(InputError) as error:
+        pretraining_loaders("--train_data", tmp_path)
+    only_line(error, tmp_path / "a.hdf5", "cut short")
+
+
+def test_a_file_cut_short_while_it_is_open_raises_and_never_reads_zeros(tmp_path: Path) -> None:
+    path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 40_000)])
+    labelled = write_labelled(tmp_path / "b.hdf5", {"train": (signal(9, 2, 400), [0] * 9)}, names=PAIR)
+    (recording,) = read_recordings(path)
+    reads: dict[Path, Callable[[], Any]] = {
+        path: lambda: recording.read(39_600, 400),
+        labelled: lambda: read_eeg(labelled, "train", 8),
+    }
+    for file, read in reads.items():
+        read()
+        os.truncate(file, file.stat().st_size // 2)
+        with pytest.raises(InputError) as error:
+            read()
+        only_line(error, file, "cut short")
+
+
+def test_a_damaged_chunk_is_named_when_it_is_read_and_the_rest_is_read(tmp_path: Path) -> None:
+    path, eeg = tmp_path / "a.hdf5", signal(2, 2000)
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("someone/eeg", data=eeg, chunks=(2, 200), fletcher32=True)
+        data.attrs.update(chOrder=list(PAIR), rsFreq=200.0)
+        place = data.id.get_chunk_info(5).byte_offset
+    content = bytearray(path.read_bytes())
+    content[place : place + 8] = b"XXXXXXXX"
+    path.write_bytes(content)
+    (recording,) = read_recordings(path)
+    np.testing.assert_array_equal(recording.read(0, 1000), eeg[:, :1000])
+    with pytest.raises(InputError) as error:
+        recording.read(1000, 200)
+    only_line(error, path, "someone", "1000")
+
+
+@pytest.mark.parametrize(
+    ("options", "written"),
+    [({}, 0), ({"chunks": (2, 200)}, 0), ({"chunks": (2, 200)}, 50), ({"chunks": (2, 200), "compression": "gzip"}, 50)],
+    ids=["contiguous", "chunked", "half", "half compressed"],
+)
+def test_a_file_whose_maker_was_stopped_is_refused(tmp_path: Path, options: dict, written: int) -> None:
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("someone/eeg", (2, 20_000), "f4", **options)
+        data.attrs.update(chOrder=list(PAIR), rsFreq=200.0)
+        if written:
+            data[:, : written * 200] = signal(2, written * 200)
+    with pytest.raises(InputError) as error:
+        read_recordings(path)
+    only_line(error, path, "someone", "only a part")
+
+
+def test_compressed_and_empty_data_sets_are_whole(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file.create_dataset("packed", data=np.zeros((2, 10**5)), chunks=(2, 10**4), compression="gzip")
+        file["empty"], file["nothing"] = np.zeros((3, 0)), h5py.Empty("f4")
+    for data in open_file(tmp_path / "a.hdf5").values():
+        check_stored(data, "here")
+
+
+def test_an_error_of_hdf5_becomes_one_line_that_quotes_nothing_and_ours_pass_through() -> None:
+    with pytest.raises(InputError) as raised, readable("a.hdf5", "leave it out"):
+        raise RuntimeError("Jane Roe\n1981")
+    assert "Jane" not in only_line(raised, "a.hdf5", "RuntimeError", "leave it out")
+    for error in (InputError("as it is"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as raised, readable("here"):
+            raise error
+        assert raised.value is error
+
+
+# Values
+
+
+def odd(kind: str) -> np.ndarray:
+    """Return EEG (3, 1100) of a type with what that type has at its edges."""
+    eeg = signal(3, 1100).clip(0, 255).astype(kind)
+    if np.dtype(kind).kind == "f":
+        largest, smallest = np.finfo(kind).max, np.finfo(kind).smallest_subnormal
+        eeg[0, 3:9] = [np.nan, np.inf, -np.inf, -0.0, largest, smallest]
+    return eeg
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", ">f4", "float64", "int16"])
+@pytest.mark.parametrize("options", [{}, {"chunks": (1, 333)}, {"chunks": (3, 1100), "compression": "gzip"}], ids=str)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_windows_and_samples_are_bit_for_bit_the_stored_values(tmp_path: Path, kind: str, options: dict) -> None:
+    eeg = odd(kind)
+    expected = eeg.astype(np.float32)
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        data = file.create_dataset("x/eeg", data=eeg, **options)
+        data.attrs.update(chOrder=list(TRIO), rsFreq=200.0)
+        file["train/eeg"] = np.stack([eeg, eeg[::-1]])
+    (recording,) = read_recordings(write_alone(tmp_path))
+    for start, window in ((0, 200), (37, 600), (900, 200)):
+        assert same_bits(recording.read(start, window), expected[:, start : start + window].copy())
+    assert same_bits(np.concatenate(list(recording.blocks(600)), axis=1), expected)
+    assert same_bits(read_eeg(tmp_path / "a.hdf5", "train", 1), expected[::-1].copy())
+
+
+def write_alone(folder: Path) -> Path:
+    """Return a file that shows only the recording `x` of `a.hdf5`."""
+    with h5py.File(folder / "x.hdf5", "w") as file:
+        file["x"] = h5py.ExternalLink("a.hdf5", "/x")
+    return folder / "x.hdf5"
+
+
+def test_a_loader_gives_the_stored_windows_in_the_order_of_its_plan(tmp_path: Path) -> None:
+    path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 1000, seed=seed) for seed in range(3)])
+    loader = pretraining_loaders("--train_data", path, "--time_window", 2).train
+    windows: MontageWindows = loader.dataset.montages[0]  # type: ignore[attr-defined]
+    with h5py.File(path, locking=False) as file:
+        for batch, keys in zip(loader, loader.batch_sampler, strict=True):
+            places = [windows.locate(window) for _, _, window in keys]
+            stored = np.stack([file[r.name]["eeg"][:, start : start + 400] for r, start in places])
+            assert same_bits(batch.eeg.numpy(), (stored / np.float32(UNIT)).reshape(batch.eeg.shape))
+
+
+# Handles
+
+
+def test_files_and_data_sets_are_opened_once_read_only_and_by_each_process(tmp_path: Path) -> None:
+    path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 400)])
+    file, data = open_file(path), open_dataset(path, "recording0/eeg")
+    assert open_file(path) is file and open_dataset(path, "recording0/eeg") is data
+    with pytest.raises(ValueError, match="no write intent"):
+        file.create_group("new")
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if open_file(path) is not file and open_dataset(path, "recording0/eeg").shape == (2, 400) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_few_files_and_data_sets_stay_open_and_every_window_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hdf5, "OPEN_FILES", 2)
+    monkeypatch.setattr(hdf5, "OPEN_DATASETS", 3)
+    eeg = [[signal(2, 400, seed=10 * i + j) for j in range(3)] for i in range(4)]
+    recordings = [r for i in range(4) for r in read_recordings(write_pretraining(tmp_path / f"{i}.hdf5", PAIR, eeg[i]))]
+    for which in np.random.default_rng(0).integers(12, size=60):
+        np.testing.assert_array_equal(recordings[which].read(100, 200), eeg[which // 3][which % 3][:, 100:300])
+        assert len(hdf5._files) <= 2 and len(hdf5._datasets) <= 3
+    open_files = {os.path.realpath(entry) for entry in Path("/proc/self/fd").iterdir()}
+    assert len(open_files & {str(path) for path in tmp_path.iterdir()}) <= 3
+
+
+def test_a_file_that_was_replaced_can_be_read_while_it_is_open(tmp_path: Path) -> None:
+    eeg = signal(2, 4000)
+    path = write_pretraining(tmp_path / "a.hdf5", PAIR, [eeg])
+    (recording,) = read_recordings(path)
+    recording.read(0, 200)
+    path.unlink()
+    np.testing.assert_array_equal(recording.read(3000, 400), eeg[:, 3000:3400])
+
+
+# Attributes and files
+
+
+@pytest.mark.parametrize("values", [["C3", "CZ"], [b"C3", b"CZ"], np.array(["C3", "CZ"], dtype=object)])
+def test_texts_and_numbers_are_read_however_they_were_stored(tmp_path: Path, values: Any) -> None:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file.attrs.update(names=values, name=values[0], int=200, array=np.array([200.0], "f4"))
+        file.create_group("g").attrs["int"] = 3
+    file = open_file(tmp_path / "a.hdf5")
+    attributes = Attributes("here", file, file["g"])
+    assert attributes.names("names") == ("C3", "CZ") and attributes.text("name") == "C3"
+    assert attributes.number("int") == attributes.number("array") == 200.0
+    with pytest.raises(InputError, match="here: attribute other is missing"):
+        attributes.text("other")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.zeros((2, 3)), np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]), h5py.Empty("f4"), 3 + 4j, b"\xff\xfe"],
+    ids=["table", "records", "empty", "complex", "no text"],
+)
+@pytest.mark.parametrize("kind", ["names", "text", "number"])
+def test_an_absurd_attribute_is_one_line(tmp_path: Path, value: Any, kind: str) -> None:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file.attrs.create("key", value)
+    with pytest.raises(InputError) as error:
+        getattr(Attributes("here", open_file(tmp_path / "a.hdf5")), kind)("key")
+    only_line(error, "here", "key")
+
+
+def test_files_are_found_sorted_once_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    far = write_pretraining(tmp_path / "elsewhere" / "b.HDF5", PAIR, [signal(2, 200)])
+    near = write_pretraining(tmp_path / "data" / "a.h5", PAIR, [signal(2, 200)])
+    for name in ("._a.hdf5", ".b.hdf5.making/shard.hdf5", ".c.hdf5.12.part", "notes.txt"):
+        write_pretraining(near.parent / name, PAIR, [signal(2, 200)])
+    (near.parent / "site").symlink_to(far.parent)
+    (near.parent / "folder.hdf5").mkdir()
+    assert find_files([near, tmp_path / "data"], "--train_data") == [near, far]
+    assert files_below(near.parent) == [near, near.parent / "site" / "b.HDF5"]
+    lost = near.parent / "c.hdf5"
+    lost.symlink_to(tmp_path / "not_mounted.hdf5")
+    assert find_files([near.parent], "--train_data") == [near, lost, far]
+    with pytest.raises(InputError, match=r"c\.hdf5"):  # rather than a smaller data set
+        open_file(lost)
+    with pytest.raises(InputError, match="--train_data"):
+        find_files([near.parent / "folder.hdf5"], "--train_data")

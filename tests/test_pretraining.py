@@ -1,0 +1,403 @@
+"""Pre-training files to batches: what a step sees, whatever the workers and processes, and what stops a run."""
+
+import functools
+import json
+import logging
+import os
+import signal as signals
+import subprocess
+import sys
+import threading
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data_helpers import (
+    PAIR,
+    TRIO,
+    digests,
+    only_line,
+    plain_run,
+    pretraining_loaders,
+    signal,
+    write_pretraining,
+)
+from eeg_data.hdf5 import close_file
+from eeg_data.pretraining import MontageWindows, to_units, worker_context
+from eeg_data.pretraining_files import Recording, read_recordings
+from electrodes import ELECTRODES
+from errors import InputError, UsageError
+from modeling_pretrain import random_mask
+from waiting import wait_until_gone
+
+TESTS = Path(__file__).parent
+MASKS = functools.partial(random_mask, 1, ratio=0.5)
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+# Windows
+
+
+def test_a_recording_without_windows_between_others_is_stepped_over(tmp_path: Path) -> None:
+    path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, n) for n in (100, 400, 150, 100, 200, 50)])
+    windows = MontageWindows(read_recordings(path), window=200)
+    assert [windows.locate(i)[0].name for i in range(len(windows))] == ["recording1", "recording1", "recording4"]
+    assert windows.too_short == 4
+    with pytest.raises(IndexError):
+        windows.locate(len(windows))
+
+
+def test_memory_of_windows_grows_with_recordings_not_with_windows() -> None:
+    invalid = ((5, 6), (10**6, 2 * 10**6))
+    recordings = [Recording(Path("a"), f"r{i}", PAIR, 10**9, invalid) for i in range(100)]  # 58 days each
+    tracemalloc.start()
+    windows = MontageWindows(recordings, window=400, stride=1)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(windows) > 7 * 10**10 and most < 500_000
+    assert windows.locate(len(windows) - 1) == (recordings[-1], 10**9 - 400)
+
+
+def test_windows_with_an_invalid_second_are_left_out_and_counted_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 4000), signal(2, 300)], valid=[np.arange(20) != 5, [1, 1]])
+    loaders = pretraining_loaders("--train_data", tmp_path, "--time_window", 2, "--batch_size", 1)
+    texts = warned(caplog)
+    assert any("2 of 19 windows" in text for text in texts) and any("1 of 2 recordings" in text for text in texts)
+    assert len(loaders.train) == 17
+
+
+def test_a_file_without_valid_gives_every_window_and_one_line_says_how_to_change_that(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    eeg = signal(2, 4000)
+    eeg[1, 1050] = np.nan
+    write_pretraining(tmp_path / "silent" / "a.hdf5", PAIR, [eeg])
+    write_pretraining(tmp_path / "silent" / "b.hdf5", PAIR, [signal(2, 4000)], valid=[np.ones(20, bool)])
+    loaders = pretraining_loaders("--train_data", tmp_path, "--time_window", 2, "--batch_size", 1)
+    assert len(loaders.train) == 19 + 19
+    (text,) = warned(caplog)
+    assert "1 file(s)" in text and str(tmp_path / "silent" / "a.hdf5") in text and "inspect_data --mark" in text
+    caplog.clear()
+    pretraining_loaders("--train_data", tmp_path, "--val_data", tmp_path, rank=1, processes=2)
+    assert not warned(caplog)
+
+
+def test_a_wrong_unit_in_a_files_scan_is_warned_about_once_a_montage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, unit, names in (("a", 1e-6, PAIR), ("b", 1e-6, PAIR), ("c", 1, TRIO)):
+        path = write_pretraining(tmp_path / f"{name}.hdf5", names, [signal(len(names), 4000) * unit])
+        scan = read_recordings(path)[0].scan()
+        close_file(path)
+        with h5py.File(path, "r+") as file:
+            file["recording0/valid"] = scan.valid
+            file["recording0/eeg"].attrs["quality"] = scan.to_json()
+    pretraining_loaders("--train_data", tmp_path)
+    (text,) = warned(caplog)
+    assert "2 electrodes" in text and "volts" in text
+
+
+# Files
+
+
+def test_recordings_are_grouped_by_montage_whatever_the_order_of_the_files(tmp_path: Path) -> None:
+    montages = {"a": TRIO, "b": PAIR, "c": ("O1",), "d": PAIR[::-1], "e": PAIR}
+    paths = [
+        write_pretraining(tmp_path / f"{name}.hdf5", montage, [signal(len(montage), 1200, seed=i)])
+        for i, (name, montage) in enumerate(montages.items())
+    ]
+    loaders = [
+        pretraining_loaders("--train_data", *order, "--time_window", 1).train
+        for order in (paths, paths[::-1], paths[2:] + paths[:2], [tmp_path])
+    ]
+    windows = loaders[0].dataset.montages  # type: ignore[attr-defined]
+    assert {m.montage: len(m) for m in windows} == {TRIO: 6, PAIR: 12, ("O1",): 6, PAIR[::-1]: 6}
+    for montage in windows:
+        assert montage.channels.tolist() == [0, *(ELECTRODES.index(name) + 1 for name in montage.montage)]
+    orders = [digests(loader) for loader in loaders]
+    assert len(set(orders[0])) > 4 and orders[0] == orders[1] == orders[2] == orders[3]
+
+
+def test_without_val_data_the_default_folder_is_used_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pretraining(tmp_path / "data/pretrain/a.hdf5", PAIR, [signal(2, 3200)])
+    assert pretraining_loaders().val is None
+    write_pretraining(tmp_path / "data/pretrain_val/b.hdf5", PAIR, [signal(2, 3400)])
+    val = pretraining_loaders().val
+    assert val is not None and sum(len(batch.eeg) for batch in val) == 2
+
+
+@pytest.mark.parametrize("flag", ["--train_data", "--val_data"])
+@pytest.mark.parametrize(
+    "case", ["missing", "empty", "bad", "unknown electrode", "beyond the table", "short", "broken"]
+)
+def test_data_that_cannot_be_used_are_named_in_one_line_with_a_way_out(tmp_path: Path, flag: str, case: str) -> None:
+    good, path = write_pretraining(tmp_path / "good.hdf5", PAIR, [signal(2, 4000)]), tmp_path / "x.hdf5"
+    parts: list[Any] = [path]
+    if case == "missing":
+        parts += [flag, "make_h5dataset_for_pretrain.py"]
+    elif case == "empty":
+        path.mkdir()
+        parts += [flag, "make_h5dataset_for_pretrain.py"]
+    elif case == "bad":
+        path.touch()
+    elif case == "unknown electrode":
+        write_pretraining(path, ("FP1", "FPX"), [signal(2, 4000)])
+        parts += ["FPX", "FPZ"]
+    elif case == "beyond the table":
+        write_pretraining(path, ("FP1", "P4-O2"), [signal(2, 4000)])
+        parts += ["P4-O2", "--num_electrodes 136"]
+    elif case == "short":
+        write_pretraining(path, PAIR, [signal(2, 500), signal(2, 300)])
+        parts += [flag, "2.5 s", "--time_window"]
+    else:
+        write_pretraining(path, PAIR, [signal(2, 4000)], valid=[np.zeros(20, bool)])
+        parts += [flag, "all 5 windows", "dataset_maker.inspect_data"]
+    other = {"--train_data": "--val_data", "--val_data": "--train_data"}[flag]
+    with pytest.raises(InputError) as error:
+        pretraining_loaders(flag, path, other, good)
+    only_line(error, *parts)
+    assert error.value.exit_code == 1
+
+
+def test_an_electrode_beyond_the_published_table_has_a_row_in_the_grown_one(tmp_path: Path) -> None:
+    write_pretraining(tmp_path / "a.hdf5", ("FP1", "P4-O2"), [signal(2, 3200)])
+    loaders = pretraining_loaders("--train_data", tmp_path, "--num_electrodes", 136)
+    assert loaders.train.dataset.montages[0].channels.tolist() == [0, 1, 136]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("words", [["--time_window", 17], ["--time_window", 0], ["--window_stride", 0]], ids=str)
+def test_a_window_or_stride_that_cannot_be_is_wrong_usage(tmp_path: Path, words: list) -> None:
+    write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 4000)])
+    with pytest.raises(UsageError) as error:
+        pretraining_loaders("--train_data", tmp_path, *words)
+    only_line(error, words[0], words[1])
+    loaders = pretraining_loaders("--train_data", tmp_path, "--time_window", 16)
+    assert next(iter(loaders.train)).eeg.shape == (4, 2, 16, 200)
+
+
+# Batches
+
+
+@pytest.fixture(scope="module")
+def two_montages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    write_pretraining(folder / "a.hdf5", PAIR, [signal(2, 2300), signal(2, 1000, seed=1)])
+    write_pretraining(folder / "b.hdf5", TRIO, [signal(3, 1800, seed=2)])
+    return folder
+
+
+def masked_words(folder: Path, *more: Any) -> list:
+    return ["--train_data", folder, "--val_data", folder, "--time_window", 3, *more]
+
+
+def digests_of_evaluation(loader: Any) -> list[str]:
+    loader.batch_sampler.set_epoch = lambda epoch: None
+    return digests(loader)
+
+
+@pytest.fixture(scope="module")
+def in_process(two_montages: Path) -> tuple[list[str], list[str]]:
+    loaders = pretraining_loaders(*masked_words(two_montages), make_mask=MASKS)
+    return digests(loaders.train, epoch=1), digests_of_evaluation(loaders.val)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_the_number_of_workers_changes_nothing(two_montages: Path, in_process: Any) -> None:
+    loaders = pretraining_loaders(*masked_words(two_montages, "--num_workers", 3), make_mask=MASKS)
+    digests(loaders.train, epoch=0)  # the workers stay, so the epoch that counts is not their first
+    assert digests(loaders.train, epoch=1) == in_process[0]
+    assert digests_of_evaluation(loaders.val) == in_process[1]
+    assert len(set(in_process[0])) == len(in_process[0]) > 4
+
+
+SPAWNED = """
+import json, sys
+import torch
+from test_pretraining import MASKS, digests, masked_words, pretraining_loaders
+
+if __name__ == "__main__":
+    torch.multiprocessing.set_start_method("spawn")
+    loaders = pretraining_loaders(*masked_words(sys.argv[1], "--num_workers", 1), make_mask=MASKS)
+    print(json.dumps([digests(loaders.train, epoch) for epoch in (0, 1)]))
+"""
+
+
+def run_script(folder: Path, text: str, *words: Any) -> "subprocess.Popen[str]":
+    """Start a script with the project and its tests on Python's path."""
+    (folder / "script.py").write_text(text)
+    path = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(folder / "script.py"), *map(str, words)]
+    return subprocess.Popen(
+        command, env={**os.environ, **path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_spawned_workers_give_the_same_batches_and_masks(tmp_path: Path, two_montages: Path, in_process: Any) -> None:
+    with run_script(tmp_path, SPAWNED, two_montages) as run:
+        assert json.loads(run.communicate()[0])[1] == in_process[0]
+
+
+def test_models_see_hundreds_of_microvolts_electrode_by_electrode(tmp_path: Path) -> None:
+    eeg = [signal(3, 1500), signal(3, 1100, seed=1)]
+    write_pretraining(tmp_path / "a.hdf5", TRIO, eeg)
+    words = ("--train_data", tmp_path, "--val_data", tmp_path, "--time_window", 2, "--window_stride", 300)
+    val = pretraining_loaders(*words).val
+    assert val is not None
+    expected = [(r, s) for r, n in ((0, 1500), (1, 1100)) for s in range(0, n - 400 + 1, 300)]
+    windows = [window for batch in val for window in batch.eeg.numpy()]
+    assert len(windows) == len(expected) == 7
+    for window, (recording, start) in zip(windows, expected, strict=True):
+        assert window.dtype == np.float32 and window.shape == (3, 2, 200)
+        for n in range(3):
+            for a in range(2):
+                part = eeg[recording][n, start + 200 * a : start + 200 * (a + 1)]
+                np.testing.assert_allclose(window[n, a], part / 100, rtol=1e-6)
+
+
+def test_windows_of_unlike_shape_are_no_batch() -> None:
+    with pytest.raises(ValueError, match=r"\(2,200\).*\(2,400\)"):
+        to_units([signal(2, 400), signal(2, 200)], 2)
+
+
+def test_two_processes_loaders_joined_give_the_batches_of_one_with_masks(two_montages: Path) -> None:
+    one = pretraining_loaders(*masked_words(two_montages, "--batch_size", 8), make_mask=MASKS)
+    two = [pretraining_loaders(*masked_words(two_montages), make_mask=MASKS, rank=r, processes=2) for r in (0, 1)]
+    assert one.steps_per_epoch == two[0].steps_per_epoch == len(one.train)
+    for whole, *halves in zip(one.train, two[0].train, two[1].train, strict=True):
+        assert torch.equal(whole.eeg, torch.cat([half.eeg for half in halves]))
+        assert torch.equal(whole.mask, torch.cat([half.mask for half in halves]))
+
+
+def masks_by_window(folder: Path, epoch: int, *words: Any, **run: int) -> dict[tuple[int, int], tuple[bool, ...]]:
+    loader: Any = pretraining_loaders(*masked_words(folder, "--time_window", 5, *words), make_mask=MASKS, **run).train
+    loader.batch_sampler.set_epoch(epoch)
+    keys = [key for batch in loader.batch_sampler for key in batch]
+    masks = [tuple(mask.tolist()) for batch in loader for mask in batch.mask]
+    by_window: dict[tuple[int, int], tuple[bool, ...]] = {}
+    for (_, montage, window), mask in zip(keys, masks, strict=True):
+        assert by_window.setdefault((montage, window), mask) == mask, "a repeated window got another mask"
+    return by_window
+
+
+def test_a_mask_depends_on_seed_epoch_and_window_only(two_montages: Path) -> None:
+    first = masks_by_window(two_montages, 1)
+    for words in (("--batch_size", 3), ("--dataset_order", "sequential")):
+        assert masks_by_window(two_montages, 1, *words) == first
+    share = masks_by_window(two_montages, 1, rank=1, processes=2)
+    assert share.items() <= first.items() and share
+    for other in (masks_by_window(two_montages, 2), masks_by_window(two_montages, 1, seed=1)):
+        assert other.keys() == first.keys()
+        assert sum(other[key] != first[key] for key in first) >= 0.9 * len(first)
+    for montage in (0, 1):
+        own = [mask for (m, _), mask in first.items() if m == montage]
+        assert len(set(own)) >= len(own) - 1, "windows share masks"
+
+
+def test_drawing_a_mask_leaves_the_global_random_states_alone(two_montages: Path) -> None:
+    dataset = pretraining_loaders(*masked_words(two_montages), make_mask=MASKS).train.dataset
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
+    assert len([dataset[0, montage, window][2] for montage in (0, 1) for window in range(5)]) == 10
+    assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize(("ratio", "masked"), [(0.5, {6: 3, 9: 5}), (0.25, {6: 2, 9: 3}), (0.9, {6: 6, 9: 9})])
+def test_masks_have_exact_counts(two_montages: Path, ratio: float, masked: dict[int, int]) -> None:
+    loaders = pretraining_loaders(*masked_words(two_montages), make_mask=functools.partial(random_mask, 1, ratio=ratio))
+    patches = {batch.mask.shape[1]: batch.mask.sum(1) for batch in loaders.train}
+    assert patches.keys() == {6, 9} and all((counts == masked[n]).all() for n, counts in patches.items())
+
+
+def test_evaluation_masks_stay_the_same_and_without_a_maker_there_are_none(two_montages: Path) -> None:
+    val = pretraining_loaders(*masked_words(two_montages), make_mask=MASKS).val
+    none = pretraining_loaders(*masked_words(two_montages)).val
+    assert val is not None and none is not None
+    assert all(torch.equal(a.mask, b.mask) for a, b in zip(val, val, strict=True))
+    assert {batch.mask.shape[1] for batch in none} == {0}
+
+
+def test_a_batch_moves_to_the_runs_type_without_touching_rows_and_masks(tmp_path: Path, two_montages: Path) -> None:
+    batch = next(iter(pretraining_loaders(*masked_words(two_montages), make_mask=MASKS).train))
+    run = plain_run(tmp_path)
+    double = batch.to(type(run)(**{**vars(run), "dtype": torch.float64}))
+    assert (double.eeg.dtype, double.channels.dtype, double.mask.dtype) == (torch.float64, torch.int64, torch.bool)
+    assert torch.equal(double.eeg.float(), batch.eeg) and torch.equal(double.mask, batch.mask)
+
+
+# Workers
+
+held = threading.Lock()  # what a thread of the run holds while workers start
+
+
+class Parents(Dataset):
+    """The parent of the process that reads, once it has the lock."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        with held:
+            return os.getppid()
+
+
+def test_a_lock_that_a_thread_of_the_run_holds_does_not_stop_a_worker() -> None:
+    with held:
+        (parents,) = list(DataLoader(Parents(), batch_size=2, num_workers=1, multiprocessing_context=worker_context()))
+    assert os.getpid() not in parents
+
+
+WORKER = """
+import multiprocessing.forkserver, os, signal, sys
+from eeg_data.pretraining import begin_worker, worker_context
+
+def work(run, pipe):
+    begin_worker(run)
+    pipe.send(os.getpid())
+    pipe.send(pipe.recv() + 1)
+    pipe.recv()
+
+if __name__ == "__main__":
+    context = worker_context()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set(), "the run itself hears signals"
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(os.getpid(), theirs))
+    process.start()
+    print(ours.recv(), multiprocessing.forkserver._forkserver._forkserver_pid, flush=True)
+    sys.stdin.readline()
+    ours.send(1)
+    print(ours.recv(), flush=True)
+    process.terminate()
+    process.join()
+    print(process.exitcode)
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_signals_to_the_whole_job_leave_workers_alone_and_nothing_is_left_of_a_run(
+    tmp_path: Path, killed: bool
+) -> None:
+    with run_script(tmp_path, WORKER) as run:
+        assert run.stdout is not None
+        worker, server = map(int, run.stdout.readline().split())
+        for process in (worker, server):
+            for number in (signals.SIGTERM, signals.SIGUSR1, signals.SIGINT):
+                os.kill(process, number)
+        if killed:
+            run.kill()
+        else:
+            assert run.communicate("go on\n", timeout=60)[0].split() == ["2", "0"]
+    wait_until_gone(worker)
+    wait_until_gone(server)
