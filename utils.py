@@ -243,17 +243,6 @@ class Run:
             raise error
         return result
 
-    @contextmanager
-    def rank0_first(self) -> Iterator[None]:
-        """Let rank 0 do the work first, then all others at once: they find on the disk what it has left there."""
-        if self.cpu_group is not None and not self.is_main:
-            dist.barrier(self.cpu_group)
-        try:
-            yield
-        finally:  # also after an error, which the others then meet themselves
-            if self.cpu_group is not None and self.is_main:
-                dist.barrier(self.cpu_group)
-
     def check_same(self, values: Mapping[str, Any], way_out: str) -> None:
         """Raise InputError, on all ranks, that names the first value that differs between ranks. way_out: its end."""
         gathered: list[Any] = [None] * self.processes
