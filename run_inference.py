@@ -9,12 +9,10 @@ import inspect
 import logging
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import inference
@@ -34,9 +32,8 @@ from errors import (
     run_script,
 )
 from files import code_version
-from inference import conversion
-from inference import plots as inference_plots
-from inference.output import Results, check_output
+from inference import export, plots
+from inference.output import Entry, Results, check_output
 from inference.recording_files import KINDS, find
 from inference.recordings import BLOCK_BYTES, Options, Windows
 from training.downloads import checkpoint_place, fetched
@@ -44,30 +41,33 @@ from training.downloads import checkpoint_place, fetched
 logger = logging.getLogger(__name__)
 
 
+PLOTS = {
+    "embed": "t-SNE of the windows' features, coloured by label or recording",
+    "reconstruct": "true and predicted spectra",
+    "predict": "the signal and the prediction over time, a picture for each recording",
+}
+
+
 def get_args() -> argparse.Namespace:
     """Read the command line."""
     parser = ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=ArgumentParser)
-    plots = {
-        "embed": "t-SNE of the windows' features, coloured by label or recording",
-        "reconstruct": "true and predicted spectra",
-        "predict": "the signal and the prediction over time, a picture for each recording",
-    }
     for verb in inference.VERBS:
         words = inspect.getdoc(getattr(inference.Model, verb)) or ""
         sub = verbs.add_parser(verb, help=words.splitlines()[0], description=words)
-        _add_arguments(sub, plots.get(verb))
-        if verb == "embed":
-            sub.add_argument("--pool", choices=inference.POOLS, default="patches", help="features of what")
+        _add_checkpoint(sub)
+        _add_arguments(sub, verb)
         sub.set_defaults(run=infer)
-    export = verbs.add_parser("export", help="The weights in another layout.", description=conversion.__doc__)
-    conversion.add_arguments(export)
-    export.set_defaults(run=conversion.run)
+    words = "Write the weights in another layout, and a JSON file that says what builds the model."
+    sub = verbs.add_parser("export", help=words, description=words)
+    _add_checkpoint(sub)
+    export.add_arguments(sub)
+    sub.set_defaults(run=lambda args: export.run(fetched(args.checkpoint), args))
     return parser.parse_args()
 
 
-def _add_arguments(parser: argparse.ArgumentParser, plot: str | None) -> None:
-    """Flags of the verbs that read recordings."""
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Flags of all verbs."""
     parser.add_argument(
         "--checkpoint",
         type=checkpoint_place,
@@ -76,12 +76,18 @@ def _add_arguments(parser: argparse.ArgumentParser, plot: str | None) -> None:
         help="of stage 1, 2 or 3; a path, or a URL that ends with #sha256=DIGEST",
     )
     parser.add_argument("--averaged", action="store_true", help="the averaged weights of --model_ema")
+
+
+def _add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
+    """Flags of the verbs that read recordings."""
     parser.add_argument(
         "--input", type=Path, nargs="+", required=True, metavar="RECORDING", help="files, or folders of them"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".npz, .hdf5, .h5 or .csv")
-    if plot:
-        parser.add_argument("--plot", type=Path, metavar="FILE.png", help=plot)
+    if verb in PLOTS:
+        parser.add_argument("--plot", type=Path, metavar="FILE.png", help=PLOTS[verb])
+    if verb == "embed":
+        parser.add_argument("--pool", choices=inference.POOLS, default="patches", help="features of what")
     parser.add_argument("--split", choices=SPLITS, help="of labelled HDF5 (default: all)")
     windows = parser.add_argument_group("windows")
     windows.add_argument("--window", type=int, metavar="SECONDS", help="(default: the classifier's; 256 patches)")
@@ -96,24 +102,24 @@ def _add_arguments(parser: argparse.ArgumentParser, plot: str | None) -> None:
 
 def infer(args: argparse.Namespace) -> None:
     """Run a verb on every recording; raises InputError at the end if any was left out."""
-    plot = getattr(args, "plot", None)
     if args.batch_size < 1:
         raise UsageError(f"--batch_size {args.batch_size}: must be at least 1")
     check_output(args.output)
+    if plot := getattr(args, "plot", None):
+        plots.check_plot(plot)
     _check_overwriting(args)
     pipeline = build_pipeline(args, block_bytes=BLOCK_BYTES)
     model = inference.load(fetched(args.checkpoint), device=args.device, averaged=args.averaged)
     model.check(args.verb)
     usual_window = model.description.window_seconds or None
     options = Options(pipeline, args.prepared, args.scale, args.window, args.stride, usual_window)
-    found = list(find(args.input, options, split=args.split))
-    if args.split and not any(where.endswith(f", group {args.split}") for where, _ in found):
+    recordings = list(find(args.input, options, split=args.split))
+    if args.split and not any(where.endswith(f", group {args.split}") for where, _ in recordings):
         raise UsageError(
             f"--split {args.split}: is for labelled HDF5, and none that can be read is in --input: leave the flag out"
         )
-    picture = inference_plots.picture(args.verb, plot, many=len(found) > 1) if plot else None
     try:
-        _infer(args, model, found, picture)
+        _infer(args, model, recordings)
     except OSError as error:  # all other files are opened where their errors are known
         reason = os.strerror(error.errno or errno.EIO)
         raise UsageError(
@@ -131,85 +137,49 @@ def _check_overwriting(args: argparse.Namespace) -> None:
             raise UsageError(f"--output {args.output} would overwrite {path}, which is read: choose another name")
 
 
-def _infer(args: argparse.Namespace, model: inference.Model, found: list[Any], picture: Any | None) -> None:
-    """The same, once everything is known. found: as `recording_files.find` gives it."""
-    failed = []
+def _infer(args: argparse.Namespace, model: inference.Model, recordings: list[Any]) -> None:
+    """Run a verb on recordings, as `find` gives them, and write the results."""
+    left_out = 0
     results = Results(_description(args, model))
-    for where, opened in found:
+    for _, opener in recordings:
         try:
-            _one(args, model, opened(), results, picture)
+            windows = opener()
+            entry = results.begin(windows)
+            _run_verb(args, model, replace(windows, name=entry.name), entry, many=len(recordings) > 1)
+            results.keep(entry)
         except UsageError:
             raise
         except InputError as error:
-            if len(found) == 1:
+            if len(recordings) == 1:
                 raise
-            failed.append(where)
+            left_out += 1
             logger.error("left out: %s", one_line(error))
-    if not len(results):
-        raise InputError(f"none of {len(found)} recordings could be used, nothing is written: see above")
+    entries = list(results.entries.values())
+    if not entries:
+        raise InputError(f"none of {len(recordings)} recordings could be used, nothing is written: see above")
     results.write(args.output)
-    if picture:
-        picture.finish()
-    logger.info("%d recording(s) in %s", len(results), args.output)
-    if failed:
-        raise InputError(f"{len(failed)} of {len(found)} recordings are left out of {args.output}: see above")
+    if args.verb == "embed" and args.plot:
+        plots.tsne(args.plot, entries)
+    logger.info("%d recording(s) in %s", len(entries), args.output)
+    if left_out:
+        raise InputError(f"{left_out} of {len(recordings)} recordings are left out of {args.output}: see above")
 
 
-def _one(
-    args: argparse.Namespace, model: inference.Model, windows: Windows, results: Results, picture: Any | None
-) -> None:
-    """Run the verb on one recording, or leave no trace of it."""
-    entry = results.begin(windows)
-    windows = replace(windows, name=entry.name)
-    means = RecordingMeans(windows)
-    try:
-        if args.verb == "predict":
-            entry.attributes["outputs"] = list(model.classes)
-        batches = model.batches(
-            args.verb, windows, batch_size=args.batch_size, pool=getattr(args, "pool", "patches"), visible=True
-        )
-        for part, arrays in batches:
-            entry.add(part, arrays, len(windows))
-            if args.verb == "predict":
-                means.add(part, arrays["probabilities"])
-            if picture:
-                picture.add(windows, part, arrays)
-        if args.verb == "predict":
-            entry.arrays |= {"recordings": np.array(means.names), "recording_probabilities": means.values}
-            if windows.labels is None:
-                shown = zip(model.classes, means.values[0], strict=True)
-                words = ", ".join(f"{name} {value:.3f}" for name, value in shown)
-                logger.info("%s, %d windows: %s", windows.name, len(windows), words)
-        if picture:
-            picture.end(windows, model)
-    except BaseException:
-        results.remove(entry)
-        if picture:
-            picture.forget()
-        raise
-
-
-class RecordingMeans:
-    """Means of the windows' probabilities over each recording."""
-
-    def __init__(self, windows: Windows) -> None:
-        """windows: of one recording, or of several where they say so."""
-        each = windows.recordings or [windows.name] * len(windows)
-        names, self._owners = np.unique(np.asarray(each), return_inverse=True)
-        self.names = list(map(str, names))
-        self._sums: np.ndarray | None = None
-
-    def add(self, part: slice, probabilities: np.ndarray) -> None:
-        """Probabilities of some windows, (windows, classes)."""
-        if self._sums is None:
-            self._sums = np.zeros((len(self.names), probabilities.shape[1]))
-        np.add.at(self._sums, self._owners[part], probabilities)
-
-    @property
-    def values(self) -> np.ndarray:
-        """(recordings, classes), in the order of `names`."""
-        assert self._sums is not None, "every recording has a window"
-        return self._sums / np.bincount(self._owners)[:, None]
+def _run_verb(args: argparse.Namespace, model: inference.Model, windows: Windows, entry: Entry, *, many: bool) -> None:
+    """Run the verb on one recording of one or many, and draw it."""
+    pool = getattr(args, "pool", "patches")
+    for part, arrays in model.batches(args.verb, windows, batch_size=args.batch_size, pool=pool, visible=True):
+        entry.add(part, arrays, len(windows))
+    if args.verb == "predict":
+        entry.attributes["outputs"] = list(model.classes)
+        entry.add_means()
+        if windows.labels is None:
+            means = zip(model.classes, entry.arrays["recording_probabilities"][0], strict=True)
+            text = ", ".join(f"{name} {value:.3f}" for name, value in means)
+            logger.info("%s, %d windows: %s", windows.name, len(windows), text)
+    draw = {"predict": plots.timeline, "reconstruct": plots.spectra}.get(args.verb)
+    if draw and args.plot:
+        draw(plots.path_of(args.plot, windows.name) if many else args.plot, windows, entry, model)
 
 
 def _description(args: argparse.Namespace, model: inference.Model) -> dict[str, Any]:
@@ -230,10 +200,9 @@ def _description(args: argparse.Namespace, model: inference.Model) -> dict[str, 
 def main(args: argparse.Namespace) -> None:
     """Do what the verb says."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    function: Callable[[argparse.Namespace], None] = args.run
     try:
         with friendly_error(args):
-            function(args)
+            args.run(args)
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command begins anew", INTERRUPTED) from None
 

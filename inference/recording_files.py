@@ -1,6 +1,6 @@
-"""Files and folders to windows for a trained model: what MNE reads, and our HDF5 files, whose EEG is taken as it is.
+"""Find recordings in files and folders, and open their windows: what MNE reads, and our HDF5 files as they are.
 
-The windows themselves: `recordings.py`. Without torch.
+Works without torch.
 """
 
 import logging
@@ -29,51 +29,53 @@ Opener = Callable[[], Windows]
 
 
 def find(inputs: Sequence[Path], options: Options, *, split: str | None = None) -> Iterator[tuple[str, Opener]]:
-    """Every recording of these files and folders: where it is, and what opens it (raising InputError if it cannot).
+    """Yield every recording of these files and folders: where it is, and a function that opens it.
 
-    Files are what MNE reads, or HDF5 of ours; labelled ones give one entry for each split, or for `split` only. Raises
-    UsageError for options that contradict each other, or that a file of ours cannot follow.
+    Labelled HDF5 gives one entry a split, or only `split`. The function raises InputError if the recording cannot be
+    used. Raises UsageError for options that contradict each other, or that an HDF5 file cannot follow.
     """
     paths = find_files(inputs, KINDS)
     raws = [path for path in paths if path.suffix.lower() not in SUFFIXES]
-    if options.prepared and (flags := _filter_flags(options.pipeline.filter)):
-        raise UsageError(
-            f"{' '.join(flags)}: --prepared says that signals are filtered already: leave one of the two out"
-        )
+    if options.prepared and (flags := _filter_flags(options)):
+        raise UsageError(f"{flags}: --prepared says that signals are filtered already: leave one of the two out")
     names = dict(zip(raws, unique_names([path.stem for path in raws], raws), strict=True))
-    left_out: set[str] = set()  # the same channels of all recordings are said once
+    logged: set[str] = set()  # the same channels of all recordings are named once
     for path in paths:
         if path in names:
-            yield str(path), partial(_open_raw, path, names[path], options, left_out)
+            yield str(path), partial(_open_raw, path, names[path], options, logged)
         else:
             yield from _find_in_hdf5(path, options, split)
 
 
-def _open_raw(path: Path, name: str, options: Options, left_out: set[str]) -> Windows:
+def _open_raw(path: Path, name: str, options: Options, logged: set[str]) -> Windows:
     raw = read_raw(path)
     check_header(raw, str(path))
-    return cut(signal_of_raw(raw, options, set(), where=str(path), name=name, left_out=left_out), options)
+    return cut(signal_of_raw(raw, options, str(path), name, logged), options)
+
+
+def _filter_flags(options: Options) -> str:
+    """Flags that ask for other filters than the default ones."""
+    default, filters = FilterSettings(), options.pipeline.filter
+    names = ("l_freq", "h_freq", "notch")
+    return " ".join(f"--{name}" for name in names if getattr(filters, name) != getattr(default, name))
 
 
 def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[tuple[str, Opener]]:
-    """Recordings or splits of one file; a file that cannot be read is one entry that says so when it is opened."""
-    if flags := _filter_flags(options.pipeline.filter):
+    """Yield the recordings or splits of one file; a damaged file is one entry that fails when it is opened."""
+    if flags := _filter_flags(options):
         raise UsageError(
-            f"{' '.join(flags)}: {path} holds EEG that is filtered and at {SAMPLING_RATE} Hz already: leave the flag "
-            "out, or give the recordings that the file was made of"
+            f"{flags}: {path} holds EEG that is filtered and at {SAMPLING_RATE} Hz already: leave the flag out, or "
+            "give the recordings that the file was made of"
         )
-    description: LabelledFile | None = None
-    recordings: list[Recording] = []
     try:
         file = open_file(path)
         with readable(path):
             labelled = "task" in file.attrs
-        if labelled:
-            description = read_labelled(path)
-        else:
-            recordings = read_recordings(path)
+        description = read_labelled(path) if labelled else None
+        recordings = [] if labelled else read_recordings(path)
     except InputError as error:
         yield str(path), partial(_failed, error)
+        return
     for recording in recordings:
         yield recording.where, partial(_open_recording, recording, options)
     if description is not None:
@@ -82,32 +84,25 @@ def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[t
             yield f"{path}, group {name}", partial(_open_split, description, name, options)
 
 
-def _filter_flags(chosen: FilterSettings) -> list[str]:
-    """Flags that make filters other than the usual ones."""
-    usual = FilterSettings()
-    names = ("l_freq", "h_freq", "notch")
-    return [f"--{name}" for name in names if getattr(chosen, name) != getattr(usual, name)]
+def _failed(error: InputError) -> Windows:
+    raise error
 
 
 def _check_windows(file: LabelledFile, options: Options) -> None:
-    """Raise UsageError where other windows are asked for than the samples of a labelled file, which are its windows."""
-    asked = [f"--stride {options.stride:g}"] if options.stride is not None else []
-    asked += [f"--window {options.window}"] if options.window not in (None, file.seconds) else []
-    if asked:
+    """Raise UsageError for other windows than the samples of a labelled file."""
+    flags = [f"--stride {options.stride:g}"] if options.stride is not None else []
+    flags += [f"--window {options.window}"] if options.window not in (None, file.seconds) else []
+    if flags:
         raise UsageError(
-            f"{' '.join(asked)}: the windows of {file.path} are its samples of {file.seconds} s: leave the flag out, "
+            f"{' '.join(flags)}: the windows of {file.path} are its samples of {file.seconds} s: leave the flag out, "
             "or give the recordings that the file was made of"
         )
-
-
-def _failed(error: InputError) -> Windows:
-    raise error
 
 
 def _open_recording(recording: Recording, options: Options) -> Windows:
     names, rows = _kept(recording.montage, options.pipeline, recording.where)
     quality = recording.quality()
-    if quality is None or recording.invalid is None:
+    if quality is None or recording.invalid is None:  # the file does not say
         quality = recording.scan()
     factor = unit_factor(options, quality, recording.where)
 
@@ -119,7 +114,7 @@ def _open_recording(recording: Recording, options: Options) -> Windows:
 
 
 def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
-    """The samples of a split, which are its windows."""
+    """Windows of a split: its samples."""
     where = f"{file.path}, group {split}"
     if split not in file.splits:
         raise InputError(f"{file.path}: has no group {split}, only {', '.join(file.splits)}; correct --split")
@@ -134,6 +129,8 @@ def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
         path, row = usable.place(number)
         return read_eeg(path, split, row)[rows] * factor
 
+    recordings = sorted(set(usable.recordings))
+    plain = dict(zip(recordings, unique_names(recordings, [Path(name) for name in recordings]), strict=True))
     return Windows(
         where,
         split,
@@ -142,31 +139,24 @@ def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
         np.zeros(len(usable)),
         read,
         usable.left_out,
-        _plain_names(usable.recordings),
+        [plain[name] for name in usable.recordings],
         usable.labels,
         file.classes,
     )
 
 
 def _scanned(part: Samples, file: LabelledFile) -> Samples:
-    """Add what a scan finds where the file does not say it."""
+    """Samples with their valid seconds and amplitudes, scanned if their file does not hold these."""
     if part.valid is not None and part.quality is not None:
         return part
     quality = part.scan(file.montage, file.seconds)
     return replace(part, valid=quality.valid.reshape(len(part), file.seconds), quality=quality)
 
 
-def _plain_names(recordings: Sequence[str]) -> list[str]:
-    """The recording of each sample under a plain name, different ones of different recordings."""
-    known = sorted(set(recordings))
-    plain = dict(zip(known, unique_names(known, [Path(name) for name in known]), strict=True))
-    return [plain[name] for name in recordings]
-
-
 def _kept(montage: Sequence[str], pipeline: Pipeline, where: str) -> tuple[tuple[str, ...], Any]:
-    """Electrodes of a file's EEG under its --drop and --rename, and which rows they are: an index into the first axis.
+    """Electrodes of an HDF5 file after --drop and --rename, and their rows: an index into the first axis.
 
-    Seconds that an electrode made unusable stay so without it: the file does not say which one it was.
+    Seconds that a dropped electrode made unusable stay unusable: the file does not say which one it was.
     """
     names = list(montage)
     kept = resolve(names, rename=pipeline.rename, drop=pipeline.drop, where=where).kept

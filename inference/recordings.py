@@ -1,17 +1,18 @@
 """Recordings on their way to a trained model: windows of EEG at 200 Hz in uV, read when they are needed.
 
-What MNE reads goes through the pipeline of `dataset_maker`, unless the caller says that it has been through one; arrays
-are taken as they are. Files: `recording_files.py`. Without torch.
+MNE recordings and epochs go through the makers' pipeline, unless `prepared` says that they have been through one.
+Arrays are taken as they are. Files: `recording_files.py`. Works without torch.
 """
 
 import logging
 import math
+import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import joblib
 import mne
@@ -20,23 +21,53 @@ from scipy import fft
 
 from dataset_maker.pipeline import LISTED, FilterSettings, Pipeline, check_header, prepare
 from eeg_data.hdf5 import printable
-from eeg_data.pretraining_files import (
-    MAX_SECONDS,
-    SAMPLING_RATE,
-    Recording,
-    default_window,
-    seconds_of,
-    stretches,
-)
+from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, Recording, default_window, seconds_of, stretches
 from eeg_data.quality import Quality, amplitude_histogram, unit_warnings
 from electrodes import canonical_name, resolve
 from errors import InputError, UsageError
-from inference.temporary_arrays import TemporarySignal
 
 logger = logging.getLogger(__name__)
 
-IN_MEMORY = 64 << 20  # bytes of a prepared signal; a longer one waits in a temporary file
-BLOCK_BYTES = 64 << 20  # of a recording in float64 that is filtered as a whole
+IN_MEMORY = 64 << 20  # bytes; a longer prepared signal goes into a temporary file
+BLOCK_BYTES = 64 << 20  # of a recording in float64; a longer one is filtered in blocks
+
+
+class DiskArray:
+    """An array in a temporary file. It is mapped into memory only while a part of it is read or written.
+
+    Its room is reserved at once: on a full disk that is an OSError, where a write to a map would end the process.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: Any, file: IO[bytes] | None = None) -> None:
+        """file: shared by several arrays, because a process can open only about a thousand."""
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+        self._file = file or tempfile.TemporaryFile()  # noqa: SIM115 (it goes with the array)
+        self._offset = self._file.seek(0, os.SEEK_END)
+        reserve(self._file, self._offset, self.nbytes)
+
+    def __len__(self) -> int:
+        """Length of the first axis."""
+        return self.shape[0]
+
+    def _mapped(self) -> np.ndarray:
+        return np.memmap(self._file, self.dtype, "r+", self._offset, self.shape)
+
+    def __getitem__(self, place: Any) -> np.ndarray:
+        """Return a copy of a part."""
+        return np.array(self._mapped()[place])
+
+    def __setitem__(self, place: Any, values: np.ndarray) -> None:
+        """Write a part."""
+        self._mapped()[place] = values
+
+
+def reserve(file: IO[bytes], offset: int, size: int) -> None:
+    """Make room on the disk for `size` bytes of a file. Raises OSError if there is too little."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), offset, max(size, 1))
+    else:
+        file.truncate(offset + size)
 
 
 @dataclass(frozen=True)
@@ -44,14 +75,14 @@ class Options:
     """How recordings become windows."""
 
     pipeline: Pipeline = field(default_factory=lambda: Pipeline(block_bytes=BLOCK_BYTES))
-    prepared: bool = False  # True: what MNE reads has been filtered and resampled already
+    prepared: bool = False  # True: MNE's data have been filtered and resampled to 200 Hz
     scale: float | None = None  # factor on the values; None: 1, and amplitudes that no EEG in uV has are refused
     window: int | None = None  # s; None: `usual_window`
     stride: float | None = None  # s; None: the window
     usual_window: int | None = None  # s; a classifier's own; None: as many as 256 patches allow, 16 at most
 
     def __post_init__(self) -> None:
-        """Raise UsageError for values that cannot be."""
+        """Raise UsageError for values that are not allowed."""
         for window in (self.window, self.usual_window):
             if window is not None and not (isinstance(window, Integral) and 1 <= window <= MAX_SECONDS):
                 raise UsageError(f"--window {window}: allowed are 1 to {MAX_SECONDS} whole seconds")
@@ -59,13 +90,13 @@ class Options:
             raise UsageError(f"--stride {self.stride:g}: must be a number of seconds from {1 / SAMPLING_RATE:g}")
         if self.scale is not None and not 1e-30 <= abs(self.scale) <= 1e30:  # float32 holds it
             raise UsageError(f"--scale {self.scale:g}: must be a number that is not 0, of a size from 1e-30 to 1e30")
-        if not self.prepared and self.pipeline.filter.sampling_rate != SAMPLING_RATE:
-            rate = self.pipeline.filter.sampling_rate
+        rate = self.pipeline.filter.sampling_rate
+        if not self.prepared and rate != SAMPLING_RATE:
             raise UsageError(f"a pipeline to {rate or 'the rate of the source'}: the models take {SAMPLING_RATE} Hz")
 
     @property
     def seconds(self) -> int | None:
-        """Of a window; None: as many as fit, for as many electrodes as there are."""
+        """Length of a window; None: as many seconds as 256 patches allow."""
         return self.usual_window if self.window is None else self.window
 
 
@@ -79,8 +110,8 @@ class Windows:
     samples: int  # of a window
     starts: np.ndarray  # (W,) float64, s from the recording's start
     read: Callable[[int], np.ndarray]  # number -> (N, samples) float32 in uV
-    left_out: int = 0  # windows that touch a second that cannot be used
-    recordings: Sequence[str] = ()  # of each window, where they are of several
+    left_out: int = 0  # windows that touch an unusable second
+    recordings: Sequence[str] = ()  # of each window, if they are of several
     labels: np.ndarray | None = None  # (W,) class numbers or (W, outputs) targets
     classes: tuple[str, ...] = ()
 
@@ -89,7 +120,7 @@ class Windows:
         return len(self.starts)
 
     def batch(self, first: int, stop: int) -> np.ndarray:
-        """Some consecutive windows, (windows, N, samples) float32 in uV."""
+        """Consecutive windows, (windows, N, samples) float32 in uV."""
         return np.stack([self.read(number) for number in range(first, min(stop, len(self)))])
 
 
@@ -106,36 +137,29 @@ class Signal:
 
 
 def cut(signal: Signal, options: Options) -> Windows:
-    """Windows of a recording that touch no second that cannot be used.
+    """Cut a recording into windows that touch no unusable second.
 
     Raises InputError if the recording is shorter than a window or no window is left.
     """
     window = options.seconds * SAMPLING_RATE if options.seconds else default_window(len(signal.electrodes))
     stride = round(min(options.stride * SAMPLING_RATE, signal.length)) if options.stride else window
     if signal.length < window:
-        raise InputError(
-            f"{signal.where}: lasts {signal.length / SAMPLING_RATE:.2f} s, a window {window // SAMPLING_RATE} s: "
-            f"choose a --window of at most {signal.length // SAMPLING_RATE} s"
-            if signal.length >= SAMPLING_RATE
-            else f"{signal.where}: lasts {signal.length / SAMPLING_RATE:.2f} s, but one patch is 1 s: leave it out"
-        )
+        lasts, whole = f"{signal.where}: lasts {signal.length / SAMPLING_RATE:.2f} s", signal.length // SAMPLING_RATE
+        if not whole:
+            raise InputError(f"{lasts}, but one patch is 1 s: leave it out")
+        raise InputError(f"{lasts}, a window {window // SAMPLING_RATE} s: choose a --window of at most {whole} s")
     recording = Recording(Path(), signal.name, signal.electrodes, signal.length, stretches(~signal.valid))
     runs, left_out = recording.windows(window, stride)
     numbers = np.concatenate([np.arange(run.start, run.stop) for run in runs]) if runs else np.empty(0, int)
-    if left_out:
-        logger.warning(
-            "%s: %d of %d windows touch seconds that cannot be used (not finite, or all electrodes flat) and are left "
-            "out.",
-            signal.where,
-            left_out,
-            left_out + len(numbers),
-        )
+    touch = "unusable seconds (not finite, or all electrodes flat)"
     if not len(numbers):
         raise InputError(
-            f"{signal.where}: every window of {window // SAMPLING_RATE} s touches a second that cannot be used (not "
-            "finite, or all electrodes flat): choose a shorter --window, or leave electrodes out with --drop (of our "
-            "HDF5 files when they are made)"
+            f"{signal.where}: all windows of {window // SAMPLING_RATE} s touch {touch}: choose a shorter --window, or "
+            "leave bad electrodes out with --drop (of our HDF5 files when they are made)"
         )
+    if left_out:
+        total = left_out + len(numbers)
+        logger.warning("%s: %d of %d windows touch %s and are left out.", signal.where, left_out, total, touch)
     first = numbers * stride
     return Windows(
         signal.where,
@@ -148,20 +172,115 @@ def cut(signal: Signal, options: Options) -> Windows:
     )
 
 
-def of_raw(raw: mne.io.BaseRaw, options: Options, *, where: str = "recording", name: str = "recording") -> Windows:
-    """Windows of an MNE recording, which stays as it is. Raises InputError for one that cannot be used."""
-    if not raw.preload:  # what is in memory may have more samples than its file, after resampling
+def unit_factor(options: Options, quality: Quality, where: str) -> np.float32:
+    """Return the factor on the values. Raises InputError for amplitudes that no EEG in uV has."""
+    if options.scale is not None:
+        return np.float32(options.scale)
+    for text in unit_warnings(quality):
+        raise InputError(f"{where}: {text} Give the factor with --scale (1: they are right as they are)")
+    return np.float32(1)
+
+
+# MNE's objects and arrays
+
+
+def of_raw(raw: mne.io.BaseRaw, options: Options, *, where: str = "recording") -> Windows:
+    """Windows of an MNE recording, which is not changed. Raises InputError if it cannot be used."""
+    if not raw.preload:  # data in memory may have more samples than their file, after resampling
         check_header(raw, where)
-    return cut(signal_of_raw(raw.copy(), options, set(), where=where, name=name), options)
+    return cut(signal_of_raw(raw.copy(), options, where, "recording", set()), options)
 
 
-def signal_of_raw(
-    raw: mne.io.BaseRaw, options: Options, told: set[str], *, where: str, name: str, left_out: set[str] | None = None
-) -> Signal:
-    """raw: may be changed. told: notes that the user has read already; left_out (told if None): the same of channels.
+def of_epochs(epochs: mne.BaseEpochs, options: Options) -> Windows:
+    """Windows of MNE epochs, as many as fit into each; they start at the times of `epochs.events`."""
+    data = epochs.get_data(copy=True)  # before the events are read: this drops bad epochs
+    rate = getattr(epochs, "_raw_sfreq", None) or epochs.info["sfreq"]  # of the events, also after resampling
+    logged: set[str] = set()
 
-    Both grow.
+    def signal(number: int) -> Signal:
+        raw = mne.io.RawArray(data[number], epochs.info, verbose="error")
+        return signal_of_raw(raw, options, f"epochs, epoch {number}", "epochs", logged)
+
+    if not len(data):
+        raise InputError("epochs: there is no epoch")
+    return _of_pieces(signal, epochs.events[:, 0] / rate + epochs.tmin, options, "epochs")
+
+
+def of_array(eeg: np.ndarray, electrodes: Sequence[str] | None, options: Options) -> Windows:
+    """Windows of an array in uV at 200 Hz, taken as it is: (N, time), or (pieces, N, time) of one recording.
+
+    Raises InputError for another shape, unknown electrodes, values that are not finite and unlikely units.
     """
+    if np.ma.isMaskedArray(eeg) or eeg.ndim not in (2, 3) or eeg.dtype.kind not in "fiu" or not eeg.size:
+        raise InputError(
+            f"array: {type(eeg).__name__} of {eeg.dtype}, shape {eeg.shape}; expected numbers (electrodes, time) or "
+            f"(pieces, electrodes, time), in uV at {SAMPLING_RATE} Hz, without a mask"
+        )
+    names = _electrodes_of_array(electrodes, eeg.shape[-2])
+    pieces = np.asarray(eeg if eeg.ndim == 3 else eeg[None])
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite
+        bad = np.argwhere(~np.isfinite(pieces.astype(np.float32, copy=False)))
+    if len(bad):
+        raise InputError(
+            f"array: {len(bad)} values are NaN or infinite, the first one of {names[bad[0][1]]} at "
+            f"{bad[0][2] / SAMPLING_RATE:.2f} s: interpolate them, or cut that stretch out"
+        )
+    length = pieces.shape[-1]
+    valid = np.ones(seconds_of(length), bool)
+    histogram = np.sum([amplitude_histogram(piece) for piece in pieces], axis=0)
+    factor = unit_factor(options, Quality(valid, {}, {}, {}, histogram), "array")
+
+    def signal(number: int) -> Signal:
+        def read(start: int, samples: int) -> np.ndarray:
+            return pieces[number, :, start : start + samples].astype(np.float32, copy=False) * factor
+
+        return Signal("array", "array", names, length, read, valid)
+
+    return _of_pieces(signal, np.arange(len(pieces)) * length / SAMPLING_RATE, options, "array")
+
+
+def _electrodes_of_array(electrodes: Sequence[str] | None, rows: int) -> tuple[str, ...]:
+    if electrodes is None:
+        raise InputError("array: it does not say which electrodes it is of: name them with electrodes=[...]")
+    if len(electrodes) != rows:
+        raise InputError(f"array: {len(electrodes)} electrode names for {rows} rows of EEG")
+    resolution = resolve(list(electrodes), where="array")
+    if resolution.dropped:
+        raise InputError(f"array: not EEG by their names: {', '.join(resolution.dropped)}; leave these rows out")
+    return tuple(resolution.kept.values())
+
+
+def _of_pieces(signal: Callable[[int], Signal], onsets: np.ndarray, options: Options, where: str) -> Windows:
+    """Windows of equally long pieces of one recording, each cut on its own; pieces without any are left out.
+
+    signal: number of a piece -> its signal. onsets: (pieces,) s. Raises InputError if no window is left.
+    """
+    parts, failed = list[Windows](), list[InputError]()
+    for number, onset in enumerate(onsets):
+        try:
+            piece = signal(number)
+            if options.seconds is None:  # as many whole seconds as fit into a piece
+                longest = min(default_window(len(piece.electrodes)), piece.length) // SAMPLING_RATE
+                options = replace(options, window=max(1, longest))
+            part = cut(piece, options)
+            parts.append(replace(part, starts=part.starts + onset))
+        except InputError as error:
+            failed.append(error)
+    if not parts:
+        raise failed[0]
+    if failed:
+        logger.warning("%s: %d of %d are left out; the first: %s", where, len(failed), len(onsets), failed[0])
+    windows = [(part, number) for part in parts for number in range(len(part))]
+    return replace(
+        parts[0],
+        starts=np.concatenate([part.starts for part in parts]),
+        read=lambda number: windows[number][0].read(windows[number][1]),
+        left_out=sum(part.left_out for part in parts),
+    )
+
+
+def signal_of_raw(raw: mne.io.BaseRaw, options: Options, where: str, name: str, logged: set[str]) -> Signal:
+    """Filter and resample a recording, in place. logged: texts that are not logged again; it grows."""
     pipeline = options.pipeline
     if options.prepared:
         rate = float(raw.info["sfreq"])
@@ -174,146 +293,33 @@ def signal_of_raw(
     with fft.set_workers(joblib.cpu_count()):
         prepared = prepare(raw, pipeline, where=where, store=_store)
     for note in prepared.report["notes"]:
-        if note not in told:
+        if (key := f"{name}: {note}") not in logged:  # once for all epochs, and once for every file
             logger.warning("%s: %s.", where, note)
-    told.update(prepared.report["notes"])
-    _say_left_out(prepared.report["dropped"], told if left_out is None else left_out, where)
+        logged.add(key)
+    _log_dropped(prepared.report["dropped"], where, logged)
     factor = unit_factor(options, prepared.quality, where)
-    eeg, electrodes = prepared.eeg, tuple(prepared.electrodes)
+    eeg = prepared.eeg
 
     def read(start: int, samples: int) -> np.ndarray:
         return eeg[:, start : start + samples] * factor
 
-    return Signal(where, name, electrodes, prepared.length, read, prepared.quality.valid)
+    return Signal(where, name, tuple(prepared.electrodes), prepared.length, read, prepared.quality.valid)
 
 
-def _say_left_out(dropped: Mapping[str, str], told: set[str], where: str) -> None:
-    """Name the channels that nobody asked to leave out, each set of them once.
-
-    dropped: channel -> reason. told: what was said already; grows.
-    """
-    for reason in (reason for reason in dict.fromkeys(dropped.values()) if reason != LISTED):
+def _log_dropped(dropped: Mapping[str, str], where: str, logged: set[str]) -> None:
+    """Name the channels that are left out and that nobody listed. dropped: channel -> reason."""
+    for reason in dict.fromkeys(dropped.values()):
         names = [name for name, its in dropped.items() if its == reason]
         text = f"left out, {reason}: {', '.join(map(printable, names))}"
-        # A known electrode that its file calls a muscle or nothing at all was probably meant to be EEG.
+        if reason == LISTED or text in logged:
+            continue
+        logged.add(text)
+        # A known electrode that its file calls a muscle or nothing at all is probably EEG.
         odd = any(canonical_name(name) is not None for name in names)
-        if text not in told:
-            logger.log(logging.WARNING if odd else logging.INFO, "%s: %s.", where, text)
-        told.add(text)
+        logger.log(logging.WARNING if odd else logging.INFO, "%s: %s.", where, text)
 
 
 def _store(electrodes: Sequence[str], rate: float, length: int) -> Any:
-    """Where a prepared signal goes, (N, length) float32: memory, or a temporary file that goes with the last reader."""
+    """Return a place for a prepared signal, (N, length) float32: in memory, or on the disk if it is long."""
     shape = len(electrodes), length
-    if 4 * math.prod(shape) <= IN_MEMORY:
-        return np.empty(shape, dtype=np.float32)
-    return TemporarySignal(*shape)
-
-
-def unit_factor(options: Options, seen: Quality, where: str) -> np.float32:
-    """What values are multiplied with. Raises InputError for amplitudes that no EEG in uV has."""
-    if options.scale is not None:
-        return np.float32(options.scale)
-    for text in unit_warnings(seen):
-        raise InputError(f"{where}: {text} Give the factor with --scale (1: they are right as they are)")
-    return np.float32(1)
-
-
-def of_epochs(epochs: mne.BaseEpochs, options: Options, *, where: str = "epochs") -> Windows:
-    """Windows of MNE epochs: as many as fit into each; times count as those of `epochs.events` do."""
-    data = epochs.get_data(copy=True)  # before the events are looked at: reading drops bad epochs
-    rate = getattr(epochs, "_raw_sfreq", None) or epochs.info["sfreq"]  # of the events, whatever was resampled since
-    told: set[str] = set()
-
-    def signal(number: int) -> Signal:
-        raw = mne.io.RawArray(data[number], epochs.info, verbose="error")
-        return signal_of_raw(raw, options, told, where=f"{where}, epoch {number}", name="epochs")
-
-    if not len(data):
-        raise InputError(f"{where}: there is no epoch")
-    openers = [partial(signal, number) for number in range(len(data))]
-    return _of_parts(openers, epochs.events[:, 0] / rate + epochs.tmin, options, where)
-
-
-def _of_parts(openers: Sequence[Callable[[], Signal]], onsets: np.ndarray, options: Options, where: str) -> Windows:
-    """Windows of several equally long pieces of one recording, each cut by itself; those without any are left out.
-
-    onsets: (pieces,) s. Raises InputError if no window is left.
-    """
-    found, failed = list[Windows](), list[InputError]()
-    for opener, onset in zip(openers, onsets, strict=True):
-        try:
-            signal = opener()
-            if options.seconds is None:  # the longest whole number of seconds that all have
-                longest = min(default_window(len(signal.electrodes)), signal.length) // SAMPLING_RATE
-                options = replace(options, window=max(1, longest))
-            part = cut(signal, options)
-            found.append(replace(part, starts=part.starts + onset))
-        except InputError as error:
-            failed.append(error)
-    if not found:
-        raise failed[0]
-    if failed:
-        logger.warning("%s: %d of %d are left out; the first: %s", where, len(failed), len(openers), failed[0])
-    owners = np.repeat(np.arange(len(found)), [len(part) for part in found])
-    inside = np.concatenate([np.arange(len(part)) for part in found])
-    return replace(
-        found[0],
-        starts=np.concatenate([part.starts for part in found]),
-        read=lambda number: found[owners[number]].read(int(inside[number])),
-        left_out=sum(part.left_out for part in found),
-    )
-
-
-def of_array(eeg: np.ndarray, electrodes: Sequence[str] | None, options: Options, *, where: str = "array") -> Windows:
-    """Windows of an array in uV at 200 Hz, taken as it is: (N, time), or (pieces, N, time) of one recording.
-
-    Raises InputError for another shape, unknown electrodes, values that are not finite and unlikely units.
-    """
-    if np.ma.isMaskedArray(eeg) or eeg.ndim not in (2, 3) or eeg.dtype.kind not in "fiu" or not eeg.size:
-        raise InputError(
-            f"{where}: {type(eeg).__name__} of {eeg.dtype}, shape {eeg.shape}; expected numbers (electrodes, time) or "
-            f"(pieces, electrodes, time), in uV at {SAMPLING_RATE} Hz, without a mask"
-        )
-    names = _canonical(electrodes, eeg.shape[-2], where)
-    pieces = np.asarray(eeg if eeg.ndim == 3 else eeg[None])
-    with np.errstate(over="ignore"):  # beyond float32 is infinite to a model, too
-        bad = np.argwhere(~np.isfinite(pieces.astype(np.float32, copy=False)))
-    if len(bad):
-        _, row, sample = bad[0]
-        raise InputError(
-            f"{where}: {len(bad)} values are NaN or infinite, the first one of {names[row]} at "
-            f"{sample / SAMPLING_RATE:.2f} s: bridge them, or cut that stretch out"
-        )
-    length = pieces.shape[-1]
-    valid = np.ones(seconds_of(length), bool)
-    histogram = np.sum([amplitude_histogram(piece) for piece in pieces], axis=0)
-    factor = unit_factor(options, Quality(valid, {}, {}, {}, histogram), where)
-
-    def signal(piece: np.ndarray) -> Signal:
-        return Signal(
-            where,
-            "array",
-            names,
-            length,
-            lambda start, samples: _float32(piece[:, start : start + samples]) * factor,
-            valid,
-        )
-
-    openers = [partial(signal, piece) for piece in pieces]
-    return _of_parts(openers, np.arange(len(pieces)) * length / SAMPLING_RATE, options, where)
-
-
-def _float32(eeg: np.ndarray) -> np.ndarray:
-    return eeg.astype(np.float32, copy=False)
-
-
-def _canonical(electrodes: Sequence[str] | None, rows: int, where: str) -> tuple[str, ...]:
-    if electrodes is None:
-        raise InputError(f"{where}: an array does not say which electrodes it is of: name them with electrodes=[...]")
-    if len(electrodes) != rows:
-        raise InputError(f"{where}: {len(electrodes)} electrode names for {rows} rows of EEG")
-    resolution = resolve(list(electrodes), where=where)
-    if resolution.dropped:
-        raise InputError(f"{where}: not EEG by their names: {', '.join(resolution.dropped)}; leave these rows out")
-    return tuple(resolution.kept.values())
+    return np.empty(shape, np.float32) if 4 * math.prod(shape) <= IN_MEMORY else DiskArray(shape, np.float32)

@@ -13,7 +13,7 @@ import layers
 from data_helpers import TINY, TRIO, signal, write_pretraining
 from errors import InputError, PeerLost, UsageError, friendly_error
 from run_helpers import CLASSIFIER, MASKED, TOKENIZER, call, labelled_file, pretraining_file
-from test_inference import random_module, saved
+from inference_helpers import random_module, saved
 
 # As PyTorch's CUDA allocator says it.
 CUDA = (
