@@ -5,7 +5,7 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -42,7 +42,7 @@ def _is_special(path: Path) -> bool:
 
 
 @contextmanager
-def written_aside(path: Path, *, before: Callable[[Path], None] = lambda part: None) -> Iterator[Path]:
+def written_aside(path: Path) -> Iterator[Path]:
     """Yield a hidden path in the same folder; on success it is renamed to `path`, on any error it is removed.
 
     The hidden name ends with `.part`, so a search for finished files never matches it, even after a kill.
@@ -55,7 +55,6 @@ def written_aside(path: Path, *, before: Callable[[Path], None] = lambda part: N
         if not special:
             with part.open("rb") as file:
                 os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-            before(part)
             os.replace(part, path)
             sync_folder(path.parent)
     except OSError as error:

@@ -277,20 +277,6 @@ def micro_batches(args: argparse.Namespace, run: Run, *, flag: str = "gradient_a
     return total // one
 
 
-def effective_options(
-    args: argparse.Namespace, accumulation: int, *, flag: str = "gradient_accumulation_steps"
-) -> dict[str, Any]:
-    """Return the options of the optimizer, equal for flags that mean the same. Arguments as for `micro_batches`."""
-    end = args.weight_decay_end
-    return {
-        flag: accumulation,
-        "opt": args.opt.lower(),
-        "clip_grad": args.clip_grad or None,
-        "weight_decay_end": args.weight_decay if end is None else end,
-        "warmup_steps": args.warmup_steps if args.warmup_steps > 0 else -1,
-    }
-
-
 def _compare_with_paper(total: int, one: int, paper: int) -> str:
     """Compare the total batch with the paper's in words. one: windows of all processes in one micro-batch."""
     if total == paper:

@@ -20,12 +20,12 @@ from engine_for_finetuning import Selected, evaluate, save_predictions, train_on
 from errors import ArgumentParser, InputError, UsageError, run_script
 from training import adaptation, checkpoints
 from training import state as training_state
-from training.downloads import checkpoint_place, fetched
-from training.fingerprint import fingerprint
+from training.checkpoints import checkpoint_place, fetched
 from training.metrics import SELECT_BY, BestEpoch
 
 logger = logging.getLogger(__name__)
 
+MOST_START = 0.05  # share of the starting weights in an average, above which a run warns
 # What the paper's table of hyperparameters changes with the model's size.
 SIZE_DEFAULTS = {
     "large": {"layer_decay": 0.8, "epochs": 30, "warmup_epochs": 3},
@@ -51,6 +51,7 @@ def get_args() -> argparse.Namespace:
     task.add_argument("--select_by", default=None, help="metric that selects the epoch (default: the paper's rule)")
     task.add_argument("--model_ema", action="store_true", help="average the weights and evaluate the average")
     task.add_argument("--model_ema_decay", type=float, default=0.9999)
+    task.add_argument("--model_ema_warmup", action="store_true", help="let the decay rise to --model_ema_decay")
     task.add_argument("--eval", action="store_true", help="evaluate a checkpoint and stop")
     task.add_argument(
         "--disable_eval_during_finetuning", action="store_true", help="evaluate after the last epoch only"
@@ -124,6 +125,22 @@ def build_model(args: argparse.Namespace, run: utils.Run, outputs: int) -> model
     return model
 
 
+def build_average(model: nn.Module, args: argparse.Namespace, *, steps: int) -> ModelEmaV3 | None:
+    """Return the moving average of the weights for --model_ema. steps: of the whole training."""
+    if not args.model_ema:
+        return None
+    start = args.model_ema_decay**steps
+    if start > MOST_START and not (args.eval or args.model_ema_warmup):
+        logger.warning(
+            "--model_ema: after all %d steps %.0f %% of the average are still the starting weights: add "
+            "--model_ema_warmup or lower --model_ema_decay %g.",
+            steps,
+            100 * start,
+            args.model_ema_decay,
+        )
+    return ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+
+
 class Evaluation:
     """Metrics and prediction files of the validation and test sets."""
 
@@ -181,7 +198,7 @@ def main(args: argparse.Namespace) -> None:
         if args.patience is not None and loaders.val is None:
             raise UsageError(f"--patience {args.patience}: {file.path} has no validation samples to judge an epoch by")
         model = run.distribute(build_model(args, run, outputs))
-        ema = ModelEmaV3(model.module, decay=args.model_ema_decay) if args.model_ema else None
+        ema = build_average(model.module, args, steps=args.epochs * loaders.steps_per_epoch)
         evaluation = Evaluation(loaders, run, file.task, best)
         if args.eval:
             epoch = training_state.load_for_evaluation(
@@ -198,14 +215,6 @@ def main(args: argparse.Namespace) -> None:
             layer_decay=args.layer_decay,
         )
         extras = {"best": best, "selected": evaluation.selected, **({"model_ema": ema} if ema else {})}
-        meant = {
-            **optim_factory.effective_options(args, accumulation, flag="update_freq"),
-            **adaptation.meant(args),
-            "select_by": best.name,
-            "class_weights": None if args.class_weights == "none" else args.class_weights,  # as before there was a flag
-            "layer_scale_init_value": model.module.init_values,
-        }
-        same = fingerprint(args, run, data=loaders.summary(), meant=meant)
         state = training_state.TrainingState(
             model,
             update,
@@ -213,7 +222,7 @@ def main(args: argparse.Namespace) -> None:
             args,
             stage="classifier",
             extras=extras,
-            fingerprint=same,
+            data=loaders.summary(),
             data_set=file.description,
         )
         with run.interruption.listening():
@@ -247,7 +256,10 @@ def fine_tune(
             evaluation.task,
             smoothing=args.smoothing,
             class_weights=weights,
-            after_step=(lambda: ema.update(module)) if ema else lambda: None,
+            # timm's warm-up needs the number of steps; without one, a number would change the first step.
+            after_step=(lambda: ema.update(module, step=state.update.step if ema.use_warmup else None))
+            if ema
+            else lambda: None,
         )
         stats: dict[str, float] = {}
         selected = False

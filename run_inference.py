@@ -36,7 +36,7 @@ from inference import export, plots
 from inference.output import Entry, Results, check_output
 from inference.recording_files import KINDS, find
 from inference.recordings import BLOCK_BYTES, Options, Windows
-from training.downloads import checkpoint_place, fetched
+from training.checkpoints import checkpoint_place, fetched
 
 logger = logging.getLogger(__name__)
 

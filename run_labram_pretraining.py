@@ -15,8 +15,7 @@ from engine_for_pretraining import evaluate, train_one_epoch
 from errors import ArgumentParser, UsageError, run_script
 from training import checkpoints
 from training import state as training_state
-from training.downloads import checkpoint_place, fetched
-from training.fingerprint import digest_of_weights, fingerprint
+from training.checkpoints import checkpoint_place, digest_of_weights, fetched
 
 
 def get_args() -> argparse.Namespace:
@@ -94,13 +93,15 @@ def main(args: argparse.Namespace) -> None:
         update = optim_factory.build_update(
             model, args, run, steps_per_epoch=loaders.steps_per_epoch, accumulation=accumulation
         )
-        digest = digest_of_weights(weights)
-        meant = {
-            **optim_factory.effective_options(args, accumulation),
-            "layer_scale_init_value": model.module.student.init_values,
-        }
-        same = fingerprint(args, run, data=loaders.summary(), weights={"tokenizer": digest}, meant=meant)
-        state = training_state.TrainingState(model, update, run, args, stage="pretraining", fingerprint=same)
+        state = training_state.TrainingState(
+            model,
+            update,
+            run,
+            args,
+            stage="pretraining",
+            data=loaders.summary(),
+            weights={"tokenizer": digest_of_weights(weights)},
+        )
         first = state.resume(args)
         with run.interruption.listening():
             run.prepare(tokenizer)

@@ -14,7 +14,6 @@ from engine_for_vqnsp import evaluate, initialize_codebook, train_one_epoch
 from errors import ArgumentParser, InputError, run_script
 from norm_ema_quantizer import CodebookRevival
 from training import state as training_state
-from training.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +95,7 @@ def main(args: argparse.Namespace) -> None:
             args,
             stage="tokenizer",
             extras={"revival": revival},
-            fingerprint=fingerprint(
-                args, run, data=loaders.summary(), meant=optim_factory.effective_options(args, accumulation)
-            ),
+            data=loaders.summary(),
         )
         first = state.resume(args)
         initialize_codebook(model.module, loaders.train, run, epoch=first, accumulation=accumulation)

@@ -18,10 +18,23 @@ from eeg_data.labelled_files import DATASETS
 from errors import InputError, one_line
 from files import digest_of
 from training import metrics
-from training.fingerprint import BATCH_FLAGS, FREE_FLAGS
 
 # Flags that do not make another experiment. Another --finetune does, by its name: its content is not known here.
-NO_SETTINGS = FREE_FLAGS - {"finetune", "tokenizer_weight"} | {"seed", "seeds"}
+NO_SETTINGS = {"output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "auto_resume", "resume_anyway"}
+NO_SETTINGS |= {
+    "save_ckpt",
+    "save_ckpt_freq",
+    "save_every_minutes",
+    "keep_last",
+    "start_epoch",
+    "eval",
+    "seed",
+    "seeds",
+}
+NO_SETTINGS |= {"train_data", "val_data", "dataset", "data_dir", "grad_checkpoint", "calculate_codebook_usage"}
+NO_SETTINGS |= {"disable_rel_pos_bias", "input_size", "precision", "cache_codes", "nb_classes", "codebook_size"}
+NO_SETTINGS |= {"codebook_dim", "total_batch_size"}
+BATCH_FLAGS = {"batch_size", "gradient_accumulation_steps", "update_freq"}
 SAME_VALUE = 5e-5  # half of the last digit that is printed; batches of another size round otherwise
 STAGE_SIGNS = {"train_quant_loss": "tokenizer", "train_mlm_acc": "pretraining"}
 

@@ -3,7 +3,6 @@
 Runs of one process stay in the tests' own; what concerns several goes through torchrun.
 """
 
-import errno
 import json
 import os
 import signal
@@ -12,14 +11,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from unittest.mock import patch
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from tensorboardX.record_writer import RecordWriter
 
 from eeg_data.batches import TrainingBatches
 from optim_factory import Update
@@ -35,7 +33,7 @@ from recovery import (
     unequal,
     usual,
 )
-from run_helpers import CLASSIFIER, ELECTRODES, RATE, ROOT, call, checkpoint, free_port, kill_tree, labelled_file
+from run_helpers import ELECTRODES, RATE, ROOT, call, checkpoint, free_port, kill_tree, labelled_file
 from training import checkpoints
 from waiting import children, status, wait_for, wait_until
 
@@ -133,7 +131,7 @@ def test_a_window_that_is_not_finite_cannot_spoil_the_codebooks_start(tmp_path: 
     assert bad_steps(tmp_path / "run")[0]["step"] == 0
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["tokenizer", "classifier"])
 def test_with_nonfinite_stop_the_run_ends_before_the_step_changes_anything(
     stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,13 +243,10 @@ def test_torchrun_goes_on_after_one_process_was_killed_from_outside(tmp_path: Pa
     assert unequal(reference("classifier"), tmp_path) == []
 
 
-@pytest.mark.parametrize("late", [0, 1])
-def test_processes_that_are_started_again_wait_for_each_other_and_not_for_those_that_died(
-    late: int, tmp_path: Path
-) -> None:
+def test_processes_that_are_started_again_wait_for_each_other_and_not_for_those_that_died(tmp_path: Path) -> None:
     """torchrun keeps the addresses of the processes before (https://github.com/pytorch/pytorch/issues/135712)."""
-    fault = {"at": "step", "after": 12, "rank": 1 - late, "signal": "SIGKILL"}
-    ended = usual("classifier", *OFTEN, faults=[fault], late=late).run(tmp_path)
+    fault = {"at": "step", "after": 12, "rank": 1, "signal": "SIGKILL"}
+    ended = usual("classifier", *OFTEN, faults=[fault], late=0).run(tmp_path)
     assert ended.struck() == 1 and unequal(reference("classifier"), tmp_path) == []
 
 
@@ -278,35 +273,6 @@ def test_a_full_disk_ends_all_with_a_line_and_the_same_command_goes_on_when_ther
     assert not list((tmp_path / "run").glob(".*.part")), "half a file fills the disk that is full"
     same.run(tmp_path)
     assert unequal(reference("classifier"), tmp_path) == []
-
-
-def quick(folder: Path, *words: Any) -> int:
-    """Train a classifier for an epoch of two steps in this process."""
-    labelled_file(folder / "task.hdf5", counts={"train": 8, "val": 4})
-    flags = ["--dataset", folder / "task.hdf5", "--output_dir", folder / "run", "--log_dir", folder / "board", *words]
-    return call("run_class_finetuning", *CLASSIFIER, *flags)
-
-
-def test_a_log_that_cannot_be_written_ends_the_run_with_a_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "log.txt").symlink_to("/dev/full")
-    assert quick(tmp_path) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert f"{tmp_path / 'run' / 'log.txt'} cannot be written (No space left on device)" in line
-
-
-def test_scalars_that_cannot_be_written_do_not_make_the_run_wait_for_ever(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(writer: RecordWriter, data: bytes) -> NoReturn:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with patch.object(RecordWriter, "write", full):
-        assert quick(tmp_path) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert f"{tmp_path / 'board'} cannot be written (No space left on device)" in line
 
 
 # Signals

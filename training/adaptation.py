@@ -89,17 +89,10 @@ def import_peft() -> Any:
         import peft
     except ImportError as error:
         raise UsageError(
-            f"--lora needs the package peft, which cannot be imported ({error}): python3 bootstrap.py env installs "
-            "it, or pip install --requirement requirements.txt --constraint constraints.txt"
+            f"--lora needs the package peft, which cannot be imported ({error}): pip install --requirement "
+            "requirements.txt --constraint constraints.txt"
         ) from error
     return peft
-
-
-def meant(args: argparse.Namespace) -> dict[str, Any]:
-    """What the flags of the adapters come to, however it is said."""
-    if args.lora is None:
-        return {}
-    return {"lora_alpha": _scale(args.lora, args.lora_alpha), "lora_dropout": args.lora_dropout or 0.0}
 
 
 def _scale(rank: int, alpha: float | None) -> float:

@@ -1,26 +1,37 @@
-"""Numbers of a run on their way to people: means of an epoch, progress on a terminal."""
+"""Numbers of a run: means of an epoch, progress on a terminal, log.txt, bad_steps.jsonl, TensorBoard scalars."""
 
+import json
 import logging
 import math
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from tensorboardX import SummaryWriter
 from torch import Tensor
 from tqdm import tqdm
+
+from errors import UsageError
+from files import plain, written_aside
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 30  # between two lines where there is no terminal for a bar
+LOG_ONLY = ("_lr", "_decay", "_total_loss", "_seconds", "_per_second")  # in log.txt, not on the terminal
+NAMED_WINDOWS = 3  # of a bad step on the terminal; all are in bad_steps.jsonl
+WHOLE_EPOCH = -1  # in place of a step
+UNFINISHED = (math.inf, math.inf)  # place of a line that a killed run left half written
 
 
 class MetricLog:
-    """Weighted means and counts of an epoch, kept on the device so that adding to them never waits for it.
+    """Weighted means and counts of an epoch, kept on the device, so that adding never waits for it.
 
-    A held log notes what it is given only with `commit()`, so that a step that was not taken can be forgotten.
+    A held log takes values up at `commit()` only, so that those of a step that was skipped can be dropped.
     """
 
     def __init__(self, *, held: bool = False) -> None:
@@ -52,7 +63,7 @@ class MetricLog:
             self.commit()
 
     def commit(self) -> None:
-        """Take up what a held log was given."""
+        """Take up what was added to a held log."""
         for values, n, counts in self._waiting:
             for name, value in values.items():
                 value = value.double() * n
@@ -63,19 +74,19 @@ class MetricLog:
         self._waiting.clear()
 
     def discard(self) -> None:
-        """Forget what a held log was given."""
+        """Drop what was added to a held log since the last commit."""
         self._waiting.clear()
 
     def total(self, name: str, size: int) -> Tensor:
-        """This process's counts of a name, (size,), zeros where there were none."""
+        """Return this process's counts of a name, (size,), zeros if there are none."""
         return self._counts.get(name, torch.zeros(size, dtype=torch.long))
 
     def mean(self, name: str) -> float:
-        """This process's mean so far (waits for the device)."""
+        """Return this process's mean so far (waits for the device)."""
         return float(self._sums[name]) / self._weights[name] if name in self._sums else math.nan
 
     def means(self) -> dict[str, float]:
-        """Means over all processes. Every process must call it; a name may be missing on some."""
+        """Return means over all processes. Every process must call it; a name may be missing on some."""
         own = {name: (float(self._sums[name]), self._weights[name]) for name in self._sums}
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, own)
@@ -84,7 +95,7 @@ class MetricLog:
         return {name: sum(p[0] for p in pair) / sum(p[1] for p in pair) for name, pair in pairs.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What exact resumption needs, on the CPU."""
+        """Return what exact resumption needs, on the CPU."""
         parts = {"sums": self._sums, "counts": self._counts}
         host = {part: {name: value.cpu() for name, value in values.items()} for part, values in parts.items()}
         return {**host, "weights": dict(self._weights)}
@@ -98,13 +109,13 @@ class MetricLog:
 
 
 class Progress:
-    """A bar on a terminal, a line now and then elsewhere, nothing on processes other than the first."""
+    """A bar on a terminal, elsewhere a line now and then; nothing on processes other than the first."""
 
     def __init__(self, visible: bool, title: str, total: int, *, done: int = 0) -> None:
         """visible: on the main process; title: for example `epoch 3`; total: steps, of which `done` are."""
         self._visible = visible
         self.title, self.total, self.done, self.first = title, total, done, done
-        self._started = self._spoken = time.monotonic()
+        self._started = self._shown = time.monotonic()
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -123,26 +134,111 @@ class Progress:
     def due(self) -> bool:
         """True when it is time to show numbers (reading them makes a GPU wait)."""
         pause = 1 if not self._bar.disable else PROGRESS_SECONDS
-        return self._visible and (time.monotonic() - self._spoken >= pause or self.done in (self.first, self.total - 1))
+        return self._visible and (time.monotonic() - self._shown >= pause or self.done in (self.first, self.total - 1))
 
     def step(self, text: str | None) -> None:
-        """Count a step; text: numbers to show, or None."""
+        """Count a step. text: numbers to show, or None."""
         self.done += 1
         self._bar.update()
         if text is None:
             return
-        self._spoken = time.monotonic()
+        self._shown = time.monotonic()
         self._bar.set_postfix_str(text)
         if self._bar.disable:
             logger.info("%s, step %d/%d: %s", self.title, self.done, self.total, text)
 
-    def close(self) -> float:
-        """Take the bar away; returns the seconds since the start."""
+    def close(self) -> None:
+        """Remove the bar."""
         self._bar.close()
-        return self.seconds
 
 
 def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Format seconds as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+class RunLog:
+    """log.txt, bad_steps.jsonl and TensorBoard scalars of a run; only rank 0 writes them.
+
+    A resumed run cuts them to its checkpoint, so that no line is there twice and none is missing.
+    """
+
+    def __init__(self, folder: Path, tensorboard: Path | None) -> None:
+        """tensorboard: folder of the scalars, if they are wanted."""
+        self.log, self.bad_steps = folder / "log.txt", folder / "bad_steps.jsonl"
+        self.tensorboard = tensorboard
+
+    def begin(self) -> None:
+        """Start anew: rename what an earlier run in the same folder logged."""
+        for path in (self.log, self.bad_steps):
+            if path.is_file():
+                before = path.with_name(f"{path.stem}.previous{path.suffix}")
+                os.replace(path, before)
+                logger.info("A new run starts in %s: the old %s is now %s.", path.parent, path.name, before.name)
+
+    def cut(self, epoch: int, step: int) -> None:
+        """Continue at a step of an epoch: remove lines that will be written again."""
+        for path, end in ((self.log, (epoch, WHOLE_EPOCH)), (self.bad_steps, (epoch, step))):
+            if path.is_file():
+                kept = [line for line in path.read_text().splitlines() if _place_of(line) < end]
+                with written_aside(path) as part:
+                    part.write_text("".join(f"{line}\n" for line in kept))
+
+    def add_epoch(self, epoch: int, line: Mapping[str, Any]) -> None:
+        """Write an epoch's line, show it, and add its numbers to TensorBoard."""
+        _append(self.log, line)
+        numbers = {n: v for n, v in line.items() if n not in ("epoch", "n_parameters") and math.isfinite(v)}
+        shown = [f"{name} {value:.4g}" for name, value in numbers.items() if not name.endswith(LOG_ONLY)]
+        logger.info("epoch %d: %s", epoch, ", ".join(shown))
+        if self.tensorboard is not None:
+            self._add_scalars(epoch, numbers)
+
+    def _add_scalars(self, epoch: int, numbers: Mapping[str, float]) -> None:
+        """Write an event file. TensorBoard hides what earlier files say of this epoch and later ones."""
+        options = {"purge_step": epoch, "max_queue": 10 + len(numbers), "filename_suffix": f".{time.time_ns()}"}
+        try:
+            # Closed at once: a writer's thread would still hold numbers when a checkpoint says that they are written.
+            with SummaryWriter(str(self.tensorboard), **options) as writer:
+                for name, value in numbers.items():
+                    writer.add_scalar(name, value, epoch)
+        except OSError as error:
+            raise _cannot_write(self.tensorboard, error, "choose another --log_dir") from error
+
+    def add_bad_step(self, line: Mapping[str, Any]) -> None:
+        """Write a line about a step that was skipped."""
+        _append(self.bad_steps, line)
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(plain(line)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # as checkpoints are
+    except OSError as error:
+        raise _cannot_write(path, error, "choose another --output_dir") from error
+
+
+def _cannot_write(path: Path | None, error: OSError, way_out: str) -> UsageError:
+    return UsageError(f"{path} cannot be written ({error.strerror or error}): free space, or {way_out}")
+
+
+def _place_of(line: str) -> tuple[float, float]:
+    """Return epoch and step of a line."""
+    try:
+        values = json.loads(line)
+        return float(values["epoch"]), float(values.get("step", WHOLE_EPOCH))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return UNFINISHED
+
+
+def list_windows(windows: Sequence[Mapping[str, Any]]) -> str:
+    """Name the first windows of a bad step; if some hold values that are not finite, only those."""
+    broken = [window for window in windows if not window["finite"]]
+    texts = []
+    for window in (broken or windows)[:NAMED_WINDOWS]:
+        place = f"at {window['start_seconds']:g} s" if "start_seconds" in window else f"sample {window['sample']}"
+        value = f"largest {window['largest_uv']:.3g} uV" if window["finite"] else "holds values that are not finite"
+        texts.append(f"{window['file']}, {window['recording']}, {place} ({value})")
+    return "; ".join(texts)

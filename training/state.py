@@ -1,4 +1,4 @@
-"""The state of one training: position, meters, checkpoints, resumption; and loading for evaluation.
+"""The state of one training: position, metrics, checkpoints, resumption; and loading for evaluation.
 
 A run that ended, in whatever way, continues after the last step that a checkpoint holds, to the last bit.
 """
@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,16 +20,59 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from errors import InputError, Interrupted
-from files import plain, sha256, write_json
+from files import code_version, plain, sha256, write_json
 from layers import load_strictly
 from optim_factory import MAX_NONFINITE, Update
 from training import checkpoints
-from training.fingerprint import Fingerprint, check_same_run, digest_of_weights, same_batches
-from training.log import MetricLog, Progress, duration
-from training.run_log import RunLog, named
+from training.checkpoints import digest_of_weights
+from training.log import MetricLog, Progress, RunLog, duration, list_windows
 from utils import EXIT_CODES, Run, environment
 
 logger = logging.getLogger(__name__)
+
+# Flags that change no number, or whose files are compared by content.
+FREE_FLAGS = {"output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "auto_resume", "resume_anyway"}
+FREE_FLAGS |= {"save_ckpt", "save_ckpt_freq", "save_every_minutes", "keep_last", "start_epoch", "eval"}
+FREE_FLAGS |= {"train_data", "val_data", "dataset", "data_dir", "tokenizer_weight", "finetune", "grad_checkpoint"}
+FREE_FLAGS |= {"calculate_codebook_usage", "disable_rel_pos_bias", "input_size", "precision"}
+# These only confirm what the files say, or name the micro-batches in other words.
+FREE_FLAGS |= {"nb_classes", "codebook_size", "codebook_dim", "total_batch_size"}
+ACCUMULATION = ("gradient_accumulation_steps", "update_freq")
+# What decides the windows of a step.
+ORDER = {"processes", "train data", "--batch_size", "--seed", "--dataset_order", "--overfit_batch"}
+ORDER |= {f"--{name}" for name in ACCUMULATION}
+
+
+def make_fingerprint(
+    args: argparse.Namespace, update: Update, data: Mapping[str, Any], weights: Mapping[str, str]
+) -> dict[str, Any]:
+    """Collect what decides the numbers of a run, for its checkpoints. Arguments: as for TrainingState."""
+    flags = {name: value for name, value in vars(args).items() if name not in FREE_FLAGS}
+    return {
+        "flags": plain(flags | {name: update.accumulation for name in ACCUMULATION if name in flags}),
+        "data": {name: dict(values) for name, values in data.items()},
+        "weights": dict(weights),
+        "processes": update.run.processes,
+        "device": update.run.device.type,
+        "precision": str(update.run.amp_dtype or update.run.dtype).removeprefix("torch."),
+        "code": {"version": code_version(), "torch": str(torch.__version__)},
+    }
+
+
+def differences(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, str]:
+    """Name what differs between two fingerprints, each with its value and the one before."""
+    old, new = _flat(saved), _flat(current)
+    # A flag that was not there, or is switched off, is no difference.
+    changed = [name for name in sorted(old | new) if (old.get(name) or None) != (new.get(name) or None)]
+    return {name: f"{name} is {new.get(name)} (before: {old.get(name)})" for name in changed}
+
+
+def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    flat = {name: fingerprint[name] for name in ("processes", "device", "precision")}
+    flat |= {f"{name} of the code": fingerprint["code"].get(name) for name in ("version", "torch")}
+    for part, pattern in {"flags": "--{}", "data": "{} data", "weights": "{} weights"}.items():
+        flat |= {pattern.format(name): value for name, value in fingerprint[part].items()}
+    return flat
 
 
 def load_for_evaluation(
@@ -47,17 +90,15 @@ def load_for_evaluation(
     load_strictly(model, weights, where=str(path))
     logger.info("Evaluating %s.", path)
     if not averaged and "model_ema" in state.get("extras", {}):
-        logger.warning("%s: training evaluated the averaged weights it also holds: --model_ema takes them.", path)
+        logger.warning("%s: training evaluated the averaged weights that it also holds: --model_ema takes them.", path)
     if state.get("step"):
-        logger.warning(
-            "%s was written after step %s of an epoch, so training has no metrics of it.", path, state["step"]
-        )
+        logger.warning("%s is from inside an epoch (step %s), for which training has no metrics.", path, state["step"])
     epoch = state.get("epoch", 0)
     return epoch if isinstance(epoch, int) else 0
 
 
 class TrainingState:
-    """Position, meters, log files, checkpoints and resumption of one training; `steps()` is its loop."""
+    """Position, metrics, log files, checkpoints and resumption of one training; `steps()` is its loop."""
 
     def __init__(
         self,
@@ -67,18 +108,19 @@ class TrainingState:
         args: argparse.Namespace,
         *,
         stage: str,
+        data: Mapping[str, Any] | None = None,
+        weights: Mapping[str, str] | None = None,
         extras: dict[str, Any] | None = None,
-        fingerprint: Fingerprint | None = None,
         data_set: dict[str, Any] | None = None,
     ) -> None:
-        """stage: a key of checkpoints.STAGES; extras: further things with state_dict and load_state_dict, by name.
+        """stage: a key of checkpoints.STAGES; extras: objects with state_dict and load_state_dict, by name.
 
-        fingerprint: what decides the run's numbers; without one nothing is compared on resumption.
-        data_set: what checkpoints say of a classifier's data, for those who use it; nothing depends on it here.
+        data: summary of each data set; weights: digests of models that the run uses but does not train. A resumed run
+        compares them. data_set: description of a classifier's data for its users; nothing here depends on it.
         """
         self.model, self.update, self.run, self.stage = model, update, run, stage
-        self.extras = extras or {}
-        self.fingerprint, self.data_set = fingerprint, data_set
+        self.extras, self.data_set = extras or {}, data_set
+        self.fingerprint = make_fingerprint(args, update, data or {}, weights or {})
         self.epochs = args.epochs
         self.flags = plain(vars(args))
         self.save_every = args.save_ckpt_freq if args.save_ckpt else None
@@ -93,38 +135,27 @@ class TrainingState:
         self._mark_step()
         self._saved = time.monotonic()
         self._continued: dict[str, Any] | None = None  # this process's part of a checkpoint inside an epoch
-        # With one or two processes the order of a sum does not matter.
-        self._warm_up_due = run.processes > 2
-        self.run_log = RunLog(run.output_dir, args.log_dir, visible=run.is_main)
+        self._warm_up_due = run.processes > 2  # with one or two processes the order of a sum does not matter
+        self.run_log = RunLog(run.output_dir, args.log_dir)
         self.n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        logger.info(
-            "%s: %.2f million learnable parameters, %d process(es) on %s",
-            args.model,
-            self.n_parameters / 1e6,
-            run.processes,
-            run.device,
-        )
+        millions, place = self.n_parameters / 1e6, f"{run.processes} process(es) on {run.device}"
+        logger.info("%s: %.2f million learnable parameters, %s", args.model, millions, place)
 
     # Resumption
 
     def resume(self, args: argparse.Namespace) -> int:
         """Load `--resume` or, unless `--no_auto_resume`, the output folder's newest whole checkpoint.
 
-        Returns the epoch to go on with; `steps()` begins at the right step of it.
+        Returns the epoch to continue with; `steps()` begins at the right step of it.
         """
-        if self.run.is_main:
-            for part in self.run.output_dir.glob(".*.part"):  # of a process that was killed while it wrote
-                part.unlink(missing_ok=True)
-        if self.fingerprint is not None:
-            data = {**self.fingerprint["data"], **self.fingerprint["weights"]}
-            self.run.check_same(data, "start all machines with the same data")
-        found = self.run.run_on_rank0(lambda: self._find(args))
-        if found is None:
+        same = {**self.fingerprint["data"], **self.fingerprint["weights"]}
+        self.run.check_same(same, "start all machines with the same data")
+        newest = self.run.run_on_rank0(lambda: self._find(args))
+        if newest is None:
             self.epoch = int(args.start_epoch)
-            self.run.run_on_rank0(self.run_log.begin)
-            self.run.run_on_rank0(lambda: checkpoints.settle_best(self.run.output_dir, {}))
+            self.run.run_on_rank0(self._begin)
         else:
-            self._continue(*found, anyway=args.resume_anyway)
+            self._continue(*newest, anyway=args.resume_anyway)
         self.update.step = self.epoch * self.update.steps_per_epoch + self.step
         if self.run.is_main:
             write_json(self.run.output_dir / "environment.json", environment(args, self.run))
@@ -132,72 +163,83 @@ class TrainingState:
         return self.epoch
 
     def _find(self, args: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
-        """What to continue from. A second start of a command with --resume goes on with what the first one saved."""
+        """Find what to continue from. A second start of a command with --resume continues what the first one saved."""
         folder, newest = self.run.output_dir, None
+        for part in folder.glob(".*.part"):  # of a process that was killed while it wrote
+            part.unlink(missing_ok=True)
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         if not args.resume:
             return checkpoints.read_newest(folder) if args.auto_resume or restarted else None
-        if args.resume.is_file():  # else it is read, which says what to do
+        if args.resume.is_file():  # if not, reading it says what to do
             self.resumed_from = sha256(args.resume)
             try:
                 newest = checkpoints.read_newest(folder)
-            except InputError as error:  # what --resume names may be the way out
+            except InputError as error:  # the file of --resume may be the way out
                 logger.warning("%s", error)
         if newest is not None and newest[1].get("resumed_from") == self.resumed_from:
             return newest
         return args.resume, checkpoints.read(args.resume)
+
+    def _begin(self) -> None:
+        self.run_log.begin()
+        checkpoints.restore_best(self.run.output_dir, {})
 
     def _continue(self, path: Path, state: dict[str, Any], *, anyway: bool) -> None:
         weights = checkpoints.model_state(state, path)
         checkpoints.check_stage(weights, [self.stage], path)
         if "update" not in state or "processes" not in state:
             raise InputError(
-                f"{path} holds weights but not the state of a run of this code (the released code's files "
-                "and exports do not): it can start a run or be evaluated, not be resumed; "
-                "use --no_auto_resume or another --output_dir"
+                f"{path} holds weights but not the state of a run (exports and files of the released code do not): it "
+                "can start a run or be evaluated, not be resumed; use --no_auto_resume or another --output_dir"
             )
         self.resumed_from = self.resumed_from or state.get("resumed_from")
         self.epoch, self.step = int(state["epoch"]) + 1, int(state["step"])
-        saved = state.get("fingerprint")
-        if self.fingerprint is not None and saved is not None:
-            check_same_run(saved, self.fingerprint, path, inside_epoch=self.step > 0, anyway=anyway)
-            if self.step and not same_batches(saved, self.fingerprint):
-                logger.warning("Steps hold other windows than in %s: epoch %d is begun again.", path, self.epoch)
-                self.step = 0
+        self._compare(state.get("fingerprint"), path, anyway=anyway)
         load_strictly(self.model.module, weights, where=str(path))
         self.update.load_state_dict(state["update"] | {"optimizer": state["optimizer"], "scaler": state["scaler"]})
         for name, extra in self.extras.items():
             if name not in state["extras"]:
-                raise InputError(f"{path} holds no {name}: resume with the flags that it was made with")
+                raise InputError(f"{path} holds no {name}: resume without --{name}, or begin anew (--no_auto_resume)")
             extra.load_state_dict(state["extras"][name])
         if self.step:
             self._continued = state["processes"][self.run.rank]
-        if self.save_every is not None:
-            self.run.run_on_rank0(lambda: self._take_over(path))
-        self.run.run_on_rank0(lambda: self.run_log.cut(self.epoch, self.step))
-        self.run.run_on_rank0(lambda: checkpoints.settle_best(self.run.output_dir, state))
+        self.run.run_on_rank0(lambda: self._cut_files(path, state))
         place = f"step {self.step} of epoch {self.epoch}" if self.step else f"epoch {self.epoch} of {self.epochs}"
         done = self.epoch >= self.epochs
         logger.info("Continuing from %s: %s.", path, f"all {self.epochs} epochs are done" if done else place)
 
-    def _take_over(self, path: Path) -> None:
-        """Make a file of --resume the run's newest checkpoint, before the log is cut to it."""
-        latest = self.run.output_dir / checkpoints.LATEST
-        there, before = latest.is_file(), latest.with_name(checkpoints.BEFORE)
-        if path.resolve() == latest.resolve() or (there and sha256(path) == sha256(latest)):
+    def _compare(self, saved: dict[str, Any] | None, path: Path, *, anyway: bool) -> None:
+        """Warn of what differs from the run that made a checkpoint; refuse what other windows inside an epoch mean."""
+        changed = differences(saved, self.fingerprint) if saved else {}
+        if changed:
+            logger.warning("%s is continued with other settings: %s.", path, "; ".join(changed.values()))
+        if not self.step or not ORDER & changed.keys():
             return
-        if there and path.resolve() != before.resolve():
-            checkpoints.rename(latest, before)
-        checkpoints.copy(path, latest)
+        if not anyway:
+            raise InputError(
+                f"{path} is from inside epoch {self.epoch}, whose steps would now hold other windows: "
+                f"{'; '.join(changed[name] for name in sorted(ORDER & changed.keys()))}: start it as before, begin the "
+                "epoch again with --resume_anyway, or resume a checkpoint of a whole epoch with --resume FILE"
+            )
+        logger.warning("Steps hold other windows than in %s: epoch %d begins again.", path, self.epoch)
+        self.step = 0
+
+    def _cut_files(self, path: Path, state: dict[str, Any]) -> None:
+        """Make the files of the run those of the checkpoint that it continues."""
+        latest = self.run.output_dir / checkpoints.LATEST
+        if self.save_every is not None and path.resolve() != latest.resolve():
+            checkpoints.copy(path, latest)
+        self.run_log.cut(self.epoch, self.step)
+        checkpoints.restore_best(self.run.output_dir, state)
 
     # The loop
 
     def inside(self, epoch: int) -> bool:
-        """Whether an epoch was begun before, and is to be continued."""
+        """Return True for an epoch that a checkpoint was written inside of, and that is to be continued."""
         return epoch == self.epoch and self.step > 0
 
     def steps(self, loader: Any, epoch: int) -> Iterator[Any]:
-        """Yield the epoch's batches on the device; between two of them numbers are shown, and the run may be saved.
+        """Yield the epoch's batches on the device; between two of them show numbers and, if it is time, save.
 
         loader: with `TrainingBatches`. Every process must go through all of it.
         """
@@ -222,7 +264,7 @@ class TrainingState:
                 self.seconds = time.monotonic() - begun
                 if self.update.micro_batch == 0:
                     self._end_step(loader)
-                self._agree()
+                self._sync()
                 show = self.update.micro_batch == 0 and progress.due()
                 progress.step(self._numbers(progress, epoch) if show else None)
         self.seconds = time.monotonic() - begun
@@ -245,7 +287,7 @@ class TrainingState:
         self._mark_step()
 
     def _mark_step(self) -> None:
-        """Note what the next step's micro-batches change, for a checkpoint that is written between two of them."""
+        """Note what the micro-batches of the next step will change, for a checkpoint between two of them."""
         cuda = self.run.device.type == "cuda"
         self._mark = {
             "generator": torch.get_rng_state(),
@@ -254,7 +296,7 @@ class TrainingState:
         }
 
     def _end_step(self, loader: Any) -> None:
-        """Take the step's numbers up or, if it was skipped, forget them."""
+        """Take up the step's numbers, or drop them if it was skipped."""
         if self.update.skipped:
             self.log.discard()
             self.skipped_steps += 1
@@ -264,17 +306,17 @@ class TrainingState:
         self.step += 1
         self._mark_step()
 
-    def _agree(self) -> None:
-        """Stop or save where that is due: after every micro-batch, because a step of many may take long."""
+    def _sync(self) -> None:
+        """Stop or save if that is due: after every micro-batch, because a step of many may take long."""
         due = self.run.is_main and 0 < self.save_seconds <= time.monotonic() - self._saved
         due = due and self.update.micro_batch == 0  # inside a step there is nothing new to save
         if due:
-            self._saved = time.monotonic()  # said once: the answer comes with the next call
+            self._saved = time.monotonic()  # asked once: the answer comes with the next call
         if self.run.interruption.sync_signals(due):
             self.save()
 
     def _report_bad_step(self, loader: Any) -> None:
-        """Name the windows of a step whose loss or gradient is not finite; stop where asked to, or after too many."""
+        """Name the windows of a step whose loss or gradient is not finite; stop if asked to, or after too many."""
         finite = [bool(one) for one in self.update.finite]
         keys = loader.batch_sampler.step_keys(self.epoch, self.step)
         own = [
@@ -285,17 +327,16 @@ class TrainingState:
         gathered: list[Any] = [None] * self.run.processes
         dist.all_gather_object(gathered, own)
         windows = [window for part in gathered for window in part]
-        # First those that must be it, then those of the micro-batches with a bad loss, then the largest values.
+        # First those that must be the cause, then those of micro-batches with a bad loss, then the largest values.
         windows.sort(key=lambda window: (window["finite"], window["loss_finite"], -window["largest_uv"]))
-        stop = self.stop_at_bad_step or self.update.nonfinite_in_a_row >= MAX_NONFINITE
         line = {"epoch": self.epoch, "step": self.step, "taken": False, "windows": windows}
-        self.run.run_on_rank0(lambda: self.run_log.bad_step(line))
+        self.run.run_on_rank0(lambda: self.run_log.add_bad_step(line))
         text = (
             f"loss or gradient is not finite at step {self.step} of epoch {self.epoch}, "
-            f"{self.update.nonfinite_in_a_row} in a row; nothing was changed by it. Windows: "
-            f"{named(windows)} (all {len(windows)} in {self.run_log.bad_steps})"
+            f"{self.update.nonfinite_in_a_row} in a row; the step changed nothing. Windows: "
+            f"{list_windows(windows)} (all {len(windows)} in {self.run_log.bad_steps})"
         )
-        if stop:
+        if self.stop_at_bad_step or self.update.nonfinite_in_a_row >= MAX_NONFINITE:
             raise InputError(f"{text}: look for NaN or huge values there, lower --lr or set --clip_grad")
         logger.warning("%s.", text)
 
@@ -305,17 +346,16 @@ class TrainingState:
         rate = self.samples / max(self.seconds, 1e-9)
         return f"loss {self.log.mean('loss'):.4f}, lr {self.update.lr:.2g}, {rate:.1f} samples/s, left {duration(left)}"
 
-    # What is written
+    # Writing
 
     def finish_epoch(self, epoch: int, stats: dict[str, Any] | None = None, *, best: bool = False) -> dict[str, Any]:
-        """Write the epoch's line to log.txt and TensorBoard and the checkpoints. stats: further entries of the line.
+        """Write the epoch's line to log.txt and TensorBoard, and the checkpoints. Every process must call it.
 
-        best: also write checkpoint-best.pth. Every process must call it. Returns the line. Raises InputError where the
-        processes' weights are not the same.
+        stats: more entries of the line. best: also write checkpoint-best.pth. Returns the line. Raises InputError if
+        the weights differ between processes.
         """
         self._check_equal_weights(epoch)
         means = {f"train_{name}": value for name, value in self.log.means().items()}
-        speed = self.samples / self.seconds if self.seconds else 0.0
         line = {
             **means,
             **(stats or {}),
@@ -323,36 +363,30 @@ class TrainingState:
             "epoch": epoch,
             "n_parameters": self.n_parameters,
             "epoch_seconds": round(self.seconds, 3),
-            "samples_per_second": round(speed, 3),
+            "samples_per_second": round(self.samples / self.seconds if self.seconds else 0.0, 3),
         }
-        # The log first: where a run is killed in between, the epoch is trained and logged again.
-        self.run.run_on_rank0(lambda: self.run_log.epoch(epoch, line))
+        # The log first: if the run is killed in between, the epoch is trained and logged again.
+        self.run.run_on_rank0(lambda: self.run_log.add_epoch(epoch, line))
         self.epoch, self.step = epoch + 1, 0
         self.log = MetricLog(held=True)
-        names = [checkpoints.BEST] if best else []
-        if self.save_every is not None and (epoch + 1) % self.save_every == 0:
-            names.append(f"checkpoint-{epoch}.pth")
-        self.save(names)
+        self.save(whole_epoch=True, best=best)
         return line
 
     def _check_equal_weights(self, epoch: int) -> None:
-        """Raise InputError where the processes' weights are not the same to the last bit."""
+        """Raise InputError unless all processes hold the same weights, to the last bit."""
         state = self.model.module.state_dict() if self.run.processes > 1 else {}
-        digests = {f"{name} after epoch {epoch}": digest_of_weights({"": value}) for name, value in state.items()}
-        self.run.check_same(
-            digests,
-            "nothing was saved, the last checkpoint is whole: look for a machine with faulty memory, or a change that "
-            "lets processes take different steps",
-        )
+        digests = {f"{name} after epoch {epoch}": digest_of_weights({name: value}) for name, value in state.items()}
+        way_out = "look for a machine with faulty memory, or a change that lets processes take different steps"
+        self.run.check_same(digests, f"nothing was saved, the last checkpoint is whole: {way_out}")
 
-    def save(self, names: list[str] | None = None) -> None:
-        """Write checkpoint.pth, and before it files of further names. Every process must call it.
+    def save(self, *, whole_epoch: bool = False, best: bool = False) -> None:
+        """Write checkpoint.pth, and for a whole epoch its other names if they are due. Every process must call it.
 
-        Between two micro-batches of a step it is the state before that step, of which nothing else has changed.
+        Between two micro-batches of a step it holds the state before that step, of which nothing else has changed.
         """
         if self.save_every is None:
             return
-        # Before the first step of a continued epoch its part is still the checkpoint's.
+        # Before the first step of a continued epoch this process's part is still the checkpoint's.
         own = self._continued or {
             **self._mark,
             "log": self.log.state_dict(),
@@ -361,10 +395,11 @@ class TrainingState:
         }
         gathered: list[Any] = [None] * self.run.processes
         dist.all_gather_object(gathered, own)
-        self.run.run_on_rank0(lambda: self._write(names or [], gathered))
+        numbered = whole_epoch and self.epoch % self.save_every == 0
+        self.run.run_on_rank0(lambda: self._write(self._checkpoint(gathered), numbered=numbered, best=best))
         self._saved = time.monotonic()
 
-    def _write(self, names: list[str], processes: list[dict[str, Any]]) -> None:
+    def _checkpoint(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
         update = self.update.state_dict()
         state = {
             "model": self.model.module.state_dict(),
@@ -380,18 +415,21 @@ class TrainingState:
             "resumed_from": self.resumed_from,
             "fingerprint": self.fingerprint,
         }
-        if self.data_set is not None:
-            state["data_set"] = self.data_set
+        return state if self.data_set is None else state | {"data_set": self.data_set}
+
+    def _write(self, state: dict[str, Any], *, numbered: bool, best: bool) -> None:
         folder = self.run.output_dir
-        for name in names:
-            before = folder / checkpoints.BEST_BEFORE if name == checkpoints.BEST else None
-            checkpoints.save(state, folder / name, keep=before)
-        # The latest comes last: it says that the others are there.
-        checkpoints.save(state, folder / checkpoints.LATEST, keep=folder / checkpoints.BEFORE)
+        if numbered:  # before the latest one, which says that an epoch needs no repetition
+            checkpoints.save(state, folder / f"checkpoint-{self.epoch - 1}.pth")
+        checkpoints.save(state, folder / checkpoints.LATEST)
+        if (
+            best
+        ):  # after it, so that no other one is lost before its epoch counts; if a kill prevents it, resuming does it
+            checkpoints.copy(folder / checkpoints.LATEST, folder / checkpoints.BEST)
         checkpoints.remove_older(folder, self.keep_last)
 
     def _stop(self, number: signal.Signals) -> NoReturn:
-        """End the run, by agreement of all processes, after saving it."""
+        """Save and end the run; all processes call it at the same moment."""
         self.save()
         saved = self.save_every is not None
         onward = "the same command continues from here" if saved else "nothing is saved (--no_save_ckpt)"

@@ -1,0 +1,164 @@
+"""Numbers on their way to people: weighted means, lines and bars, log.txt, bad steps and TensorBoard after a stop."""
+
+import io
+import json
+import logging
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_helpers import only_line, process_group
+from errors import UsageError
+from recovery import scalars
+from training import log as module
+from training.log import MetricLog, Progress, RunLog, duration, list_windows
+
+
+class Terminal(io.StringIO):
+    """A terminal that remembers what it shows."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_means_are_weighted_by_the_number_of_samples() -> None:
+    log = MetricLog()
+    log.add({"loss": torch.tensor(1.0), "accuracy": 0.5}, n=3)
+    log.add({"loss": torch.tensor(5.0)}, n=1)
+    log.add({"grad_norm": torch.tensor(7.0, dtype=torch.bfloat16, requires_grad=True)})
+    with process_group():
+        assert log.means() == {"loss": 2.0, "accuracy": 0.5, "grad_norm": 7.0}
+    assert log.mean("loss") == 2.0 and math.isnan(log.mean("missing"))
+
+
+def test_means_are_summed_in_double_precision() -> None:
+    log, values = MetricLog(), np.random.default_rng(0).random(2000).astype(np.float32)
+    for value in values:
+        log.add({"loss": torch.tensor(value)}, n=2)
+    assert log.mean("loss") == pytest.approx(values.astype(np.float64).mean(), rel=1e-13)
+
+
+def test_means_join_processes_by_weight_even_where_one_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(gathered: list, own: dict) -> None:
+        gathered[:] = [own, {}, {"loss": (30.0, 3.0), "other": (4.0, 2.0)}]
+
+    monkeypatch.setattr(module.dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(module.dist, "all_gather_object", gather)
+    log = MetricLog()
+    log.add({"loss": 2.0}, n=1)
+    assert log.means() == {"loss": 8.0, "other": 2.0}
+
+
+def test_a_held_log_forgets_a_skipped_step() -> None:
+    log = MetricLog(held=True)
+    log.add({"loss": 1.0})
+    log.commit()
+    log.add({"loss": math.nan})
+    log.count("codes", torch.ones(2))
+    log.discard()
+    log.commit()
+    assert log.mean("loss") == 1.0 and log.total("codes", 2).tolist() == [0, 0]
+
+
+def show(shown: Progress, monkeypatch: pytest.MonkeyPatch, *, seconds: float = 0) -> None:
+    """Take all steps, each so long."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    shown._started = shown._shown = 0.0
+    for i in range(shown.total):
+        shown.step(f"loss {i}.5" if shown.due() else None)
+        now[0] += seconds
+    shown.close()
+
+
+@pytest.mark.parametrize(("terminal", "main"), [(True, True), (False, True), (True, False), (False, False)])
+def test_a_terminal_shows_a_bar_a_file_lines_and_other_processes_nothing(
+    terminal: bool, main: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    screen = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    show(Progress(main, "epoch 7", 5), monkeypatch)
+    assert ("epoch 7" in screen.getvalue() and "loss 0.5" in screen.getvalue()) == (terminal and main)
+    lines = ["epoch 7, step 1/5: loss 0.5", "epoch 7, step 5/5: loss 4.5"]
+    assert caplog.messages == (lines if main and not terminal else [])
+
+
+def test_without_a_terminal_a_line_comes_every_half_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    show(Progress(True, "epoch 1", 100), monkeypatch, seconds=4)
+    steps = [int(text.split("step ")[1].split("/")[0]) for text in caplog.messages]
+    assert steps == [1, 9, 17, 25, 33, 41, 49, 57, 65, 73, 81, 89, 97, 100]  # every 8 steps of 4 s
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (100 * 3600 + 62, "100:01:02")])
+def test_a_duration_is_hours_minutes_seconds(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+# Files of a run
+
+
+def epochs(path: Path) -> list[int]:
+    return [json.loads(line)["epoch"] for line in path.read_text().splitlines()]
+
+
+def test_a_continued_run_logs_every_epoch_once_in_both_places(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, tmp_path / "board")
+    log.begin()
+    for epoch in range(4):
+        log.add_epoch(epoch, {"train_loss": 10.0 + epoch, "epoch": epoch, "val_auc": math.nan})
+    again = RunLog(tmp_path, tmp_path / "board")
+    again.cut(2, 5)  # the checkpoint is inside epoch 2
+    assert epochs(tmp_path / "log.txt") == [0, 1]
+    again.add_epoch(2, {"train_loss": 22.0, "epoch": 2})
+    assert epochs(tmp_path / "log.txt") == [0, 1, 2]
+    found = scalars(tmp_path / "board")
+    assert {step: value for (tag, step), value in found.items() if tag == "train_loss"} == {0: [10], 1: [11], 2: [22]}
+    assert not any(tag == "val_auc" for tag, _ in found)
+
+
+def test_bad_steps_are_cut_to_the_step_and_half_a_line_to_nothing(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, None)
+    places = [(0, 3), (1, 4), (1, 5), (2, 0)]
+    for epoch, step in places:
+        log.add_bad_step({"epoch": epoch, "step": step})
+    with log.bad_steps.open("a") as file:
+        file.write('{"epoch": 0, "st')
+    log.cut(1, 5)
+    lines = [json.loads(line) for line in log.bad_steps.read_text().splitlines()]
+    assert [(line["epoch"], line["step"]) for line in lines] == places[:2]
+
+
+def test_a_new_run_sets_the_old_files_aside(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, None)
+    log.add_epoch(0, {"epoch": 0})
+    log.add_bad_step({"epoch": 0, "step": 1})
+    log.begin()
+    assert {path.name for path in tmp_path.iterdir()} == {"log.previous.txt", "bad_steps.previous.jsonl"}
+
+
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").mkdir()
+    (tmp_path / "board").write_text("no folder")
+    for log, place in ((RunLog(tmp_path, None), "log.txt"), (RunLog(tmp_path / "ok", tmp_path / "board"), "board")):
+        (tmp_path / "ok").mkdir(exist_ok=True)
+        with pytest.raises(UsageError) as error:
+            log.add_epoch(0, {"epoch": 0, "train_loss": 1.0})
+        only_line(error, tmp_path / place, "cannot be written")
+
+
+def test_the_first_three_windows_of_a_bad_step_are_named_or_those_that_are_not_finite() -> None:
+    window = {"file": "a.hdf5", "recording": "r", "start_seconds": 12.5, "largest_uv": 312345.0, "finite": True}
+    sample = {"file": "t.hdf5", "recording": "q", "sample": 7, "largest_uv": 0.0, "finite": False}
+    text = list_windows([window, {**window, "file": "second"}, {**window, "start_seconds": 3}, {**window, "file": "x"}])
+    assert "a.hdf5, r, at 12.5 s (largest 3.12e+05 uV)" in text and "at 3 s" in text
+    assert "second" in text and "x, r" not in text
+    assert list_windows([window, sample, window]).startswith("t.hdf5, q, sample 7 (")
