@@ -11,6 +11,8 @@ torch twenty times. torchrun's calls run as a single process.
 """
 
 import argparse
+import contextlib
+import itertools
 import multiprocessing
 import os
 import re
@@ -28,7 +30,7 @@ from torch.distributed.run import get_args_parser
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 120  # seconds for a call
-FLAG = re.compile(r"(?<![\w-])--[A-Za-z]\w*")
+FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*")
 # Calls of these are only parsed: they need data that are not here, or have tests that run them.
 ONLY_PARSED = re.compile(r"benchmarks/|make_TU(AB|EV)|make_SEEDV|convert_pickles|^demo$")
 NOT_OURS = ("pip", "pytest", "venv")  # modules whose words are not checked
@@ -106,8 +108,35 @@ def commands(block: str, line: int) -> Iterator[Item]:
 
 
 def flags_named(text: str) -> set[str]:
-    """Return the flags that stand in inline code."""
-    return {flag for token in tokens(text) if token.type == "code_inline" for flag in FLAG.findall(token.content)}
+    """Return the flags that stand in inline code, those of pip left out."""
+    codes = [token.content for token in tokens(text) if token.type == "code_inline"]
+    return {flag for code in codes if not code.startswith("pip ") for flag in FLAG.findall(code)}
+
+
+def declared_flags(script: Path) -> set[str]:
+    """Run a script up to where it parses its command line; return the flags of its parser and of its verbs."""
+    parsers: list[argparse.ArgumentParser] = []
+
+    def stop(self: argparse.ArgumentParser, *args: Any, **options: Any) -> NoReturn:
+        parsers.append(self)
+        sys.exit()
+
+    with (
+        patch.object(argparse.ArgumentParser, "parse_args", stop),
+        patch.object(sys, "argv", [str(script)]),
+        patch.object(sys, "path", [str(script.parent), *sys.path]),
+        contextlib.suppress(SystemExit),
+    ):
+        runpy.run_path(str(script), run_name="__main__")
+    assert parsers, f"{script} parses no command line"
+    return flags_of(parsers[0])
+
+
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Return the flags of a parser and of its verbs."""
+    verbs = [action.choices.values() for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    flags = {flag for action in parser._actions for flag in action.option_strings}
+    return flags.union(*(flags_of(verb) for verb in itertools.chain(*verbs)))
 
 
 def files_named(text: str) -> set[str]:
@@ -151,6 +180,7 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         """Start the process that imports the libraries."""
         self.folder, self.printed, self.calls = folder, folder.parent / "printed", folder.parent / "calls"
+        self.wrong: dict[str, list[str]] = {}
         self.context = multiprocessing.get_context("forkserver")
         libraries = ["torch", "timm", "h5py", "mne", "scipy.signal", "sklearn.metrics", "matplotlib.pyplot", "pandas"]
         self.context.set_forkserver_preload([*libraries, "tensorboardX", "torch.distributed.run"])
