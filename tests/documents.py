@@ -43,13 +43,14 @@ srun() { "$@"; }
 scontrol() { echo node1; }
 pip() { :; }; tensorboard() { :; }; rsync() { :; }; source() { :; }
 """
-# Flags that make a run small, by a pattern of its script. argparse takes the last one of a flag.
+# Flags that make a run small, by a pattern of its words. argparse takes the last one of a flag.
 SMALL = {
-    r"run_(vqnsp|labram|class)": "--epochs 1 --warmup_epochs 0 --num_workers 0 --device cpu",
+    r"run_(vqnsp|labram|class)": "--epochs 1 --warmup_epochs 0 --num_workers 0 --device cpu --batch_size 4",
+    r"run_.*total_batch_size": "--total_batch_size 8",
     r"run_(vqnsp|labram)": "--time_window 1",
     r"run_vqnsp": "--model vqnsp_encoder_tiny_decoder_1x200x4 --codebook_n_emd 16",
     r"run_labram": "--model labram_tiny_patch200_1600_8k_vocab --tokenizer_model vqnsp_encoder_tiny_decoder_1x200x4",
-    r"run_class": "--model labram_tiny_patch200_200 --batch_size 4",
+    r"run_class": "--model labram_tiny_patch200_200",
     r"dataset_maker/(make_|convert_)": "--jobs 1",
 }
 
@@ -212,7 +213,7 @@ class Reader:
         return self.python([item.text]) if item.kind == "snippet" else self.command(item.text)
 
     def command(self, text: str) -> str:
-        """Give a command to bash, then run the calls of Python that it recorded."""
+        """Give a command to bash, then run the calls of Python that it recorded; of calls for other seeds the last."""
         self.calls.write_text("")
         with self.printed.open("a") as file:
             ended = subprocess.run(
@@ -226,7 +227,8 @@ class Reader:
             )
         calls = [call.split("\0")[:-1] for call in self.calls.read_text().split("\n\0")[:-1]]
         failures = [f"bash ends with {ended.returncode}"] if ended.returncode else []
-        return "; ".join(filter(None, [*failures, *map(self.python, calls)]))
+        different = {shape(" ".join(call)): call for call in calls}
+        return "; ".join(filter(None, [*failures, *map(self.python, different.values())]))
 
     def python(self, words: Sequence[str]) -> str:
         """Run a call or a snippet, smaller than it stands; returns what went wrong."""
@@ -238,7 +240,8 @@ class Reader:
             return ""
         only_parse = bool(ONLY_PARSED.search(name))
         if not only_parse and len(words) > 1:
-            words = [*words, *(flag for key, flags in SMALL.items() if re.search(key, name) for flag in flags.split())]
+            text = " ".join(words)
+            words = [*words, *(flag for key, flags in SMALL.items() if re.search(key, text) for flag in flags.split())]
         process = self.context.Process(target=_call, args=(words, self.folder, self.printed, only_parse))
         process.start()
         process.join(LIMIT)
