@@ -1,10 +1,7 @@
-"""EDF and HDF5 files written from the formats' descriptions, and broken ones; a number always gives the same bytes."""
+"""EDF files written from the format's description, and broken ones; a number always gives the same bytes."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
 
 RATE = 200  # Hz
@@ -87,65 +84,3 @@ def _any_field(random: Random, signals: int, *, numbers: bool) -> tuple[int, int
     widths = list(SIGNAL_WIDTHS.values())[: list(SIGNAL_WIDTHS).index(field)]
     width = SIGNAL_WIDTHS[field]
     return 256 + signals * sum(widths) + width * int(random.integers(signals)), width
-
-
-def write_broken_hdf5(path: Path, number: int, *, labelled: bool) -> None:
-    """Write a pre-training or labelled file one of whose attributes or data sets is other than it should be."""
-    random = np.random.default_rng([number, labelled])
-    with h5py.File(path, "w") as file:
-        (_labelled if labelled else _pretraining)(file, random)
-        places = ["/"]
-        file.visit(places.append)
-        data = [name for name in places if isinstance(file[name], h5py.Dataset)]
-        if number % 2:
-            name, key = _pick(random, [(name, key) for name in places for key in file[name].attrs])
-            del file[name].attrs[key]
-            if random.random() < 0.85:
-                file[name].attrs[key] = _pick(random, VALUES)
-        else:
-            name = _pick(random, data)
-            kept, values = dict(file[name].attrs), file[name][()]
-            del file[name]
-            changed = (
-                values[:-1],
-                values[:0],
-                values.reshape(-1),
-                values[None],
-                values.reshape(-1)[0],
-                np.ones(3, "c8"),
-            )
-            if random.random() < 0.8:
-                file.create_dataset(name, data=_pick(random, changed)).attrs.update(kept)
-    if number % 5 == 0:
-        content = path.read_bytes()
-        path.write_bytes(content[: int(random.integers(len(content)))])
-
-
-VALUES: tuple[Any, ...] = (np.nan, -1.0, 0, 1e308, 199.9, "200", "", "é" * 30, "\x1b[31m", "C3", ["C3"], ["C3", "C3"])
-VALUES += (["C3", "NOSE"], ["C4", "C3"], [["C3", "C4"]], np.zeros((2, 3)), h5py.Empty("f4"), "regression", ["a", "a"])
-VALUES += (np.void(b"\0\1\2"), 1 + 2j, True, "{}", "[" * 50_000, '{"seconds": 1e99}', ["x" * 5000, "C4"], [1, 2])
-
-
-def _pick(random: Random, values: Sequence[Any]) -> Any:
-    return values[int(random.integers(len(values)))]
-
-
-def _noise(random: Random, *shape: int) -> np.ndarray:
-    return (random.standard_normal(shape) * 30).astype(np.float32)
-
-
-def _pretraining(file: h5py.File, random: Random) -> None:
-    for index, seconds in enumerate((4, 3)):
-        data = file.create_dataset(f"recording{index}/eeg", data=_noise(random, 2, seconds * RATE), chunks=(2, RATE))
-        data.attrs.update(chOrder=["C3", "C4"], rsFreq=200.0, lFreq=0.1, hFreq=75.0)
-        file[f"recording{index}/valid"] = np.arange(seconds) != 1
-
-
-def _labelled(file: h5py.File, random: Random) -> None:
-    file.attrs.update(name="Own", task="binary", classes=["rest", "task"], chOrder=["C3", "C4"], rsFreq=200.0)
-    for split, count in (("train", 4), ("val", 2), ("test", 2)):
-        group = file.create_group(split)
-        group.create_dataset("eeg", data=_noise(random, count, 2, 2 * RATE), chunks=(1, 2, 2 * RATE))
-        group["label"] = np.arange(count) % 2
-        group["recording"] = [f"{split}-{i // 2}".encode() for i in range(count)]
-        group["subject"] = [f"S{split[0]}{i // 2}".encode() for i in range(count)]

@@ -1,12 +1,11 @@
-"""Broken recordings and data files end in one clean line or in the values that MNE sees. `make nightly` runs this.
+"""Broken recordings end in one clean line or in the values that MNE sees. `make nightly` runs this.
 
-The environment variable LABRAM_FUZZ sets how many mutants of each form are tried (by default 40).
+The environment variable LABRAM_FUZZ sets how many broken recordings are tried (by default 160).
 """
 
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import h5py
 import mne
@@ -14,15 +13,11 @@ import numpy as np
 import pytest
 
 import mutants
-from data_helpers import parse, plain_run, pretraining_loaders
-from dataset_maker import inspect_data, make_h5dataset_for_pretrain
-from eeg_data import labelled
-from eeg_data.labelled_files import read_labelled
-from errors import InputError, one_line
+from dataset_maker import make_h5dataset_for_pretrain
 from maker_helpers import run_maker
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(3600)]
-EACH = int(os.environ.get("LABRAM_FUZZ", "40"))
+NUMBER = int(os.environ.get("LABRAM_FUZZ", "160"))
 HEADER_TEXTS = ("Roe", "Jane", "FEB-1981", "0234567")
 
 
@@ -52,7 +47,7 @@ def test_broken_recordings_convert_to_what_mne_reads_or_are_left_out_with_a_reas
     tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "in").mkdir()
-    for number in range(4 * EACH):
+    for number in range(NUMBER):
         (tmp_path / "in" / f"{number:04d}.edf").write_bytes(mutants.broken_edf(number))
     words = ("--l_freq", 0, "--h_freq", 0, "--notch", 0, "--rsfreq", 0, "--time_limit", 60)
     made = tmp_path / "out"
@@ -70,42 +65,4 @@ def test_broken_recordings_convert_to_what_mne_reads_or_are_left_out_with_a_reas
                 if problem := differs(tmp_path / "in" / f"{name}.edf", group["eeg"]):
                     defects[name] = problem
     assert not defects
-    assert len(converted) >= EACH // 2 and len(converted) + len(left_out) == 4 * EACH
-
-
-def read_all(path: Path, kind: str) -> None:
-    """Read every window that training would see."""
-    if kind == "pretraining":
-        loaders: Any = pretraining_loaders("--train_data", path, "--time_window", 1, "--val_data", path)
-    else:
-        args = parse([], labelled.add_labelled_arguments, batch_size=4, num_workers=0, seed=0)
-        loaders = labelled.build_labelled_loaders(args, plain_run(Path()), read_labelled(path))
-    for _ in loaders.train:
-        pass
-
-
-@pytest.mark.parametrize("kind", ["pretraining", "labelled"])
-def test_broken_data_files_give_training_values_or_one_line_and_inspect_the_same(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    defects, ends = {}, {"values": 0, "message": 0}
-    for number in range(4 * EACH):
-        path = tmp_path / f"{number:04d}.hdf5"
-        mutants.write_broken_hdf5(path, number, labelled=kind == "labelled")
-        message = ""
-        try:
-            read_all(path, kind)
-        except InputError as error:
-            message = one_line(error)
-        except Exception as error:
-            defects[number] = f"{type(error).__name__}: {error}"
-        ends["message" if message else "values"] += 1
-        capsys.readouterr()
-        inspected = run_maker(inspect_data, path)
-        errors = capsys.readouterr().err.splitlines()
-        if (message and unclean(message)) or any(unclean(line) for line in errors):
-            defects[number] = f"{message} {errors}"
-        elif inspected and not message:
-            defects[number] = f"training takes it, inspect does not: {errors}"
-    assert not defects
-    assert min(ends.values()) > EACH // 10, ends
+    assert len(converted) >= NUMBER // 8 and len(converted) + len(left_out) == NUMBER

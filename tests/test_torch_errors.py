@@ -12,8 +12,8 @@ import torch
 import layers
 from data_helpers import TINY, TRIO, signal, write_pretraining
 from errors import InputError, PeerLost, UsageError, friendly_error
-from run_helpers import CLASSIFIER, MASKED, TOKENIZER, call, labelled_file, pretraining_file
 from inference_helpers import random_module, saved
+from run_helpers import CLASSIFIER, MASKED, TOKENIZER, call, labelled_file, pretraining_file
 
 # As PyTorch's CUDA allocator says it.
 CUDA = (
