@@ -32,10 +32,9 @@ from dataset_maker import (
     make_TUEV,
     tuh,
 )
-from demo import make_eeghdf, make_scp1
+from demo import make_eeghdf
 from maker_helpers import eeghdf_file, noise, raw_of, run_maker
 from run_helpers import CLASSIFIER, call
-from test_demo_makers import scp1_text
 from test_make_SEEDV import CLIPS, write_cnt
 
 # Eight letters each: they fit the fields of headers whole.
@@ -112,12 +111,8 @@ def neuroscan(path: Path, **options: Any) -> Path:
     """Write a Neuroscan recording."""
     write_cnt(path, **options)
     content = bytearray(path.read_bytes())
-    for offset, width, text in (
-        (21, 20, CODE),
-        (121, 20, f"{SURNAME} {NAME}"),
-        (205, 20, REMARK),
-        (225, 10, "03/04/19"),
-    ):
+    for offset, text in ((21, CODE), (121, f"{SURNAME} {NAME}"), (205, REMARK), (225, "03/04/19")):
+        width = 10 if offset == 225 else 20
         content[offset : offset + width] = text.encode().ljust(width, b"\0")
     path.write_bytes(content)
     return path
@@ -243,18 +238,8 @@ def pickles(source: Path, out: Path) -> int:
     return ran(out, convert_pickles, "--root", source, "--output", out / "TUAB.hdf5")
 
 
-def scp1(source: Path, out: Path) -> int:
-    source.mkdir()
-    for part, trials in (("TRAIN", 8), ("TEST", 4)):
-        text = f"#{SURNAME} {NAME}, {CLINIC}, 04.03.2019\n{scp1_text(trials)}"
-        (source / f"SelfRegulationSCP1_{part}.ts").write_text(text, encoding="latin-1")
-    code = ran(out, make_scp1, "--input", source, "--output", out / "SCP1.hdf5")
-    (source / "SelfRegulationSCP1_TEST.ts").write_text(f"@data\n1,2:{SURNAME}\n")
-    return code + ran(out / "broken", make_scp1, "--input", source, "--output", out / "broken" / "SCP1.hdf5")
-
-
 MAKERS: dict[str, Callable[[Path, Path], int]] = {
-    run.__name__: run for run in (pretraining, from_eeghdf, tuev, seed_v, labelled, pickles, scp1)
+    run.__name__: run for run in (pretraining, from_eeghdf, tuev, seed_v, labelled, pickles)
 }
 
 
@@ -353,5 +338,5 @@ def test_the_search_looks_into_packed_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [*MAKERS, "inspect", "finetuning"])
 def test_nothing_that_names_a_person_or_a_day_passes_on(world: Path, name: str) -> None:
     files = [path for path in (world / "out" / name).rglob("*") if path.is_file()]
-    assert len(files) >= 3 or name == "scp1", files
+    assert len(files) >= 3, files
     assert not {str(path): found for path in files if (found := traces(path))}

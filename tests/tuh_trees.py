@@ -62,18 +62,18 @@ TUAB = [
 ]
 TUAB_TWO_SIDES = {"aaaaaaaa": ["test", "train"], "aaaaaaaf": ["train", "val"]}
 OLD = "01_tcp_ar/076"
-TUAB_V2 = [  # as version 2 nests; under edf/, and with one name twice
-    Recording(f"edf/train/normal/{OLD}/00007671/s003_2012_10_14/00007671_s003_t000", "00007671", "train", 0, 21),
-    Recording(f"edf/train/normal/{OLD}/00007672/s001_2010_01_02/00007672_s001_t000", "00007672", "val", 0, 21),
-    Recording(f"edf/train/abnormal/{OLD}/00007673/s001_2011_03_04/00007673_s001_t000", "00007673", "train", 1, 21),
-    Recording(f"edf/train/abnormal/{OLD}/00007674/s001_2011_03_05/00007674_s001_t000", "00007674", "val", 1, 21),
-    Recording(f"edf/eval/normal/{OLD}/00007675/s001_2011_03_06/00007675_s001_t000", "00007675", "test", 0, 21),
-    Recording(
-        f"edf/eval/abnormal/{OLD}/00007676/s001_2011_03_07/00007676_s001_t000", "00007676", "test", 1, 21, twin=True
-    ),
-    Recording(
-        f"edf/eval/abnormal/{OLD}/00007676/s002_2011_03_08/00007676_s001_t000", "00007676", "test", 1, 21, twin=True
-    ),
+V2_FOLDERS = [  # as version 2 nests, under edf/, and with one name twice
+    ("train/normal", "00007671/s003_2012_10_14", "train", 0),
+    ("train/normal", "00007672/s001_2010_01_02", "val", 0),
+    ("train/abnormal", "00007673/s001_2011_03_04", "train", 1),
+    ("train/abnormal", "00007674/s001_2011_03_05", "val", 1),
+    ("eval/normal", "00007675/s001_2011_03_06", "test", 0),
+    ("eval/abnormal", "00007676/s001_2011_03_07", "test", 1),
+    ("eval/abnormal", "00007676/s002_2011_03_08", "test", 1),
+]
+TUAB_V2 = [
+    Recording(f"edf/{part}/{OLD}/{place}/{place[:8]}_t000", place[:8], split, label, 21, twin=place[:8] == "00007676")
+    for part, place, split, label in V2_FOLDERS
 ]
 
 # Rows are given in any order, per channel; blanks and both kinds of line ends occur in copies of the corpus.
