@@ -17,6 +17,7 @@ sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by 
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,7 @@ from dataset_maker.tuh import read  # noqa: F401 - the hook that opens a recordi
 
 DATA_SET = DataSet("TUAB", classes=("normal", "abnormal"), window=10, electrodes=tuh.ELECTRODES, drop=tuh.EXTRAS)
 TREE = "{train,eval}/{abnormal,normal}/01_tcp_ar/"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    tuh.add_arguments(parser, TREE)
+add_arguments = partial(tuh.add_arguments, tree=TREE)
 
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:

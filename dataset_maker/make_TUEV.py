@@ -18,6 +18,7 @@ sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by 
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,7 @@ DATA_SET = DataSet(
 )
 TREE = "{train,eval}/SUBJECT/"
 OLD, NEW = "v2.0.0", "v2.0.1"  # versions whose counts are known; NEW unless the path says otherwise
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    tuh.add_arguments(parser, TREE)
+add_arguments = partial(tuh.add_arguments, tree=TREE)
 
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
