@@ -1,108 +1,55 @@
-"""Many recordings, many processes: plan jobs, spread them with joblib or Dask, resume, report.
+"""Many recordings on many processes: resumption, shards, what is left out.
 
-A job is a run of consecutive recordings whose shard one process writes. What a job did is kept as JSON in the hidden
-folder `.making` beside its shards, written after them, so that a maker that was stopped continues with the jobs that
-lack one. The plan depends on the recordings alone, never on the number of processes.
+A recording is one call in a process of the pool (`pool`). The process writes what it makes of the recording as one file
+into the hidden folder `.making` of the output folder, and the journal there gets a line about it: a maker that was
+stopped goes on with the recordings that lack one. At the end, runs of consecutive recordings are joined into shards;
+what a shard holds is kept as JSON in `.making`. The plan depends on the recordings alone, never on the number of
+processes.
 """
 
 import argparse
 import hashlib
 import json
 import shutil
-import site
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Executor, as_completed
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from os.path import realpath
 from pathlib import Path
 from typing import Any, Literal
 
-import joblib
 import numpy as np
 from tqdm import tqdm
 
+from dataset_maker import convert, pool, writers
 from dataset_maker.pipeline import Pipeline
-from dataset_maker.sandbox import PROJECT, Died, Limits, Sandbox, sandbox
+from dataset_maker.pool import Spread  # noqa: F401 - makers take it from here
 from dataset_maker.sources import unique_names
-from errors import InputError, UsageError
-from files import check_writable, write_json
+from errors import InputError
+from files import check_writable, write_json, written_aside
 
-JOBS = 64  # jobs of a small data set: enough to keep processes busy to the end
-JOB_BYTES = 512 << 20  # of source: large data sets get more jobs
-SURVEY = 32  # recordings looked at in one request
-DASK_SECONDS = 30  # to wait for a scheduler's answer
+JOBS = 64  # shards of a small data set
+JOB_BYTES = 512 << 20  # of source: large data sets get more shards
 RESERVE = 1.05  # of the estimated disk space: HDF5's own bookkeeping
-NO_SPACE = 16 << 20  # bytes: with less, what fails fails for want of space
 
-Task = dict[str, Any]
+Task = dict[str, Any]  # a recording: path, recording (its name), and what its maker adds
+Entry = dict[str, Any]  # what became of a recording
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of every maker that works on many recordings."""
-    group = parser.add_argument_group("processes", "a recording that passes a limit is left out")
+    group = pool.add_arguments(parser)
     group.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the signals written")
-    group.add_argument("--jobs", type=int, default=joblib.cpu_count(), metavar="N", help="processes (default: cores)")
-    group.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work instead")
-    group.add_argument("--time_limit", type=float, default=Limits.seconds, metavar="SECONDS", help="for one recording")
-    group.add_argument("--memory_limit", type=float, default=Limits.gigabytes, metavar="GB", help="of a process")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Where the work goes."""
-
-    jobs: int
-    dask: str | None
-    limits: Limits
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> "Spread":
-        """Of the parsed flags. Raises UsageError."""
-        if args.jobs < 1:
-            raise UsageError(f"--jobs {args.jobs}: must be 1 or more")
-        return cls(args.jobs, args.dask, Limits(args.time_limit, args.memory_limit))
-
-    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        """Yield `(index, function(item))` as they finish."""
-        calls = (joblib.delayed(_numbered)(function, number, item) for number, item in enumerate(items))
-        # Threads here, because each drives a limited process of its own.
-        place = self._cluster() if self.dask else joblib.parallel_config("threading", n_jobs=self.jobs)
-        with place:
-            yield from joblib.Parallel(return_as="generator_unordered")(calls)
-
-    @contextmanager
-    def _cluster(self) -> Iterator[None]:
-        """Make joblib use the Dask cluster. Raises InputError if it cannot be reached."""
-        try:
-            import distributed
-        except ImportError as error:
-            raise UsageError(f"--dask {self.dask}: needs `pip install distributed`") from error
-        try:
-            client = distributed.Client(self.dask, timeout=DASK_SECONDS)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--dask {self.dask}: no scheduler answers there ({type(error).__name__})") from error
-        with client:
-            client.run(site.addsitedir, str(PROJECT))  # workers see the project in the same place, as they do the data
-            try:
-                with joblib.parallel_config("dask"):
-                    yield
-            except distributed.KilledWorker as error:
-                raise InputError(
-                    f"--dask {self.dask}: its workers died too often; start the same command again"
-                ) from error
-
-
-def _numbered(function: Callable[[Any], Any], number: int, item: Any) -> tuple[int, Any]:
-    return number, function(item)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a job needs to know but its recordings; plain values, so that it travels."""
+    """Everything a process needs to know but its recording; it travels to the processes."""
 
-    maker: str  # module with the hooks `read`, `windows`, ...
+    maker: str  # module with the hooks `read`, `windows`, ... (see `convert`)
     pipeline: Pipeline
     folder: Path  # of the shards
     made: Mapping[str, Any]
@@ -110,34 +57,43 @@ class Plan:
 
     @property
     def notes(self) -> Path:
-        """Folder of what finished jobs did."""
+        """Return the folder of what is finished."""
         return self.folder / ".making"
 
     def key(self, task: Task) -> str:
         """Return a digest of a stamped recording and of all that decides what becomes of it."""
         named = {name: value for name, value in task.items() if name not in ("recording", "open")}  # these may change
-        values = (self.maker, self.pipeline.to_json(), dict(self.made), self.description, named)
+        values = (self.maker, asdict(self.pipeline), dict(self.made), self.description, named)
         return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()[:16]
+
+    def part(self, task: Task) -> Path:
+        """Return where a process writes what it makes of a recording."""
+        return self.notes / f"{digest([self.key(task), task['recording']])}.hdf5"
+
+
+def digest(words: Iterable[str]) -> str:
+    """Return a short digest of texts."""
+    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def stamped(tasks: Iterable[Task]) -> list[Task]:
     """Return the recordings with absolute paths, a unique plain name each, and the sizes and times of their files."""
     tasks = list(tasks)
-    found = list[Task]()
     paths = [Path(realpath(task["path"])) for task in tasks]
     # One recording may show two subjects: then it comes twice.
     distinct = [path / str(task.get("subject", "")) for path, task in zip(paths, tasks, strict=True)]
+    result = []
     for task, path, name in zip(tasks, paths, unique_names([t["recording"] for t in tasks], distinct), strict=True):
         also = [realpath(other) for other in task.get("also", ())]
-        given = str(Path(task["path"]).absolute())  # maybe a link, beside which its further files lie
+        given = str(Path(task["path"]).absolute())  # maybe a link, beside which its other files lie
         there = [Path(other).stat() for other in (path, *also) if Path(other).exists()]
         stamps = [[stat.st_size, stat.st_mtime_ns] for stat in there]
-        found.append({**task, "path": str(path), "open": given, "also": also, "recording": name, "stamps": stamps})
-    return found
+        result.append({**task, "path": str(path), "open": given, "also": also, "recording": name, "stamps": stamps})
+    return result
 
 
 def plan_jobs(tasks: Sequence[Task]) -> list[list[Task]]:
-    """Cut the recordings, in their order, into runs of about equal size in bytes."""
+    """Cut the recordings, in their order, into runs of about equal size in bytes: one run, one shard."""
     sizes = [sum(size for size, _ in task["stamps"]) for task in tasks]
     target = min(max(sum(sizes) / JOBS, 1), JOB_BYTES)
     jobs: list[list[Task]] = []
@@ -151,112 +107,36 @@ def plan_jobs(tasks: Sequence[Task]) -> list[list[Task]]:
     return jobs
 
 
-def run_job(
-    plan: Plan, limits: Limits, notify: Callable[[dict], Any] | None, numbered: tuple[int, Sequence[Task]]
-) -> dict[str, Any]:
-    """Convert a job's recordings into its shards and keep what was done; runs in a thread or on a cluster's worker.
-
-    numbered: the job's place in the plan, so that its files' names sort in the recordings' order. notify: is told of
-    each recording when it is finished. A recording at which the process dies is left out, and the job begins again.
-    """
-    number, tasks = numbered
-    keys = [plan.key(task) for task in tasks]
-    job = f"{number:05d}-{hashlib.sha256(''.join(keys).encode()).hexdigest()[:8]}"
-    entries: dict[str, dict[str, Any]] = {}  # key -> what became of a recording
-    sizes = None
-    while sizes is None:
-        dead = [key for key, entry in entries.items() if entry.get("died")]
-        try:
-            with sandbox(limits) as box:
-                values = asdict(plan) | {"folder": str(plan.folder), "pipeline": plan.pipeline.to_json()}
-                box.call("open", job=job, **values)
-                for task, key in zip(tasks, keys, strict=True):
-                    if key not in dead:
-                        first = key not in entries
-                        entries[key] = _convert(box, task, key)
-                        if notify and first:
-                            notify(entries[key])
-                # Said before they get their names: else a stop between the two would leave files that nobody knows of.
-                write_json(plan.notes / f"{job}.begun", {"files": box.call("files")})
-                sizes = box.call("close")
-        except _Lost as lost:
-            entries[lost.entry["key"]] = lost.entry
-            if notify:
-                notify(lost.entry)
-        except Died as error:
-            if shutil.disk_usage(plan.folder).free < NO_SPACE:
-                raise UsageError(no_space(plan.folder)) from error
-            raise InputError(f"the job of {tasks[0]['path']} and {len(tasks) - 1} more {error}") from error
-    done = {"job": job, "files": sizes, "recordings": [entries[key] for key in keys]}
-    write_json(plan.notes / f"{job}.json", done)
-    (plan.notes / f"{job}.begun").unlink()
-    return done
-
-
-class _Lost(Exception):
-    """The process died at a recording."""
-
-    def __init__(self, entry: dict[str, Any]) -> None:
-        super().__init__(entry["error"])
-        self.entry = entry
-
-
-def described(task: Task) -> dict[str, Any]:
+def described(task: Task) -> Entry:
     """Return what the report says of any recording."""
     return {key: task[key] for key in ("path", "open", "recording", "subject") if key in task}
 
 
-def _convert(box: Sandbox, task: Task, key: str) -> dict[str, Any]:
-    entry = described(task) | {"key": key}
-    try:
-        return entry | box.call("convert", task=task)
-    except Died as error:
-        raise _Lost(entry | {"error": f"{task['path']}: {error}", "died": True}) from error
-    except UsageError:  # no recording's fault: such as no space left
-        raise
-    except InputError as error:
-        return entry | {"error": str(error)}
+# ---- what earlier runs did
 
 
 def finished_jobs(plan: Plan, forget: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """Return what earlier runs finished and is still there whole; what is left of other jobs is removed.
+    """Return what the shards hold that are there whole; what is left of other shards is removed.
 
-    forget: paths of all recordings; a job with any other one counts as not done (a single file has no place for it).
+    forget: paths of all recordings; a shard with any other one is removed (a single file has no place for it).
     """
-    found = []
-    for path in sorted(plan.notes.glob("*.begun")):
-        if not path.with_suffix(".json").exists():
-            _forget(plan, path)
+    done = []
     for path in sorted(plan.notes.glob("*.json")):
-        try:
-            done = json.loads(path.read_text(encoding="utf-8"))
-            there = [name for name in done["files"] if (plan.folder / name).exists()]
-            sizes = {name: (plan.folder / name).stat().st_size for name in there}
-            others = forget is not None and any(entry["path"] not in forget for entry in done["recordings"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged, by a power cut: the job is done again, into the same files
-        if sizes == done["files"] and not others:
-            found.append(done)
-        else:
-            _forget(plan, path)
-    return found
-
-
-def _forget(plan: Plan, note: Path) -> None:
-    """Remove a job's shards and its note."""
-    try:
-        names = list(json.loads(note.read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        names = []
-    for name in names:
-        (plan.folder / Path(name).name).unlink(missing_ok=True)
-    note.unlink(missing_ok=True)
+        job = json.loads(path.read_text(encoding="utf-8"))
+        there = {name: (plan.folder / name).stat().st_size for name in job["files"] if (plan.folder / name).exists()}
+        if there == job["files"] and (forget is None or all(entry["path"] in forget for entry in job["recordings"])):
+            done.append(job)
+            continue
+        for name in there:
+            (plan.folder / name).unlink()
+        path.unlink()
+    return done
 
 
 def converted_before(
     plan: Plan, tasks: Sequence[Task], *, others: Literal["keep", "refuse", "remove"]
-) -> dict[str, dict[str, Any]]:
-    """Return what earlier runs converted of these recordings, by key, with the shard they are in.
+) -> dict[str, Entry]:
+    """Return what shards of earlier runs hold of these recordings, by key.
 
     others: what becomes of other recordings that the folder holds.
     Raises InputError for a recording that the folder holds as it was, or converted in another way.
@@ -264,35 +144,28 @@ def converted_before(
     keys: dict[str, set[str]] = {}
     for task in tasks:
         keys.setdefault(task["path"], set()).add(plan.key(task))
-    kept, further = {}, []
+    kept, more = {}, []
     jobs = finished_jobs(plan, keys.keys() if others == "remove" else None)
-    for entry in [entry for job in jobs for entry in job["recordings"] if "error" not in entry]:
-        wanted = keys.get(entry["path"])
-        if wanted is None:
-            further.append(entry["path"])
-        elif entry["key"] in wanted:
+    for entry in [entry for job in jobs for entry in job["recordings"]]:
+        if entry["path"] not in keys:
+            more.append(entry["path"])
+        elif entry["key"] in keys[entry["path"]]:
             kept[entry["key"]] = entry
         else:
             raise InputError(
                 f"{plan.folder} holds {entry['path']} as it was before it changed, or made with other flags: delete "
                 f"{plan.folder}, or name another --output"
             )
-    if further and others == "refuse":
+    if more and others == "refuse":
         raise InputError(
-            f"{plan.folder} holds {len(further)} recordings that are not among these, such as {further[0]}: delete "
+            f"{plan.folder} holds {len(more)} recordings that are not among these, such as {more[0]}: delete "
             f"{plan.folder}, or name another --output"
         )
     if kept:
         print(f"{len(kept)} of {len(tasks)} recordings were converted before")
-    if further:
-        print(f"{len(further)} recordings of earlier runs are there besides")
+    if more:
+        print(f"{len(more)} recordings of earlier runs are there besides")
     return kept
-
-
-def remaining(plan: Plan, tasks: Sequence[Task], without: Collection[str]) -> list[tuple[int, list[Task]]]:
-    """Return the jobs that are left, numbered, when the recordings with these keys need nothing more."""
-    work = [[task for task in job if plan.key(task) not in without] for job in plan_jobs(tasks)]
-    return [(number, job) for number, job in enumerate(work) if job]
 
 
 @contextmanager
@@ -309,44 +182,54 @@ def only_maker(plan: Plan) -> Iterator[None]:
             raise InputError(f"{plan.folder}: another maker is at work here; wait, or name another --output") from error
         except (ImportError, OSError):  # Windows, file systems without locks
             pass
-        clear(plan)
+        _clear(plan)
         try:
             yield
         finally:
-            clear(plan)
+            _clear(plan)
 
 
-def clear(plan: Plan) -> None:
-    """Remove what processes left that were killed."""
-    for left in [*plan.folder.glob(".*.part"), *plan.folder.glob(".*.scratch"), *plan.notes.glob(".*.part")]:
-        left.unlink(missing_ok=True)
+def _clear(plan: Plan) -> None:
+    """Remove what processes left that were killed, and recordings' files that no journal tells of."""
+    left = [*plan.folder.glob(".*.part"), *plan.notes.glob(".*.part")]
+    if not (plan.notes / "journal").exists():
+        left += plan.notes.glob("*.hdf5")
+    for path in left:
+        path.unlink(missing_ok=True)
 
 
-def survey(maker: str, pipeline: Pipeline, tasks: Sequence[Task], spread: Spread) -> list[dict[str, Any]]:
+# ---- survey, convert, join
+
+
+def spread_out(
+    executor: Executor, function: Callable[[Task], Entry], tasks: Sequence[Task], notify: Callable[[Task, Entry], None]
+) -> list[Entry]:
+    """Return function(task) for every task, or {"error": reason}, in order; notify: called as each is finished."""
+    futures = {executor.submit(function, task): number for number, task in enumerate(tasks)}
+    results: list[Entry] = [{}] * len(tasks)
+    for future in as_completed(futures):
+        number = futures[future]
+        results[number] = pool.result_of(future, tasks[number]["path"])
+        notify(tasks[number], results[number])
+    return results
+
+
+def survey(maker: str, pipeline: Pipeline, tasks: Sequence[Task], executor: Executor) -> list[Entry]:
     """Look at the recordings' headers; return electrodes, seconds, rate, windows (labelled) or the error of each."""
-    batches = [tasks[start : start + SURVEY] for start in range(0, len(tasks), SURVEY)]
-    found: list[Any] = [None] * len(batches)
     with tqdm(total=len(tasks), desc="looking", unit="recording", disable=None, leave=False) as bar:
-        for number, results in spread.map(partial(survey_batch, maker, pipeline, spread.limits), batches):
-            found[number] = results
-            bar.update(len(results))
-    return [result for results in found for result in results]
+        return spread_out(executor, partial(convert.survey, maker, pipeline), tasks, lambda task, entry: bar.update())
 
 
-def survey_batch(maker: str, pipeline: Pipeline, limits: Limits, tasks: Sequence[Task]) -> list[dict[str, Any]]:
-    """Survey some recordings; if the process dies at them, each alone, to find the one that kills it."""
-    try:
-        with sandbox(limits) as box:
-            return box.call("survey", maker=maker, pipeline=pipeline.to_json(), tasks=list(tasks))
-    except Died as error:
-        if len(tasks) == 1:
-            return [{"error": f"{tasks[0]['path']}: {error}"}]
-        return [survey_batch(maker, pipeline, limits, [task])[0] for task in tasks]
-
-
-def no_space(folder: Path) -> str:
-    """Return what to say when the disk is full."""
-    return f"{folder}: no space left; free some and start the same command again"
+def failed_at_survey(plan: Plan, tasks: Sequence[Task], surveyed: Sequence[Entry]) -> dict[str, Entry]:
+    """Return the recordings that a survey found unusable, by key; names them with their reasons on standard error."""
+    failed = {
+        plan.key(task): described(task) | {"error": seen["error"]}
+        for task, seen in zip(tasks, surveyed, strict=True)
+        if "error" in seen
+    }
+    for entry in failed.values():
+        print(f"left out: {entry['error']}", file=sys.stderr)
+    return failed
 
 
 def check_disk(folder: Path, needed: float) -> None:
@@ -367,34 +250,70 @@ def size(count: float) -> str:
     return f"{count / 1000**power:.3g} {units[power]}"
 
 
-def run_jobs(plan: Plan, jobs: Sequence[tuple[int, list[Task]]], spread: Spread) -> list[dict[str, Any]]:
-    """Do numbered jobs with a progress bar; says at once what is left out. Returns their recordings in order."""
-    done: list[Any] = [None] * len(jobs)
-    with tqdm(total=sum(len(tasks) for _, tasks in jobs), desc="converting", unit="recording", disable=None) as bar:
+def run_jobs(plan: Plan, tasks: Sequence[Task], done: Collection[str], executor: Executor) -> list[Entry]:
+    """Convert the recordings but those whose keys are `done`, and join them into shards; with a progress bar.
 
-        def notify(entry: Mapping[str, Any]) -> None:
-            bar.update()
+    Says at once what is left out. Returns what became of the recordings converted, in order.
+    """
+    jobs = [[task for task in job if plan.key(task) not in done] for job in plan_jobs(tasks)]
+    entries = _read_journal(plan)
+    left = [task for job in jobs for task in job if plan.key(task) not in entries or not plan.part(task).exists()]
+    with (
+        tqdm(total=len(left), desc="converting", unit="recording", disable=None) as bar,
+        (plan.notes / "journal").open("a", encoding="utf-8") as journal,
+    ):
+
+        def notify(task: Task, result: Entry) -> None:
+            entry = entries[plan.key(task)] = described(task) | {"key": plan.key(task)} | result
             if "error" in entry:
                 tqdm.write(f"left out: {entry['error']}", file=sys.stderr)
+            else:
+                journal.write(json.dumps(entry) + "\n")
+                journal.flush()
             for warning in entry.get("warnings", ()):
                 tqdm.write(f"warning: {warning}", file=sys.stderr)
+            bar.update()
 
-        here = None if spread.dask else notify  # a cluster's workers tell when a job is finished
-        for number, result in spread.map(partial(run_job, plan, spread.limits, here), jobs):
-            done[number] = result["recordings"]
-            if here is None:
-                for entry in result["recordings"]:
-                    notify(entry)
-    return [entry for entries in done for entry in entries]
+        spread_out(executor, partial(convert.convert, plan), left, notify)
+    for number, job in enumerate(jobs):
+        _join(plan, number, job, entries)
+    (plan.notes / "journal").unlink()
+    return [entries[plan.key(task)] for job in jobs for task in job]
 
 
-def failed_at_survey(plan: Plan, tasks: Sequence[Task], found: Sequence[Task]) -> dict[str, Task]:
-    """Return the recordings that a survey found unusable, by key; names them with their reasons on standard error."""
-    failed = {
-        plan.key(task): described(task) | {"error": seen["error"]}
-        for task, seen in zip(tasks, found, strict=True)
-        if "error" in seen
-    }
-    for entry in failed.values():
-        print(f"left out: {entry['error']}", file=sys.stderr)
-    return failed
+def _read_journal(plan: Plan) -> dict[str, Entry]:
+    """Return what a maker that was stopped has converted but not joined, by key."""
+    path, entries = plan.notes / "journal", {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+            entries[entry["key"]] = entry
+        except ValueError:  # the last line of a maker that was killed
+            continue
+    return entries
+
+
+def _join(plan: Plan, number: int, tasks: Sequence[Task], entries: dict[str, Entry]) -> None:
+    """Join the files of a job's recordings into its shards, one for each montage, and note what they hold."""
+    good = [task for task in tasks if "error" not in entries[plan.key(task)]]
+    if not good:
+        return
+    job = f"{number:05d}-{digest(map(plan.key, tasks))[:8]}"
+    shards: dict[str, list[Path]] = {}
+    for task in good:
+        entry = entries[plan.key(task)]
+        entry["file"] = f"{entry['montage']}-{job}.hdf5"
+        shards.setdefault(entry["file"], []).append(plan.part(task))
+    with ExitStack() as stack:
+        sizes = {}
+        for name, parts in shards.items():
+            aside = stack.enter_context(written_aside(plan.folder / name))
+            if len(parts) == 1:
+                parts[0].replace(aside)
+            else:
+                writers.join(parts, aside)
+            sizes[name] = aside.stat().st_size
+        # The note comes before the files get their names: a stop between the two leaves no file that nobody knows of.
+        write_json(plan.notes / f"{job}.json", {"files": sizes, "recordings": [entries[plan.key(t)] for t in good]})
+    for task in good:
+        plan.part(task).unlink(missing_ok=True)

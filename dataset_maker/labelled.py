@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ import numpy as np
 from dataset_maker import jobs, report
 from dataset_maker.jobs import Plan, Spread, Task
 from dataset_maker.pipeline import Prepared, Windows, add_filter_arguments, build_pipeline
-from dataset_maker.writers import join_shards, refuse_existing
+from dataset_maker.writers import join, refuse_existing
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS, published_sizes
 from errors import ArgumentParser, InputError, run_script
-from files import check_writable
+from files import check_writable, written_aside
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,16 @@ def make(args: argparse.Namespace, maker: str, data_set: DataSet, tasks: Sequenc
         shutil.rmtree(folder, ignore_errors=True)  # of a maker that was stopped at its very end
         return
     with jobs.only_maker(plan):
-        entries, plan, new_seconds = _convert(plan, tasks, spread, single)
+        with spread.executor() as executor:
+            entries, plan, new_seconds = _convert(plan, tasks, executor, single)
         whole = _report(entries, plan, output) | {"expected_samples": data_set.expected}
         problem = why_unusable(whole)
         report.save(whole, output)
         if single and not problem:
-            totals = {split: part["samples"] for split, part in whole["splits"].items()}
             made |= {"fingerprint": fingerprint, "left_out": len(whole["left_out"])}
             shards = dict.fromkeys(folder / entry["file"] for entry in entries if "file" in entry)
-            join_shards(list(shards), output, description=plan.description or {}, made=made, totals=totals)
+            with written_aside(output) as aside:
+                join(list(shards), aside, made=made)
     if single and not problem:
         shutil.rmtree(folder)
     _show(whole, new_seconds, time.monotonic() - began)
@@ -149,10 +151,10 @@ def is_made_already(output: Path, fingerprint: str) -> bool:
 
 
 def _convert(
-    plan: Plan, tasks: Sequence[Task], spread: Spread, single: bool
+    plan: Plan, tasks: Sequence[Task], executor: Executor, single: bool
 ) -> tuple[list[dict[str, Any]], Plan, float]:
     """Do the jobs that are left. Returns all recordings in order, the plan with its electrodes, new seconds of EEG."""
-    surveys = jobs.survey(plan.maker, plan.pipeline, tasks, spread)
+    surveys = jobs.survey(plan.maker, plan.pipeline, tasks, executor)
     seen = [(task, survey) for task, survey in zip(tasks, surveys, strict=True) if "error" not in survey]
     description = dict(plan.description or {})
     description["electrodes"] = description["electrodes"] or common_montage([s["electrodes"] for _, s in seen])
@@ -165,7 +167,7 @@ def _convert(
     sample = len(description["electrodes"] or ()) * round(description["window"] * description["rate"])
     if left:
         jobs.check_disk(plan.folder, left * sample * np.dtype(plan.pipeline.dtype).itemsize)
-    entries = jobs.run_jobs(plan, jobs.remaining(plan, tasks, kept.keys() | failed.keys()), spread)
+    entries = jobs.run_jobs(plan, tasks, kept.keys() | failed.keys(), executor)
     results = failed | kept | {entry["key"]: entry for entry in entries}
     seconds = sum(entry["seconds"] for entry in entries if "error" not in entry)
     return [results[plan.key(task)] for task in tasks], plan, seconds

@@ -10,12 +10,18 @@ if not __package__:  # started by its path: the project's folder, not this one, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import time
+from collections.abc import Sequence
 
-from dataset_maker import jobs, pipeline
-from dataset_maker.pretraining import convert_recordings
+import numpy as np
+
+from dataset_maker import jobs, pipeline, report
+from dataset_maker.jobs import Plan, Spread
+from dataset_maker.pipeline import Pipeline
 from dataset_maker.sources import find_files
 from eeg_data.pretraining_files import SAMPLING_RATE
-from errors import ArgumentParser, run_script
+from errors import ArgumentParser, InputError, run_script
+from files import check_writable
 
 
 def get_args() -> argparse.Namespace:
@@ -26,6 +32,43 @@ def get_args() -> argparse.Namespace:
     pipeline.add_arguments(parser)
     jobs.add_arguments(parser)
     return parser.parse_args()
+
+
+def convert_recordings(
+    paths: Sequence[Path], output: Path, *, maker: str, source: str, pipeline: Pipeline, spread: Spread
+) -> None:
+    """Turn recordings into pre-training HDF5 in the folder `output`, with a bar, a summary and a report.
+
+    maker: module with the hook `read`, if MNE does not read them. Recordings that the folder holds already are passed
+    over. One that fails is left out and named; an InputError at the end says how many these are.
+    """
+    began, output = time.monotonic(), output.resolve()
+    tasks = jobs.stamped(
+        {"path": path, "recording": path.name.removesuffix(".gz").rpartition(".")[0]} for path in paths
+    )
+    plan = Plan(maker, pipeline, output, {"source": source} | pipeline.described())
+    check_writable(report.report_path(output).parent)
+    with jobs.only_maker(plan), spread.executor() as executor:
+        kept = jobs.converted_before(plan, tasks, others="keep")
+        new = [task for task in tasks if plan.key(task) not in kept]
+        surveyed = jobs.survey(maker, pipeline, new, executor)
+        failed = jobs.failed_at_survey(plan, new, surveyed)
+        samples = sum(len(s["electrodes"]) * s["seconds"] * s["rate"] for s in surveyed if "error" not in s)
+        if samples:
+            jobs.check_disk(output, samples * np.dtype(pipeline.dtype).itemsize)
+        entries = jobs.run_jobs(plan, tasks, kept.keys() | failed.keys(), executor)
+    seconds = sum(entry["seconds"] for entry in entries if "error" not in entry)
+    results = failed | kept | {entry["key"]: entry for entry in entries}
+    whole = report.summary([results[plan.key(task)] for task in tasks], plan.made) | {"output": str(output)}
+    whole["montages"] = report.montages(results.values())
+    report.show(whole)
+    for row in whole["montages"]:
+        print(f"{output}: {len(row['electrodes'])} electrodes, {row['recordings']} recordings, {row['hours']:.2f} h")
+    report.save(whole, output)
+    report.show_end(output, seconds, time.monotonic() - began)
+    if count := len(whole["left_out"]):
+        others = f"the others are in {output}" if whole["converted"] else "nothing was converted"
+        raise InputError(f"{count} of {len(tasks)} recordings were left out, named above; {others}")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -42,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
         maker="dataset_maker.make_h5dataset_for_pretrain",
         source="recordings read by MNE",
         pipeline=pipeline.build_pipeline(args),
-        spread=jobs.Spread.from_args(args),
+        spread=Spread.from_args(args),
     )
 
 

@@ -1,28 +1,30 @@
-"""The two kinds of HDF5 files the makers write: pre-training (shards in a folder) and labelled (shards, or one file).
+"""The two kinds of HDF5 files that makers write: pre-training and labelled.
 
-Format: README, "Data files". A shard holds the recordings of one job, is written by one process aside and renamed when
-it is whole, so nothing half-written ever has a data file's name.
+Format: docs/data.md. Every recording first becomes a file of its own, which one process writes; `join` puts several
+together. Files are written aside and renamed when they are whole.
 """
 
-import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
 import numpy as np
 
-from dataset_maker.pipeline import Prepared, Store
+from dataset_maker.pipeline import Prepared, Store, Windows
 from eeg_data.labelled_files import SPLITS, TASKS
 from eeg_data.pretraining_files import SAMPLING_RATE
 from eeg_data.quality import Quality
 from errors import InputError
 from files import check_writable, code_version, written_aside
+
+BATCH = 64  # windows that are cut and written at a time
+COPIED = 256  # samples that are copied at a time
 
 
 def made_attribute(made: Mapping[str, Any]) -> str:
@@ -36,74 +38,48 @@ def refuse_existing(path: Path) -> None:
         raise InputError(f"{path} exists already: delete it, or name another --output")
 
 
-class _Aside:
-    """Files that get their names when the `with` ends well, and are removed when it does not."""
+class _Shard:
+    """An HDF5 file that gets its name when the `with` ends well, and is removed when it does not."""
 
-    def __init__(self) -> None:
-        self._stacks: dict[Path, ExitStack] = {}
+    def __init__(self, path: Path, made: Mapping[str, Any], dtype: str) -> None:
+        check_writable(path.parent)
+        self.dtype = dtype
+        self._stack = ExitStack()
+        self._file = self._stack.enter_context(h5py.File(self._stack.enter_context(written_aside(path)), "w"))
+        self._file.attrs["made"] = made_attribute(made)
 
     def __enter__(self) -> Any:
         """Begin."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close and name the files, or remove them after an error."""
-        with ExitStack() as all_files:
-            for stack in self._stacks.values():
-                all_files.push(stack)
-            if error:
-                raise error
-
-    def _new_file(self, path: Path, made: Mapping[str, Any]) -> h5py.File:
-        stack = self._stacks[path] = ExitStack()
-        part = stack.enter_context(written_aside(path))
-        file = stack.enter_context(h5py.File(part, "w"))
-        file.attrs["made"] = made_attribute(made)
-        return file
-
-    def _drop_file(self, path: Path) -> None:
-        nothing = InputError(f"{path}: nothing in it")
-        with suppress(InputError), self._stacks.pop(path):
-            raise nothing
+    def __exit__(self, *error: Any) -> bool | None:
+        """Close and name the file, or remove it after an error."""
+        return self._stack.__exit__(*error)
 
 
-class PretrainingShards(_Aside):
-    """The recordings of one job as pre-training HDF5, one file per montage.
+class PretrainingShard(_Shard):
+    """Recordings of one montage as pre-training HDF5.
 
-    A group per recording holds the dataset `eeg` (N, time) in uV, chunks (N, 200), with the attributes chOrder, rsFreq,
-    lFreq (0: no high-pass), hFreq (half the rate: no low-pass), notch (0: none), sourceFreq, notes and quality, and
-    beside it `valid` (seconds,) bool.
+    A group for each recording holds the dataset `eeg` (N, time) in uV, chunks (N, 200), with the attributes chOrder,
+    rsFreq, lFreq (0: no high-pass), hFreq (half the rate: no low-pass), notch (0: none), sourceFreq, notes and quality,
+    and the dataset `valid` (seconds,) bool.
     """
 
-    def __init__(self, folder: Path, job: str, *, made: Mapping[str, Any], dtype: str = "float32") -> None:
-        """folder: where the files go; job: part of their names; made: what the root attribute of this name says."""
-        super().__init__()
-        check_writable(folder)
-        self.folder, self.job, self.made, self.dtype = folder, job, made, dtype
-        self.files: dict[str, h5py.File] = {}  # name -> open file
-
-    def _file(self, electrodes: Sequence[str], rate: float) -> h5py.File:
-        """Return the open file of a montage (electrodes in order, sampling rate)."""
-        montage = hashlib.sha256(f"{' '.join(electrodes)} @ {rate:g}".encode()).hexdigest()[:6]
-        name = f"{len(electrodes)}ch-{montage}-{self.job}.hdf5"
-        if name not in self.files:
-            self.files[name] = self._new_file(self.folder / name, self.made)
-        return self.files[name]
+    def __init__(self, path: Path, *, made: Mapping[str, Any], dtype: str = "float32") -> None:
+        """made: what the root attribute of this name says."""
+        super().__init__(path, made, dtype)
 
     def store(self, recording: str) -> Store:
         """Return what gives the dataset for a recording's signal."""
 
         def dataset(electrodes: Sequence[str], rate: float, length: int) -> h5py.Dataset:
-            group = self._file(electrodes, rate).create_group(recording)
             shape, chunk = (len(electrodes), length), (len(electrodes), min(SAMPLING_RATE, length))  # a patch
-            return group.create_dataset("eeg", shape, dtype=self.dtype, chunks=chunk)
+            return self._file.create_group(recording).create_dataset("eeg", shape, self.dtype, chunks=chunk)
 
         return dataset
 
-    def finish(self, prepared: Prepared) -> str:
-        """Describe a recording whose signal is written; returns its file's name."""
+    def finish(self, prepared: Prepared) -> None:
+        """Describe a recording whose signal is written."""
         eeg, report = prepared.eeg, prepared.report
         eeg.attrs["chOrder"] = list(prepared.electrodes)
         eeg.attrs["rsFreq"] = prepared.rate
@@ -115,38 +91,28 @@ class PretrainingShards(_Aside):
         if report["notes"]:
             eeg.attrs["notes"] = "; ".join(report["notes"])
         eeg.parent.create_dataset("valid", data=prepared.quality.valid)
-        return next(name for name, file in self.files.items() if file == eeg.file)
-
-    def discard(self, recording: str) -> None:
-        """Take back what was written of a recording that failed."""
-        for name, file in list(self.files.items()):
-            if recording in file:
-                del file[recording]
-            if not len(file):  # a montage that only this recording had
-                self.files.pop(name)
-                self._drop_file(self.folder / name)
 
 
-class LabelledShard(_Aside):
-    """The samples of one job's recordings as labelled HDF5, appended recording by recording.
+class LabelledShard(_Shard):
+    """Labelled samples, appended recording by recording.
 
-    A group per split holds `eeg` (samples, N, time) in uV, one sample per chunk, `label` (int64, or float32
-    (samples, outputs) for regression), `recording` and `subject` (text per sample) and `valid` (samples, seconds) bool;
-    its attributes `quality` and `notes` (stages that a source was too slow for -> recordings) tell of the recordings
+    A group for each split holds `eeg` (samples, N, time) in uV, one sample a chunk, `label` (int64, or float32
+    (samples, outputs) for regression), `recording` and `subject` (text per sample) and `valid` (samples, seconds) bool.
+    Its attributes `quality` and `notes` (stages that a source was too slow for -> recordings) tell of the recordings
     behind it. A split without samples has no group.
     """
 
     def __init__(self, path: Path, *, description: Mapping[str, Any], made: Mapping[str, Any], dtype: str) -> None:
         """description: name, task, classes (what labels 0, 1, ... or the outputs mean), electrodes, rate."""
-        super().__init__()
         assert description["task"] in TASKS, description
         assert description["task"] != "binary" or len(description["classes"]) == 2, description
-        check_writable(path.parent)
-        self.description, self.dtype = description, dtype
+        super().__init__(path, made, dtype)
+        self.description = description
         self.counts: Counter[str] = Counter()  # split -> samples
-        self._qualities: dict[str, Quality] = {}
-        self._file = self._new_file(path, made)
-        self._file.attrs.update(root_attributes(description))
+        self._file.attrs.update({key: description[key] for key in ("name", "task")})
+        self._file.attrs["classes"] = list(description["classes"])
+        self._file.attrs["chOrder"] = list(description["electrodes"])
+        self._file.attrs["rsFreq"] = float(description["rate"])
 
     def append(
         self, split: str, eeg: np.ndarray, label: Any, *, recording: str, subject: str, valid: np.ndarray | None = None
@@ -163,12 +129,9 @@ class LabelledShard(_Aside):
         columns["valid"] = np.ones((len(eeg), seconds), bool) if valid is None else valid
         group = self._file.require_group(split)
         for key, values in columns.items():
-            if key not in group:
-                create_column(group, key, values.shape[1:], values.dtype)
-            if group[key].shape[1:] != values.shape[1:]:
+            if key in group and group[key].shape[1:] != values.shape[1:]:
                 raise InputError(f"{recording}: {key} {values.shape[1:]}, in this file {group[key].shape[1:]} a sample")
-            group[key].resize(self.counts[split] + len(values), axis=0)
-            group[key][self.counts[split] :] = values
+            _extend(group, key, values)
         self.counts[split] += len(eeg)
 
     def _checked(self, label: Any, samples: int, recording: str) -> np.ndarray:
@@ -182,64 +145,104 @@ class LabelledShard(_Aside):
 
     def describe(self, split: str, quality: Quality, notes: Sequence[str] = ()) -> None:
         """Note what a recording with samples in this split is like, and what could not be done to it."""
-        self._qualities[split] = self._qualities[split] + quality if split in self._qualities else quality
-        self._file[split].attrs["quality"] = self._qualities[split].to_json()
-        count = Counter(json.loads(self._file[split].attrs.get("notes", "{}"))) + Counter(notes)
-        self._file[split].attrs["notes"] = json.dumps(count, sort_keys=True)
+        _add_description(self._file[split], quality, Counter(notes))
 
-    def roll_back(self, counts: Mapping[str, int]) -> None:
-        """Take back what came after these counts of samples."""
-        for split, group in list(self._file.items()):
-            self.counts[split] = counts.get(split, 0)
-            if not self.counts[split]:
-                del self._file[split]
-                continue
-            for column in group.values():
-                column.resize(self.counts[split], axis=0)
+    def append_windows(
+        self, prepared: Prepared, windows: Windows, *, recording: str, subject: str, split: str | None, where: str
+    ) -> dict[str, dict[str, int]]:
+        """Cut a recording's windows and append them; split: of windows without one.
 
-
-def root_attributes(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the root attributes of a labelled file from `name`, `task`, `classes`, `electrodes`, `rate`."""
-    text = {"name": description["name"], "task": description["task"], "classes": list(description["classes"])}
-    return text | {"chOrder": list(description["electrodes"]), "rsFreq": float(description["rate"])}
-
-
-def create_column(group: h5py.Group, key: str, shape: Sequence[int], dtype: Any, samples: int = 0) -> h5py.Dataset:
-    """Make one of the datasets of a split, for values of this shape a sample; it can grow."""
-    kind = h5py.string_dtype() if np.dtype(dtype).hasobject else dtype
-    chunks = (1 if key == "eeg" else 1024, *shape)
-    return group.create_dataset(key, (samples, *shape), dtype=kind, maxshape=(None, *shape), chunks=chunks)
-
-
-def join_shards(
-    shards: Sequence[Path], path: Path, *, description: Mapping[str, Any], made: Mapping[str, Any], totals: Mapping
-) -> None:
-    """Write one labelled file with the samples of all shards in order. totals: split -> samples."""
-    with written_aside(path) as part, h5py.File(part, "w") as file:
-        file.attrs["made"] = made_attribute(made)
-        file.attrs.update(root_attributes(description))
-        at: Counter[str] = Counter()
-        qualities: dict[str, Quality] = {}
-        notes: dict[str, Counter[str]] = {}
-        for shard_path in shards:
-            with h5py.File(shard_path) as shard:
-                for split, source in shard.items():
-                    _copy(source, file.require_group(split), at[split], totals[split])
-                    at[split] += len(source["label"])
-                    quality = Quality.from_json(source.attrs["quality"], np.ones(0, bool))
-                    qualities[split] = qualities[split] + quality if split in qualities else quality
-                    notes.setdefault(split, Counter()).update(json.loads(source.attrs["notes"]))
-        for split, quality in qualities.items():
-            file[split].attrs["quality"] = quality.to_json()
-            file[split].attrs["notes"] = json.dumps(notes[split], sort_keys=True)
-        assert at == Counter(totals), (at, totals)
+        Returns split -> label -> number (label `all` for regression). Raises InputError for other electrodes than the
+        data set's.
+        """
+        order = montage_order(prepared.electrodes, self.description["electrodes"], where)
+        splits = np.asarray(windows.splits if windows.splits is not None else [split] * len(windows.starts))
+        labels, starts = np.asarray(windows.labels), np.asarray(windows.starts, dtype=np.int64)
+        samples = round(self.description["window"] * prepared.rate)
+        inside = (starts >= 0) & (starts + samples <= prepared.length)
+        assert self.description["wrap"] or inside.all(), "a window reaches over the end of the signal"
+        valid = valid_seconds(prepared, starts, samples)
+        counts: dict[str, dict[str, int]] = {}
+        for name in dict.fromkeys(splits.tolist()):
+            (which,) = np.nonzero(splits == name)
+            for batch in np.array_split(which, math.ceil(len(which) / BATCH)):
+                eeg = np.stack([cut(prepared, int(start), samples)[order] for start in starts[batch]])
+                self.append(name, eeg, labels[batch], recording=recording, subject=subject, valid=valid[batch])
+            kinds = ["all"] * len(which) if self.description["task"] == "regression" else labels[which].tolist()
+            counts[name] = {str(label): count for label, count in sorted(Counter(kinds).items())}
+            self.describe(name, prepared.quality, prepared.report["notes"])
+        return counts
 
 
-def _copy(source: h5py.Group, target: h5py.Group, at: int, total: int, samples: int = 256) -> None:
-    """Copy a split of a shard to its place, `samples` at a time."""
+def montage_order(given: list[str], wanted: Sequence[str], where: str) -> list[int]:
+    """Return the rows of a recording in the data set's order. Raises InputError where the electrodes differ."""
+    lacks, extra = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
+    if lacks or extra:
+        parts = [f"lacks {', '.join(lacks)}"] if lacks else []
+        parts += [f"has {', '.join(extra)} besides"] if extra else []
+        raise InputError(f"{where}: not the electrodes of this data set: {' and '.join(parts)}")
+    return [given.index(name) for name in wanted]
+
+
+def cut(prepared: Prepared, start: int, window: int) -> np.ndarray:
+    """Return the window (N, window) that begins at sample `start`, wrapping round the recording's ends."""
+    first, stop = start % prepared.length, start % prepared.length + window
+    if stop <= prepared.length:
+        return prepared.eeg[:, first:stop]
+    return np.concatenate([prepared.eeg[:, first:], prepared.eeg[:, : stop - prepared.length]], axis=1)
+
+
+def valid_seconds(prepared: Prepared, starts: np.ndarray, window: int) -> np.ndarray:
+    """Return which seconds of the windows are valid, (windows, seconds): those that touch no invalid one."""
+    rate = int(prepared.rate)
+    first = (starts[:, None] + rate * np.arange(window // rate)) % prepared.length  # (windows, seconds), samples
+    last = first + rate - 1
+    touched = (first, np.minimum(last, prepared.length - 1), last % prepared.length)  # the last one where it wraps
+    return np.logical_and.reduce([prepared.quality.valid[samples // rate] for samples in touched])
+
+
+def join(parts: Sequence[Path], path: Path, *, made: Mapping[str, Any] | None = None) -> None:
+    """Write one file with the recordings of all parts, or their samples, in order. All parts are of one kind.
+
+    made: in place of what the parts say. Raises nothing for `path`: it is for the caller to write aside.
+    """
+    with h5py.File(path, "w") as file:
+        for part in parts:
+            with h5py.File(part, "r") as source:
+                for key, value in source.attrs.items():
+                    file.attrs[key] = value
+                for name, group in source.items():
+                    if name in SPLITS and "task" in source.attrs:
+                        _join_samples(group, file.require_group(name))
+                    else:
+                        source.copy(name, file)
+        if made is not None:
+            file.attrs["made"] = made_attribute(made)
+
+
+def _join_samples(source: h5py.Group, target: h5py.Group) -> None:
     for key, column in source.items():
-        if key not in target:
-            create_column(target, key, column.shape[1:], column.dtype, total)
-        for start in range(0, len(column), samples):
-            block = column[start : start + samples]
-            target[key][at + start : at + start + len(block)] = block
+        for start in range(0, len(column), COPIED):
+            _extend(target, key, column[start : start + COPIED])
+    _add_description(
+        target, Quality.from_json(source.attrs["quality"], np.ones(0, bool)), json.loads(source.attrs["notes"])
+    )
+
+
+def _extend(group: h5py.Group, key: str, values: np.ndarray) -> None:
+    """Append values to one of the datasets of a split."""
+    if key not in group:
+        kind = h5py.string_dtype() if values.dtype.hasobject else values.dtype
+        shape, chunks = values.shape[1:], (1 if key == "eeg" else 1024, *values.shape[1:])
+        group.create_dataset(key, (0, *shape), kind, maxshape=(None, *shape), chunks=chunks)
+    column = group[key]
+    column.resize(len(column) + len(values), axis=0)
+    column[len(column) - len(values) :] = values
+
+
+def _add_description(group: h5py.Group, quality: Quality, notes: Mapping[str, int]) -> None:
+    """Add a recording's quality and notes to those of a split."""
+    if "quality" in group.attrs:
+        quality = Quality.from_json(group.attrs["quality"], np.ones(0, bool)) + quality
+    count = Counter(json.loads(group.attrs.get("notes", "{}"))) + Counter(notes)
+    group.attrs["quality"], group.attrs["notes"] = quality.to_json(), json.dumps(count, sort_keys=True)

@@ -21,7 +21,7 @@ import mne
 import numpy as np
 
 from dataset_maker import jobs, pipeline
-from dataset_maker.pretraining import convert_recordings
+from dataset_maker.make_h5dataset_for_pretrain import convert_recordings
 from dataset_maker.sources import find_files
 from eeg_data.hdf5 import check_stored
 from errors import ArgumentParser, InputError, run_script

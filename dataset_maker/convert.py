@@ -1,0 +1,131 @@
+"""What a process does with one recording: survey it, or turn it into a file.
+
+A maker is a module that may define these hooks; only a labelled maker needs any.
+`windows(task, prepared)` says where a labelled recording's windows lie. `read(task)` opens a recording that MNE does
+not read by itself. `prepare(task, pipeline, store)` and `survey(task, pipeline)` take the place of the whole pipeline.
+"""
+
+import hashlib
+import importlib
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from dataset_maker import pipeline
+from dataset_maker.pipeline import Pipeline, Prepared, Store
+from dataset_maker.writers import LabelledShard, PretrainingShard
+from eeg_data.quality import Quality
+from errors import InputError
+
+if TYPE_CHECKING:
+    from dataset_maker.jobs import Entry, Plan, Task
+
+
+@contextmanager
+def _blamed_on(path: str) -> Iterator[None]:
+    """Turn every failure into an InputError of one line.
+
+    Of a fault of ours it says the place, not the text, which may quote a header.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except MemoryError:
+        raise InputError(f"{path}: needs more memory than --memory_limit; raise it if the recording is sound") from None
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}"
+        raise InputError(f"{path}: cannot be converted ({place})") from None
+
+
+def _open(maker: ModuleType, task: "Task") -> Any:
+    raw = maker.read(task) if hasattr(maker, "read") else pipeline.read_raw(Path(task["path"]))
+    pipeline.check_header(raw, task["path"])
+    return raw
+
+
+def survey(maker_name: str, options: Pipeline, task: "Task") -> "Entry":
+    """Return what a recording will give, from its header: electrodes, seconds, rate, windows (labelled makers)."""
+    task, maker = {**task, "path": task["open"]}, importlib.import_module(maker_name)
+    with _blamed_on(task["path"]):
+        if hasattr(maker, "survey"):
+            return maker.survey(task, options)
+        raw = _open(maker, task)
+        with pipeline.recording_readable(task["path"]):
+            raw, _, _ = pipeline.select_electrodes(raw, rename=options.rename, drop=options.drop, where=task["path"])
+            seconds = raw.n_times / raw.info["sfreq"] - options.trim_end
+        rate = options.filter.sampling_rate or float(raw.info["sfreq"])
+        entry = {"electrodes": list(raw.ch_names), "seconds": seconds, "rate": rate}
+        if hasattr(maker, "windows"):
+            eeg = np.empty((len(raw.ch_names), 0), np.float32)  # windows follow from length and rate alone
+            prepared = Prepared(list(raw.ch_names), rate, round(seconds * rate), eeg, Quality.merged(()), {})
+            entry["windows"] = len(maker.windows(task, prepared).starts)
+        return entry
+
+
+def convert(plan: "Plan", task: "Task") -> "Entry":
+    """Convert one recording into the file `plan.part(task)`; returns what the report says of it."""
+    part, maker = plan.part(task), importlib.import_module(plan.maker)
+    task = {**task, "path": task["open"]}  # as given: beside it lie its other files
+    name, dtype = task["recording"], plan.pipeline.dtype
+    with _blamed_on(task["path"]):
+        if plan.description is None:
+            with PretrainingShard(part, made=plan.made, dtype=dtype) as shard:
+                prepared = _prepare(maker, task, plan.pipeline, shard.store(name))
+                shard.finish(prepared)
+            names = f"{' '.join(prepared.electrodes)} @ {prepared.rate:g}"
+            montage = hashlib.sha256(names.encode()).hexdigest()[:6]
+            return _entry(prepared) | {"montage": f"{len(prepared.electrodes)}ch-{montage}"}
+        labelled = LabelledShard(part, description=plan.description, made=plan.made, dtype=dtype)
+        with labelled, ExitStack() as scratch:
+            store = _scratch(scratch, part.parent, plan.pipeline.block_bytes)
+            prepared = _prepare(maker, task, plan.pipeline, store)
+            windows = maker.windows(task, prepared)
+            who = {"recording": name, "subject": task["subject"], "split": task.get("split")}
+            samples = labelled.append_windows(prepared, windows, where=task["path"], **who)
+            entry = _entry(prepared) | {"samples": samples, "counts": dict(windows.notes)}
+        return entry | {"montage": "shard"}
+
+
+def _prepare(maker: ModuleType, task: "Task", options: Pipeline, store: Store) -> Prepared:
+    """Read a recording and put it through the pipeline; notes what its file lacks."""
+    if hasattr(maker, "prepare"):
+        return maker.prepare(task, options, store)
+    raw = _open(maker, task)
+    warning = pipeline.missing_seconds(Path(task["path"]), raw)
+    prepared = pipeline.prepare(raw, options, where=task["path"], store=store)
+    prepared.report["warnings"] = [warning] if warning else []
+    return prepared
+
+
+def _entry(prepared: Prepared) -> "Entry":
+    report = prepared.report
+    return {
+        "seconds": prepared.length / prepared.rate,
+        "electrodes": list(prepared.electrodes),
+        "invalid_seconds": int((~prepared.quality.valid).sum()),
+        "notes": report["notes"],
+        "dropped": report["dropped"],
+        "warnings": report.get("warnings", []),
+    }
+
+
+def _scratch(stack: ExitStack, folder: Path, block_bytes: int) -> Store:
+    """Return a store in memory for short recordings, in a file without a name for long ones."""
+
+    def store(electrodes: Any, rate: float, length: int) -> Any:
+        if 4 * len(electrodes) * length <= block_bytes:
+            return pipeline.in_memory(electrodes, rate, length)
+        unnamed = stack.enter_context(TemporaryFile(dir=folder))  # noqa: SIM115 - the stack closes it
+        file = stack.enter_context(h5py.File(unnamed, "w"))
+        return file.create_dataset("eeg", (len(electrodes), length), "float32", chunks=(len(electrodes), 200))
+
+    return store

@@ -1,0 +1,140 @@
+"""Open a recording with MNE, and judge its header: can it be true, which channels are EEG, at which rates?
+
+Whatever speaks against a recording before its signal is seen is an InputError raised here. Messages name the file and
+never quote a reader, which may quote the header.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mne
+
+from dataset_maker.sources import RECORDINGS
+from electrodes import is_known_non_eeg, resolve
+from errors import InputError
+
+EXTRA_READERS = {".set": "files of MATLAB 7.3 need `pip install pymatreader`", ".cnt": "ANT files need `antio`"}
+LOWEST_RATE = 10.0  # Hz
+MOST_PACKED = 1100  # samples that a byte of a packed file can stand for: deflate reaches 1032
+LISTED = "listed to be left out"  # why a channel is dropped that the caller asked to drop
+EDF = (".edf", ".bdf")
+EDF_ANNOTATIONS = ("EDF Annotations", "BDF Annotations")  # names of signals that are none
+
+
+@contextmanager
+def recording_readable(path: Path | str) -> Iterator[None]:
+    """Turn whatever a reader raises on broken bytes into an InputError that names the file and quotes nothing of it."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # readers raise anything on broken bytes, from struct.error to ZeroDivisionError
+        if isinstance(error, FileNotFoundError) and Path(path).is_symlink() and not Path(path).exists():
+            raise InputError(f"{path}: links to a file that is not there: fetch it, or take the link away") from None
+        hint = next((f"; {text}" for suffix, text in EXTRA_READERS.items() if str(path).lower().endswith(suffix)), "")
+        reason = f"broken or not what its name says ({type(error).__name__})"
+        raise InputError(f"{path}: cannot be read, {reason}{hint}") from None
+
+
+def read_raw(path: Path) -> mne.io.BaseRaw:
+    """Open a recording with MNE by its suffix (signals in volts, not loaded yet). Raises InputError if unreadable."""
+    if not path.name.lower().endswith(RECORDINGS):
+        raise InputError(f"{path}: not a kind of recording that is read here ({', '.join(RECORDINGS)})")
+    return open_raw(path)
+
+
+def open_raw(path: Path, **options: Any) -> mne.io.BaseRaw:
+    """Open a recording of any format that MNE knows; options: of its reader. Raises InputError if unreadable."""
+    if path.name.lower().endswith(
+        EDF
+    ):  # annotations are not used, and in this encoding no byte makes MNE refuse a file
+        options["encoding"] = "latin1"
+    with recording_readable(path):
+        return mne.io.read_raw(path, verbose="error", **options)  # "error": MNE's warnings may quote header texts
+
+
+def read_edf_header(path: Path) -> tuple[float, list[tuple[str, int]]]:
+    """Return what MNE does not tell of an EDF or BDF file: the seconds announced, each signal's name and record length.
+
+    A record's length is its samples; annotations are no signal, and a name may come twice. (0, []) for other formats,
+    unreadable headers and files that were never closed, which announce -1 records.
+    """
+    if not path.name.lower().endswith(EDF):
+        return 0.0, []
+    try:
+        with path.open("rb") as file:
+            fixed = file.read(256)
+            signals = int(fixed[252:256])
+            header = file.read(256 * signals)
+        seconds = int(fixed[236:244]) * float(fixed[244:252])
+        names = [header[16 * i : 16 * (i + 1)].decode("latin1").strip() for i in range(signals)]
+        lengths = [int(header[216 * signals + 8 * i :][:8]) for i in range(signals)]
+    except (OSError, ValueError):
+        return 0.0, []
+    found = [pair for pair in zip(names, lengths, strict=True) if pair[0] not in EDF_ANNOTATIONS]
+    return (seconds if 0 < seconds < math.inf else 0.0), found
+
+
+def check_header(raw: mne.io.BaseRaw, where: str) -> None:
+    """Raise InputError for a rate or a length that cannot be: forged ones make seconds of a recording into years."""
+    rate = float(raw.info["sfreq"])
+    if not LOWEST_RATE <= rate < math.inf:
+        raise InputError(f"{where}: sampled at {rate:g} Hz; EEG needs at least {LOWEST_RATE:g} Hz")
+    files = [Path(name) for name in raw.filenames if name and Path(name).is_file()]
+    packed = any(file.name.lower().endswith((".gz", ".set")) for file in files)
+    held = sum(file.stat().st_size for file in files) * (MOST_PACKED if packed else 1)
+    if files and raw.n_times > held:
+        raise InputError(f"{where}: its header announces {raw.n_times} samples a channel, more than its file can hold")
+
+
+def missing_seconds(path: Path, raw: mne.io.BaseRaw) -> str | None:
+    """Return a warning for an EDF or BDF file that holds less than its header announces, or None."""
+    announced, _ = read_edf_header(path)
+    missing = announced - raw.n_times / raw.info["sfreq"]
+    if missing <= 0:
+        return None
+    share = f"{missing:g} of {announced:g} s that its header announces are missing"
+    return f"{path}: cut short, {share}; the rest is converted"
+
+
+def select_electrodes(
+    raw: mne.io.BaseRaw, *, rename: Mapping[str, str], drop: Sequence[str], where: str
+) -> tuple[mne.io.BaseRaw, dict[str, str], bool]:
+    """Pick and rename the EEG channels of `raw`. rename, drop: of the flags; where: opens error messages.
+
+    Returns it, each dropped channel with the reason, and whether the file has all that is left at one rate.
+    """
+    types = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True))
+    resolution = resolve([name for name in types if types[name] == "eeg"], rename=rename, drop=drop, where=where)
+    raw, one_rate = _without_faster_channels(raw, list(resolution.kept))
+    raw.pick(list(resolution.kept))
+    raw.rename_channels(resolution.kept, verbose="error")
+    reasons = {name: "not EEG by its type in the file" for name in types if types[name] != "eeg"}
+    for name in resolution.dropped:
+        reasons[name] = "not EEG by its name" if is_known_non_eeg(name) else LISTED
+    return raw, reasons, one_rate
+
+
+def _without_faster_channels(raw: mne.io.BaseRaw, kept: list[str]) -> tuple[mne.io.BaseRaw, bool]:
+    """Open an EDF again without the channels that are sampled faster than those kept.
+
+    MNE brings all channels to the fastest one's rate, piece by piece, with errors at the ends of the pieces. Returns
+    the recording and whether all channels that are kept have one rate. A recording that a caller has cut, or whose
+    channels a caller has renamed, stays as it is.
+    """
+    path = Path(raw.filenames[0]) if raw.filenames and raw.filenames[0] else Path()
+    signals = [] if raw.preload else read_edf_header(path)[1]
+    lengths = dict(signals)
+    if len({length for _, length in signals}) < 2:
+        return raw, True
+    own = {lengths.get(name) for name in kept}  # None: the header does not know the name
+    if len(own) > 1 or None in own:
+        return raw, False
+    if own == {max(lengths.values())}:
+        return raw, True
+    fresh = open_raw(path, include=kept)
+    same_length = abs(fresh.n_times / fresh.info["sfreq"] - raw.n_times / raw.info["sfreq"]) < 1.5 / fresh.info["sfreq"]
+    return (fresh, True) if same_length else (raw, False)
