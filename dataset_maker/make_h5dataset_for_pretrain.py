@@ -59,8 +59,8 @@ def convert_recordings(
         entries = jobs.run_jobs(plan, tasks, kept.keys() | failed.keys(), executor)
     seconds = sum(entry["seconds"] for entry in entries if "error" not in entry)
     results = failed | kept | {entry["key"]: entry for entry in entries}
-    whole = report.summary([results[plan.key(task)] for task in tasks], plan.made) | {"output": str(output)}
-    whole["montages"] = report.montages(results.values())
+    whole = report.summary(ordered := [results[plan.key(task)] for task in tasks], plan.made)
+    whole |= {"output": str(output), "montages": report.montages(ordered)}
     report.show(whole)
     for row in whole["montages"]:
         print(f"{output}: {len(row['electrodes'])} electrodes, {row['recordings']} recordings, {row['hours']:.2f} h")

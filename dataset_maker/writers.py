@@ -243,6 +243,6 @@ def _extend(group: h5py.Group, key: str, values: np.ndarray) -> None:
 def _add_description(group: h5py.Group, quality: Quality, notes: Mapping[str, int]) -> None:
     """Add a recording's quality and notes to those of a split."""
     if "quality" in group.attrs:
-        quality = Quality.from_json(group.attrs["quality"], np.ones(0, bool)) + quality
+        quality = Quality.merged([Quality.from_json(group.attrs["quality"], np.ones(0, bool)), quality])
     count = Counter(json.loads(group.attrs.get("notes", "{}"))) + Counter(notes)
     group.attrs["quality"], group.attrs["notes"] = quality.to_json(), json.dumps(count, sort_keys=True)

@@ -3,7 +3,6 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,14 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shared" in getattr(item, "fixturenames", ()):
             item.add_marker("shared")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def readers() -> Iterator[None]:
-    """End the makers' idle processes with the tests: at exit it is too late, coverage has added lines up by then."""
-    yield
-    if maker := sys.modules.get("dataset_maker.sandbox"):
-        maker.close_all()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -60,7 +60,7 @@ def test_a_long_recording_waits_on_the_disk_and_gives_the_same_windows(monkeypat
     monkeypatch.setattr(recordings, "IN_MEMORY", 1000)
     windows = of_raw(raw, Options(pipeline=recordings.Pipeline(block_bytes=200_000), window=2))
     assert len(windows) == 60
-    np.testing.assert_allclose(whole(windows), expected, atol=1e-3)
+    np.testing.assert_allclose(whole(windows), expected, atol=0.01)  # blocks are resampled in another way
 
 
 def test_arrays_on_the_disk_share_a_file_and_keep_apart() -> None:
