@@ -1,6 +1,6 @@
 """How fast shuffled windows come through the real loader, against a sequential read of the same bytes.
 
-`python benchmarks/data.py [--size_gb 4] [--folder DIR] [--json FILE]`. A file of noise in the makers' layout is made
+`python benchmarks/data.py [--size_gb 4] [--folder DIR] [--json FILE]`. A pre-training file of noise is made
 once (in --folder it stays, else it is removed), its pages are brought into the cache, then all cases are timed in turn,
 so that a noisy machine disturbs them alike. Ratios are of one round. `--show FILE` prints the tables of a --json file.
 """
@@ -29,8 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's mo
 import measuring
 
 from eeg_data.batches import TrainingBatches
-from eeg_data.labelled import LabelledWindows, collate_labelled
-from eeg_data.labelled_files import read_labelled
 from eeg_data.pretraining import MontageWindows, PretrainingDataset, collate, make_loader
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, read_recordings
 from electrodes import ELECTRODES
@@ -39,11 +37,8 @@ from files import check_writable, write_json, written_aside
 from utils import Run, find_device
 
 RECORDING = 600  # s of a recording in the file
-SAMPLES = 64  # of a recording in a labelled file
 PIECES = (1 << 20, 1 << 23)  # bytes of a sequential read; the faster one counts
 PAGE = 1024  # float32 values of a page of memory
-
-Read = Callable[[int], tuple[float, int]]  # reads so many more bytes; returns seconds and bytes
 
 
 class Geometry(NamedTuple):
@@ -72,72 +67,35 @@ class Geometry(NamedTuple):
         return f"{self.electrodes}x{self.seconds}"
 
 
-# The file
-
-
-def make_file(folder: Path, kind: str, geometry: Geometry, dtype: str, size: float) -> Path:
+def make_file(folder: Path, geometry: Geometry, dtype: str, size: float) -> Path:
     """Write a file of about `size` bytes; one that is there already is used again. Raises InputError without room."""
-    path = folder / f"{kind}-{geometry}-{dtype}-{size / 1e9:g}GB.hdf5"
+    path = folder / f"{geometry}-{dtype}-{size / 1e9:g}GB.hdf5"
     if path.is_file():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(folder).free < 1.1 * size:
         raise InputError(f"{folder} has no room for {size / 1e9:g} GB: choose a smaller --size_gb or another --folder")
+    second = geometry.electrodes * SAMPLING_RATE * np.dtype(dtype).itemsize  # bytes
+    seconds = max(geometry.seconds, min(RECORDING, int(size / second / 2)))
+    shape = (geometry.electrodes, seconds * SAMPLING_RATE)
+    noise = 20 * np.random.default_rng(0).standard_normal(shape, dtype=np.float32)  # uV
+    attributes = {"chOrder": ELECTRODES[: geometry.electrodes], "rsFreq": 200.0, "lFreq": 0.1, "hFreq": 75.0}
     with written_aside(path) as part, h5py.File(part, "w") as file:
-        (_write_pretraining if kind == "pretraining" else _write_labelled)(file, geometry, dtype, size)
+        for i in tqdm(range(max(2, round(size / second / seconds))), desc="writing", disable=None, leave=False):
+            group = file.create_group(f"recording{i:06d}")
+            data = group.create_dataset("eeg", shape, dtype, chunks=(geometry.electrodes, SAMPLING_RATE))
+            data[:] = np.roll(noise, i * SAMPLING_RATE, axis=1)
+            data.attrs.update(attributes)
+            group["valid"] = np.ones(seconds, bool)
     return path
 
 
-def _noise(electrodes: int, seconds: int) -> np.ndarray:
-    """Noise of 20 uV, (N, time) float32."""
-    generator = np.random.default_rng(0)
-    return generator.standard_normal((electrodes, seconds * SAMPLING_RATE), dtype=np.float32) * 20
-
-
-def _write_pretraining(file: h5py.File, geometry: Geometry, dtype: str, size: float) -> None:
-    second = geometry.electrodes * SAMPLING_RATE * np.dtype(dtype).itemsize  # bytes
-    seconds = max(geometry.seconds, min(RECORDING, int(size / second / 2)))
-    eeg = _noise(geometry.electrodes, seconds)
-    attributes = {"chOrder": ELECTRODES[: geometry.electrodes], "rsFreq": 200.0, "lFreq": 0.1, "hFreq": 75.0}
-    for i in tqdm(range(max(2, round(size / second / seconds))), desc="writing", disable=None, leave=False):
-        group = file.create_group(f"recording{i:06d}")
-        data = group.create_dataset("eeg", eeg.shape, dtype, chunks=(geometry.electrodes, SAMPLING_RATE))
-        data[:] = np.roll(eeg, i * SAMPLING_RATE, axis=1)
-        data.attrs.update(attributes)
-        group["valid"] = np.ones(seconds, bool)
-
-
-def _write_labelled(file: h5py.File, geometry: Geometry, dtype: str, size: float) -> None:
-    window = geometry.values * np.dtype(dtype).itemsize  # bytes
-    each = max(2, min(SAMPLES, int(size / window / 2)))
-    eeg = _noise(geometry.electrodes, geometry.seconds * each).reshape(geometry.electrodes, each, -1).swapaxes(0, 1)
-    recordings = max(2, round(size / window / each))
-    file.attrs.update(name="noise", task="binary", classes=["a", "b"], chOrder=ELECTRODES[: geometry.electrodes])
-    file.attrs["rsFreq"] = float(SAMPLING_RATE)
-    group = file.create_group("train")
-    data = group.create_dataset("eeg", (recordings * each, *eeg.shape[1:]), dtype, chunks=(1, *eeg.shape[1:]))
-    for i in tqdm(range(recordings), desc="writing", disable=None, leave=False):
-        data[i * each : (i + 1) * each] = np.roll(eeg, i, axis=2)
-    names = np.repeat([f"recording{i:06d}".encode() for i in range(recordings)], each)
-    group["label"], group["recording"], group["subject"] = np.arange(len(names)) % 2, names, names
-    group["valid"] = np.ones((len(names), geometry.seconds), bool)
-
-
-# The cases
-
-
 def real_loader(args: argparse.Namespace, path: Path, geometry: Geometry, workers: int, run: Run) -> DataLoader:
-    """Build the loader of stage 3 for a labelled file, else that of stages 1 and 2."""
-    windows: Any
-    merge: Any
-    if args.format == "labelled":
-        windows, merge = LabelledWindows(read_labelled(path), "train"), collate_labelled
-        count = len(windows)
-    else:
-        montage = MontageWindows(read_recordings(path), window=geometry.seconds * SAMPLING_RATE)
-        windows, count, merge = PretrainingDataset([montage], seed=0), len(montage), collate
+    """Build the loader of stages 1 and 2."""
+    windows = MontageWindows(read_recordings(path), window=geometry.seconds * SAMPLING_RATE)
+    batches = TrainingBatches([len(windows)], args.batch_size, seed=0)
     flags = argparse.Namespace(num_workers=workers, pin_mem=True)
-    return make_loader(windows, TrainingBatches([count], args.batch_size, seed=0), flags, run, merge)
+    return make_loader(PretrainingDataset([windows], seed=0), batches, flags, run, collate)
 
 
 def shuffled(loader: DataLoader, run: Run, batches: int) -> Callable[[], tuple[float, int]]:
@@ -162,42 +120,22 @@ def shuffled(loader: DataLoader, run: Run, batches: int) -> Callable[[], tuple[f
     return read
 
 
-def sequential(path: Path, kind: str, piece: int) -> Read:
-    """Return a function that reads pieces of so many bytes through h5py, one after the other."""
+def sequential(path: Path, piece: int) -> Callable[[int], tuple[float, int]]:
+    """Return a function that reads so many bytes through h5py, one piece after the other; seconds and bytes."""
     file = h5py.File(path, "r", locking=False)
-    signals = [file["train/eeg"]] if kind == "labelled" else [group["eeg"] for group in file.values()]
-    axis = 0 if kind == "labelled" else 1
-    step = max(1, piece // (signals[0].nbytes // signals[0].shape[axis]))
-    if axis:
-        step = max(1, step // SAMPLING_RATE) * SAMPLING_RATE  # whole chunks
-    pieces = itertools.cycle([(signal, start) for signal in signals for start in range(0, signal.shape[axis], step)])
+    signals = [group["eeg"] for group in file.values()]
+    second = signals[0].nbytes // signals[0].shape[1] * SAMPLING_RATE  # bytes, a chunk
+    step = max(1, piece // second) * SAMPLING_RATE
+    pieces = itertools.cycle([(signal, start) for signal in signals for start in range(0, signal.shape[1], step)])
 
     def read(size: int) -> tuple[float, int]:
         done, start = 0, time.perf_counter()
         while done < size:
             signal, first = next(pieces)
-            done += (signal[:, first : first + step] if axis else signal[first : first + step]).nbytes
+            done += signal[:, first : first + step].nbytes
         return time.perf_counter() - start, done
 
     return read
-
-
-def plain_read(path: Path) -> Read:
-    """Return a function that reads the file's bytes in their order."""
-    file, buffer = path.open("rb", buffering=0), bytearray(PIECES[-1])
-
-    def read(size: int) -> tuple[float, int]:
-        done, start = 0, time.perf_counter()
-        while done < size:
-            if not (count := file.readinto(buffer)):
-                file.seek(0)
-            done += count or 0
-        return time.perf_counter() - start, done
-
-    return read
-
-
-# Rounds, results
 
 
 def measure(args: argparse.Namespace, path: Path, geometry: Geometry, run: Run) -> dict[str, list[float]]:
@@ -209,9 +147,8 @@ def measure(args: argparse.Namespace, path: Path, geometry: Geometry, run: Run) 
         f"loader, {n} workers": shuffled(real_loader(args, path, geometry, n, run), run, batches)
         for n in args.num_workers
     }
-    reads = {f"sequential, {piece >> 20} MiB": sequential(path, args.format, piece) for piece in PIECES}
-    reads["plain read"] = plain_read(path)
-    reads["plain read"](path.stat().st_size)  # into the cache
+    reads = {f"sequential, {piece >> 20} MiB": sequential(path, piece) for piece in PIECES}
+    next(iter(reads.values()))(path.stat().st_size)  # into the cache
     rates: dict[str, list[float]] = {name: [] for name in (*reads, *loaders)}
     for turn in tqdm(range(args.repeats + 1), desc="measuring", disable=None, leave=False):
         timed = {name: (read(size), stored) for name, read in reads.items()}
@@ -266,7 +203,6 @@ def get_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--size_gb", type=float, default=4.0, help="of the file")
     parser.add_argument("--folder", type=Path, help="where the file is kept (default: a temporary one, removed)")
-    parser.add_argument("--format", choices=("pretraining", "labelled"), default="pretraining", help="of the file")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the file")
     geometry: dict[str, Any] = {"type": Geometry.parse, "nargs": "+", "default": [Geometry(32, 8)]}
     parser.add_argument("--geometry", **geometry, metavar="NxSECONDS", help="windows (default: 32x8)")
@@ -295,7 +231,7 @@ def main(args: argparse.Namespace) -> None:
     geometries: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for geometry in args.geometry:
-            path = make_file(args.folder or Path(temporary), args.format, geometry, args.dtype, args.size_gb * 1e9)
+            path = make_file(args.folder or Path(temporary), geometry, args.dtype, args.size_gb * 1e9)
             stored = geometry.values * np.dtype(args.dtype).itemsize
             rows = summarize(measure(args, path, geometry, run), stored)
             found = {"geometry": str(geometry), "window_bytes": stored, "file_bytes": path.stat().st_size}

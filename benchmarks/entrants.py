@@ -1,8 +1,8 @@
-"""What `speed.py` times: a step of each stage, code extraction, embedding, the quantiser alone.
+"""What `speed.py` times: a step of each stage, code extraction, embedding.
 
 The product's training steps are taken by its own engines (`train_one_epoch` over batches in memory), so they contain
-all that a step costs. The others are `plain.py`, braindecode's `Labram` and the cosine EMA quantiser of
-vector-quantize-pytorch. All get the same data, precision, threads and optimizer settings.
+all that a step costs. The others are `plain.py` and braindecode's `Labram`. All get the same data, precision, threads
+and optimizer settings.
 """
 
 import argparse
@@ -34,13 +34,12 @@ from electrodes import ELECTRODES, embedding_rows
 from modeling_finetune import SIZES as CLASSIFIERS
 from modeling_pretrain import random_mask
 from modeling_vqnsp import SIZES as TOKENIZERS
-from norm_ema_quantizer import CodebookRevival, NormEMAVectorQuantizer
+from norm_ema_quantizer import CodebookRevival
 from optim_factory import build_update
 from training.state import TrainingState
 
 SCRIPTS = {"a": "run_vqnsp_training", "c": "run_labram_pretraining"}  # the others: run_class_finetuning
 CODES, CODE_DIM = 8192, 64
-VECTORS = 32768  # of the quantiser alone
 EPOCHS = 1000  # of the schedule: more than are ever timed
 
 Step = Callable[[], object]  # one step; for a training, `Bench.steps` steps
@@ -73,11 +72,6 @@ class Setting:
     def codes(self) -> int:
         """Number of codes."""
         return 64 if self.tiny else CODES
-
-    @property
-    def vectors(self) -> int:
-        """Vectors that the quantiser alone gets."""
-        return 4096 if self.tiny else VECTORS
 
     @property
     def tokenizer(self) -> str:
@@ -295,42 +289,12 @@ def embedding(b: Bench) -> Builders:
     return {"ours": ours, "plain": straightforward, "braindecode": library}
 
 
-def quantiser(b: Bench) -> Builders:
-    """The quantiser alone: forward, update of the codebook, gradient."""
-    codes = b.setting.codes
-
-    def step_of(model: nn.Module) -> Step:
-        z = torch.randn(1, b.setting.vectors, CODE_DIM, generator=torch.Generator().manual_seed(0))
-        z = z.to(b.run.device).requires_grad_()
-        model.to(b.run.device).train()
-
-        def step() -> None:
-            z.grad = None
-            quantized, _, loss = model(z)
-            (loss.sum() + quantized.mean()).backward()
-
-        return step
-
-    def library() -> Step:
-        from vector_quantize_pytorch import VectorQuantize
-
-        options = {"use_cosine_sim": True, "decay": 0.99, "commitment_weight": 1.0, "rotation_trick": False}
-        return step_of(VectorQuantize(CODE_DIM, codes, **options))
-
-    return {
-        "ours": lambda: step_of(NormEMAVectorQuantizer(codes, CODE_DIM, kmeans_init=False)),
-        "plain": lambda: step_of(plain.Quantizer(codes, CODE_DIM)),
-        "library": library,
-    }
-
-
 CASES: Mapping[str, Callable[[Bench], Builders]] = {
     "a": tokenizer_training,
     "b": code_extraction,
     "c": pretraining,
     "d": finetuning,
     "e": embedding,
-    "q": quantiser,
 }
 
 

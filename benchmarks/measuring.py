@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from errors import InputError, UsageError
 from files import check_file, code_version
 
-LIBRARIES = ("torch", "timm", "numpy", "braindecode", "vector-quantize-pytorch", "h5py", "mne", "scipy")
+LIBRARIES = ("torch", "timm", "numpy", "braindecode", "h5py", "mne", "scipy")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

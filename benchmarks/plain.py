@@ -23,7 +23,6 @@ class TemporalConv(nn.Module):
     """Three convolutions along time. (B, N, A, T) -> (B, N*A, D)."""
 
     def __init__(self, width: int) -> None:
-        """width: D = 25 C."""
         super().__init__()
         C = width // 25
         self.conv1 = nn.Conv2d(1, C, (1, 15), stride=(1, 8), padding=(0, 7))
@@ -34,7 +33,6 @@ class TemporalConv(nn.Module):
         self.norm3 = nn.GroupNorm(4, C)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, N, A, T)."""
         B, N, A, _ = x.shape
         x = x.reshape(B, 1, N * A, T)
         x = F.gelu(self.norm1(self.conv1(x)))
@@ -47,12 +45,10 @@ class CodeEmbed(nn.Module):
     """A 1x1 convolution from the code width to D. (B, code width, N, A) -> (B, N*A, D)."""
 
     def __init__(self, code_dim: int, width: int) -> None:
-        """code_dim: width of a code; width: D."""
         super().__init__()
         self.proj = nn.Conv2d(code_dim, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, code width, N, A)."""
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
@@ -60,7 +56,6 @@ class Attention(nn.Module):
     """Multi-head self-attention. (B, L, D) -> (B, L, D)."""
 
     def __init__(self, width: int, heads: int, *, bias: bool, norm: bool) -> None:
-        """bias: of q and v; norm: LayerNorm of each head's q and k."""
         super().__init__()
         self.heads = heads
         self.scale = (width // heads) ** -0.5
@@ -75,7 +70,6 @@ class Attention(nn.Module):
         self.bias, self.norm = bias, norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, L, D)."""
         B, L, D = x.shape
         qkv = self.qkv(x)
         if self.bias:
@@ -91,14 +85,12 @@ class Mlp(nn.Module):
     """Two linear layers with GELU between."""
 
     def __init__(self, width: int) -> None:
-        """width: D."""
         super().__init__()
         self.fc1 = nn.Linear(width, 4 * width)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, L, D)."""
         return self.fc2(self.act(self.fc1(x)))
 
 
@@ -106,7 +98,6 @@ class Block(nn.Module):
     """A pre-norm transformer block with optional layer scale."""
 
     def __init__(self, width: int, heads: int, *, bias: bool, norm: bool, init_values: float) -> None:
-        """init_values: of the layer scale; 0 for none."""
         super().__init__()
         if init_values:
             self.gamma_1 = nn.Parameter(init_values * torch.ones(width))
@@ -118,7 +109,6 @@ class Block(nn.Module):
         self.scaled = init_values > 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, L, D)."""
         if self.scaled:
             x = x + self.gamma_1 * self.attn(self.norm1(x))
             return x + self.gamma_2 * self.mlp(self.norm2(x))
@@ -134,7 +124,6 @@ class Trunk(nn.Module):
     def __init__(
         self, patch_embed: nn.Module, *, width: int, depth: int, heads: int, bias: bool, norm: bool, init_values: float
     ) -> None:
-        """patch_embed: to (B, N*A, D)."""
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, ROWS, width))
@@ -163,7 +152,6 @@ class TokenTrunk(Trunk):
     """The tokenizer's encoder or decoder: patch tokens behind a LayerNorm."""
 
     def __init__(self, patch_embed: nn.Module, *, width: int, depth: int, heads: int) -> None:
-        """As for Trunk."""
         super().__init__(patch_embed, width=width, depth=depth, heads=heads, bias=True, norm=False, init_values=0.0)
         self.fc_norm = nn.LayerNorm(width, eps=1e-6)
 
@@ -176,7 +164,6 @@ class Codebook(nn.Module):
     """The codebook's tensors under their published names."""
 
     def __init__(self, n_code: int, code_dim: int) -> None:
-        """n_code rows of width code_dim."""
         super().__init__()
         rows = F.normalize(torch.randn(n_code, code_dim), dim=-1)
         self.weight = nn.Parameter(rows, requires_grad=False)
@@ -191,7 +178,6 @@ class Quantizer(nn.Module):
     cluster_size: Tensor
 
     def __init__(self, n_code: int, code_dim: int, decay: float = 0.99) -> None:
-        """decay: of the moving averages."""
         super().__init__()
         self.n_code, self.decay = n_code, decay
         self.register_buffer("cluster_size", torch.zeros(n_code))
@@ -231,7 +217,6 @@ class VQNSP(nn.Module):
     """The tokenizer."""
 
     def __init__(self, *, depths: tuple[int, int] = (12, 3), width: int = 200, n_code: int = 8192) -> None:
-        """depths: of encoder and decoder."""
         super().__init__()
         code_dim, heads = 64, 10
         self.encoder = TokenTrunk(TemporalConv(width), width=width, depth=depths[0], heads=heads)
@@ -272,7 +257,6 @@ class Student(Trunk):
     """The masked trunk; CLS gets the position of the input's first electrode."""
 
     def __init__(self, *, width: int, depth: int, heads: int, init_values: float) -> None:
-        """As for Trunk."""
         conv = TemporalConv(width)
         super().__init__(conv, width=width, depth=depth, heads=heads, bias=False, norm=True, init_values=init_values)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -295,7 +279,6 @@ class MaskedModel(nn.Module):
         vocab_size: int = 8192,
         init_values: float = 0.1,
     ) -> None:
-        """init_values: layer scale."""
         super().__init__()
         self.student = Student(width=width, depth=depth, heads=heads, init_values=init_values)
         self.lm_head = nn.Linear(width, vocab_size)
@@ -323,7 +306,6 @@ class Classifier(Trunk):
         num_classes: int = 1,
         init_values: float = 0.1,
     ) -> None:
-        """num_classes: outputs."""
         conv = TemporalConv(width)
         super().__init__(conv, width=width, depth=depth, heads=heads, bias=False, norm=True, init_values=init_values)
         self.fc_norm = nn.LayerNorm(width, eps=1e-6)

@@ -4,19 +4,19 @@
   a  a step of tokenizer training         d  a step of fine-tuning (one output)
   b  code extraction                      e  embedding
   c  a step of pre-training, tokenisation included
-  q  a step of the quantiser alone, 32768 vectors x 8192 codes
 Each case runs in a new process, and each peak memory too, because what was allocated and freed before changes both.
 Ratios are of one round; their median counts. Model FLOPs are those of `plain`'s step, the same for all entrants.
 `tests/test_plain.py` shows that plain and product compute the same losses.
 """
 
 import argparse
-import json
+import itertools
 import logging
-import subprocess
+import multiprocessing
 import sys
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -39,7 +39,6 @@ NAMES = {
     "c": "pre-training, its tokenisation included",
     "d": "fine-tuning",
     "e": "embedding",
-    "q": "quantiser alone",
 }
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SIZES = ("base", "large", "huge")
@@ -61,7 +60,6 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--no_memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--tiny", action="store_true", help="tiny models: a check that everything runs")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of a --json file, measure nothing")
-    parser.add_argument("--in_new_process", help=argparse.SUPPRESS)
     measuring.add_json(parser)
     args = parser.parse_args()
     cuda = args.device == "cuda"
@@ -72,29 +70,27 @@ def get_args() -> argparse.Namespace:
 
 
 def settings(args: argparse.Namespace) -> list[Setting]:
-    """All settings of the flags. The quantiser alone does not depend on windows and models."""
-    found = []
-    for model in args.models:
-        for case in args.cases:
-            if (case == "q" and model != args.models[0]) or (case in "ab" and model == "huge"):
-                continue
-            for geometry in args.geometries[:1] if case == "q" else args.geometries:
-                batch = args.batch or BATCHES[args.device].get(case, 1)
-                found.append(Setting(case, *GEOMETRIES[geometry], model, batch, args.device, args.precision, args.tiny))
-    return found
-
-
-def samples(setting: Setting, steps: int) -> int:
-    """Windows (of the quantiser alone: vectors) that a call processes."""
-    if setting.case == "q":
-        return setting.vectors
-    return setting.batch * (steps if setting.case in "acd" else 1)
+    """All settings of the flags. There is no huge tokenizer."""
+    return [
+        Setting(
+            case=case,
+            electrodes=GEOMETRIES[geometry][0],
+            window=GEOMETRIES[geometry][1],
+            model=model,
+            batch=args.batch or BATCHES[args.device][case],
+            device=args.device,
+            precision=args.precision,
+            tiny=args.tiny,
+        )
+        for model, case, geometry in itertools.product(args.models, args.cases, args.geometries)
+        if not (case in "ab" and model == "huge")
+    ]
 
 
 def measure(setting: Setting, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Time a setting's entrants; returns a row for each."""
-    timed = in_new_process("time_all", setting=asdict(setting), steps=args.steps, repeats=args.repeats)
-    seconds, flops, count = timed["seconds"], timed["flops"], samples(setting, args.steps)
+    seconds, flops = in_new_process(time_all, setting, args.steps, args.repeats)
+    count = setting.batch * (args.steps if setting.case in "acd" else 1)  # windows of a call
     rows = []
     for name, values in seconds.items():
         spread = measuring.spread(values)
@@ -109,33 +105,34 @@ def measure(setting: Setting, args: argparse.Namespace) -> list[dict[str, Any]]:
         if name == "ours":
             row["times_faster_than"] = {o: measuring.ratio(seconds, o, name) for o in seconds if o != name}
         if not args.no_memory:
-            row["peak_bytes"] = in_new_process("peak", setting=asdict(setting), entrant=name)
+            row["peak_bytes"] = in_new_process(peak, setting, name)
         rows.append(row)
     return rows
 
 
-def in_new_process(task: str, **given: Any) -> Any:
-    """Call a function of TASKS in a process that has done nothing before."""
-    command = [sys.executable, __file__, "--in_new_process", json.dumps({"task": task, "given": given})]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+def in_new_process(task: Callable[..., Any], *given: Any) -> Any:
+    """Call a function in a process that has done nothing before."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=silence) as process:
+        return process.submit(task, *given).result()
 
 
-def time_all(setting: dict[str, Any], steps: int, repeats: int) -> dict[str, Any]:
+def silence() -> None:
+    """Keep log lines and warnings out of the table."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+
+
+def time_all(setting: Setting, steps: int, repeats: int) -> tuple[dict[str, list[float]], int]:
     """Seconds of each entrant's rounds, and the model FLOPs of a call."""
     with ExitStack() as stack:
-        found = entrants(Setting(**setting), steps, stack)
-        seconds = measuring.rounds(found, repeats, setting["device"])
-        return {"seconds": seconds, "flops": measuring.flops_of(found["plain"])}
+        found = entrants(setting, steps, stack)
+        return measuring.rounds(found, repeats, setting.device), measuring.flops_of(found["plain"])
 
 
-def peak(setting: dict[str, Any], entrant: str) -> int:
+def peak(setting: Setting, entrant: str) -> int:
     """Peak memory of an entrant's step."""
     with ExitStack() as stack:
-        step = entrants(Setting(**setting), 1, stack, only=entrant)[entrant]
-        return measuring.peak_memory(step, setting["device"])
-
-
-TASKS: dict[str, Callable[..., Any]] = {"time_all": time_all, "peak": peak}
+        return measuring.peak_memory(entrants(setting, 1, stack, only=entrant)[entrant], setting.device)
 
 
 def markdown(rows: list[dict[str, Any]]) -> list[str]:
@@ -143,20 +140,19 @@ def markdown(rows: list[dict[str, Any]]) -> list[str]:
     columns = "step | windows | samples a second | of the best matrix product | times as fast as | peak MB, and plain's"
     lines = [f"| {columns} |", "|---|---|---|---|---|---|"]
     for row in rows:
-        if row["variant"] != "ours":
-            continue
+        if row["variant"] != "ours" or row["case"] not in NAMES:
+            continue  # older results hold more cases
         place = [row[key] for key in ("case", "geometry", "model")]
         plain = next(r for r in rows if r["variant"] == "plain" and [r["case"], r["geometry"], r["model"]] == place)
-        alone = row["case"] == "q"
         faster = (
             f"{name} {times['median']:.2f} ({times['low']:.2f} to {times['high']:.2f})"
             for name, times in row["times_faster_than"].items()
             if name != "cached"  # a formulation of older results
         )
         name = NAMES[row["case"]] + ("" if row["model"] == "base" else f" ({row['model']})")
-        rate = f"{row['samples_per_second']:.0f} vectors" if alone else f"{row['samples_per_second']:.1f}"
+        rate = f"{row['samples_per_second']:.1f}"
         memory = f"{row['peak_bytes'] / 1e6:.0f}, {plain['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in row else ""
-        cells = (name, "" if alone else row["geometry"], rate, f"{row['share_of_best_product']:.2f}")
+        cells = (name, row["geometry"], rate, f"{row['share_of_best_product']:.2f}")
         lines.append(f"| {' | '.join(cells)} | {', '.join(faster)} | {memory} |")
     return lines
 
@@ -165,12 +161,6 @@ def main(args: argparse.Namespace) -> None:
     """Measure, print the table, write the JSON."""
     if args.show:
         measuring.print_results(args.show, lambda found: markdown(found["rows"]))
-        return
-    if args.in_new_process:
-        logging.disable(logging.WARNING)
-        warnings.simplefilter("ignore")
-        call = json.loads(args.in_new_process)
-        print(json.dumps(TASKS[call["task"]](**call["given"])))
         return
     measuring.check_flags(args, "batch", "repeats", "steps")
     largest = 512 if args.tiny else 4096 if args.device == "cpu" else 16384

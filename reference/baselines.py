@@ -2,8 +2,8 @@
 
 `python -m reference.baselines logistic|eegnet|features --dataset FILE.hdf5 --output_dir DIR`
 
-All see the same windows and splits as `run_class_finetuning.py` and select as it does, by validation AUROC: logistic
-regression the strength of its regularisation, EEGNet the epoch. They leave the same files, log.txt and predictions.
+All see the same windows and splits as `run_class_finetuning.py`, select as it does, by validation AUROC, and leave the
+same files, log.txt and predictions. Logistic regression selects the strength of its regularisation, EEGNet the epoch.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from scipy.signal import welch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
 from eeg_data.hdf5 import readable
 from eeg_data.labelled import LabelledWindows, balanced_weights
@@ -32,6 +31,7 @@ from files import check_writable, written_aside
 from training import metrics
 from training.metrics import SELECT_BY, BestEpoch
 
+TASK = "binary"
 BANDS = {"delta": (1, 4), "theta": (4, 8), "alpha": (8, 13), "beta": (13, 30), "gamma": (30, 45)}  # Hz
 SEGMENT = 2 * SAMPLING_RATE  # samples of Welch's segments, which overlap by half
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C: the smaller, the stronger the regularisation
@@ -39,6 +39,7 @@ EEGNET_BATCH, EEGNET_RATE, EEGNET_EPOCHS = 64, 1e-3, 20
 WAY_OUT = "make it with run_inference.py embed --pool mean"  # of a file of features
 
 Logits = dict[str, np.ndarray]  # of each split, (samples, 1)
+Attempts = Iterator[tuple[dict[str, Any], Logits]]  # of each attempt: what to log, logits
 
 
 def get_args() -> argparse.Namespace:
@@ -49,20 +50,9 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="for log.txt and predictions")
     parser.add_argument("--class_weights", choices=("none", "balanced"), default="none", help="as in stage 3")
     parser.add_argument("--features", type=Path, metavar="FILE", help="HDF5 of `run_inference.py embed --pool mean`")
-    parser.add_argument("--epochs", type=int, help=f"of EEGNet, {EEGNET_EPOCHS} if not given")
+    parser.add_argument("--epochs", type=int, default=EEGNET_EPOCHS, help="of EEGNet")
     parser.add_argument("--seed", type=int, default=0, help="of EEGNet; the others draw nothing")
     return parser.parse_args()
-
-
-def check_flags(args: argparse.Namespace) -> None:
-    """Raise UsageError for flags that are missing, of another kind, or absurd."""
-    if args.kind == "features" and args.features is None:
-        raise UsageError("features needs --features FILE, which `run_inference.py embed --pool mean` writes")
-    for flag, value, kind in (("--features", args.features, "features"), ("--epochs", args.epochs, "eegnet")):
-        if value is not None and args.kind != kind:
-            raise UsageError(f"{flag} {value}: is for {kind}, not for {args.kind}; leave it out")
-    if args.epochs is not None and args.epochs < 1:
-        raise UsageError(f"--epochs {args.epochs}: must be at least 1")
 
 
 def band_powers(eeg: np.ndarray) -> np.ndarray:
@@ -76,19 +66,19 @@ def band_powers(eeg: np.ndarray) -> np.ndarray:
     return np.log(powers + np.finfo(np.float64).tiny).reshape(len(eeg), -1)
 
 
-def read_splits(path: Path) -> tuple[dict[str, LabelledWindows], str]:
-    """The usable windows of each split, and the task.
+def read_splits(path: Path) -> dict[str, LabelledWindows]:
+    """The usable windows of each split.
 
     Raises InputError for other than two classes, for nothing in val, and for a train that holds a single class.
     """
     file = read_labelled(path)
     found = {split: LabelledWindows(file, split) for split in file.splits}
     splits = {split: windows for split, windows in found.items() if len(windows)}
-    if file.task != "binary" or "val" not in splits:
-        raise InputError(f"{path}: a file of two classes with a group val is needed, by which everything is selected")
+    if file.task != TASK or "val" not in splits:
+        raise InputError(f"{path}: a file of two classes with a group val is needed, which selects")
     if "train" not in splits or len(set(splits["train"].labels)) < 2:
         raise InputError(f"{path}: a group train with usable windows of both classes is needed: make the file again")
-    return splits, file.task
+    return splits
 
 
 def eeg_of(windows: LabelledWindows) -> np.ndarray:
@@ -109,25 +99,23 @@ def features_of(path: Path, windows: LabelledWindows) -> np.ndarray:
                 raise InputError(f"--features {path}: `features` must be (windows, D): {WAY_OUT}")
             for name, row in zip(group["recording"].asstr()[()], group["features"][()], strict=True):
                 rows.setdefault(name, []).append(row)
-    wanted = Counter(windows.recordings)
-    if any(len(rows.get(name, ())) != number for name, number in wanted.items()):
+    counts = Counter(windows.recordings)
+    if any(len(rows.get(name, ())) != count for name, count in counts.items()):
         raise InputError(f"--features {path} has other windows than {windows.path}: make it from a file of the same")
-    following = {name: iter(rows[name]) for name in wanted}
+    following = {name: iter(rows[name]) for name in counts}
     return np.stack([next(following[name]) for name in windows.recordings])
 
 
-def logistic(features: dict[str, np.ndarray], labels: Logits, weights: str) -> Iterator[tuple[dict[str, Any], Logits]]:
-    """Fit with each strength of regularisation, the strongest first; yields what to log and all splits' logits."""
+def logistic(features: dict[str, np.ndarray], labels: Logits, weights: str) -> Attempts:
+    """Fit with each strength of regularisation, the strongest first."""
     for strength in STRENGTHS:
         fitted = LogisticRegression(C=strength, class_weight=None if weights == "none" else weights, max_iter=2000)
         model = make_pipeline(StandardScaler(), fitted).fit(features["train"], labels["train"])
         yield {"C": strength}, {split: model.decision_function(x)[:, None] for split, x in features.items()}
 
 
-def eegnet(
-    eeg: dict[str, np.ndarray], labels: Logits, weights: str, *, epochs: int, seed: int
-) -> Iterator[tuple[dict[str, Any], Logits]]:
-    """Train braindecode's EEGNet with its defaults; yields after each epoch what to log and all splits' logits."""
+def eegnet(eeg: dict[str, np.ndarray], labels: Logits, weights: str, *, epochs: int, seed: int) -> Attempts:
+    """Train braindecode's EEGNet with its defaults, an attempt after each epoch."""
     try:
         from braindecode.models import EEGNet
     except ImportError as error:
@@ -138,56 +126,55 @@ def eegnet(
     torch.manual_seed(seed)
     data = {split: torch.from_numpy(values / UNIT).float() for split, values in eeg.items()}
     target = torch.from_numpy(labels["train"])
-    counted = balanced_weights(labels["train"], 2) if weights == "balanced" else None
+    class_weights = balanced_weights(labels["train"], 2) if weights == "balanced" else None
     model = EEGNet(n_chans=data["train"].shape[1], n_outputs=1, n_times=data["train"].shape[2])
     optimizer = torch.optim.Adam(model.parameters(), lr=EEGNET_RATE)
     for _ in range(epochs):
         model.train()
         losses = []
         for rows in torch.randperm(len(target)).split(EEGNET_BATCH):
-            loss = task_loss("binary", model(data["train"][rows]), target[rows], class_weights=counted)
+            loss = task_loss(TASK, model(data["train"][rows]), target[rows], class_weights=class_weights)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()))
-        yield {"train_loss": float(np.mean(losses))}, {split: predict(model, x) for split, x in data.items()}
+        model.eval()
+        with torch.no_grad():
+            parts = {split: [model(part) for part in x.split(EEGNET_BATCH)] for split, x in data.items()}
+        logits = {split: torch.cat(part).double().numpy() for split, part in parts.items()}
+        yield {"train_loss": float(np.mean(losses))}, logits
 
 
-@torch.no_grad()
-def predict(model: torch.nn.Module, eeg: Tensor) -> np.ndarray:
-    """Logits of all windows, (n, 1)."""
-    model.eval()
-    return torch.cat([model(part) for part in eeg.split(EEGNET_BATCH)]).double().numpy()
-
-
-def attempts(args: argparse.Namespace, splits: dict[str, LabelledWindows]) -> Iterator[tuple[dict[str, Any], Logits]]:
-    """What the flags let try, one after the other: what to log of each, and all splits' logits."""
+def attempts(args: argparse.Namespace, splits: dict[str, LabelledWindows]) -> Attempts:
+    """What the flags ask for, one attempt after the other."""
     labels = {split: windows.labels for split, windows in splits.items()}
-    if args.kind == "eegnet":
-        eeg = {split: eeg_of(windows) for split, windows in splits.items()}
-        return eegnet(eeg, labels, args.class_weights, epochs=args.epochs or EEGNET_EPOCHS, seed=args.seed)
-    if args.kind == "logistic":
-        features = {split: band_powers(eeg_of(windows)) for split, windows in splits.items()}
-    else:
+    if args.kind == "features":
         features = {split: features_of(args.features, windows) for split, windows in splits.items()}
-    return logistic(features, labels, args.class_weights)
+        return logistic(features, labels, args.class_weights)
+    eeg = {split: eeg_of(windows) for split, windows in splits.items()}
+    if args.kind == "logistic":
+        return logistic({split: band_powers(x) for split, x in eeg.items()}, labels, args.class_weights)
+    return eegnet(eeg, labels, args.class_weights, epochs=args.epochs, seed=args.seed)
 
 
 def main(args: argparse.Namespace) -> None:
     """Fit, select by validation AUROC, write log.txt and the predictions."""
-    check_flags(args)
+    if (args.kind == "features") != (args.features is not None):
+        raise UsageError("--features FILE belongs to the kind `features`, which needs it")
+    if args.epochs < 1:
+        raise UsageError(f"--epochs {args.epochs}: must be at least 1")
     check_writable(args.output_dir, "--output_dir")
-    splits, task = read_splits(args.dataset)
+    splits = read_splits(args.dataset)
     measured = {name: windows for name, windows in splits.items() if name != "train"}
-    best, lines = BestEpoch(SELECT_BY[task], task), []
+    best, lines = BestEpoch(SELECT_BY[TASK], TASK), []
     selected: Logits = {}
     last: Logits = {}
-    for epoch, (said, last) in enumerate(attempts(args, splits)):
+    for epoch, (logged, last) in enumerate(attempts(args, splits)):
         stats: dict[str, float] = {}
         for name, windows in measured.items():
-            found = metrics.compute(task, last[name], windows.labels)
+            found = metrics.compute(TASK, last[name], windows.labels)
             stats |= {f"{name}_{key}": value for key, value in found.items()}
-        lines.append({"epoch": epoch, **said, **stats})
+        lines.append({"epoch": epoch, **logged, **stats})
         if best.update(epoch, stats):
             selected = last
     assert best.epoch is not None

@@ -1,211 +1,259 @@
-"""Run one cell of the reference run: its commands, one after the other, then one JSON with what came of them.
+"""Run a cell of the reference run: its commands, one after the other, then one JSON with their results.
 
-`python -m reference.cell tokenizer --data reference_run`
+`python -m reference.cell cv-probe-even --data reference_run --output my_results`, or `all` for every cell.
 
-A cell whose JSON is there is not run again, and one that was stopped goes on: finished commands are not repeated, and
-the project's scripts continue from their last checkpoint. `--plan` lists cells and seeds in the order of `run.sh`, of
-the size cpu with the minutes expected on two free cores.
+The recipe of a cell is the list of commands in `reference/results/NAME.seed-0.json`; a new cell is a copy of such a
+file with other commands. In commands DATA, EEGMAT and EEGMMIDB stand for folders. A finished cell is not run again. A
+stopped cell continues: finished commands are not repeated, and the scripts go on from their last checkpoint.
 """
 
 import argparse
+import datetime
 import glob
 import json
 import logging
 import os
-import shlex
+import platform
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from errors import INTERRUPTED, TERMINATED, ArgumentParser, InputError, Interrupted, UsageError, run_script
-from files import check_writable, write_json
-from reference import records
-from reference.cells import Cell, Step, cells, folder_of, plan
-from reference.settings import SIZES, expected_minutes
+from files import check_writable, code_version, plain, write_json
+from results.read import Predictions, read_log, read_predictions
+from training import metrics
 
 logger = logging.getLogger("reference")
 
 PROJECT = Path(__file__).resolve().parents[1]
+SHIPPED = PROJECT / "reference" / "results"
+TASK = "binary"  # MentalArithmetic
 MARK = "command.json"  # in a run folder: the command, its seconds so far, whether it is finished
+KEPT = ("tokenizer", "pretraining")  # cells whose checkpoints others start from begin with these
+MOVED = {"dataset_maker/make_eeghdf.py": "demo/make_eeghdf.py"}  # scripts that lie elsewhere since the recipes ran
+LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "mne", "h5py", "braindecode")
+WAYS = ["logistic", "logistic-even", "features-even", "pretrained-even", "scratch-even", "probe-even", "eegnet-even"]
+WAYS += ["last8-even", "pretrained", "scratch", "probe", "eegnet", "last8", "cls-even", "long-even"]
+PARTS = ["all", "one-mask", "one-mask-twice", "no-kmeans", "no-revival", "sequential", "no-electrodes"]
+PARTS += ["codes-2048", "codes-8192", "codes-8192-no-revival"]
+CELLS = {  # of each table of the README, in the order of its rows
+    "data": ["data"],
+    "stages": ["tokenizer", "pretraining", "tokenizer-eegmat", "pretraining-eegmat"],
+    "cv": [f"cv-{way}" for way in WAYS],
+    "fixed": [f"fixed-{way}" for way in WAYS],
+    "ablation": [f"ablation-{part}" for part in PARTS],
+}
 
 
 def get_args() -> argparse.Namespace:
     """Read the command line."""
     parser = ArgumentParser(prog="python -m reference.cell", description=__doc__)
-    parser.add_argument("name", nargs="?", help="of the cell; --plan lists them")
+    parser.add_argument("name", help="of a cell, or `all`")
     parser.add_argument("--data", type=Path, default=Path("reference_run"), help="folder of HDF5 files and runs")
-    parser.add_argument("--output", type=Path, default=PROJECT / "reference/results", help="folder of the JSONs")
-    parser.add_argument("--size", choices=SIZES, default="cpu", help="settings.py says what each is")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("my_results"), help="folder of the JSONs")
+    parser.add_argument("--recipes", type=Path, default=SHIPPED, metavar="DIR", help="folder of NAME.seed-0.json")
+    parser.add_argument("--seed", type=int, default=0, help="another seed than the recipe's 0")
     parser.add_argument("--eegmat", type=Path, metavar="DIR", help="recordings of eegmat, for the cell data")
     parser.add_argument("--eegmmidb", type=Path, metavar="DIR", help="recordings of eegmmidb, for the cell data")
-    parser.add_argument("--plan", action="store_true", help="list cells and seeds in their order, and stop")
-    args = parser.parse_args()
-    if not args.plan and args.name not in cells(args.size):
-        parser.error(f"{'no cell was named' if args.name is None else f'no cell {args.name}'}: --plan lists them")
-    return args
+    return parser.parse_args()
 
 
-def commands_of(cell: Cell, seed: int) -> list[str]:
-    """The commands of a cell as they stand in its JSON, with the folders' placeholders."""
-    return [shlex.join(("python", *words_of(cell, seed, step))).replace("'", "") for step in cell.steps(seed)]
+def all_cells(folder: Path) -> list[tuple[str, int]]:
+    """Cell and seed of every JSON in a folder; seed 0 of all comes first, and what others start from before them."""
+    order = {name: place for place, name in enumerate(name for names in CELLS.values() for name in names)}
+    found = [re.fullmatch(r"(.+)\.seed-(\d+)\.json", path.name) for path in folder.iterdir()]
+    pairs = [(match[1], int(match[2])) for match in found if match]
+    return sorted(pairs, key=lambda pair: (pair[1], order.get(pair[0], len(order)), pair))
 
 
-def words_of(cell: Cell, seed: int, step: Step) -> tuple[str, ...]:
-    """What follows `python`, the output included."""
-    if step.output is not None:
-        return (*step.words, "--output", step.output)
-    return (*step.words, "--output_dir", folder_of(cell.name, seed, step.name))
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a cell's JSON. Raises InputError if it is not one."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"cell", "title", "seed", "commands", "runs"} - record.keys()
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as a cell ({error}): name a cell of {SHIPPED.name}/") from error
+    if missing:
+        raise InputError(f"{path} is not a cell: it has no `{min(missing)}`")
+    return record
 
 
-def run_folder(data: Path, cell: str, seed: int, step: Step) -> Path:
-    """Where a step's run lies in the folder that stands for DATA."""
-    return data / folder_of(cell, seed, step.name).removeprefix("DATA/")
+def recipe(folder: Path, name: str, seed: int) -> dict[str, Any]:
+    """The cell, title, seed, commands and names of the runs, from the recipe of seed 0."""
+    record = read_record(folder / f"{name}.seed-0.json")
+    commands = [command.replace(f"/{name}.seed-0/", f"/{name}.seed-{seed}/") for command in record["commands"]]
+    commands = [re.sub(r"--seed \d+", f"--seed {seed}", command) for command in commands]
+    names = [run["name"] for run in record["runs"]]
+    return {"cell": name, "title": record["title"], "seed": seed, "commands": commands, "names": names}
 
 
-def filled(words: tuple[str, ...], places: Mapping[str, Path | None]) -> Iterator[str]:
-    """Words with real folders for DATA, EEGMAT and EEGMMIDB, patterns of files in the latter resolved.
+def fill(words: Sequence[str], places: Mapping[str, Path | None]) -> Iterator[str]:
+    """Put real folders for DATA, EEGMAT and EEGMMIDB and resolve patterns of files there.
 
-    Raises UsageError for a folder that was not given, InputError for a pattern that no file has.
+    Raises UsageError for a folder that was not given, InputError for a pattern without files.
     """
     for word in words:
-        name, slash, rest = word.partition("/")
+        name, _, rest = word.partition("/")
         if name not in places:
-            yield word
+            yield MOVED.get(word, word)
             continue
-        folder = places[name]
-        if folder is None:
+        if (folder := places[name]) is None:
             raise UsageError(f"this cell reads recordings: name their folder with --{name.lower()} DIR")
-        if not glob.has_magic(rest):
-            yield str(folder / rest) if slash else str(folder)
-            continue
-        found = sorted(map(str, folder.glob(rest)))
-        if not found:
-            raise InputError(f"--{name.lower()} {folder}: no file there is called {rest}; README says what it holds")
-        yield from found
+        files = sorted(map(str, folder.glob(rest))) if glob.has_magic(rest) else [str(folder / rest)]
+        if not files:
+            raise InputError(f"--{name.lower()} {folder}: no file {rest} there; reference/README.md lists the files")
+        yield from files
 
 
 def call(words: list[str]) -> None:
-    """Run a command; Ctrl-C and SIGTERM reach it, and it ends as it does by itself. Raises InputError if it fails."""
+    """Run a command. Ctrl-C and SIGTERM reach it, and it ends by itself. Raises InputError if it fails."""
     environment = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), **os.environ}
     with subprocess.Popen([sys.executable, *words], cwd=PROJECT, env=environment) as process:
         before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        try:
-            while True:
-                try:
-                    code = process.wait()
-                    break
-                except KeyboardInterrupt:  # the command, of the same terminal, has got it too and saves its state
-                    continue
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        code = None
+        while code is None:
+            with suppress(KeyboardInterrupt):  # the command, in the same terminal, got it too and saves its state
+                code = process.wait()
+        signal.signal(signal.SIGTERM, before)
     if code in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
     if code in (TERMINATED, -signal.SIGTERM):
         raise Interrupted("stopped by SIGTERM; the same command goes on from here", TERMINATED)
     if code:
-        raise InputError(f"{words[1] if words[0] == '-m' else words[0]} failed: see its message above")
+        raise InputError(f"{' '.join(words[:2])} failed: see its message above")
 
 
-def mark_of(folder: Path, command: str) -> dict[str, Any]:
-    """What a folder notes of this command; of another one, or where the note is damaged, that nothing is done."""
-    try:
+def run_command(command: str, folder: Path, places: Mapping[str, Path | None]) -> float:
+    """Run a command unless its run folder says that it is finished; return its seconds in all attempts together."""
+    mark: dict[str, Any] = {"command": command, "seconds": 0.0, "finished": False}
+    with suppress(OSError, ValueError, TypeError):
         held = json.loads((folder / MARK).read_text(encoding="utf-8"))
-        if held["command"] == command:
-            return {"command": command, "seconds": float(held["seconds"]), "finished": held["finished"] is True}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return {"command": command, "seconds": 0.0, "finished": False}
-
-
-def run_step(cell: Cell, seed: int, step: Step, places: Mapping[str, Path | None]) -> dict[str, Any]:
-    """Run a command unless it is finished; returns what goes into the JSON."""
-    data = places["DATA"]
-    assert data is not None
-    folder = run_folder(data, cell.name, seed, step)
-    folder.mkdir(parents=True, exist_ok=True)
-    words = words_of(cell, seed, step)
-    command = shlex.join(("python", *words))
-    mark = mark_of(folder, command)
+        mark = held if held["command"] == command else mark
     if not mark["finished"]:
         logger.info("\n$ %s", command)
-        begun = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
         try:
-            call(list(filled(words, places)))
+            call(list(fill(command.split()[1:], places)))
             mark["finished"] = True
         finally:
-            mark["seconds"] += time.monotonic() - begun
+            mark["seconds"] += time.monotonic() - start
             write_json(folder / MARK, mark)
-    return records.of_run(step.name, folder, mark["seconds"])
+    return mark["seconds"]
 
 
-def tidy(cell: Cell, seed: int, data: Path) -> None:
-    """Remove the checkpoints of finished runs, 0.35 GB each, but for the ones that other cells start from."""
-    for step in cell.steps(seed):
-        folder = run_folder(data, cell.name, seed, step)
-        if not mark_of(folder, shlex.join(("python", *words_of(cell, seed, step))))["finished"]:
-            continue  # the cell is finished, but in another folder
-        for path in folder.glob("*.pth*"):
-            if cell.table != "stages" or not path.name.startswith("checkpoint.pth"):
-                path.unlink()
+def result_of(name: str, folder: Path, seconds: float) -> dict[str, Any]:
+    """What a command left in its run folder: lines of log.txt, and the predictions of the test (else val) set."""
+    found: dict[str, Any] = {"name": name, "seconds": round(seconds, 1)}
+    notes: list[str] = []
+    if (folder / "log.txt").is_file():
+        found["log"] = read_log(folder / "log.txt", notes)
+    if notes:
+        raise InputError(f"{folder}: {notes[0]}")
+    for split in ("test", "val"):
+        path = folder / f"predictions-{split}.npz"
+        if path.is_file():
+            held = read_predictions(path, TASK)
+            selected = next(line for line in found["log"] if line["epoch"] == held.epoch)
+            found["metrics"] = {"selected": selected, "last": found["log"][-1]}
+            found["predictions"] = {  # arrays as words in one line
+                "split": split,
+                "epoch": held.epoch,
+                "logits": " ".join(f"{value:.6g}" for value in held.logits[:, 0]),
+                "labels": " ".join(map(str, held.labels)),
+                "subjects": " ".join(held.subjects),
+            }
+            break
+    return found
 
 
-def check_needs(cell: Cell, args: argparse.Namespace) -> None:
-    """Raise InputError where a cell that this one starts from is not finished here."""
-    known = cells(args.size)
-    for name in cell.needs:
-        path = records.path_of(args.output, name, 0)
-        flags = ("--size", args.size, "--data", str(args.data), "--output", str(args.output))
-        begin = shlex.join(("python", "-m", "reference.cell", name, *flags))
-        if not path.is_file():
-            raise InputError(f"cell {cell.name} needs cell {name}, which has no {path}: run {begin} first")
-        for step in known[name].steps(0):
-            if not (run_folder(args.data, name, 0, step) / MARK).is_file():
-                raise InputError(
-                    f"cell {name} was run elsewhere: there is {path}, but what it made is not in {args.data}. Name "
-                    "an empty folder with --output to run all of it here"
-                )
+def predictions_of(runs: Sequence[dict[str, Any]]) -> Predictions | None:
+    """The predictions of all runs of a cell together (by cross-validation: every subject once); None without any."""
+    parts = [run["predictions"] for run in runs if "predictions" in run]
+    if not parts:
+        return None
+    logits, labels, subjects = (
+        np.concatenate([np.array(part[name].split(), dtype=kind) for part in parts])
+        for name, kind in (("logits", np.float64), ("labels", np.int64), ("subjects", np.str_))
+    )
+    return Predictions(-1, logits[:, None], labels, subjects, subjects, None, ())
+
+
+def machine() -> dict[str, Any]:
+    """Date, code, hardware and versions."""
+    versions = {}
+    for name in LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):  # only two rows need braindecode
+            versions[name] = metadata.version(name)
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.is_file() else []
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "code_version": code_version(),
+        "processor": (names or [platform.machine()])[0],
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
+        "python": platform.python_version(),
+        "libraries": versions,
+    }
+
+
+def run_cell(name: str, seed: int, args: argparse.Namespace) -> None:
+    """Run a cell that is not finished and write its JSON. Raises InputError for a JSON of other commands."""
+    path = args.output / f"{name}.seed-{seed}.json"
+    settings = recipe(args.recipes, name, seed)
+    names = settings.pop("names")
+    runs = args.data / "runs" / f"{name}.seed-{seed}"
+    if path.is_file():
+        if read_record(path)["commands"] != settings["commands"]:
+            raise InputError(f"{path} was made by other commands: delete it, or name another folder with --output")
+        logger.info("%s is finished.", path)
+        return
+    places = {"DATA": args.data.absolute(), "EEGMAT": args.eegmat, "EEGMMIDB": args.eegmmidb}
+    places = {key: place and place.absolute() for key, place in places.items()}
+    for command in settings["commands"]:  # before anything is run
+        list(fill([word for word in command.split() if word.startswith("EEG")], places))
+    results = []
+    for run, command in zip(names, settings["commands"], strict=True):
+        results.append(result_of(run, runs / run, run_command(command, runs / run, places)))
+    held = predictions_of(results)
+    measured = metrics.compute(TASK, held.logits, held.labels) if held else {}
+    seconds = round(sum(result["seconds"] for result in results), 1)
+    record = {**settings, "seconds": seconds, "machine": machine(), "metrics": measured, "runs": results}
+    write_json(path, plain(record))
+    for checkpoint in () if name.startswith(KEPT) else runs.glob("*/*.pth*"):  # 0.35 GB each
+        checkpoint.unlink()
+    logger.info("%s: %.1f minutes.", path, seconds / 60)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run a cell, or list all."""
-    if args.plan:
-        for name, seed in plan(args.size):
-            print(name, seed, *([f"{expected_minutes(name)} min"] if args.size == "cpu" else []))
-        return
+    """Run a cell, or all: a cell that fails does not keep the others from running."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    cell = cells(args.size)[args.name]
-    if args.seed not in cell.seeds:
-        raise UsageError(f"--seed {args.seed}: cell {cell.name} has {', '.join(map(str, cell.seeds))}")
-    path = records.path_of(args.output, cell.name, args.seed)
-    settings = {"cell": cell.name, "seed": args.seed, "size": args.size, "commands": commands_of(cell, args.seed)}
-    if records.finished(path, settings):
-        logger.info("%s is there: nothing to do.", path)
-        tidy(cell, args.seed, args.data)  # it may have been stopped before it came to that
-        return
     check_writable(args.data, "--data")
-    check_writable(args.output)
-    check_needs(cell, args)
-    resolved = {"DATA": args.data, "EEGMAT": args.eegmat, "EEGMMIDB": args.eegmmidb}
-    places = {name: folder.resolve() if folder is not None else None for name, folder in resolved.items()}
-    for step in cell.steps(args.seed):  # a folder that is missing is said before anything has been run
-        list(filled(step.words, places))
-    runs = [run_step(cell, args.seed, step, places) for step in cell.steps(args.seed)]
-    record = {
-        **settings,
-        "title": cell.title,
-        "seconds": round(sum(run["seconds"] for run in runs), 1),
-        "machine": records.machine(),
-        "metrics": records.pooled_metrics(runs),
-        "runs": runs,
-    }
-    records.write(path, record)
-    tidy(cell, args.seed, args.data)
-    logger.info("%s: %.1f minutes.", path, record["seconds"] / 60)
+    check_writable(args.output, "--output")
+    if args.name != "all":
+        run_cell(args.name, args.seed, args)
+        return
+    failed = []
+    for name, seed in all_cells(args.recipes):
+        try:
+            run_cell(name, seed, args)
+        except InputError as error:
+            if name == "data":
+                raise
+            logger.error("%s, seed %d: %s", name, seed, error)
+            failed.append(f"{name} (seed {seed})")
+    if failed:
+        raise InputError(f"not finished: {', '.join(failed)}; the same command goes on from here")
 
 
 if __name__ == "__main__":
