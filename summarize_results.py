@@ -12,22 +12,20 @@ from pathlib import Path
 
 from errors import ArgumentParser, InputError, UsageError, run_script
 from files import check_writable, written_aside
-from results import formats as table_formats
-from results import report as report_page
-from results.read import read_runs
-from results.tables import NO_ROWS, make_tables, published_sets
-from training import metrics
+from results import published_sets
 
 logger = logging.getLogger(__name__)
 
 NAME = "report.html"
+FORMATS = ("text", "markdown", "latex", "csv", "json")
+NO_ROWS = "none"  # stands for no data set
 
 
 def get_args() -> argparse.Namespace:
     """Folders and what to make of them."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folder of a run, or of several")
-    parser.add_argument("--format", choices=table_formats.FORMATS, default="text", help="of the table")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="of the table")
     parser.add_argument(
         "--output", type=Path, default=None, metavar="FILE", help="of the table (default: the terminal)"
     )
@@ -41,10 +39,7 @@ def get_args() -> argparse.Namespace:
         metavar="NAME",
         help=f"whose published rows to show: {', '.join(published_sets())} or {NO_ROWS} (default: the data set's own)",
     )
-    every = sorted({name for names in metrics.METRICS.values() for name in names})
-    parser.add_argument(
-        "--select_by", choices=every, metavar="METRIC", help="of the validation set, in place of the paper's rule"
-    )
+    parser.add_argument("--select_by", metavar="METRIC", help="of the validation set, instead of the paper's rule")
     parser.add_argument("--draws", type=int, default=1000, help="of subjects, for the page's bootstrap intervals")
     return parser.parse_args()
 
@@ -57,19 +52,24 @@ def main(args: argparse.Namespace) -> None:
     for flag, path in (("--output", args.output), ("--report", args.report)):
         if path is not None and path.is_dir():
             raise UsageError(f"{flag} {path} is a folder: name a file in it")
+    from results import tables as result_tables  # here, because pandas takes a second that --help need not wait for
+    from results.read import read_runs
+
     runs, notes = read_runs(args.folders, select_by=args.select_by)
     if not runs:
         raise InputError("; ".join(notes))
-    tables = make_tables(runs, notes, published=args.published)
-    text = table_formats.FORMATS[args.format](tables, notes)
+    tables = result_tables.make_tables(runs, notes, published=args.published)
+    text = result_tables.FORMATS[args.format](tables, notes)
     if args.output is None:
-        table_formats.write_out(text)
+        result_tables.write_out(text)
     else:
         check_writable(args.output.parent, "--output")
         with written_aside(args.output) as part:
             part.write_text(text, encoding="utf-8", errors="backslashreplace")
     if not args.no_report:
         path = args.report or folder_of_all([run.folder for run in runs]) / NAME
+        from results import report as report_page
+
         check_writable(path.parent, "--report")
         report_page.write(path, tables, notes, draws=args.draws)
         logger.info("Figures: %s", path)

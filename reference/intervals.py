@@ -11,7 +11,7 @@ from errors import InputError
 from files import digest_of, write_json
 from reference.cell import TASK, predictions_of
 from results.read import Predictions
-from results.subjects import LEVEL, drawn_metrics, subjects_of
+from results.report import LEVEL, drawn_metrics, subjects_of
 from training import metrics
 
 DRAWS = 1000

@@ -1,60 +1,51 @@
-"""What runs left in their folders: log.txt, environment.json, prediction files, and the epoch that counts.
+"""Read what runs leave in their folders: log.txt, environment.json, prediction files; find the epoch that counts.
 
-Nothing is executed from them, and what cannot be used is said in one line, so that the other runs still count.
+Nothing in these files is executed. What cannot be used becomes one line in `notes`, so that the other runs still count.
 """
 
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from eeg_data.hdf5 import printable
-from eeg_data.labelled_files import DATASETS
-from errors import InputError, one_line
-from files import digest_of
-from training import metrics
+from errors import InputError, UsageError, one_line
 
-# Flags that do not make another experiment. Another --finetune does, by its name: its content is not known here.
-NO_SETTINGS = {"output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "auto_resume", "resume_anyway"}
-NO_SETTINGS |= {
-    "save_ckpt",
-    "save_ckpt_freq",
-    "save_every_minutes",
-    "keep_last",
-    "start_epoch",
-    "eval",
-    "seed",
-    "seeds",
-}
-NO_SETTINGS |= {"train_data", "val_data", "dataset", "data_dir", "grad_checkpoint", "calculate_codebook_usage"}
-NO_SETTINGS |= {"disable_rel_pos_bias", "input_size", "precision", "cache_codes", "nb_classes", "codebook_size"}
-NO_SETTINGS |= {"codebook_dim", "total_batch_size"}
-BATCH_FLAGS = {"batch_size", "gradient_accumulation_steps", "update_freq"}
-SAME_VALUE = 5e-5  # half of the last digit that is printed; batches of another size round otherwise
 STAGE_SIGNS = {"train_quant_loss": "tokenizer", "train_mlm_acc": "pretraining"}
+SELECT_BY = {"binary": "roc_auc", "multiclass": "cohen_kappa", "regression": "r2"}  # the paper's rule
+LOWER_IS_BETTER = ("rmse",)
+SAME_VALUE = 5e-5  # half of the last printed digit: batches of another size round differently
+# Flags that say where a run reads, writes and computes: runs that differ in them are still averaged.
+PLACES = {"output_dir", "log_dir", "data_dir", "train_data", "val_data", "dataset", "device", "num_workers", "pin_mem"}
+PLACES |= {"resume", "auto_resume", "resume_anyway", "start_epoch", "eval", "precision", "grad_checkpoint", "seed"}
+PLACES |= {"save_ckpt", "save_ckpt_freq", "save_every_minutes", "keep_last", "calculate_codebook_usage", "input_size"}
+PLACES |= {"disable_rel_pos_bias", "nb_classes", "codebook_size", "codebook_dim", "total_batch_size"}
+PLACES |= {"seeds", "cache_codes"}  # of older versions
+BATCH_FLAGS = {"batch_size", "gradient_accumulation_steps", "update_freq"}  # their product is compared
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A set's logits in one epoch, and what they belong to."""
+    """The logits of a set in one epoch, and what they belong to."""
 
     epoch: int
     logits: np.ndarray  # (samples, outputs)
     labels: np.ndarray  # (samples,) or (samples, outputs)
     recordings: np.ndarray  # (samples,) text
-    subjects: np.ndarray  # (samples,) text; empty where they are not known
-    name: str | None  # of the data set; None: the file does not say
-    classes: tuple[str, ...]  # () where the file does not say
+    subjects: np.ndarray  # (samples,) text; empty if unknown
+    name: str | None  # of the data set; None if unknown
+    classes: tuple[str, ...]  # () if unknown
 
-    @property
-    def samples(self) -> str:
-        """What tells its samples from those of another file."""
-        return digest_of([self.labels, self.recordings.tolist(), self.subjects.tolist()])
+    def same_samples(self, other: "Predictions") -> bool:
+        """True if both are of the same samples in the same order."""
+        parts = ("labels", "recordings", "subjects")
+        return all(np.array_equal(getattr(self, part), getattr(other, part)) for part in parts)
 
 
 @dataclass
@@ -62,110 +53,118 @@ class RunResult:
     """One run."""
 
     folder: Path
-    label: str  # shortest end of the path that tells it from the others
-    stage: str  # a key of checkpoints.STAGES
-    lines: list[dict[str, float]]  # of log.txt, by epoch
+    label: str  # the shortest end of the path that differs from the other runs'
+    stage: str  # tokenizer, pretraining or classifier
+    log: pd.DataFrame  # log.txt, indexed by epoch
     environment: dict[str, Any]
-    task: str | None = None  # stage 3 only, as are the following
+    task: str | None = None  # of stage 3, a key of SELECT_BY, as are the following
     name: str | None = None  # of the data set
-    best: metrics.BestEpoch | None = None  # the epoch that counts
-    predictions: dict[str, Predictions] = field(default_factory=dict)  # of that epoch if there are any, by set
-    stopped: bool = False  # by --patience
+    select_by: str = ""  # the metric that selects the epoch
+    epoch: int | None = None  # the epoch that counts
+    rule: str = ""  # how it was selected
+    predictions: dict[str, Predictions] = field(default_factory=dict)  # by set: val, test
     finished: bool = True
     notes: list[str] = field(default_factory=list)
 
     @property
     def flags(self) -> dict[str, Any]:
-        """Flags as given; {} where environment.json does not say."""
+        """Flags of the run; {} if unknown."""
         return self.environment.get("flags", {})
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Flags that make it another experiment; those of the batch as the windows of a step, where these are known."""
-        found = {name: value for name, value in self.flags.items() if name not in NO_SETTINGS}
-        windows = _windows_a_step(self.flags, self.environment)
-        if windows is None:
-            return found
-        return {name: found[name] for name in found.keys() - BATCH_FLAGS} | {"total_batch_size": windows}
+        """Flags that make another experiment. Flags of the batch count as windows per step, if these are known."""
+        settings = {name: value for name, value in self.flags.items() if name not in PLACES}
+        total = self.flags.get("total_batch_size")
+        if not isinstance(total, int):
+            hardware = self.environment.get("hardware")
+            parts = [hardware.get("processes") if isinstance(hardware, dict) else None, self.flags.get("batch_size")]
+            parts += [self.flags[name] for name in BATCH_FLAGS - {"batch_size"} if name in self.flags]
+            total = int(np.prod(parts)) if all(isinstance(part, int) for part in parts) else None  # type: ignore[arg-type]
+        if total is None:
+            return settings
+        return {name: settings[name] for name in settings.keys() - BATCH_FLAGS} | {"total_batch_size": total}
 
     @property
     def split(self) -> str | None:
-        """The set whose metrics are reported: test, or val where there is no test set."""
-        found = {name.split("_")[0] for line in self.lines for name in line}
-        return next((split for split in ("test", "val") if split in found), None)
+        """The set whose metrics are reported: test, or val without a test set."""
+        splits = {name.split("_")[0] for name in self.log}
+        return next((split for split in ("test", "val") if split in splits), None)
 
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics in log.txt, sorted, without the loss."""
+        return sorted({name.split("_", 1)[1] for name in self.log if name.startswith(("val_", "test_"))} - {"loss"})
 
-def _windows_a_step(flags: dict[str, Any], environment: dict[str, Any]) -> int | None:
-    """On however many processes, in however many micro-batches; None if the run does not say."""
-    if isinstance(total := flags.get("total_batch_size"), int):
-        return total
-    hardware = environment.get("hardware")
-    parts = [flags.get("batch_size"), hardware.get("processes") if isinstance(hardware, dict) else None]
-    parts += [flags[name] for name in ("update_freq", "gradient_accumulation_steps") if name in flags]
-    numbers = [part for part in parts if isinstance(part, int)]
-    return math.prod(numbers) if len(numbers) == len(parts) else None
+    def value(self, name: str) -> float:
+        """A number of log.txt in the epoch that counts; NaN if there is none."""
+        return math.nan if self.epoch is None or name not in self.log else float(self.log.at[self.epoch, name])
 
 
 def read_runs(folders: Sequence[Path], *, select_by: str | None = None) -> tuple[list[RunResult], list[str]]:
-    """Runs in these folders or in their sub-folders, and a line for everything that is odd.
+    """Read the runs in these folders or their sub-folders. Returns them and a line for everything that is odd.
 
-    select_by: a metric in place of the paper's rule. Raises UsageError where a run's task has no such metric.
+    select_by: a metric that replaces the paper's rule. Raises UsageError if the task of a run does not have it.
     """
     notes: list[str] = []
-    found = list(dict.fromkeys(place for folder in folders for place in run_folders(folder, notes)))
+    places = list(dict.fromkeys(place for folder in folders for place in run_folders(folder, notes)))
     runs = []
-    for folder, label in zip(found, map(printable, short_names(found)), strict=True):
+    for folder, label in zip(places, map(printable, short_names(places)), strict=True):
         run = read_run(folder, label, select_by=select_by)
         notes += [f"{label}: {note}" for note in run.notes]
-        if run.lines:
+        if len(run.log):
             runs.append(run)
     return runs, notes
 
 
 def run_folders(folder: Path, notes: list[str]) -> list[Path]:
-    """The folder itself if it is a run's, else those in it, in the order of the numbers in their names."""
+    """Return the folder if it holds a log.txt, else its sub-folders that do, in the order of the numbers in names."""
     if (folder / "log.txt").is_file():
         return [folder]
     inside = [path.parent for path in folder.glob("*/log.txt")] if folder.is_dir() else []
     if not inside:
-        what = "has no log.txt, nor has a folder in it" if folder.is_dir() else "is no folder"
-        notes.append(f"{folder} {what}: give the --output_dir of a run, or of --seeds")
+        what = "has no log.txt, and none in a sub-folder" if folder.is_dir() else "is no folder"
+        notes.append(f"{folder} {what}: give the --output_dir of a run, or a folder of such folders")
     return sorted(inside, key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path.name)])
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The ends of the paths, as long as needed to tell them apart."""
+    """Return the ends of the paths, as long as needed to tell them apart."""
     parts = [folder.absolute().parts for folder in folders]
     length = 1
-    while len({part[-length:] for part in parts}) < len(parts) and length < max(map(len, parts)):
+    while len({part[-length:] for part in parts}) < len(parts):
         length += 1
-    return ["/".join(part[-length:]).replace("//", "/") for part in parts]
+    return ["/".join(part[-length:]) for part in parts]
 
 
 def read_run(folder: Path, label: str, *, select_by: str | None = None) -> RunResult:
-    """What one folder holds; without a whole line in log.txt its `lines` are empty."""
+    """Read one folder. Without a whole line in log.txt the `log` of the result is empty."""
     notes: list[str] = []
     lines = read_log(folder / "log.txt", notes)
+    log = pd.DataFrame(lines, index=[int(line["epoch"]) for line in lines])
     environment = _read_environment(folder / "environment.json", notes)
-    stage = next((stage for sign, stage in STAGE_SIGNS.items() if any(sign in line for line in lines)), "classifier")
-    run = RunResult(folder, label, stage, lines, environment, notes=notes)
+    stage = next((stage for sign, stage in STAGE_SIGNS.items() if sign in log), "classifier")
+    run = RunResult(folder, label, stage, log, environment, notes=notes)
     if not lines:
         notes.append("log.txt holds no whole epoch: left out")
-    elif stage == "classifier":
-        _judge(run, select_by)
-    epochs = run.flags.get("epochs")
-    if lines and isinstance(epochs, int) and lines[-1]["epoch"] + 1 < epochs and not run.stopped:
+        return run
+    stopped = stage == "classifier" and _judge(run, select_by)
+    epochs, done = run.flags.get("epochs"), int(log.index[-1]) + 1
+    if isinstance(epochs, int) and done < epochs and not stopped:
         run.finished = False
-        notes.append(f"unfinished, {lines[-1]['epoch'] + 1:g} of {epochs} epochs: in no mean")
+        notes.append(f"unfinished, {done} of {epochs} epochs: in no mean")
+    if run.epoch is not None:
+        for split in ("val", "test"):
+            _add_predictions(run, split)
     if stage == "classifier":
-        if run.best is not None and run.best.epoch is not None:
-            _read_all_predictions(run)
-        run.name = _data_set(run)
+        given = run.flags.get("dataset")
+        names = [one.name for one in run.predictions.values() if one.name]
+        run.name = names[0] if names else printable(Path(given).stem) if isinstance(given, str) else None
     return run
 
 
 def read_log(path: Path, notes: list[str]) -> list[dict[str, float]]:
-    """The numbers of log.txt, a dict an epoch, in their order; `null` is NaN. Damaged lines are named."""
+    """Read the numbers of log.txt, one dict per epoch, in order; null becomes NaN. Damaged lines are noted."""
     by_epoch: dict[float, dict[str, float]] = {}
     try:
         texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -174,14 +173,10 @@ def read_log(path: Path, notes: list[str]) -> list[dict[str, float]]:
         return []
     for number, text in enumerate(texts, start=1):
         try:
-            values = json.loads(text)
-            line = {str(n): math.nan if v is None else float(v) for n, v in values.items()}
-            if not math.isfinite(line["epoch"]):
-                raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            line = {str(n): math.nan if v is None else float(v) for n, v in json.loads(text).items()}
+            by_epoch[int(line["epoch"])] = line
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             notes.append(f"line {number} of {len(texts)} of log.txt is damaged or cut off, and left out")
-        else:
-            by_epoch[line["epoch"]] = line
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
@@ -195,87 +190,89 @@ def _read_environment(path: Path, notes: list[str]) -> dict[str, Any]:
         reason = "is missing"
     except (OSError, ValueError, RecursionError):
         reason = "cannot be read"
-    notes.append(f"environment.json {reason}: the settings are not known, nor whether the run is finished")
+    notes.append(f"environment.json {reason}: the settings are unknown, and whether the run is finished")
     return {}
 
 
-def _judge(run: RunResult, select_by: str | None) -> None:
-    """Find the task of a run of stage 3 by its metrics, and the epoch that counts as training did."""
-    names = {name.split("_", 1)[1] for line in run.lines for name in line if name.startswith(("val_", "test_"))}
-    run.task = next((task for task, metric in metrics.SELECT_BY.items() if metric in names), None)
+def select_epoch(log: pd.DataFrame, metric: str) -> tuple[int, str]:
+    """Return the epoch with the best validation metric, and how it was selected. Ties take the earlier epoch."""
+    if f"val_{metric}" not in log:
+        return int(log.index[-1]), "being the last, without validation data"
+    values = log[f"val_{metric}"] * (-1 if metric in LOWER_IS_BETTER else 1)
+    if values.isna().all():
+        return int(log.index[0]), f"default, validation {metric} being undefined"
+    return int(values.idxmax()), f"validation {metric}"
+
+
+def _judge(run: RunResult, select_by: str | None) -> bool:
+    """Find the task of a run of stage 3 and the epoch that counts. Returns True if --patience stopped the training."""
+    run.task = next((task for task, metric in SELECT_BY.items() if metric in run.metrics), None)
     if run.task is None:
         run.notes.append("log.txt holds no validation or test metrics")
-        return
-    usual, patience, trained_by = metrics.SELECT_BY[run.task], run.flags.get("patience"), run.flags.get("select_by")
-    run.best = metrics.BestEpoch(select_by or usual, run.task)
-    # Training waited for a better value of its own metric, whatever judges here.
-    waiting = metrics.BestEpoch(
-        trained_by if trained_by in metrics.METRICS[run.task] else usual,
-        run.task,
-        patience=patience if isinstance(patience, int) else None,
-    )
-    for line in run.lines:
-        stats = {name: value for name, value in line.items() if name.startswith(("val_", "test_"))}
-        if stats:
-            run.best.update(int(line["epoch"]), stats)
-            waiting.update(int(line["epoch"]), stats)
-    run.stopped = waiting.stopped
-    if trained_by not in (None, run.best.name):
+        return False
+    if select_by not in (None, *run.metrics):
+        raise UsageError(f"--select_by {select_by}: {run.label} has {', '.join(run.metrics)}")
+    run.select_by = select_by or SELECT_BY[run.task]
+    evaluated = run.log[[name for name in run.log if name.startswith(("val_", "test_"))]].dropna(how="all")
+    run.epoch, run.rule = select_epoch(evaluated, run.select_by)
+    trained_by, patience = run.flags.get("select_by"), run.flags.get("patience")
+    if trained_by not in (None, run.select_by):
         run.notes.append(
-            f"trained with --select_by {trained_by}, judged here by {run.best.name}: --select_by {trained_by} judges "
+            f"trained with --select_by {trained_by}, judged here by {run.select_by}: --select_by {trained_by} judges "
             "as its training did"
         )
+    waited_for = trained_by if trained_by in run.metrics else SELECT_BY[run.task]
+    waited = int((evaluated.index > select_epoch(evaluated, waited_for)[0]).sum())  # epochs
+    return isinstance(patience, int) and waited >= patience
 
 
-def _data_set(run: RunResult) -> str | None:
-    """Name of the data set, by a prediction file or else by the flag --dataset."""
-    named = next((found.name for found in run.predictions.values() if found.name), None)
-    given = run.flags.get("dataset")
-    if named or not isinstance(given, str):
-        return named
-    return given if given in DATASETS else printable(Path(given).stem)
+def _add_predictions(run: RunResult, split: str) -> None:
+    """Take up a prediction file, and note whether it agrees with log.txt."""
+    path = run.folder / f"predictions-{split}.npz"
+    if f"{split}_loss" not in run.log:
+        return
+    if not path.is_file():
+        run.notes.append(f"{path.name} is missing: --eval writes it")
+        return
+    assert run.task is not None
+    try:
+        found = read_predictions(path, run.task, epoch=run.epoch)
+    except InputError as error:
+        run.notes.append(str(error))
+        return
+    name, value = _check_value(run.task, found)
+    logged = run.value(f"{split}_{name}")
+    if found.epoch != run.epoch:
+        run.notes.append(
+            f"{path.name} is of epoch {found.epoch}, {run.rule} selects epoch {run.epoch}: figures show the former, "
+            "numbers the latter"
+        )
+    elif abs(value - logged) > SAME_VALUE:
+        run.notes.append(
+            f"{path.name} and log.txt do not agree on epoch {found.epoch} ({name} {value:.4f} and {logged:.4f}): the "
+            "file, of other data or weights, is left out"
+        )
+        return
+    run.predictions[split] = found
 
 
-def _read_all_predictions(run: RunResult) -> None:
-    """Take the prediction files up, and say where they and log.txt do not agree."""
-    assert run.best is not None and run.task is not None
-    for split in ("val", "test"):
-        if f"{split}_loss" not in run.best.stats:
-            continue
-        path = run.folder / f"predictions-{split}.npz"
-        if not path.is_file():
-            run.notes.append(f"{path.name} is missing: --eval writes it")
-            continue
-        try:
-            found = read_predictions(path, run.task, epoch=run.best.epoch)
-        except InputError as error:
-            run.notes.append(str(error))
-            continue
-        if found.epoch != run.best.epoch:
-            run.notes.append(
-                f"{path.name} is of epoch {found.epoch}, {run.best.rule} selects epoch {run.best.epoch}: figures are "
-                "of the former, numbers of the latter"
-            )
-        elif wrong := _disagreement(run, split, found):
-            run.notes.append(
-                f"{path.name} and log.txt do not agree on epoch {found.epoch} ({wrong}): the file, of other data or "
-                "weights, is left out"
-            )
-            continue
-        run.predictions[split] = found
+def _check_value(task: str, found: Predictions) -> tuple[str, float]:
+    """Compute one metric of log.txt from predictions: accuracy, or the RMSE of a regression."""
+    if task == "regression":
+        return "rmse", float(np.sqrt(((found.logits - found.labels) ** 2).mean(axis=0)).mean())
+    return "accuracy", float((predicted_classes(task, found.logits) == found.labels).mean())
 
 
-def _disagreement(run: RunResult, split: str, found: Predictions) -> str:
-    assert run.best is not None and run.task is not None
-    for name, value in metrics.compute(run.task, found.logits, found.labels).items():
-        logged = run.best.stats.get(f"{split}_{name}", math.nan)
-        if not (abs(value - logged) <= SAME_VALUE or (math.isnan(value) and math.isnan(logged))):
-            return f"{name} {value:.4f} and {logged:.4f}"
-    return ""
+def predicted_classes(task: str, logits: np.ndarray) -> np.ndarray:
+    """Return the class that each window is taken for, (n,). logits: (n, outputs)."""
+    return (logits[:, 0] >= 0).astype(int) if task == "binary" else logits.argmax(axis=1)
 
 
 def read_predictions(path: Path, task: str, *, epoch: int | None = None) -> Predictions:
-    """A prediction file: what it has of this epoch, else of its selected one. Raises InputError if it is damaged."""
+    """Read a prediction file: its logits of `epoch` if it has them, else of its selected epoch.
+
+    Raises InputError if the file is damaged or does not fit the task.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
@@ -289,32 +286,27 @@ def read_predictions(path: Path, task: str, *, epoch: int | None = None) -> Pred
             name=str(held["name"]) if "name" in held else None,
             classes=tuple(map(str, held["classes"])) if "classes" in held else (),
         )
+        if not _fits(found, task):
+            raise ValueError(f"it does not hold finite logits and labels of a {task} task, one for each sample")
     except Exception as error:  # numpy and zipfile raise many types for damaged files
         raise InputError(
-            f"{path.name} is damaged ({one_line(error)[:80]}): left out, --eval writes it again"
+            f"{path.name} is damaged ({one_line(error)[:90]}): left out, --eval writes it again"
         ) from error
-    if reason := _unfit(found, task):
-        raise InputError(f"{path.name} cannot be used ({reason}): left out, --eval writes it again")
     return found
 
 
-def _unfit(found: Predictions, task: str) -> str:
-    """Why arrays cannot be logits and labels of a task; empty text if they can."""
-    n = len(found.labels) if found.labels.ndim else 0
-    per_sample: Iterable[np.ndarray] = (found.recordings, found.subjects)
-    if found.logits.ndim != 2 or len(found.logits) != n or n == 0 or any(part.shape != (n,) for part in per_sample):
-        return "its arrays differ in length"
-    if not all(part.dtype.kind in "fiu" for part in (found.logits, found.labels)):
-        return "it holds no numbers"
-    if not (np.isfinite(found.logits).all() and np.isfinite(found.labels).all()):
-        return "it holds values that are not finite"
+def _fits(found: Predictions, task: str) -> bool:
+    """True if arrays can be the logits and labels of a task."""
+    logits, labels, n = found.logits, found.labels, len(found.labels)
+    if logits.ndim != 2 or not n or not len(logits) == len(found.recordings) == len(found.subjects) == n:
+        return False
+    if not all(part.dtype.kind in "fiu" and np.isfinite(part).all() for part in (logits, labels)):
+        return False
     if task == "regression":
-        return "" if found.labels.shape == found.logits.shape else "its targets and outputs differ in shape"
-    outputs = found.logits.shape[1]
-    classes = 2 if task == "binary" else outputs
-    fits = (
-        found.labels.ndim == 1
-        and np.isin(found.labels, np.arange(classes)).all()
-        and (task != "binary" or outputs == 1)
+        return labels.shape == logits.shape
+    classes = 2 if task == "binary" else logits.shape[1]
+    return (
+        labels.ndim == 1
+        and bool(np.isin(labels, np.arange(classes)).all())
+        and (logits.shape[1] == 1) == (task == "binary")
     )
-    return "" if fits else "its labels are none of its classes"

@@ -1,312 +1,410 @@
-"""The page of results, report.html, through `mne.Report`: one file that loads nothing from the network."""
+"""The page of results, report.html: one file with tables and figures that loads nothing from the network.
 
+It also measures recordings and subjects (their score is the mean probability of their windows) and draws bootstrap
+intervals over whole subjects, because the windows of a subject are not independent samples.
+"""
+
+import base64
 import html
+import io
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import mne
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from scipy.special import expit, logit, softmax
+from sklearn import metrics as sk
+from tqdm import tqdm
 
 from eeg_data.hdf5 import printable
 from files import written_aside
-from results import figures as result_figures
-from results import subjects as subject_results
-from results.read import Predictions, RunResult
-from results.subjects import LEVEL, Units
-from results.tables import Grid, Group, Table, grids, loss_kind, mean_and_std, means_and_stds, number
+from results.read import Predictions, RunResult, predicted_classes
+from results.tables import Grid, Group, Table, grids, loss_kind, mean_and_std, number
 from training import metrics
 
-# What MNE's page has not: room on a telephone, tables that scroll inside themselves, figures of one size.
-CSS = """
-body { overflow-wrap: anywhere; }
-#top-bar .container-fluid, #top-bar a { flex-wrap: nowrap; min-width: 0; white-space: normal; }
-figure.figure { margin-bottom: 0; }
-.figure-img { width: 100%; max-width: 560px; }
-.figure-caption { max-width: 640px; margin: 0.3rem auto 0; }
-.scroll { overflow: auto; max-height: 30rem; margin-bottom: 0.7rem; }
-.scroll table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-.scroll th, .scroll td { padding: 0.15rem 0.7rem 0.15rem 0; white-space: nowrap; text-align: right; }
-.scroll th { background: white; font-weight: inherit; }
-.scroll th[scope="col"] { border-bottom: 1px solid #999; font-weight: bold; }
-.scroll th:first-child, .scroll td:first-child, .words td, .words th { text-align: left; }
-.words td:nth-child(2) { white-space: normal; min-width: 10rem; }
-.scroll th:first-child, .scroll td:first-child { position: sticky; left: 0; background: white; }
-.scroll tr.here th, .scroll tr.here td { font-weight: bold; border-top: 1px solid #999; }
-.remark { font-size: 0.85rem; color: #555; margin: 0 0 0.3rem; }
-@media (max-width: 800px) {
-  #toc, #filter-by-tags-dropdown-menu { display: none; }
-  #content { width: 100%; margin-left: 0; }
-  #container { padding-left: 0.3rem; padding-right: 0.3rem; }
-  #container > .row { margin: 0; }
-  #content { padding: 0; }
-  .accordion-body { padding: 0.6rem; }
-  #top-bar img { width: 50px; }
-  #top-bar .fs-3 { font-size: 1rem !important; }
+LEVEL = 95  # percent of an interval
+ALMOST_SURE = 1e-15  # a probability of 0 or 1 has no finite logit
+ANNOTATED = 12  # classes with numbers in a confusion matrix and with a legend of curves
+LONGEST_NAME = 24  # characters in a figure
+POINTS = 3000  # of a scatter plot
+STYLE: Any = {"font.size": 12, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 10, "text.parse_math": False}
+CURVES = {  # numbers of log.txt that are drawn by epoch
+    "tokenizer": ("loss", "rec_loss", "rec_angle_loss", "quant_loss", "used_code", "perplexity", "top10_share"),
+    "pretraining": ("loss", "mlm_acc", "mlm_acc_sym", "code_entropy"),
+    "classifier": ("loss",),
 }
+PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+body {{ font-family: sans-serif; max-width: 1200px; margin: 0 auto; padding: 0 0.6rem; overflow-wrap: anywhere; }}
+figure {{ display: inline-block; margin: 0.5rem 0.5rem 0.5rem 0; width: 100%; max-width: 560px; vertical-align: top; }}
+img {{ width: 100%; }} figcaption, .remark {{ font-size: 0.85rem; color: #555; margin: 0 0 0.4rem; }}
+.scroll {{ overflow: auto; max-height: 30rem; margin-bottom: 0.7rem; }}
+table {{ border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: 0.15rem 0.7rem 0.15rem 0; text-align: right; white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; }} thead th {{ border-bottom: 1px solid #999; }}
+</style></head><body><h1>{title}</h1>
+{body}
+</body></html>
 """
-# Of runs that are judged by their loss: name in log.txt, caption, tag.
-CURVES = {
-    "tokenizer": (
-        ("loss", "The sum of the three losses below.", "curves"),
-        ("rec_loss", "Error of the amplitudes.", "curves"),
-        ("rec_angle_loss", "Error of the phases.", "curves"),
-        ("quant_loss", "Distance of tokens from their codes.", "curves"),
-        ("used_code", "How many codes were used in an epoch.", "codebook"),
-        ("perplexity", "e to the entropy of the codes: as if so many were used equally often.", "codebook"),
-        ("top10_share", "Share of the ten codes used most.", "codebook"),
-    ),
-    "pretraining": (
-        ("loss", "Where it learns, it falls below what code frequencies alone give.", "curves"),
-        ("mlm_acc", "Share of masked codes that were predicted.", "curves"),
-        ("mlm_acc_sym", "The same under the inverted mask.", "curves"),
-        ("code_entropy", "Entropy of the tokenizer's codes, in nats: high where many are used.", "codebook"),
-    ),
-    "classifier": (("loss", "Never evaluated: the training loss is all there is.", "curves"),),
-}
-LONGEST = 2000  # rows of a table on the page
 
 
-class Page:
-    """Figures and tables as they are added. Titles and captions are text, which MNE escapes."""
+class Units(NamedTuple):
+    """The recordings or the subjects of a set."""
 
-    def __init__(self, title: str) -> None:
-        """Nothing on it yet."""
-        self._report = mne.Report(title=title, image_format="png", verbose="error")
-        self._report.add_custom_css(CSS)
-        self._report.include += '<meta name="viewport" content="width=device-width, initial-scale=1">'  # telephones
-        self.prefix = ""  # of the titles: which table or group it is about
-
-    def figure(self, figure: Any, title: str, caption: str, tag: str) -> None:
-        """Add a figure."""
-        self._report.add_figure(figure, f"{self.prefix}{title}", caption=caption, tags=(tag,))
-
-    def text(self, parts: Sequence[str], title: str, tag: str) -> None:
-        """Add HTML."""
-        self._report.add_html("\n".join(parts), f"{self.prefix}{title}", tags=(tag,))
-
-    def save(self, path: Path) -> None:
-        """Write the page, whole or not at all."""
-        with written_aside(path) as part:
-            self._report.save(part, open_browser=False, overwrite=True, verbose="error")
+    kind: str  # recording or subject
+    names: list[str]
+    places: list[np.ndarray]  # indices of the samples of each
 
 
-def write(path: Path, tables: Sequence[Table], notes: Sequence[str], *, draws: int = 1000) -> None:
-    """Make the page of these tables. draws: of the bootstrap."""
-    runs = sum(len(table.runs) for table in tables)
-    about = tables[0].title if len(tables) == 1 else "Results"
-    page = Page(f"{about}: {runs} run{'' if runs == 1 else 's'}")
-    for table in tables:
-        page.prefix = f"{table.title}: " if len(tables) > 1 else ""
-        results = [part for grid in grids(table) for part in grid_html(grid)]
-        page.text(results or [remark("No run was evaluated.")], "Results", "results")
-        for group in table.groups:
-            page.prefix = f"{table.title}: " if len(tables) > 1 else ""
-            page.prefix += f"group {group.letter}: " if group.letter else ""
-            if table.task is None:
-                add_progress(page, table, group)
+class Intervals(NamedTuple):
+    """Bootstrap intervals: {metric: (lower, upper end)}."""
+
+    mean: dict[str, tuple[float, float]]  # of the mean over runs
+    runs: list[dict[str, tuple[float, float]]]
+    draws: int  # that were used
+    skipped: int  # in which a metric is not defined
+
+
+# Recordings and subjects
+
+
+def units_of(kind: str, names: Sequence[str]) -> Units:
+    """Collect the samples of each name."""
+    groups = pd.Series(range(len(names))).groupby(np.asarray(names)).indices
+    return Units(kind, [str(name) for name in groups], list(groups.values()))
+
+
+def recordings_of(found: Predictions) -> Units:
+    """Return the recordings of a set."""
+    return units_of("recording", found.recordings.tolist())
+
+
+def subjects_of(found: Predictions) -> Units:
+    """Return the subjects of a set; its recordings if a subject is unknown."""
+    names = found.subjects.tolist()
+    return units_of("subject", names) if all(name.strip() for name in names) else recordings_of(found)
+
+
+def probabilities(task: str, logits: np.ndarray) -> np.ndarray:
+    """logits: (n, outputs) -> (n,) of class 1 for two classes, (n, classes) for more."""
+    return expit(logits[:, 0]) if task == "binary" else softmax(logits, axis=1)
+
+
+def unit_metrics(task: str, found: Predictions, units: Units) -> dict[str, float] | None:
+    """Measure units by the mean probability of their windows. None if one has windows of several classes."""
+    if task == "regression" or any(len(np.unique(found.labels[places])) > 1 for places in units.places):
+        return None
+    scores = probabilities(task, found.logits)
+    means = np.stack([scores[places].mean(axis=0) for places in units.places])
+    if task == "binary":  # metrics want logits; these keep order and threshold
+        means = logit(np.clip(means, ALMOST_SURE, 1 - ALMOST_SURE))
+    return metrics.compute(task, means, np.array([found.labels[places[0]] for places in units.places]))
+
+
+def unit_table(task: str, runs: Sequence[Predictions], units: Units) -> pd.DataFrame:
+    """Tabulate units, means over runs: name, windows, and rmse and pearson, or class, right and probability."""
+    rows = []
+    for name, places in zip(units.names, units.places, strict=True):
+        row: dict[str, Any] = {units.kind: name, "windows": len(places)}
+        if task == "regression":
+            each = pd.DataFrame([metrics.regression_metrics(run.logits[places], run.labels[places]) for run in runs])
+            row |= each[["rmse", "pearson"]].mean(skipna=False).to_dict()
+        else:
+            labels = np.unique(runs[0].labels[places])
+            row["class"] = class_names(task, runs[0])[int(labels[0])] if len(labels) == 1 else f"{len(labels)} classes"
+            right = [predicted_classes(task, run.logits[places]) == run.labels[places] for run in runs]
+            row["right"] = float(np.mean(right))
+            if task == "binary":
+                row["probability"] = float(np.mean([probabilities(task, run.logits[places]) for run in runs]))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def class_names(task: str, found: Predictions) -> list[str]:
+    """Return the names of the classes, or of a regression's outputs; numbers if the file does not say."""
+    outputs = found.logits.shape[1]
+    count = 2 if task == "binary" else outputs
+    return list(found.classes) if len(found.classes) == count else [str(i) for i in range(count)]
+
+
+def drawn_metrics(task: str, runs: Sequence[Predictions], units: Units, *, draws: int, seed: int = 0) -> np.ndarray:
+    """Measure all runs on draws of whole units: (draws, runs, metrics). NaN: not defined.
+
+    The draws depend only on the seed and the number of units, so calls for other runs can be compared draw by draw.
+    In a draw without one of the classes no metric is defined: a mean over fewer classes would be of another task.
+    """
+    generator = np.random.default_rng(seed)
+    labels = runs[0].labels
+    classes = 0 if task == "regression" else len(np.unique(labels))
+    values = np.full((draws, len(runs), len(metrics.METRICS[task])), math.nan)
+    for draw in tqdm(range(draws), desc="drawing subjects", disable=not sys.stderr.isatty(), leave=False):
+        chosen = generator.integers(len(units.places), size=len(units.places))
+        places = np.concatenate([units.places[i] for i in chosen])
+        if len(np.unique(labels[places])) >= classes:
+            for i, run in enumerate(runs):
+                values[draw, i] = list(metrics.compute(task, run.logits[places], run.labels[places]).values())
+    return values
+
+
+def bootstrap(task: str, runs: Sequence[Predictions], units: Units, *, draws: int, seed: int = 0) -> Intervals:
+    """Compute percentile intervals over draws of whole units, the same draws for all runs (of the same samples)."""
+    values = drawn_metrics(task, runs, units, draws=draws, seed=seed)
+    defined = np.isfinite(values).all(axis=(1, 2))
+    values = values[defined]
+    if not len(values):
+        return Intervals({}, [{} for _ in runs], 0, draws)
+    tail = (100 - LEVEL) / 2
+
+    def ends(one: np.ndarray) -> dict[str, tuple[float, float]]:
+        low, high = np.percentile(one, [tail, 100 - tail], axis=0)
+        return dict(zip(metrics.METRICS[task], zip(low.tolist(), high.tolist(), strict=True), strict=True))
+
+    each = [ends(values[:, i]) for i in range(len(runs))]
+    return Intervals(ends(values.mean(axis=1)), each, len(values), int((~defined).sum()))
+
+
+# Figures
+
+
+def blank() -> tuple[Figure, Any]:
+    """Make a figure with one pair of axes, readable on a telephone."""
+    figure = Figure(figsize=(5.0, 4.2), dpi=160, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def short(name: str) -> str:
+    """Shorten a name; a leading underscore, which matplotlib would hide, gets a blank before it."""
+    name = f" {name}" if name.startswith("_") else name
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\u2026"
+
+
+def curves(runs: Sequence[RunResult], name: str, kinds: dict[str, tuple[str, str]]) -> Figure:
+    """Draw a number of log.txt by epoch, a colour for each run. kinds: column -> text and line style."""
+    figure, axes = blank()
+    for i, run in enumerate(runs):
+        for column, (_, style) in kinds.items():
+            if column in run.log:
+                axes.plot(run.log[column].dropna(), style, color=f"C{i % 10}", marker="." if len(run.log) < 30 else "")
+        chosen = run.value(f"val_{name}")
+        if not math.isnan(chosen):
+            axes.plot(run.epoch, chosen, "o", color=f"C{i % 10}", ms=9, mfc="none", mew=2)
+        if 1 < len(runs) <= ANNOTATED:
+            axes.plot([], [], color=f"C{i % 10}", label=short(run.label))
+    for text, style in kinds.values():
+        axes.plot([], [], style, color="0.3", label=text)
+    axes.set(xlabel="epoch", ylabel=name)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def confusion(task: str, runs: Sequence[Predictions], classes: Sequence[str]) -> Figure:
+    """Draw the share of each class's windows by predicted class, mean over runs."""
+    every = np.arange(len(classes))
+    shares = []
+    for run in runs:
+        counts = sk.confusion_matrix(run.labels, predicted_classes(task, run.logits), labels=every)
+        shares.append(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    mean = np.mean(shares, axis=0)
+    figure, axes = blank()
+    axes.grid(False)
+    axes.imshow(mean, vmin=0, vmax=1, cmap="Blues")
+    names = [short(name) for name in classes]
+    axes.set_xticks(every, names, rotation=45, ha="right")
+    axes.set_yticks(every, names)
+    axes.set(xlabel="predicted", ylabel="is")
+    for row, column in np.ndindex(mean.shape) if len(classes) <= ANNOTATED else ():
+        colour = "w" if mean[row, column] > 0.5 else "k"
+        axes.text(column, row, f"{mean[row, column]:.2f}", ha="center", va="center", color=colour, size=9)
+    return figure
+
+
+def class_curves(task: str, runs: Sequence[Predictions], classes: Sequence[str], *, kind: str) -> Figure:
+    """Draw ROC (kind "roc") or precision-recall ("pr") curves of class 1, or of each class against the others."""
+    figure, axes = blank()
+    for i, one in enumerate([1] if task == "binary" else range(len(classes))):
+        areas = []
+        for run in runs:
+            scores, truth = probabilities(task, run.logits), run.labels == one
+            scores = scores if task == "binary" else scores[:, one]
+            if truth.all() or not truth.any():
+                continue
+            if kind == "roc":
+                x, y, _ = sk.roc_curve(truth, scores)
+                areas.append(sk.roc_auc_score(truth, scores))
             else:
-                add_group(page, table, group, draws)
-            page.text([settings_html(group)], "Settings", "settings")
-    page.prefix = ""
-    if notes:
-        page.text([f"<p>{shown(note)}</p>" for note in notes], "Notes", "results")
-    page.save(path)
+                y, x, _ = sk.precision_recall_curve(truth, scores)
+                areas.append(sk.average_precision_score(truth, scores))
+            axes.plot(x, y, color=f"C{i % 10}", drawstyle="steps-post" if kind == "pr" else "default", alpha=0.7)
+        area = f"{np.mean(areas):.3f}" if areas else "not defined"
+        axes.plot([], [], color=f"C{i % 10}", label=f"{short(classes[one])}: {area}")
+    labels = ("false positive rate", "true positive rate") if kind == "roc" else ("recall", "precision")
+    axes.set(xlabel=labels[0], ylabel=labels[1], xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    if len(classes) <= ANNOTATED:
+        title = "area" if kind == "roc" else "average precision"
+        figure.legend(loc="outside lower center", title=title, ncols=2 if max(map(len, classes)) < 12 else 1)
+    return figure
 
 
-def add_progress(page: Page, table: Table, group: Group) -> None:
-    """Curves of runs of stages 1 and 2, and of those of stage 3 that were never evaluated."""
-    kind = loss_kind(group.runs[0])
-    styles = {"train": ("training", "-"), **({kind: ("validation", "--")} if kind != "train" else {})}
-    held = {name for run in group.runs for line in run.lines for name in line}
-    for name, caption, tag in CURVES[table.stage]:
-        shown = {f"{kind}_{name}": style for kind, style in styles.items() if f"{kind}_{name}" in held}
-        if name == "loss" and "train_unigram_loss" in held:
-            shown["train_unigram_loss"] = ("code frequencies alone", ":")
-        if shown:
-            page.figure(result_figures.curves(group.runs, shown, name), f"{name} by epoch", caption, tag)
+def scatter(found: Sequence[Predictions], output: int, name: str) -> Figure:
+    """Draw predicted against true values of one output, a colour for each run."""
+    figure, axes = blank()
+    for one in found:
+        chosen = np.random.default_rng(0).permutation(len(one.labels))[:POINTS]
+        axes.plot(one.labels[chosen, output], one.logits[chosen, output], ".", alpha=0.5, ms=5)
+    truth = found[0].labels[:, output]
+    axes.plot([truth.min(), truth.max()], [truth.min(), truth.max()], "--", color="0.4", lw=1)
+    axes.set(xlabel=f"{short(name)}, true", ylabel="predicted")
+    return figure
 
 
-def add_group(page: Page, table: Table, group: Group, draws: int) -> None:
-    """Curves, and figures and tables of the predictions, of runs that differ in their seed only."""
-    assert table.task is not None
-    add_curves(page, table, group)
-    runs = [run for run in group.finished or group.runs if table.split in run.predictions]
-    if not runs:
-        return
-    found = [run.predictions[table.split] for run in runs]
-    add_predictions(page, table, runs, found)
-    recordings, subjects = subject_results.recordings_of(found[0]), subject_results.subjects_of(found[0])
-    different = [recordings, subjects] if subjects.kind == "subject" else [recordings]
-    page.text(levels_html(table, found, different), "By recording and subject", "subjects")
-    for units in different:
-        rows = subject_results.unit_rows(table.task, found, units)
-        caption = f"Each point is a {units.kind}{'' if len(found) == 1 else f', mean over {len(found)} runs'}."
-        page.figure(result_figures.unit_figure(table.task, rows, units), f"Every {units.kind}", caption, "subjects")
-        page.text(units_html(table.task, rows, units, class_names(found)), f"Table of {units.kind}s", "subjects")
-    page.text(intervals_html(table, runs, found, different[-1], draws), "Intervals", "subjects")
+def unit_figure(table: pd.DataFrame, kind: str) -> Figure:
+    """Draw the share of right windows, or the error, of each unit, the worst first."""
+    key = "rmse" if "rmse" in table else "right"
+    values = table[key].dropna().sort_values(ascending=key == "right").to_numpy()
+    figure, axes = blank()
+    axes.plot(np.arange(1, len(values) + 1), values, "o", ms=4)
+    axes.axhline(float(np.median(values)), ls="--", color="0.4", lw=1, label=f"median {np.median(values):.3f}")
+    axes.legend()
+    axes.set(xlabel=f"{kind}s, worst first", ylabel="RMSE" if key == "rmse" else "share of windows right")
+    return figure
 
 
-def add_curves(page: Page, table: Table, group: Group) -> None:
-    """Loss and metrics by epoch."""
-    assert table.task is not None
-    runs = group.runs
-    held = {name for run in runs for line in run.lines for name in line}
-    kinds = {"train": ("training", "-"), "val": ("validation", "--"), "test": ("test", ":")}
-    marked = "val" if any("val_loss" in line for run in runs for line in run.lines) else "test"
-    for name in ("loss", *metrics.METRICS[table.task]):
-        shown = {f"{kind}_{name}": style for kind, style in kinds.items() if f"{kind}_{name}" in held}
-        if not shown:
-            continue
-        chosen = f" Circles: the epoch that counts, by {table.rule}." if table.rule else ""
-        figure = result_figures.curves(runs, shown, name, mark=f"{marked}_{name}")
-        page.figure(figure, f"{name} by epoch", f"{name} of each run by epoch.{chosen}", "curves")
+# The page
 
 
-def class_names(found: Sequence[Predictions]) -> list[str]:
-    """Names of the classes, or of a regression's outputs: numbers where the files do not say."""
-    outputs = found[0].logits.shape[1]
-    needed = max(outputs, 2) if found[0].labels.ndim == 1 else outputs
-    named = list(found[0].classes)
-    return named if len(named) == needed else [str(i) for i in range(needed)]
+def as_table(cells: pd.DataFrame, below: Sequence[str] = ()) -> str:
+    """Write a table that scrolls inside itself, and the lines below it."""
+    text = cells.map(lambda cell: printable(number(cell) if isinstance(cell, float) else str(cell)))
+    table = text.to_html(index=False, border=0, escape=True, max_rows=None)
+    return f'<div class="scroll" tabindex="0">{table}</div>' + "".join(
+        f'<p class="remark">{_shown(line)}</p>' for line in below
+    )
 
 
-def add_predictions(page: Page, table: Table, runs: Sequence[RunResult], found: Sequence[Predictions]) -> None:
-    """Confusion matrix and curves, or scatter plots of a regression."""
-    assert table.task is not None
-    names = class_names(found)
-    over = f"{table.split} set" + (f", mean over {len(found)} runs" if len(found) > 1 else "")
-    if table.task == "regression":
-        for output, name in enumerate(names):
-            figure = result_figures.scatter(runs, found, output, name)
-            many = len(found[0].labels) > result_figures.POINTS
-            shown = f"{result_figures.POINTS} windows, drawn at random" if many else "Every window"
-            page.figure(figure, f"Predicted {name}", f"{shown} of the {table.split} set; dashed: exact.", "predictions")
-        return
-    caption = f"Share of a class's windows (each row adds up to 1), {over}."
-    page.figure(result_figures.confusion(table.task, found, names), "Confusion matrix", caption, "predictions")
-    against = "" if table.task == "binary" else ", each class against the others"
-    for kind, title in (("roc", "ROC curve"), ("pr", "Precision-recall curve")):
-        figure = result_figures.class_curves(table.task, found, names, kind=kind)
-        page.figure(figure, title, f"One line a run{against}; {over}.", "predictions")
+def as_figure(figure: Figure, caption: str) -> str:
+    """Write a figure into the page itself."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    image = f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return f"<figure>{image}<figcaption>{_shown(caption)}</figcaption></figure>"
 
 
-# Tables
-
-
-def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], *, marked: str = "", words: bool = False) -> str:
-    """A table that scrolls inside itself. marked: rows that begin so are bold; words: for text, not for numbers."""
-
-    def cells(row: Sequence[str]) -> str:
-        return "".join(f"<td>{shown(cell)}</td>" for cell in row)
-
-    head = "".join(f'<th scope="col">{shown(cell)}</th>' for cell in header)
-    body = []
-    for row in rows[:LONGEST]:
-        here = ' class="here"' if marked and row[0].startswith(marked) else ""
-        body.append(f'<tr{here}><th scope="row">{shown(row[0])}</th>{cells(row[1:])}</tr>')
-    if len(rows) > LONGEST:
-        body.append(f"<tr><td>and {len(rows) - LONGEST} more</td></tr>")
-    kind = "scroll words" if words else "scroll"
-    table = f"<table><tr>{head}</tr>{''.join(body)}</table>"
-    return f'<div class="{kind}" tabindex="0" role="region" aria-label="table">{table}</div>'
-
-
-def shown(text: str) -> str:
-    """Any text in HTML: no markup, and in letters that a file can hold."""
+def _shown(text: str) -> str:
     return html.escape(printable(text))
 
 
-def remark(text: str) -> str:
-    """Small print."""
-    return f'<p class="remark">{shown(text)}</p>'
+def write(path: Path, tables: Sequence[Table], notes: Sequence[str], *, draws: int = 1000) -> None:
+    """Write the page of these tables, whole or not at all. draws: of the bootstrap."""
+    runs = sum(len(table.runs) for table in tables)
+    about = tables[0].title if len(tables) == 1 else "Results"
+    parts = []
+    with rc_context(STYLE):
+        for table in tables:
+            parts.append(f"<h2>{_shown(table.title)}</h2>")
+            parts += [as_table(*grid) for grid in grids(table)] or ["<p>No run was evaluated.</p>"]
+            for group in table.groups:
+                parts += [f"<h3>Group {group.letter}</h3>"] if group.letter else []
+                parts += group_parts(table, group, draws)
+    parts += [f'<p class="remark">{_shown(note)}</p>' for note in notes]
+    page = PAGE.format(title=_shown(f"{about}: {runs} run{'' if runs == 1 else 's'}"), body="\n".join(parts))
+    with written_aside(path) as part:
+        part.write_text(page, encoding="utf-8")
 
 
-def grid_html(grid: Grid) -> list[str]:
-    """A table as in the text, and what is said below it."""
-    return [table_html(grid.header, grid.rows, marked="here"), *map(remark, grid.below)]
+def group_parts(table: Table, group: Group, draws: int) -> list[str]:
+    """Write curves, figures and tables of predictions, and settings, of runs that differ only in their seed."""
+    parts = [as_figure(*one) for one in curves_of(table, group)]
+    runs = [run for run in group.finished or group.runs if table.split in run.predictions]
+    if runs and table.task is not None:
+        found = [run.predictions[table.split] for run in runs]
+        parts += [as_figure(*one) for one in prediction_figures(table, found)]
+        recordings, subjects = recordings_of(found[0]), subjects_of(found[0])
+        levels = [recordings, subjects] if subjects.kind == "subject" else [recordings]
+        parts.append(as_table(*levels_grid(table, found, levels)))
+        for units in levels:
+            each = unit_table(table.task, found, units)
+            caption = f"Each point is a {units.kind}; mean over {len(found)} run(s)."
+            parts += [as_figure(unit_figure(each, units.kind), caption), as_table(each)]
+        parts.append(as_table(*intervals_grid(table, runs, found, levels[-1], draws)))
+    settings = pd.DataFrame([run.flags for run in group.runs], dtype=object)
+    rows = [(f"--{name}", ", ".join(dict.fromkeys(map(str, settings[name])))) for name in sorted(settings)]
+    rows += [(name, str(value)) for name, value in group.runs[0].environment.items() if name != "flags"]
+    return [*parts, as_table(pd.DataFrame(rows, columns=["flag", "value"]))]
 
 
-def levels_html(table: Table, found: Sequence[Predictions], levels: Sequence[Units]) -> list[str]:
-    """Metrics over windows, recordings and subjects."""
+def curves_of(table: Table, group: Group) -> list[tuple[Figure, str]]:
+    """Draw loss and metrics by epoch."""
+    columns = {column for run in group.runs for column in run.log}
+    kinds = {"train": ("training", "-"), "val": ("validation", "--"), "test": ("test", ":")}
+    if table.task is None:  # stages 1 and 2 call their validation set test
+        kinds = {loss_kind(group.runs[0]): ("validation", "--"), "train": ("training", "-")}
+    figures = []
+    for name in (*CURVES[table.stage], *group.runs[0].metrics * (table.task is not None)):
+        shown = {f"{kind}_{name}": style for kind, style in kinds.items() if f"{kind}_{name}" in columns}
+        if name == "loss" and "train_unigram_loss" in columns:
+            shown["train_unigram_loss"] = ("code frequencies alone", ":")
+        circles = f" Circles: the epoch that counts, by {table.rule}." if table.rule else ""
+        if shown:
+            figures.append((curves(group.runs, name, shown), f"{name} of each run by epoch.{circles}"))
+    return figures
+
+
+def prediction_figures(table: Table, found: Sequence[Predictions]) -> list[tuple[Figure, str]]:
+    """Draw confusion matrix and curves, or scatter plots of a regression."""
     assert table.task is not None
-    names = metrics.METRICS[table.task]
-    windows = [metrics.compute(table.task, one.logits, one.labels) for one in found]
-    rows = [["windows", str(len(found[0].labels)), *_means(windows, names)]]
-    below = []
+    names = class_names(table.task, found[0])
+    where = f"{table.split} set, {len(found)} run(s)"
+    if table.task == "regression":
+        return [(scatter(found, i, name), f"Predicted {name}, {where}; dashed: exact.") for i, name in enumerate(names)]
+    return [
+        (confusion(table.task, found, names), f"Share of a class's windows (each row adds up to 1), mean; {where}."),
+        (class_curves(table.task, found, names, kind="roc"), f"ROC curve of each run; {where}."),
+        (class_curves(table.task, found, names, kind="pr"), f"Precision-recall curve of each run; {where}."),
+    ]
+
+
+def levels_grid(table: Table, found: Sequence[Predictions], levels: Sequence[Units]) -> Grid:
+    """Tabulate metrics over windows, recordings and subjects."""
+    assert table.task is not None
+    names, below = metrics.METRICS[table.task], []
+    measured: list[tuple[str, int, list]] = [
+        ("windows", len(found[0].labels), [metrics.compute(table.task, one.logits, one.labels) for one in found])
+    ]
     for units in levels:
-        each = [subject_results.unit_metrics(table.task, one, units) for one in found]
-        defined = [one for one in each if one is not None]
-        if defined:
-            rows.append([f"{units.kind}s", str(len(units.names)), *_means(defined, names)])
+        measured.append((f"{units.kind}s", len(units.names), [unit_metrics(table.task, one, units) for one in found]))
+    rows = []
+    for kind, n, values in measured:
+        if values[0] is not None:
+            frame = pd.DataFrame(values, columns=list(names)).agg(["mean", "std"], skipna=False)
+            rows.append([kind, str(n), *(mean_and_std(*frame[name]) for name in names)])
         elif table.task != "regression":
-            below.append(f"{units.kind.capitalize()}s hold windows of several classes, so none has a class of its own.")
-    if len(rows) > 1:
-        below.append("A recording's or subject's score is the mean probability of its windows.")
-    if levels[-1].kind != "subject":
-        below.append("Subjects are not known: recordings stand for them.")
-    return [table_html(["over", "number", *names], rows), *map(remark, below)]
+            below.append(f"{kind.capitalize()} hold windows of several classes, so they have no class.")
+    below.append("The score of a recording or subject is the mean probability of its windows.")
+    return Grid(pd.DataFrame(rows, columns=["over", "number", *names]), below)
 
 
-def _means(values: Sequence[dict[str, float]], names: Sequence[str]) -> list[str]:
-    row = means_and_stds(values, names)
-    return [mean_and_std(*row[name]) for name in names]
-
-
-def units_html(task: str, rows: Sequence[dict[str, Any]], units: Units, classes: Sequence[str]) -> list[str]:
-    """A row for each recording or subject."""
-    if task == "regression":
-        cells = [[r["name"], str(r["windows"]), number(r["rmse"]), number(r["pearson"])] for r in rows]
-        return [table_html([units.kind, "windows", "rmse", "pearson"], cells)]
-    header = [units.kind, "windows", "class", "windows right"]
-    header += [f"mean probability of {classes[1]}"] if task == "binary" else []
-    cells = []
-    for row in rows:
-        label = classes[row["labels"][0]] if len(row["labels"]) == 1 else f"{len(row['labels'])} classes"
-        more = [number(row["probability"])] if task == "binary" else []
-        cells.append([row["name"], str(row["windows"]), label, number(row["right"]), *more])
-    return [table_html(header, cells)]
-
-
-def intervals_html(
+def intervals_grid(
     table: Table, runs: Sequence[RunResult], found: Sequence[Predictions], units: Units, draws: int
-) -> list[str]:
-    """Bootstrap intervals of each run and of their mean."""
+) -> Grid:
+    """Tabulate bootstrap intervals of each run and of their mean."""
     assert table.task is not None
     if len(units.names) < 2:
-        return [remark(f"There is one {units.kind} only: no interval.")]
-    drawn = subject_results.bootstrap(table.task, found, units, draws=draws)
+        return Grid(pd.DataFrame(), [f"There is only one {units.kind}: no interval."])
+    drawn = bootstrap(table.task, found, units, draws=draws)
     names = metrics.METRICS[table.task]
-    rows = [
-        [label, *(f"{ends[name][0]:.4f} to {ends[name][1]:.4f}" if name in ends else "-" for name in names)]
-        for label, ends in zip(["mean of runs", *(r.label for r in runs)], [drawn.mean, *drawn.runs], strict=True)
-    ]
+    rows = []
+    for label, ends in zip(["mean of runs", *(run.label for run in runs)], [drawn.mean, *drawn.runs], strict=True):
+        rows.append([label, *("{:.4f} to {:.4f}".format(*ends[name]) if name in ends else "-" for name in names)])
     below = [
         f"{LEVEL} % percentile intervals over {drawn.draws} draws of {len(units.names)} {units.kind}s with "
         f"replacement, {table.split} set."
     ]
-    if drawn.skipped:
-        below.append(
-            f"{drawn.skipped} further draws, without one of the classes for example, define no metric: left out."
-        )
-    if units.kind != "subject":
-        below.append("Subjects are not known: whole recordings were drawn instead.")
-    return [table_html(["", *names], rows if len(runs) > 1 else rows[1:]), *map(remark, below)]
-
-
-def settings_html(group: Group) -> str:
-    """Flags as they were given, and what they ran on."""
-    flags: dict[str, list[Any]] = {}
-    for run in group.runs:
-        for name, value in run.flags.items():
-            flags.setdefault(name, []).append(value)
-    rows = []
-    for name, values in sorted(flags.items()):
-        texts = ["(default)" if value is None else str(value) for value in values]
-        rows.append([f"--{name}", texts[0] if len(set(texts)) == 1 else ", ".join(texts)])
-    environment = group.runs[0].environment
-    for name in ("code_version", "python", "libraries", "hardware"):
-        value = environment.get(name)
-        text = ", ".join(f"{key} {v}" for key, v in value.items()) if isinstance(value, dict) else str(value)
-        if value is not None:
-            rows.append([name.replace("_", " "), text])
-    return table_html(["", "value"], rows, words=True) if rows else remark("environment.json does not say.")
+    below += [f"{drawn.skipped} more draws lack a class: left out."] if drawn.skipped else []
+    below += ["Subjects are unknown: whole recordings are drawn."] if units.kind != "subject" else []
+    return Grid(pd.DataFrame(rows if len(runs) > 1 else rows[1:], columns=["", *names]), below)

@@ -1,70 +1,60 @@
-"""Tables of runs: mean and standard deviation over seeds beside the published rows.
+"""Tables of runs: mean and standard deviation over seeds beside the published rows, as text, Markdown, LaTeX or data.
 
-Standard deviations are those of a sample (one degree of freedom less than runs), as published ones are; a single run
-has none. Runs that differ in more than their seed are never averaged with each other.
+Standard deviations are those of a sample (n - 1), as published ones are; a single run has none. Runs that differ in
+more than their seed are never averaged.
 """
 
 import json
 import math
-from collections.abc import Sequence
+import string
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import pandas as pd
 
 from errors import UsageError
+from results import published_sets
 from results.read import RunResult
-from training import metrics
 
-PUBLISHED = Path(__file__).with_name("published_results.json")
-NO_ROWS = "none"  # in place of a data set's name
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # that name groups
-# Of stages 1 and 2, where the loss says which epoch is best.
+NO_ROWS = "none"  # stands for no data set
+WIDTH = 80  # of text
 PROGRESS = {
     "tokenizer": ("loss", "rec_loss", "rec_angle_loss", "used_code", "perplexity"),
     "pretraining": ("loss", "unigram_loss", "mlm_acc", "code_entropy"),
 }
 STAGES = {"tokenizer": "Tokenizer (stage 1)", "pretraining": "Pre-training (stage 2)"}
-
-
-class Row(NamedTuple):
-    """A line of a table of means."""
-
-    label: str
-    values: dict[str, tuple[float, float | None]]  # metric -> mean and standard deviation, None for a single run
-    remark: str = ""
+Notes = Sequence[str]
 
 
 @dataclass
 class Group:
-    """Runs that differ in their seed only."""
+    """Runs that differ only in their seed."""
 
     runs: list[RunResult]
-    letter: str = ""  # where a table has several
-    differs: dict[str, Any] = field(default_factory=dict)  # settings in which it differs from the table's others
+    letter: str = ""  # if a table has several groups
+    differs: dict[str, Any] = field(default_factory=dict)  # settings that differ from the other groups'
 
     @property
     def finished(self) -> list[RunResult]:
-        """Those that count."""
+        """The runs that count."""
         return [run for run in self.runs if run.finished]
 
     @property
     def label(self) -> str:
-        """What the text calls it."""
+        """Name of the row of means."""
         n = len(self.finished)
         return f"here {self.letter}".strip() + f" ({n} run{'' if n == 1 else 's'})"
 
-    def row(self, split: str) -> Row:
-        """Mean and standard deviation of its finished runs."""
-        assert self.runs[0].task is not None
-        names = metrics.METRICS[self.runs[0].task]
-        found = [
-            {name: run.best.stats.get(f"{split}_{name}", math.nan) for name in names}
-            for run in self.finished
-            if run.best is not None
-        ]
-        return Row(self.label, means_and_stds(found, names), typed(self.differs))
+    def means(self, split: str) -> pd.DataFrame:
+        """Mean and standard deviation of each metric over finished runs: one row each. NaN: not defined."""
+        names = self.runs[0].metrics
+        values = pd.DataFrame(
+            [[run.value(f"{split}_{name}") for name in names] for run in self.finished], columns=names
+        )
+        return values.agg(["mean", "std"], skipna=False)  # std with n - 1
 
 
 @dataclass
@@ -73,29 +63,32 @@ class Table:
 
     stage: str
     groups: list[Group]
-    name: str | None = None  # of the data set, as are the following
-    task: str | None = None
-    split: str = "test"
-    rule: str = ""  # that selects an epoch
-    published: list[Row] = field(default_factory=list)
+    name: str | None  # of the data set, as are the following
+    task: str | None
+    split: str
+    published: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)  # label -> metric -> mean, std
     source: str = ""
 
     @property
     def title(self) -> str:
-        """What it is about."""
+        """Title of the table."""
         return STAGES.get(self.stage) or f"{self.name or 'Unnamed data set'}, {self.task or 'not evaluated'}"
 
     @property
     def runs(self) -> list[RunResult]:
-        """All runs, those that are not finished included."""
+        """All runs, unfinished ones too."""
         return [run for group in self.groups for run in group.runs]
+
+    @property
+    def rule(self) -> str:
+        """How the epoch that counts was selected."""
+        return next((run.rule for run in self.runs if run.rule), "")
 
 
 class Grid(NamedTuple):
-    """Cells as text, and what is said below them."""
+    """A table as text, and the lines below it."""
 
-    header: list[str]
-    rows: list[list[str]]
+    cells: pd.DataFrame
     below: list[str]
 
 
@@ -103,186 +96,140 @@ class Grid(NamedTuple):
 
 
 def make_tables(runs: Sequence[RunResult], notes: list[str], *, published: str | None = None) -> list[Table]:
-    """A table for each data set and for stages 1 and 2; what is odd is added to the notes.
+    """Make a table for each data set and for stages 1 and 2. What is odd is added to the notes.
 
-    published: whose rows to show instead of those of the runs' own data set; `none`: nobody's. Raises UsageError for
-    rows with metrics that no run has.
+    published: data set whose rows to show instead of the runs' own; "none": no rows. Raises UsageError if no run has
+    its metrics.
     """
-    keys = [(run.stage, run.name, run.task, run.split) for run in runs]
-    tables = []
-    for key in dict.fromkeys(keys):
-        stage, name, task, split = key
-        groups = make_groups([run for run, its in zip(runs, keys, strict=True) if its == key], notes)
-        table = Table(stage, groups, name, task, split or "test")
+    tables: dict[tuple, list[RunResult]] = {}
+    for run in runs:
+        tables.setdefault((run.stage, run.name, run.task, run.split or "test"), []).append(run)
+    made = []
+    for (stage, name, task, split), members in tables.items():
+        made.append(Table(stage, make_groups(members, notes), name, task, split))
         if task is not None:
-            best = next((run.best for run in table.runs if run.best and run.best.epoch is not None), None)
-            table.rule = best.rule if best else ""
-            _add_published(table, published, notes)
-        tables.append(table)
-    if published not in (None, NO_ROWS) and not any(table.published for table in tables):
+            _add_published(made[-1], published, notes)
+    if published not in (None, NO_ROWS) and not any(table.published for table in made):
         raise UsageError(f"--published {published}: no run here has its metrics and a test set")
-    return tables
+    return made
 
 
 def make_groups(runs: Sequence[RunResult], notes: list[str]) -> list[Group]:
-    """Put runs with the same settings and samples together; say in what groups differ, and other oddities."""
+    """Put runs with the same settings and samples together. Notes say in what groups differ."""
     groups: list[Group] = []
     for run in runs:
-        fitting = next((group for group in groups if all(_belong(run, other) for other in group.runs)), None)
-        if fitting is None:
+        group = next((group for group in groups if all(_same_experiment(run, other) for other in group.runs)), None)
+        if group is None:
             groups.append(Group([run]))
         else:
-            fitting.runs.append(run)
-    names = sorted({name for group in groups for name in group.runs[0].settings})
+            group.runs.append(run)
+    settings = [group.runs[0].settings for group in groups]
+    names = sorted({name for one in settings for name in one})
     for number, group in enumerate(groups):
-        own = group.runs[0].settings
-        others = [other.runs[0].settings for other in groups]
-        group.differs = {name: own.get(name) for name in names if any(o.get(name) != own.get(name) for o in others)}
         if len(groups) > 1:
-            group.letter = LETTERS[number] if number < len(LETTERS) else str(number + 1)
-            what = typed(group.differs) or "other samples, or settings that are not known"
+            group.letter = string.ascii_uppercase[number] if number < 26 else str(number + 1)
+            group.differs = {
+                name: settings[number].get(name)
+                for name in names
+                if any(one.get(name) != settings[number].get(name) for one in settings)
+            }
+            what = as_flags(group.differs) or "other samples, or unknown settings"
             notes.append(f"group {group.letter} ({', '.join(run.label for run in group.runs)}): {what}")
-        notes += _oddities(group)
+        seeds = [run.flags.get("seed") for run in group.runs]
+        for seed in sorted({seed for seed in seeds if isinstance(seed, int) and seeds.count(seed) > 1}):
+            same = " and ".join(run.label for run in group.runs if run.flags.get("seed") == seed)
+            notes.append(f"{same} have the same seed {seed} and settings: they are not independent runs")
     return groups
 
 
-def _belong(run: RunResult, other: RunResult) -> bool:
-    """Whether two runs differ in no more than their seed."""
-    same = [a.samples == b.samples for split, a in run.predictions.items() if (b := other.predictions.get(split))]
-    return all(same) and run.settings == other.settings and bool(run.flags) == bool(other.flags)
+def _same_experiment(run: RunResult, other: RunResult) -> bool:
+    common = run.predictions.keys() & other.predictions.keys()
+    samples = all(run.predictions[split].same_samples(other.predictions[split]) for split in common)
+    return samples and run.settings == other.settings and bool(run.flags) == bool(other.flags)
 
 
-def _oddities(group: Group) -> list[str]:
-    """What keeps a group's runs from being independent runs of one thing."""
-    found = []
-    seeds = [run.flags.get("seed") for run in group.runs]
-    for seed in sorted({seed for seed in seeds if isinstance(seed, int) and seeds.count(seed) > 1}):
-        same = [run.label for run in group.runs if run.flags.get("seed") == seed]
-        found.append(f"{' and '.join(same)} have the same seed {seed} and settings: they are no independent runs")
-    versions = {str(run.environment.get("code_version")) for run in group.runs if run.environment}
-    if len(versions) > 1:
-        found.append(f"runs of {len(versions)} code versions are averaged: {', '.join(sorted(versions))}")
-    return found
-
-
-def means_and_stds(found: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, tuple[float, float | None]]:
-    """Mean and, of several, standard deviation of a sample."""
-    table = {name: [one[name] for one in found] for name in names}
-    return {
-        name: (
-            float(np.mean(values)) if values else math.nan,
-            float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        )
-        for name, values in table.items()
-    }
-
-
-def typed(values: dict[str, Any]) -> str:
-    """Settings as they would be typed."""
+def as_flags(values: dict[str, Any]) -> str:
+    """Write settings as flags."""
     return " ".join(f"--{name} {'(default)' if value is None else value}" for name, value in values.items())
-
-
-def published_sets() -> dict[str, dict[str, Any]]:
-    """Published results by data set."""
-    held = json.loads(PUBLISHED.read_text(encoding="utf-8"))
-    return {name: values for name, values in held.items() if isinstance(values, dict)}
 
 
 def _add_published(table: Table, chosen: str | None, notes: list[str]) -> None:
     known = published_sets()
     name = chosen or next((one for one in known if one.lower() == (table.name or "").lower()), NO_ROWS)
-    if name == NO_ROWS or table.task is None:
+    if name == NO_ROWS:
         return
-    held = known[name]
-    if not set(held["metrics"]) <= set(metrics.METRICS[table.task]):
+    published = known[name]
+    if not set(published["metrics"]) <= set(table.runs[0].metrics):
         notes.append(f"{table.title}: the published rows of {name} are of another task and not shown")
     elif table.split != "test":
         notes.append(f"{table.title}: validation results, without a test set; published rows are not shown beside them")
     else:
-        table.published = [
-            Row(label.split(" (")[0], dict(zip(held["metrics"], map(tuple, pairs), strict=True)), _remark(label))
-            for label, pairs in held["rows"].items()
-        ]
-        told = f"; {held['protocol']}" if "protocol" in held else ""
-        table.source = f"{name}: {held['source']}, mean and standard deviation over five seeds{told}"
+        for label, pairs in published["rows"].items():
+            table.published[label] = dict(zip(published["metrics"], map(tuple, pairs), strict=True))
+        protocol = f"; {published['protocol']}" if "protocol" in published else ""
+        table.source = f"{name}: {published['source']}, mean and standard deviation over five seeds{protocol}"
 
 
-def _remark(label: str) -> str:
-    return label.partition(" (")[2].removesuffix(")")
-
-
-# From tables to cells
+# From tables to text
 
 
 def means_grid(table: Table) -> Grid:
-    """Published rows, then one for each group of runs."""
-    assert table.task is not None
-    rows = [*table.published, *(group.row(table.split) for group in table.groups if group.finished)]
-    names = list(table.published[0].values) if table.published else list(metrics.METRICS[table.task])
-    remarks: list[str] = []
+    """Show the published rows, then one row for each group of runs."""
+    names = list(next(iter(table.published.values()))) if table.published else table.runs[0].metrics
+    rows = []
+    for label, pairs in table.published.items():
+        name, _, remark = label.partition(" (")
+        rows.append((name, remark.removesuffix(")"), [mean_and_std(*pair) for pair in pairs.values()]))
+    for group in table.groups:
+        if group.finished:
+            means = group.means(table.split)
+            rows.append((group.label, as_flags(group.differs), [mean_and_std(*means[name]) for name in names]))
+    below: list[str] = []
     cells = []
-    for row in rows:
-        mark = ""
-        if row.remark:
-            remarks.append(row.remark)
-            mark = f" [{len(remarks)}]"
-        cells.append([row.label + mark, *(mean_and_std(*row.values[name]) for name in names)])
-    below = [f"[{number}] {remark}" for number, remark in enumerate(remarks, start=1)]
-    if table.source:
-        below.append(f"Published: {table.source}.")
-    below.append(
-        f"Here: {'test' if table.split == 'test' else 'VALIDATION'} set, epoch by {table.rule or 'nothing'}; \u00b1 is "
-        "the standard deviation of a sample (n - 1)."
-    )
-    return Grid(["", *names], cells, below)
+    for label, remark, values in rows:
+        if remark:
+            below.append(f"[{len(below) + 1}] {remark}")
+        cells.append([f"{label} [{len(below)}]" if remark else label, *values])
+    below += [f"Published: {table.source}."] if table.source else []
+    where = "test" if table.split == "test" else "VALIDATION"
+    below.append(f"Here: {where} set, epoch by {table.rule}; \u00b1 is the standard deviation of a sample (n - 1).")
+    return Grid(pd.DataFrame(cells, columns=["", *names]), below)
 
 
 def runs_grid(table: Table) -> Grid:
-    """One row for each run of stage 3."""
-    assert table.task is not None
-    names = metrics.METRICS[table.task]
+    """Show one row for each run of stage 3."""
+    names = table.runs[0].metrics
     rows = []
     for run in table.runs:
-        best = run.best
-        if best is None or best.epoch is None:
-            continue
-        numbers = [best.stats.get(f"{table.split}_{name}", math.nan) for name in names]
-        rows.append(
-            [
-                run.label + ("" if run.finished else " *"),
-                str(best.epoch),
-                number(best.stats.get(f"val_{best.name}", math.nan)),
-                *map(number, numbers),
-            ]
-        )
+        values = [run.value(f"val_{run.select_by}"), *(run.value(f"{table.split}_{name}") for name in names)]
+        rows.append([run.label + ("" if run.finished else " *"), str(run.epoch), *map(number, values)])
     below = [f"val is the selected epoch's {table.rule}."] if table.rule.startswith("validation") else []
     below += ["* not finished, in no mean"] if any(not run.finished for run in table.runs) else []
-    return Grid(["run", "epoch", "val", *names], rows, below)
+    return Grid(pd.DataFrame(rows, columns=["run", "epoch", "val", *names]), below)
 
 
 def progress_grid(table: Table) -> Grid:
-    """Last and best epoch of each run of stage 1 or 2, by the loss on validation data where there are any."""
-    names = PROGRESS[table.stage]
-    rows, kinds = [], set()
+    """Show the last epoch and that with the lowest loss for each run of stage 1 or 2."""
+    names, kinds, rows = PROGRESS[table.stage], set(), []
     for run in table.runs:
         kind = loss_kind(run)
-        kinds.add(kind)
-        lowest = min(run.lines, key=lambda line: (math.isnan(v := line.get(f"{kind}_loss", math.nan)), v))
-        for what, line in (("last", run.lines[-1]), ("best", lowest)):
-            values = [number(line.get(f"{kind}_{name}", math.nan)) for name in names]
-            rows.append([f"{run.label} {what}", f"{line['epoch']:g}", *values])
-    sets = " and ".join("training" if kind == "train" else "validation" for kind in sorted(kinds))
-    return Grid(["run", "epoch", *names], rows, [f"Numbers are of {sets} data; best is the lowest loss."])
+        kinds.add("training" if kind == "train" else "validation")
+        loss = run.log.get(f"{kind}_loss", pd.Series(math.nan, run.log.index))
+        best = run.log.index[-1] if loss.isna().all() else loss.idxmin()
+        for what, epoch in (("last", run.log.index[-1]), ("best", best)):
+            cells = [number(run.log.loc[epoch].get(f"{kind}_{name}", math.nan)) for name in names]
+            rows.append([f"{run.label} {what}", str(epoch), *cells])
+    below = [f"Numbers are of {' and '.join(sorted(kinds))} data; best is the lowest loss."]
+    return Grid(pd.DataFrame(rows, columns=["run", "epoch", *names]), below)
 
 
 def loss_kind(run: RunResult) -> str:
-    """Prefix of the numbers that judge a run of stage 1 or 2: of validation data where there are any."""
-    found = {name for line in run.lines for name in line}
-    return next((kind for kind in ("test", "val") if f"{kind}_loss" in found), "train")
+    """Return the prefix of the numbers that judge a run of stage 1 or 2: of validation data if there are any."""
+    return next((kind for kind in ("test", "val") if f"{kind}_loss" in run.log), "train")
 
 
 def number(value: float) -> str:
-    """Four digits after the point, fewer for numbers from 10 on, none for counts; a dash for what is not defined."""
+    """Format a number: four digits after the point, two from 10 on, none for counts; a dash for NaN."""
     if math.isnan(value):
         return "-"
     if abs(value) > 1 and value == round(value):
@@ -290,13 +237,134 @@ def number(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
 
 
-def mean_and_std(mean: float, std: float | None) -> str:
-    """As papers print it; without the second where there is one run only."""
-    return "-" if math.isnan(mean) else f"{mean:.4f}" + ("" if std is None else f" \u00b1 {std:.4f}")
+def mean_and_std(mean: float, std: float) -> str:
+    """Format a mean and its standard deviation, if there is one, as papers do."""
+    return "-" if math.isnan(mean) else f"{mean:.4f}" + ("" if math.isnan(std) else f" \u00b1 {std:.4f}")
 
 
 def grids(table: Table) -> list[Grid]:
-    """All that is shown of a table."""
+    """Return all that is shown of a table."""
     if table.stage in PROGRESS:
         return [progress_grid(table)]
     return [means_grid(table), runs_grid(table)] if table.task is not None else []
+
+
+def as_text(tables: Sequence[Table], notes: Notes) -> str:
+    """Lay tables out for a terminal of 80 columns."""
+    parts = []
+    for table in tables:
+        parts += [_wrapped(table.title), *("\n".join(_lines(grid)) for grid in grids(table))]
+    if notes:
+        parts.append("\n".join(_wrapped(f"note: {note}") for note in notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def _lines(grid: Grid) -> list[str]:
+    rows = [list(grid.cells.columns), *grid.cells.to_numpy().tolist()]
+    if sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)) - 2 > WIDTH:
+        rows = [[cell.replace(" \u00b1 ", "\u00b1") for cell in row] for row in rows]
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    first = max(8, min(first, WIDTH - sum(widths) - 2 * len(widths)))
+    lines = []
+    for label, *cells in rows:
+        if len(label) > first:  # a long name has a line to itself
+            lines.append(label)
+            label = ""
+        numbers = "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        lines.append(f"{label:<{first}}{numbers}".rstrip())
+    return [*lines, *map(_wrapped, grid.below)]
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def as_markdown(tables: Sequence[Table], notes: Notes) -> str:
+    """Write Markdown tables."""
+    escape = str.maketrans({sign: f"\\{sign}" for sign in "\\|*_<["})
+    parts = []
+    for table in tables:
+        parts.append(f"## {table.title.translate(escape)}")
+        for cells, below in grids(table):
+            rows = [[cell.translate(escape) for cell in row] for row in (cells.columns, *cells.to_numpy())]
+            rows.insert(1, ["---"] + ["---:"] * (len(cells.columns) - 1))
+            parts += ["\n".join(f"| {' | '.join(row)} |" for row in rows), *(text.translate(escape) for text in below)]
+    parts += ["\n".join(f"* {note.translate(escape)}" for note in notes)] if notes else []
+    return "\n\n".join(parts) + "\n"
+
+
+def as_latex(tables: Sequence[Table], notes: Notes) -> str:
+    """Write LaTeX tables, what stands below them and notes as comments."""
+    parts = []
+    for table in tables:
+        parts.append(f"% {table.title}")
+        for cells, below in grids(table):
+            latex = cells.to_latex(index=False, escape=True).replace("\u00b1", "$\\pm$")
+            parts += [latex, *(f"% {text}" for text in below)]
+    return "\n".join([*parts, *(f"% {note}" for note in notes)]) + "\n"
+
+
+def as_csv(tables: Sequence[Table], notes: Notes) -> str:
+    """Write one line for each run with all digits, all tables together."""
+    rows = []
+    for table in tables:
+        for group in table.groups:
+            for run in group.runs:
+                place = {"table": table.title, "group": group.letter, "run": run.label, "seed": run.flags.get("seed")}
+                rows.append({**place, "finished": run.finished, **_numbers(run)})
+    return pd.DataFrame(rows).to_csv(index=False)
+
+
+def as_json(tables: Sequence[Table], notes: Notes) -> str:
+    """Write everything with all digits; null: not defined."""
+    parts = []
+    for table in tables:
+        rows = [
+            {"label": label.split(" (")[0], "metrics": {n: {"mean": m, "std": s} for n, (m, s) in values.items()}}
+            | {"remark": label.partition(" (")[2].removesuffix(")")}
+            for label, values in table.published.items()
+        ]
+        groups = []
+        for group in table.groups:
+            means = group.means(table.split) if table.task is not None and group.finished else pd.DataFrame()
+            runs = [
+                {"run": run.label, "seed": run.flags.get("seed"), "finished": run.finished, **_numbers(run)}
+                for run in group.runs
+            ]
+            groups.append({"label": group.label, "differs": group.differs, "means": means.to_dict(), "runs": runs})
+        parts.append(
+            {"title": table.title, "stage": table.stage, "data_set": table.name, "task": table.task}
+            | {"set": table.split, "epoch_by": table.rule, "published": {"source": table.source, "rows": rows}}
+            | {"groups": groups}
+        )
+    return json.dumps(_finite({"tables": parts, "notes": list(notes)}), indent=1, ensure_ascii=False) + "\n"
+
+
+def _numbers(run: RunResult) -> dict[str, float]:
+    """Return the numbers of the epoch that counts; for stages 1 and 2 those of the last epoch."""
+    line = run.log.iloc[-1] if run.epoch is None else run.log.loc[run.epoch].filter(regex="^(val|test)_")
+    return {"epoch": int(run.log.index[-1] if run.epoch is None else run.epoch), **line.drop("epoch", errors="ignore")}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+FORMATS: dict[str, Callable[[Sequence[Table], Notes], str]] = {
+    "text": as_text,
+    "markdown": as_markdown,
+    "latex": as_latex,
+    "csv": as_csv,
+    "json": as_json,
+}
+
+
+def write_out(text: str) -> None:
+    """Write to standard output, with a question mark for characters that it cannot show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()

@@ -19,7 +19,6 @@ window.noted = [];
 window.addEventListener("error", e => window.noted.push(String(e.message || (e.target && e.target.outerHTML))), true);
 window.addEventListener("unhandledrejection", e => window.noted.push(String(e.reason)));
 </script>"""
-# After a second: MNE's own scripts and the layout that follows from them are done.
 MEASURE = """<script>
 window.addEventListener("load", () => setTimeout(() => {
   const inside = box => {
@@ -34,16 +33,14 @@ window.addEventListener("load", () => setTimeout(() => {
     box => shown(box) && !inside(box) &&
       (box.getBoundingClientRect().right > right || box.getBoundingClientRect().left < -1)
   );
-  const tables = [...document.querySelectorAll("#content table")];
   const found = {
     errors: window.noted,
     width: window.innerWidth,
     overflow: document.documentElement.scrollWidth - window.innerWidth,
     cut: cut.map(box => box.outerHTML.slice(0, 120)),
-    figures: [...document.querySelectorAll("#content img")].map(
+    figures: [...document.querySelectorAll("img")].map(
       one => ({loaded: one.complete && one.naturalWidth > 0, natural: one.naturalWidth, width: one.clientWidth})
     ),
-    tables: tables.length,
     requests: performance.getEntriesByType("resource").map(one => one.name).filter(name => !name.startsWith("data:")),
     text: document.body.innerText,
   };
