@@ -29,67 +29,53 @@ STAGES = ("tokenizer", "pretraining", "finetuning", "from_scratch")  # folders o
 
 
 def get_args() -> argparse.Namespace:
-    """Flags of the demo."""
+    """Read the command line."""
     parser = ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("demo_run"), help="where everything goes")
-    parser.add_argument("--size", choices=TOKENIZER, default="base", help="of the models; tiny is for a quick look")
+    parser.add_argument("--size", choices=TOKENIZER, default="base", help="of the models; tiny is for a quick try")
     return parser.parse_args()
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UsageError for no place to write, or for runs of others: the demo trains each time from the start."""
+    """Raise UsageError for a folder that cannot be written or holds other runs: the demo starts from the beginning."""
     check_writable(folder, "--folder")
     held = [place for name in STAGES for place in (folder / name, folder / "log" / name) if place.exists()]
     if held and not (folder / data.DOWNLOADS).is_dir():
         raise UsageError(f"--folder {folder} is not of the demo, which would replace {held[0]}: name another folder")
 
 
-def stage(folder: Path, name: str, script: str, flags: str) -> float:
-    """Run a script of the project as a user would, from the start; returns its seconds."""
-    output = folder / name
-    shutil.rmtree(output, ignore_errors=True)
-    shutil.rmtree(folder / "log" / name, ignore_errors=True)
-    words = ["--output_dir", str(output), "--log_dir", str(folder / "log" / name), *shlex.split(flags)]
+def commands(folder: Path, size: str, pretrain: Path, task: Path) -> dict[str, str]:
+    """Script and flags of each stage; the last one runs twice."""
+    recordings = f"--train_data {shlex.quote(str(pretrain))} --window_stride {STRIDE}"
+    finetuning = (
+        f"run_class_finetuning.py --model labram_{size}_patch200_200 --dataset {shlex.quote(str(task))} "
+        "--batch_size 16 --epochs 10 --warmup_epochs 2 --lr 1e-3 --save_ckpt_freq 10"
+    )
+    codes, weights = (shlex.quote(str(folder / name / "checkpoint.pth")) for name in STAGES[:2])
+    return {
+        "tokenizer": f"run_vqnsp_training.py --model {TOKENIZER[size]} --codebook_n_emd {CODES} {recordings} "
+        "--batch_size 8 --lr 6.4e-3 --epochs 5 --warmup_epochs 1 --save_ckpt_freq 5",
+        "pretraining": f"run_labram_pretraining.py --model labram_{size}_patch200_1600_8k_vocab --tokenizer_model "
+        f"{TOKENIZER[size]} --tokenizer_weight {codes} {recordings} --batch_size 4 --epochs 2 --warmup_steps 20 "
+        "--save_ckpt_freq 2",
+        "finetuning": f"{finetuning} --finetune {weights}",
+        "from_scratch": finetuning,
+    }
+
+
+def train(folder: Path, name: str, command: str) -> float:
+    """Run a stage as a user would, from the start; return its seconds. Raises InputError if it fails."""
+    output, logs = folder / name, folder / "log" / name
+    for old in (output, logs):
+        shutil.rmtree(old, ignore_errors=True)
+    script, *flags = shlex.split(command)
+    words = [*flags, "--output_dir", str(output), "--log_dir", str(logs)]
     logger.info("\n$ python %s", shlex.join([script, *words]))
     start = time.monotonic()
     environment = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), **os.environ}
-    result = subprocess.run([sys.executable, str(data.PROJECT / script), *words], env=environment)
-    if result.returncode:
+    if subprocess.run([sys.executable, str(data.PROJECT / script), *words], env=environment).returncode:
         raise InputError(f"{script} failed: see its message above")
     return time.monotonic() - start
-
-
-def train(folder: Path, size: str, pretrain: Path, task: Path) -> dict[str, float]:
-    """The three stages, the last one twice; returns seconds by stage."""
-    recordings = f"--train_data {shlex.quote(str(pretrain))} --window_stride {STRIDE}"
-    finetune = (
-        f"--model labram_{size}_patch200_200 --dataset {shlex.quote(str(task))} --batch_size 16 --epochs 10 "
-        "--warmup_epochs 2 --lr 1e-3 --save_ckpt_freq 10"
-    )
-    return {
-        "tokenizer": stage(
-            folder,
-            "tokenizer",
-            "run_vqnsp_training.py",
-            f"--model {TOKENIZER[size]} --codebook_n_emd {CODES} {recordings} --batch_size 8 --lr 6.4e-3 --epochs 5 "
-            "--warmup_epochs 1 --save_ckpt_freq 5",
-        ),
-        "pretraining": stage(
-            folder,
-            "pretraining",
-            "run_labram_pretraining.py",
-            f"--model labram_{size}_patch200_1600_8k_vocab --tokenizer_model {TOKENIZER[size]} --tokenizer_weight "
-            f"{shlex.quote(str(folder / 'tokenizer' / 'checkpoint.pth'))} {recordings} --batch_size 4 --epochs 2 "
-            "--warmup_steps 20 --save_ckpt_freq 2",
-        ),
-        "finetuning": stage(
-            folder,
-            "finetuning",
-            "run_class_finetuning.py",
-            f"{finetune} --finetune {shlex.quote(str(folder / 'pretraining' / 'checkpoint.pth'))}",
-        ),
-        "from_scratch": stage(folder, "from_scratch", "run_class_finetuning.py", finetune),
-    }
 
 
 def show(folder: Path, size: str, pretrain: Path, task: Path, seconds: dict[str, float]) -> None:
@@ -97,14 +83,14 @@ def show(folder: Path, size: str, pretrain: Path, task: Path, seconds: dict[str,
     path = folder / "tokenizer" / "checkpoint.pth"
     tokenizer = load_tokenizer(TOKENIZER[size], checkpoints.read_model(path, stage="tokenizer"), where=path)
     eeg, channels, names = report.load_windows(pretrain, STRIDE)
-    found = report.tokenizer_losses(tokenizer, eeg, channels)
+    losses = report.tokenizer_losses(tokenizer, eeg, channels)
     amplitude, phase = report.one_code_losses(eeg)
     logs = {name: report.read_log(folder / name) for name in seconds}
     print(f"\n{'stage':14}{'loss, first':>13}{'last epoch':>12}{'seconds':>9}")
     for name, lines in logs.items():
         print(f"{name:14}{lines[0]['train_loss']:13.3f}{lines[-1]['train_loss']:12.3f}{seconds[name]:9.0f}")
-    print(f"\ntokenizer: {found['used_code']:.0f} of {CODES} codes in use, perplexity {found['perplexity']:.0f}")
-    for title, a, p in (("its loss", found["amplitude"], found["phase"]), ("best with one code", amplitude, phase)):
+    print(f"\ntokenizer: {losses['used_code']:.0f} of {CODES} codes in use, perplexity {losses['perplexity']:.0f}")
+    for title, a, p in (("its loss", losses["amplitude"], losses["phase"]), ("best with one code", amplitude, phase)):
         print(f"  {title:20}{a + p:.3f} (amplitude {a:.3f}, phase {p:.3f})")
     last = logs["pretraining"][-1]
     print(f"pretraining: entropy of the codes {last['train_code_entropy']:.3f} nats")
@@ -116,7 +102,7 @@ def show(folder: Path, size: str, pretrain: Path, task: Path, seconds: dict[str,
     for name, title in (("finetuning", "LaBraM, pre-trained"), ("from_scratch", "LaBraM, without pre-training")):
         best = report.selected(folder / name)
         print(f"  {title:38}{best['test_balanced_accuracy']:7.3f}  (epoch {best['epoch'] + 1} of {len(logs[name])})")
-    report.plot_losses({name: folder / name for name in list(logs)[:3]}, folder / "losses.png")
+    report.plot_losses({name: logs[name] for name in STAGES[:3]}, folder / "losses.png")
     report.plot_spectra(tokenizer, eeg[len(eeg) // 2 :][:1], channels, names, folder / "spectra.png")
     print(f"\nfigures: {folder / 'losses.png'}, {folder / 'spectra.png'}")
     print(f"TensorBoard: tensorboard --logdir {folder / 'log'}")
@@ -127,7 +113,8 @@ def main(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_folder(args.folder)
     pretrain, task = data.prepare(args.folder)
-    seconds = train(args.folder, args.size, pretrain, task)
+    stages = commands(args.folder, args.size, pretrain, task)
+    seconds = {name: train(args.folder, name, command) for name, command in stages.items()}
     show(args.folder, args.size, pretrain, task, seconds)
 
 

