@@ -115,10 +115,10 @@ def make(args: argparse.Namespace, maker: str, data_set: DataSet, tasks: Sequenc
         problem = why_unusable(whole)
         report.save(whole, output)
         if single and not problem:
-            made |= {"fingerprint": fingerprint, "left_out": len(whole["left_out"])}
-            shards = dict.fromkeys(folder / entry["file"] for entry in entries if "file" in entry)
+            made = made | {"fingerprint": fingerprint, "left_out": len(whole["left_out"])}
+            parts = [plan.part(task) for task, entry in zip(tasks, entries, strict=True) if "error" not in entry]
             with written_aside(output) as aside:
-                join(list(shards), aside, made=made)
+                join(parts, aside, made=made)
     if single and not problem:
         shutil.rmtree(folder)
     _show(whole, new_seconds, time.monotonic() - began)
@@ -159,17 +159,23 @@ def _convert(
     description = dict(plan.description or {})
     description["electrodes"] = description["electrodes"] or common_montage([s["electrodes"] for _, s in seen])
     plan = replace(plan, description=description)
-    failed = jobs.failed_at_survey(plan, tasks, surveys)
-    kept = jobs.converted_before(plan, tasks, others="remove" if single else "refuse")
-    left = sum(survey["windows"] for task, survey in seen if plan.key(task) not in kept)
-    if single:  # it is written from the shards
+    failed = {plan.key(t): entry for t, entry in zip(tasks, surveys, strict=True) if "error" in entry}
+    kept = {} if single else jobs.in_shards(plan, tasks, others_allowed=False)
+    parts = jobs.in_parts(plan, tasks)
+    if before := kept | parts:
+        print(f"{len(before)} of {len(tasks)} recordings were converted before")
+    left = sum(survey["windows"] for task, survey in seen if plan.key(task) not in before)
+    if single:  # it is written from the parts
         left += sum(survey["windows"] for _, survey in seen)
     sample = len(description["electrodes"] or ()) * round(description["window"] * description["rate"])
     if left:
         jobs.check_disk(plan.folder, left * sample * np.dtype(plan.pipeline.dtype).itemsize)
-    entries = jobs.run_jobs(plan, tasks, kept.keys() | failed.keys(), executor)
-    results = failed | kept | {entry["key"]: entry for entry in entries}
-    seconds = sum(entry["seconds"] for entry in entries if "error" not in entry)
+    new = [task for task in tasks if plan.key(task) not in before | failed]
+    entries = jobs.run(plan, new, executor)
+    if not single:
+        jobs.join(plan, tasks, parts | entries)
+    results = failed | before | entries
+    seconds = sum(entry["seconds"] for entry in entries.values() if "error" not in entry)
     return [results[plan.key(task)] for task in tasks], plan, seconds
 
 

@@ -49,16 +49,22 @@ def convert_recordings(
     plan = Plan(maker, pipeline, output, {"source": source} | pipeline.described())
     check_writable(report.report_path(output).parent)
     with jobs.only_maker(plan), spread.executor() as executor:
-        kept = jobs.converted_before(plan, tasks, others="keep")
-        new = [task for task in tasks if plan.key(task) not in kept]
-        surveyed = jobs.survey(maker, pipeline, new, executor)
-        failed = jobs.failed_at_survey(plan, new, surveyed)
-        samples = sum(len(s["electrodes"]) * s["seconds"] * s["rate"] for s in surveyed if "error" not in s)
-        if samples:
+        kept = jobs.in_shards(plan, tasks, others_allowed=True)
+        parts = jobs.in_parts(plan, tasks)
+        if before := kept | parts:
+            print(f"{len(before)} of {len(tasks)} recordings were converted before")
+        new = [task for task in tasks if plan.key(task) not in before]
+        surveyed = {
+            plan.key(t): entry for t, entry in zip(new, jobs.survey(maker, pipeline, new, executor), strict=True)
+        }
+        failed = {key: entry for key, entry in surveyed.items() if "error" in entry}
+        good = [entry for entry in surveyed.values() if "error" not in entry]
+        if samples := sum(len(entry["electrodes"]) * entry["seconds"] * entry["rate"] for entry in good):
             jobs.check_disk(output, samples * np.dtype(pipeline.dtype).itemsize)
-        entries = jobs.run_jobs(plan, tasks, kept.keys() | failed.keys(), executor)
-    seconds = sum(entry["seconds"] for entry in entries if "error" not in entry)
-    results = failed | kept | {entry["key"]: entry for entry in entries}
+        entries = jobs.run(plan, [task for task in new if plan.key(task) not in failed], executor)
+        jobs.join(plan, tasks, parts | entries)
+    seconds = sum(entry["seconds"] for entry in entries.values() if "error" not in entry)
+    results = failed | before | entries
     whole = report.summary(ordered := [results[plan.key(task)] for task in tasks], plan.made)
     whole |= {"output": str(output), "montages": report.montages(ordered)}
     report.show(whole)

@@ -39,14 +39,14 @@ ENVIRONMENT = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> Any:
-    """Declare the flags of the processes. Returns the group."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of every maker that works on many recordings."""
     group = parser.add_argument_group("processes", "a recording that passes a limit is left out")
+    group.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the signals written")
     group.add_argument("--jobs", type=int, default=joblib.cpu_count(), metavar="N", help="processes (default: cores)")
     group.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work instead")
     group.add_argument("--time_limit", type=float, default=Spread.seconds, metavar="SECONDS", help="for one recording")
     group.add_argument("--memory_limit", type=float, default=Spread.gigabytes, metavar="GB", help="of a process")
-    return group
 
 
 @dataclass(frozen=True)
