@@ -11,12 +11,11 @@ from timm.models import create_model
 import modeling_pretrain  # noqa: F401 (registers its models)
 import modeling_vqnsp  # noqa: F401
 from dataset_maker import make_eegmat
-from documents import ROOT, Reader
+from documents import FOLDERS, ROOT, Reader
 from electrodes import ELECTRODES
 from run_helpers import labelled_file, noise
 from tuh_trees import ORDER
 
-NOT_COPIED = (".*", "__pycache__", "tests", "findings", "checkpoints", "log", "data", "demo_run", "reference_run")
 SPLITS = {"train": 16, "val": 8, "test": 8}  # samples
 MOTOR = [name for name in ELECTRODES[:64] if name not in ("FC5", "FC3", "FC1")]
 MOTOR = ["FC5", "FC3", "FC1", *MOTOR]  # begins as the real files of eegmmidb do
@@ -69,7 +68,10 @@ def trained(folder: Path) -> None:
 def reader(place: Path) -> Reader:
     """Make the folder within `place` and return its reader."""
     folder = place / "LaBraM"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    for name in FOLDERS - {"tests"}:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (*ROOT.glob("*.py"), ROOT / "Makefile"):
+        shutil.copy(path, folder)
     recordings(folder)
     trained(folder)
     return Reader(folder)

@@ -6,8 +6,7 @@ snippet. `text`: lines that the commands and snippets before it print, numbers a
 or `torchrun` is a command as well.
 
 Bash runs a command with `python` and `torchrun` replaced by functions that only record their words. Each recorded
-call then runs in a process forked from one that has imported the libraries, so that twenty calls do not import
-torch twenty times. torchrun's calls run as a single process.
+call then runs in a process forked from one that has imported the libraries; torchrun's run as one process.
 """
 
 import argparse
@@ -29,19 +28,15 @@ from markdown_it import MarkdownIt
 from torch.distributed.run import get_args_parser
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = {path.parent.name for path in ROOT.glob("*/*.py")}  # of the project, not of its user
 LIMIT = 120  # seconds for a call
 FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*")
 # Calls of these are only parsed: they need data that are not here, or have tests that run them.
 ONLY_PARSED = re.compile(r"benchmarks/|make_TU(AB|EV)|make_SEEDV|convert_pickles|^demo$")
-NOT_OURS = ("pip", "pytest", "venv")  # modules whose words are not checked
 STUBS = """
 python() { printf '%s\\0' "$@" $'\\n' >> "$CALLS"; }
-python3() { python "$@"; }
-torchrun() { python torchrun "$@"; }
-make() { command make --dry-run "$@"; }
-srun() { "$@"; }
-scontrol() { echo node1; }
-pip() { :; }; tensorboard() { :; }; rsync() { :; }; source() { :; }
+python3() { python "$@"; }; torchrun() { python torchrun "$@"; }; make() { command make --dry-run "$@"; }
+srun() { "$@"; }; scontrol() { echo node1; }; rsync() { :; }; source() { :; }
 """
 # Flags that make a run small, by a pattern of its words. argparse takes the last one of a flag.
 SMALL = {
@@ -144,8 +139,7 @@ def files_named(text: str) -> set[str]:
     """Return relative links, and inline code that names a Python file, a document or a folder of the project."""
     links = {str(token.attrs["href"]).partition("#")[0] for token in tokens(text) if token.type == "link_open"}
     codes = {token.content for token in tokens(text) if token.type == "code_inline"}
-    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir())
-    paths = {code for code in codes if re.fullmatch(rf"[\w./*-]+\.(py|md)|({folders})/[\w./*-]*", code)}
+    paths = {code for code in codes if re.fullmatch(rf"[\w./*-]+\.(py|md)|({'|'.join(FOLDERS)})/[\w./*-]*", code)}
     return {name for name in links | paths if name and "://" not in name}
 
 
@@ -189,28 +183,22 @@ class Reader:
     def read(self, document: Path) -> list[str]:
         """Do everything that a document says. Returns what went wrong, an entry for each item."""
         lines: set[str] = set()
-        wrong, output_before = [], False
+        wrong = []
         for item in items(document.read_text(encoding="utf-8")):
             self.printed.write_text("")
             if item.kind == "output":
                 missing = [line for line in map(shape, item.text.splitlines()) if line not in lines]
                 failure = f"is not printed: {missing}" if missing else ""
+                lines = set()
+            elif item.kind == "file":
+                failure = "" if (self.folder / item.name).write_text(item.text) else "is empty"
             else:
-                lines = set() if output_before else lines
-                failure = self.do(item)
-            output_before = item.kind == "output"
+                failure = self.python([item.text]) if item.kind == "snippet" else self.command(item.text)
             printed = self.printed.read_text(errors="replace").splitlines()
             lines |= set(map(shape, printed))
             if failure:
                 wrong.append("\n".join([f"{document.name}, line {item.line}: {item.text}", failure, *printed[-15:]]))
         return wrong
-
-    def do(self, item: Item) -> str:
-        """Do one item; returns what went wrong."""
-        if item.kind == "file":
-            (self.folder / item.name).write_text(item.text)
-            return ""
-        return self.python([item.text]) if item.kind == "snippet" else self.command(item.text)
 
     def command(self, text: str) -> str:
         """Give a command to bash, then run the calls of Python that it recorded; of calls for other seeds the last."""
@@ -236,8 +224,6 @@ class Reader:
             args = get_args_parser().parse_args(words[1:])
             words = [args.training_script, *args.training_script_args]
         name = words[1] if words[0] == "-m" else words[0]
-        if name in NOT_OURS:
-            return ""
         only_parse = bool(ONLY_PARSED.search(name))
         if not only_parse and len(words) > 1:
             text = " ".join(words)

@@ -1,5 +1,7 @@
 """What the documents tell a reader to do works: commands, Python snippets, files; every flag and file has its name."""
 
+from pathlib import Path
+
 import pytest
 from torch.distributed.run import get_args_parser
 
@@ -29,6 +31,15 @@ def test_what_a_document_says_to_do_works(reader: Reader, name: str) -> None:
     assert not wrong, "\n\n".join(wrong)
 
 
+def test_what_does_not_work_is_found(reader: Reader, tmp_path: Path) -> None:
+    commands = "for i in 1; do python run_inference.py embed --sead 1; done\nmake dema\necho loss 1e-3"
+    text = f"```bash\n{commands}\n```\n```text\nloss 2.5\nlost 3\n```\n```python\nimport mne\n\nmne.nothing()\n```\n"
+    (tmp_path / "wrong.md").write_text(text)
+    flag, target, output, snippet = reader.read(tmp_path / "wrong.md")
+    assert "line 2: " in flag and "--sead" in flag and "line 3: make dema" in target
+    assert "['lost #']" in output and "line 11: " in snippet and "AttributeError" in snippet
+
+
 def test_the_chinese_questions_have_the_commands_of_the_english_ones() -> None:
     english, chinese = ([(item.kind, item.text) for item in items(read(f"docs/{n}"))] for n in ("faq", "faq.zh"))
     assert chinese == english
@@ -37,8 +48,8 @@ def test_the_chinese_questions_have_the_commands_of_the_english_ones() -> None:
 @pytest.fixture(scope="module")
 def known_flags() -> set[str]:
     """Return the flags of all scripts and of torchrun."""
-    paths = [path for path in ROOT.rglob("*.py") if "tests" not in path.parts and ".venv" not in path.parts]
-    scripts = [path for path in paths if "__main__" in (text := path.read_text()) and "parse_args()" in text]
+    paths = [path for path in (*ROOT.glob("*.py"), *ROOT.glob("*/*.py")) if path.parent.name != "tests"]
+    scripts = [path for path in paths if '__name__ == "__main__"' in path.read_text()]
     return flags_of(get_args_parser()).union(*map(declared_flags, scripts))
 
 
