@@ -140,7 +140,7 @@ def files_named(text: str) -> set[str]:
     links = {str(token.attrs["href"]).partition("#")[0] for token in tokens(text) if token.type == "link_open"}
     codes = {token.content for token in tokens(text) if token.type == "code_inline"}
     paths = {code for code in codes if re.fullmatch(rf"[\w./*-]+\.(py|md)|({'|'.join(FOLDERS)})/[\w./*-]*", code)}
-    return {name for name in links | paths if name and "://" not in name}
+    return {name for name in links | paths if name and "://" not in name and "NAME" not in name}
 
 
 def _call(words: Sequence[str], folder: Path, printed: Path, only_parse: bool) -> None:
