@@ -1,6 +1,6 @@
 """Results of runs beside the published ones: a table, and a page of figures, report.html.
 
-DIR is the --output_dir of a run of any stage, or a folder of such folders (as --seeds of stage 3 makes it). The epoch
+DIR is the --output_dir of a run of any stage, or a folder of such folders. The epoch
 that counts is the one with the best validation AUROC (two classes), Cohen's kappa (more) or R2 (regression), never one
 that the test set chose. Standard deviations are those of a sample (n - 1).
 """
@@ -8,21 +8,21 @@ that the test set chose. Standard deviations are those of a sample (n - 1).
 import argparse
 import logging
 import os
+import sys
 from pathlib import Path
 
 from errors import ArgumentParser, InputError, UsageError, run_script
 from files import check_writable, written_aside
-from results import published_sets
+from results import NO_ROWS, published_sets
 
 logger = logging.getLogger(__name__)
 
 NAME = "report.html"
 FORMATS = ("text", "markdown", "latex", "csv", "json")
-NO_ROWS = "none"  # stands for no data set
 
 
 def get_args() -> argparse.Namespace:
-    """Folders and what to make of them."""
+    """Read the flags."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folder of a run, or of several")
     parser.add_argument("--format", choices=FORMATS, default="text", help="of the table")
@@ -61,7 +61,8 @@ def main(args: argparse.Namespace) -> None:
     tables = result_tables.make_tables(runs, notes, published=args.published)
     text = result_tables.FORMATS[args.format](tables, notes)
     if args.output is None:
-        result_tables.write_out(text)
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may lack characters
+        print(text, end="", flush=True)
     else:
         check_writable(args.output.parent, "--output")
         with written_aside(args.output) as part:

@@ -216,51 +216,37 @@ def _judge(run: RunResult, select_by: str | None) -> bool:
     evaluated = run.log[[name for name in run.log if name.startswith(("val_", "test_"))]].dropna(how="all")
     run.epoch, run.rule = select_epoch(evaluated, run.select_by)
     trained_by, patience = run.flags.get("select_by"), run.flags.get("patience")
-    if trained_by not in (None, run.select_by):
-        run.notes.append(
-            f"trained with --select_by {trained_by}, judged here by {run.select_by}: --select_by {trained_by} judges "
-            "as its training did"
-        )
     waited_for = trained_by if trained_by in run.metrics else SELECT_BY[run.task]
     waited = int((evaluated.index > select_epoch(evaluated, waited_for)[0]).sum())  # epochs
     return isinstance(patience, int) and waited >= patience
 
 
 def _add_predictions(run: RunResult, split: str) -> None:
-    """Take up a prediction file, and note whether it agrees with log.txt."""
+    """Take up a prediction file if it is of the epoch that counts and agrees with log.txt; else note why not."""
     path = run.folder / f"predictions-{split}.npz"
     if f"{split}_loss" not in run.log:
-        return
-    if not path.is_file():
-        run.notes.append(f"{path.name} is missing: --eval writes it")
         return
     assert run.task is not None
     try:
         found = read_predictions(path, run.task, epoch=run.epoch)
     except InputError as error:
-        run.notes.append(str(error))
+        run.notes.append(f"{error}: --eval writes it")
         return
-    name, value = _check_value(run.task, found)
+    # One metric tells whether the file is of this run: accuracy, or the RMSE of a regression.
+    if run.task == "regression":
+        name, value = "rmse", float(np.sqrt(((found.logits - found.labels) ** 2).mean(axis=0)).mean())
+    else:
+        name, value = "accuracy", float((predicted_classes(run.task, found.logits) == found.labels).mean())
     logged = run.value(f"{split}_{name}")
     if found.epoch != run.epoch:
-        run.notes.append(
-            f"{path.name} is of epoch {found.epoch}, {run.rule} selects epoch {run.epoch}: figures show the former, "
-            "numbers the latter"
-        )
+        run.notes.append(f"{path.name} is of epoch {found.epoch}, {run.rule} selects epoch {run.epoch}: it is left out")
     elif abs(value - logged) > SAME_VALUE:
         run.notes.append(
             f"{path.name} and log.txt do not agree on epoch {found.epoch} ({name} {value:.4f} and {logged:.4f}): the "
             "file, of other data or weights, is left out"
         )
-        return
-    run.predictions[split] = found
-
-
-def _check_value(task: str, found: Predictions) -> tuple[str, float]:
-    """Compute one metric of log.txt from predictions: accuracy, or the RMSE of a regression."""
-    if task == "regression":
-        return "rmse", float(np.sqrt(((found.logits - found.labels) ** 2).mean(axis=0)).mean())
-    return "accuracy", float((predicted_classes(task, found.logits) == found.labels).mean())
+    else:
+        run.predictions[split] = found
 
 
 def predicted_classes(task: str, logits: np.ndarray) -> np.ndarray:
@@ -271,8 +257,10 @@ def predicted_classes(task: str, logits: np.ndarray) -> np.ndarray:
 def read_predictions(path: Path, task: str, *, epoch: int | None = None) -> Predictions:
     """Read a prediction file: its logits of `epoch` if it has them, else of its selected epoch.
 
-    Raises InputError if the file is damaged or does not fit the task.
+    Raises InputError if the file is missing, damaged or does not fit the task.
     """
+    if not path.is_file():
+        raise InputError(f"{path.name} is missing")
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
@@ -289,9 +277,7 @@ def read_predictions(path: Path, task: str, *, epoch: int | None = None) -> Pred
         if not _fits(found, task):
             raise ValueError(f"it does not hold finite logits and labels of a {task} task, one for each sample")
     except Exception as error:  # numpy and zipfile raise many types for damaged files
-        raise InputError(
-            f"{path.name} is damaged ({one_line(error)[:90]}): left out, --eval writes it again"
-        ) from error
+        raise InputError(f"{path.name} is damaged and left out ({one_line(error)[:90]})") from error
     return found
 
 

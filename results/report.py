@@ -31,7 +31,6 @@ LEVEL = 95  # percent of an interval
 ALMOST_SURE = 1e-15  # a probability of 0 or 1 has no finite logit
 ANNOTATED = 12  # classes with numbers in a confusion matrix and with a legend of curves
 LONGEST_NAME = 24  # characters in a figure
-POINTS = 3000  # of a scatter plot
 STYLE: Any = {"font.size": 12, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 10, "text.parse_math": False}
 CURVES = {  # numbers of log.txt that are drawn by epoch
     "tokenizer": ("loss", "rec_loss", "rec_angle_loss", "quant_loss", "used_code", "perplexity", "top10_share"),
@@ -255,8 +254,7 @@ def scatter(found: Sequence[Predictions], output: int, name: str) -> Figure:
     """Draw predicted against true values of one output, a colour for each run."""
     figure, axes = blank()
     for one in found:
-        chosen = np.random.default_rng(0).permutation(len(one.labels))[:POINTS]
-        axes.plot(one.labels[chosen, output], one.logits[chosen, output], ".", alpha=0.5, ms=5)
+        axes.plot(one.labels[:, output], one.logits[:, output], ".", alpha=0.5, ms=5)
     truth = found[0].labels[:, output]
     axes.plot([truth.min(), truth.max()], [truth.min(), truth.max()], "--", color="0.4", lw=1)
     axes.set(xlabel=f"{short(name)}, true", ylabel="predicted")
@@ -289,8 +287,7 @@ def as_table(cells: pd.DataFrame, below: Sequence[str] = ()) -> str:
 
 def as_figure(figure: Figure, caption: str) -> str:
     """Write a figure into the page itself."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer := io.BytesIO(), format="png")
     image = f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
     return f"<figure>{image}<figcaption>{_shown(caption)}</figcaption></figure>"
 
@@ -302,7 +299,7 @@ def _shown(text: str) -> str:
 def write(path: Path, tables: Sequence[Table], notes: Sequence[str], *, draws: int = 1000) -> None:
     """Write the page of these tables, whole or not at all. draws: of the bootstrap."""
     runs = sum(len(table.runs) for table in tables)
-    about = tables[0].title if len(tables) == 1 else "Results"
+    title = f"{tables[0].title if len(tables) == 1 else 'Results'}: {runs} run{'' if runs == 1 else 's'}"
     parts = []
     with rc_context(STYLE):
         for table in tables:
@@ -312,7 +309,7 @@ def write(path: Path, tables: Sequence[Table], notes: Sequence[str], *, draws: i
                 parts += [f"<h3>Group {group.letter}</h3>"] if group.letter else []
                 parts += group_parts(table, group, draws)
     parts += [f'<p class="remark">{_shown(note)}</p>' for note in notes]
-    page = PAGE.format(title=_shown(f"{about}: {runs} run{'' if runs == 1 else 's'}"), body="\n".join(parts))
+    page = PAGE.format(title=_shown(title), body="\n".join(parts))
     with written_aside(path) as part:
         part.write_text(page, encoding="utf-8")
 
@@ -372,21 +369,15 @@ def prediction_figures(table: Table, found: Sequence[Predictions]) -> list[tuple
 def levels_grid(table: Table, found: Sequence[Predictions], levels: Sequence[Units]) -> Grid:
     """Tabulate metrics over windows, recordings and subjects."""
     assert table.task is not None
-    names, below = metrics.METRICS[table.task], []
-    measured: list[tuple[str, int, list]] = [
-        ("windows", len(found[0].labels), [metrics.compute(table.task, one.logits, one.labels) for one in found])
-    ]
-    for units in levels:
-        measured.append((f"{units.kind}s", len(units.names), [unit_metrics(table.task, one, units) for one in found]))
-    rows = []
-    for kind, n, values in measured:
+    names, rows = metrics.METRICS[table.task], []
+    windows: list = [metrics.compute(table.task, one.logits, one.labels) for one in found]
+    each = [(u.kind, len(u.names), [unit_metrics(table.task, one, u) for one in found]) for u in levels]
+    for kind, n, values in [("window", len(found[0].labels), windows), *each]:
         if values[0] is not None:
             frame = pd.DataFrame(values, columns=list(names)).agg(["mean", "std"], skipna=False)
-            rows.append([kind, str(n), *(mean_and_std(*frame[name]) for name in names)])
-        elif table.task != "regression":
-            below.append(f"{kind.capitalize()} hold windows of several classes, so they have no class.")
-    below.append("The score of a recording or subject is the mean probability of its windows.")
-    return Grid(pd.DataFrame(rows, columns=["over", "number", *names]), below)
+            rows.append([f"{kind}s", str(n), *(mean_and_std(*frame[name]) for name in names)])
+    below = "The score of a recording or subject is the mean probability of its windows; all must have one class."
+    return Grid(pd.DataFrame(rows, columns=["over", "number", *names]), [below])
 
 
 def intervals_grid(

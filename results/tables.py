@@ -7,7 +7,6 @@ more than their seed are never averaged.
 import json
 import math
 import string
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from errors import UsageError
-from results import published_sets
+from results import NO_ROWS, published_sets
 from results.read import RunResult
 
-NO_ROWS = "none"  # stands for no data set
 WIDTH = 80  # of text
 PROGRESS = {
     "tokenizer": ("loss", "rec_loss", "rec_angle_loss", "used_code", "perplexity"),
@@ -361,10 +359,3 @@ FORMATS: dict[str, Callable[[Sequence[Table], Notes], str]] = {
     "csv": as_csv,
     "json": as_json,
 }
-
-
-def write_out(text: str) -> None:
-    """Write to standard output, with a question mark for characters that it cannot show."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()

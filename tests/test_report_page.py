@@ -22,11 +22,13 @@ def write_other_task(folder: Path, task: str) -> Path:
     metric = "cohen_kappa" if task == "multiclass" else "r2"
     lines = [{"epoch": e, "train_loss": 1.0} for e in range(4)]
     for line in lines:
-        line |= {f"{split}_{name}": random.random() for split in ("val", "test") for name in ("loss", metric)}
+        numbers = {"loss": 0.5, metric: line["epoch"] / 4, **({"accuracy": 1.0} if outputs == 3 else {"rmse": 0.2})}
+        line |= {f"{split}_{name}": value for split in ("val", "test") for name, value in numbers.items()}
     write_log(folder, lines)
     for split in ("val", "test"):
         logits = random.standard_normal((WINDOWS, outputs))
         labels: Any = np.arange(WINDOWS) % 3 if task == "multiclass" else logits + 0.2
+        logits = np.eye(3)[labels] if task == "multiclass" else logits
         held = {"logits": logits, "last_logits": logits, "labels": labels, "epoch": 3, "last_epoch": 3}
         held |= {"recording": [f"r{i % 6}" for i in range(WINDOWS)], "subject": [""] * WINDOWS, "name": task}
         classes = ODD_CLASSES if task == "multiclass" else ("left knee", "right knee")
@@ -72,9 +74,9 @@ def test_a_browser_shows_the_page_without_errors_and_cuts_nothing_off(seen: Any,
     assert found["width"] == width
     assert found["errors"] == []
     assert found["overflow"] <= 0 and found["cut"] == [] and found["requests"] == []
-    # Binary: 5 curves, 3 of predictions, recordings and subjects. Several classes: 2, 3, 1. Regression: 2, 2, 1.
+    # Binary: 5 curves, 3 of predictions, recordings and subjects. Several classes: 3, 3, 1. Regression: 3, 2, 1.
     # Tokenizer: loss, its part, codes, perplexity. Pre-training: loss, accuracy.
-    assert len(found["figures"]) == 10 + 6 + 5 + 4 + 2
+    assert len(found["figures"]) == 10 + 7 + 6 + 4 + 2
     for figure in found["figures"]:
         assert figure["loaded"] and figure["natural"] >= 600 and 300 <= figure["width"] <= min(width, 560)
 

@@ -277,7 +277,7 @@ def test_a_damaged_prediction_file_is_named_and_the_rest_counts(tmp_path: Path, 
         path.write_bytes(whole[: len(whole) // 2])
     (run,), notes = read_runs([folder])
     (note,) = notes
-    assert note.startswith("run: predictions-test.npz ") and "--eval writes it again" in note
+    assert note.startswith("run: predictions-test.npz ") and "--eval writes it" in note
     assert set(run.predictions) == {"val"} and run.epoch is not None and len(run.log) == 4
 
 
