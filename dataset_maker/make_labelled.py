@@ -132,7 +132,10 @@ def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
         table["split"] = text["split"].str.lower()
         hint = f"allowed: {', '.join(SPLITS)}; without this column --seed splits by subject"
         refuse("split", ~table["split"].isin(SPLITS), hint)
-    _refuse_repeats(table, targets or ["label"], path)
+        other = table["split"] != table.groupby(["path", "start", "stop"])["split"].transform("first")
+        refuse("split", other, "the same seconds are in another split above; delete one of the two rows")
+    twice = table.duplicated(["path", "start", "stop", "subject", *(targets or ["label"])])
+    refuse("path", twice, "the same seconds have the same subject and label above; delete one of the two rows")
     return table, targets
 
 
@@ -167,18 +170,6 @@ def _check_columns(names: Sequence[str], where: str) -> list[str]:
             separated = f"the columns are {allowed}, separated by commas; only split may be left out"
             raise InputError(f"{where}: the column {columns[0][:60]!r} is {problem}; {separated}")
     return targets
-
-
-def _refuse_repeats(table: "pd.DataFrame", labels: list[str], path: Path) -> None:
-    """Raise InputError for the same seconds of a recording in two splits, or twice with one subject and label."""
-    seconds = ["path", "start", "stop"]
-    twice = table.duplicated([*seconds, "subject", *labels])
-    if "split" in table:
-        twice |= table["split"] != table.groupby(seconds)["split"].transform("first")
-    for line, row in table[twice].iterrows():
-        first = (table[seconds] == row[seconds]).all(axis=1).idxmax()
-        same = f"the same seconds of {row['path'].name} as in line {first}"
-        raise InputError(f"{path}, line {line}: {same}, in another split or with its label; delete one of the two rows")
 
 
 def choose_window(table: "pd.DataFrame", window: int | None, stride: float | None) -> tuple[int, float]:
