@@ -4,14 +4,13 @@
 """
 
 import sys
-from pathlib import Path
 
-if not __package__:  # started by its path: the project's folder, not this one, belongs on Python's path
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by the file's path
 
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 

@@ -7,13 +7,12 @@ default). Of their 36 channels the 19 of the 10-20 system are kept; the file's p
 """
 
 import sys
-from pathlib import Path
 
-if not __package__:  # started by its path: the project's folder, not this one, belongs on Python's path
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, sys.path[0].removesuffix("demo"))  # for a start by the file's path
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import h5py

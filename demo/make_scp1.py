@@ -8,13 +8,12 @@ before and behind C3 and C4, which are about FC3, CP3, FC4 and CP4.
 """
 
 import sys
-from pathlib import Path
 
-if not __package__:  # started by its path: the project's folder, not this one, belongs on Python's path
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, sys.path[0].removesuffix("demo"))  # for a start by the file's path
 
 import argparse
 import zipfile
+from pathlib import Path
 
 import numpy as np
 from scipy.signal import resample_poly
