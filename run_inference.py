@@ -40,7 +40,6 @@ from training.checkpoints import checkpoint_place, fetched
 
 logger = logging.getLogger(__name__)
 
-
 PLOTS = {
     "embed": "t-SNE of the windows' features, coloured by label or recording",
     "reconstruct": "true and predicted spectra",
@@ -169,7 +168,7 @@ def _run_verb(args: argparse.Namespace, model: inference.Model, windows: Windows
     """Run the verb on one recording of one or many, and draw it."""
     pool = getattr(args, "pool", "patches")
     for part, arrays in model.batches(args.verb, windows, batch_size=args.batch_size, pool=pool, visible=True):
-        entry.add(part, arrays, len(windows))
+        entry.add(part, arrays)
     if args.verb == "predict":
         entry.attributes["outputs"] = list(model.classes)
         entry.add_means()

@@ -174,9 +174,8 @@ class Model:
         self._compare_electrodes(windows)
         compute = partial(self._embed, pool=pool) if verb == "embed" else getattr(self, f"_{verb}")
         channels = self._channels(windows)
-        with tqdm(
-            total=len(windows), desc=windows.name, unit="window", leave=False, disable=None if visible else True
-        ) as bar:
+        hidden = None if visible else True  # None: shown on a terminal only
+        with tqdm(total=len(windows), desc=windows.name, unit="window", leave=False, disable=hidden) as bar:
             for first in range(0, len(windows), batch_size):
                 part = slice(first, min(first + batch_size, len(windows)))
                 eeg = torch.from_numpy(windows.batch(part.start, part.stop)).to(self.device) / UNIT
@@ -199,17 +198,12 @@ class Model:
     def _compare_electrodes(self, windows: Windows) -> None:
         """Warn of a recording with other electrodes than a classifier was trained with."""
         trained, given = self.description.electrodes, windows.electrodes
+        if self.stage != "classifier" or not trained or set(trained) == set(given):
+            return
         missing, new = [n for n in trained if n not in given], [n for n in given if n not in trained]
-        if self.stage == "classifier" and trained and (missing or new):
-            parts = [
-                f"{words} {', '.join(names)}" for words, names in (("without", missing), ("besides", new)) if names
-            ]
-            logger.warning(
-                "%s: other electrodes than %s was trained with (%s): predictions may be worse.",
-                windows.where,
-                self.where,
-                "; ".join(parts),
-            )
+        differences = f"missing: {', '.join(missing) or 'none'}; new: {', '.join(new) or 'none'}"
+        text = "%s: other electrodes than %s was trained with (%s): predictions may be worse."
+        logger.warning(text, windows.where, self.where, differences)
 
     # Whole recordings
 

@@ -45,19 +45,19 @@ class Entry:
     arrays: dict[str, Array]
     file: IO[bytes]  # of the arrays on the disk
 
-    def add(self, part: slice, arrays: Mapping[str, np.ndarray], total: int) -> None:
-        """Store the arrays of some windows. total: windows of the recording."""
+    def add(self, part: slice, arrays: Mapping[str, np.ndarray]) -> None:
+        """Store the arrays of some windows."""
+        windows = len(self.arrays["start_seconds"])
         for name, array in arrays.items():
             if name not in self.arrays:
-                self.arrays[name] = DiskArray((total, *array.shape[1:]), array.dtype, self.file)
+                self.arrays[name] = DiskArray((windows, *array.shape[1:]), array.dtype, self.file)
             self.arrays[name][part] = array
 
     @property
     def recordings(self) -> list[str]:
         """Name of each window's recording."""
-        windows = len(self.arrays["start_seconds"])
         if "recording" not in self.arrays:
-            return [self.name] * windows
+            return [self.name] * len(self.arrays["start_seconds"])
         return [f"{self.name}/{name}" for name in self.arrays["recording"][:]]
 
     def add_means(self) -> None:
@@ -166,27 +166,25 @@ def _recording_rows(entries: Sequence[Entry]) -> Iterator[list[Any]]:
 def _window_rows(entries: Sequence[Entry]) -> Iterator[list[Any]]:
     """Yield the header and a row for each window, each electrode of it or each patch, as the results are."""
     labels = max((_label_columns(entry) for entry in entries), key=len)  # recordings without a label leave them empty
-    axes = ["electrode", "second"][: len(_values(entries[0], slice(1)).shape) - 2]
+    axes = ["electrode", "second"][: _values(entries[0], slice(1))[0].ndim - 2]
     yield ["recording", "start_seconds", *axes, *labels, *_value_columns(entries[0])]
     for entry in entries:
         names, starts, electrodes = entry.recordings, entry.arrays["start_seconds"][:], entry.attributes["electrodes"]
         for first in range(0, len(starts), ROWS):
             values = _values(entry, slice(first, first + ROWS))
-            for offset, *place in np.ndindex(values.shape[:-1]):
+            for offset, *place in np.ndindex(values[0].shape[:-1]):
                 window = first + offset
                 label = np.ravel(entry.arrays["label"][window]).tolist() if "label" in entry.arrays else []
                 label += [""] * (len(labels) - len(label))
                 where = [electrodes[place[0]], *place[1:]] if place else []
-                yield [names[window], starts[window], *where, *label, *values[(offset, *place)]]
+                numbers = [number for array in values for number in array[(offset, *place)].tolist()]
+                yield [names[window], starts[window], *where, *label, *numbers]
 
 
-def _values(entry: Entry, part: slice) -> np.ndarray:
-    """Results of some windows as Python numbers, (windows, [N, [A,]] values)."""
-    arrays = {name: array[part] for name, array in entry.arrays.items() if name in CSV_VALUES}
-    if "codes" in arrays:  # and errors, all (windows, N, A)
-        return np.stack([array.astype(object) for array in arrays.values()], axis=-1)
-    (values,) = arrays.values()
-    return values.astype(object)
+def _values(entry: Entry, part: slice) -> list[np.ndarray]:
+    """Results of some windows, (windows, [N, [A,]] values) each."""
+    arrays = ((name, array[part]) for name, array in entry.arrays.items() if name in CSV_VALUES)
+    return [array if name in ("features", "probabilities") else array[..., None] for name, array in arrays]
 
 
 def _value_columns(entry: Entry) -> list[str]:

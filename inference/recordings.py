@@ -184,11 +184,11 @@ def unit_factor(options: Options, quality: Quality, where: str) -> np.float32:
 # MNE's objects and arrays
 
 
-def of_raw(raw: mne.io.BaseRaw, options: Options, *, where: str = "recording") -> Windows:
+def of_raw(raw: mne.io.BaseRaw, options: Options) -> Windows:
     """Windows of an MNE recording, which is not changed. Raises InputError if it cannot be used."""
     if not raw.preload:  # data in memory may have more samples than their file, after resampling
-        check_header(raw, where)
-    return cut(signal_of_raw(raw.copy(), options, where, "recording", set()), options)
+        check_header(raw, "recording")
+    return cut(signal_of_raw(raw.copy(), options, "recording", "recording", set()), options)
 
 
 def of_epochs(epochs: mne.BaseEpochs, options: Options) -> Windows:

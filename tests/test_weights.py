@@ -54,29 +54,27 @@ class Executes:
 # Recognised
 
 
-@pytest.mark.parametrize(("stage", "name"), NAMES, ids=[name for _, name in NAMES])
-def test_a_model_of_every_stage_and_size_is_recognised_by_keys_and_shapes(stage: str, name: str) -> None:
-    state = on_meta(name)
-    description = weights.recognise(state, "file.pth")
-    assert (description.stage, description.model) == (stage, name)
-    assert shapes(on_meta(name, **description.settings)) == shapes(state)
+def test_a_model_of_every_stage_and_size_is_recognised_by_keys_and_shapes() -> None:
+    for stage, name in NAMES:
+        state = on_meta(name)
+        description = weights.recognise(state, "file.pth")
+        assert (description.stage, description.model) == (stage, name)
+        assert shapes(on_meta(name, **description.settings)) == shapes(state)
 
 
-@pytest.mark.parametrize(
-    ("stage", "settings"),
-    [
+def test_every_setting_that_shows_in_keys_or_shapes_is_recognised() -> None:
+    cases: list[tuple[str, dict[str, Any]]] = [
         ("classifier", {"num_classes": 6, "qkv_bias": True, "num_electrodes": 136}),
         ("classifier", {"num_classes": 0, "use_mean_pooling": False, "use_abs_pos_emb": False, "init_values": 0.0}),
         ("pretraining", {"vocab_size": 48, "init_values": 0.0, "use_abs_pos_emb": False}),
         ("tokenizer", {"n_code": 48, "code_dim": 12, "num_electrodes": 136}),
-    ],
-)
-def test_every_setting_that_shows_in_keys_or_shapes_is_recognised(stage: str, settings: dict[str, Any]) -> None:
-    state = on_meta(TINY_MODELS[stage], **settings)
-    description = weights.recognise(state, "file.pth")
-    assert (description.stage, description.model) == (stage, TINY_MODELS[stage])
-    assert description.settings.items() >= settings.items()
-    assert shapes(on_meta(description.model, **description.settings)) == shapes(state)
+    ]
+    for stage, settings in cases:
+        state = on_meta(TINY_MODELS[stage], **settings)
+        description = weights.recognise(state, "file.pth")
+        assert (description.stage, description.model) == (stage, TINY_MODELS[stage])
+        assert description.settings.items() >= settings.items()
+        assert shapes(on_meta(description.model, **description.settings)) == shapes(state)
 
 
 def test_files_with_exactly_the_released_keys_are_recognised() -> None:
@@ -85,18 +83,16 @@ def test_files_with_exactly_the_released_keys_are_recognised() -> None:
         assert weights.recognise(state, "file.pth").model == name
 
 
-@pytest.mark.parametrize(
-    ("stage", "sizes", "error"),
-    [
+def test_a_size_that_is_in_no_table_is_named_with_those_that_are() -> None:
+    cases: list[tuple[str, dict[str, Any], str]] = [
         ("classifier", {"depth": 5}, "width 200, depth 5, heads 10"),
         ("classifier", {"heads": 5}, "width 200, depth 4, heads 5"),
         ("tokenizer", {"decoder_depth": 2}, "encoder_depth 4, decoder_depth 2, width 200"),
-    ],
-)
-def test_a_size_that_is_in_no_table_is_named_with_those_that_are(stage: str, sizes: dict[str, int], error: str) -> None:
-    with pytest.raises(InputError) as caught:
-        weights.recognise(on_meta(TINY_MODELS[stage], **sizes), "file.pth")
-    only_line(caught, "file.pth", error, TINY_MODELS[stage])
+    ]
+    for stage, sizes, error in cases:
+        with pytest.raises(InputError) as caught:
+            weights.recognise(on_meta(TINY_MODELS[stage], **sizes), "file.pth")
+        only_line(caught, "file.pth", error, TINY_MODELS[stage])
 
 
 def without(start: str) -> Callable[[dict[str, Tensor]], None]:
@@ -117,14 +113,11 @@ def with_shape(key: str, *shape: int) -> Callable[[dict[str, Tensor]], None]:
 @pytest.mark.parametrize(
     ("stage", "change", "error"),
     [
-        ("classifier", without("fc_norm"), "norm.weight is missing"),
         ("classifier", without("blocks.0.attn.q_norm"), "lacks blocks.0.attn.q_norm.weight"),
         ("classifier", without("cls_token"), "no LaBraM model (first keys: "),
         ("classifier", with_shape("head.weight", 3), "head.weight is (3,)"),
         ("classifier", with_shape("cls_token"), "shape"),
-        ("classifier", with_shape("blocks.0.attn.q_norm.weight", 0), "shape"),
         ("classifier", with_shape("time_embed", 1, 9, 200), "time_embed is (1, 9, 200)"),
-        ("classifier", with_shape("blocks.x.weight", 1), "blocks.x.weight is not in the model"),
         ("classifier", with_shape("blocks.0.attn.qkv.lora_A.default.weight", 2, 200), "model-merged.pth"),
         ("pretraining", without("lm_head"), "lacks lm_head.weight"),
         ("tokenizer", without("decoder."), "decoder_depth 0"),
@@ -146,25 +139,24 @@ def test_weights_that_are_cut_or_bent_are_an_error_of_one_line(
 
 
 @pytest.mark.parametrize("stage", TINY_MODELS)
-@pytest.mark.parametrize("layout", ["module", "alone", "distributed", "double", "safetensors"])
-def test_a_file_of_every_stage_and_layout_gives_its_model_in_evaluation_mode(
-    stage: str, layout: str, tmp_path: Path
-) -> None:
+def test_a_file_of_every_stage_and_layout_gives_its_model_in_evaluation_mode(stage: str, tmp_path: Path) -> None:
     model, path = trained(stage), tmp_path / "file.pth"
     state = model.state_dict()
-    if layout == "safetensors":
-        save_file(state, path)  # known by its contents under any name
-    else:
-        contents = {
-            "module": {"module": state},
-            "alone": state,
-            "distributed": {"model": {f"module.{key}": value for key, value in state.items()}, "epoch": 3},
-            "double": {"model": {key: value.double() for key, value in state.items()}},
-        }
-        torch.save(contents[layout], path)
-    loaded, description = weights.load(path)
-    assert type(loaded) is type(model) and equal(loaded.state_dict(), state) and not loaded.training
-    assert description.stage == stage and description.data["window_seconds"] == 0 and not description.classes
+    layouts: list[dict[str, Any]] = [
+        {"module": state},
+        state,
+        {"model": {f"module.{key}": value for key, value in state.items()}, "epoch": 3},
+        {"model": {key: value.double() for key, value in state.items()}},
+        {},
+    ]
+    for layout in layouts:
+        if layout:
+            torch.save(layout, path)
+        else:
+            save_file(state, path)  # safetensors are known by their contents under any name
+        loaded, description = weights.load(path)
+        assert type(loaded) is type(model) and equal(loaded.state_dict(), state) and not loaded.training
+        assert description.stage == stage and description.window_seconds == 0 and not description.classes
 
 
 @pytest.mark.parametrize("name", ["vqnsp_encoder_base_decoder_3x200x12", "labram_base_patch200_1600_8k_vocab"])
@@ -207,15 +199,15 @@ def test_a_file_that_would_execute_code_is_refused_and_does_not(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", [".pth", ".safetensors"])
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5])
-def test_a_file_that_is_cut_short_is_an_error_of_one_line(share: float, kind: str, tmp_path: Path) -> None:
+def test_a_file_that_is_cut_short_is_an_error_of_one_line(kind: str, tmp_path: Path) -> None:
     path, state = tmp_path / f"cut{kind}", trained("classifier").state_dict()
     save_file(state, path) if kind == ".safetensors" else torch.save({"model": state}, path)
     data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(InputError) as caught:
-        weights.load(path)
-    only_line(caught, path)
+    for share in (0.0, 0.001, 0.5):
+        path.write_bytes(data[: int(share * len(data))])
+        with pytest.raises(InputError) as caught:
+            weights.load(path)
+        only_line(caught, path)
 
 
 # Features
@@ -275,21 +267,13 @@ def test_what_a_checkpoint_holds_of_its_data_is_in_the_description(tmp_path: Pat
     assert description.data == DATA and json.loads(json.dumps(description.data)) == DATA
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"task": "guessing"},
-        {"classes": ["normal", 1]},
-        {"window_seconds": -1},
-        {"electrodes": None},
-        {"task": "multiclass"},
-    ],
-)
-def test_data_that_no_checkpoint_holds_are_an_error_of_one_line(change: dict[str, Any], tmp_path: Path) -> None:
-    path = saved(tmp_path / "file.pth", trained("classifier"), data_set=DATA | change)
-    with pytest.raises(InputError) as caught:
-        weights.load(path)
-    only_line(caught, path, "data_set")
+def test_data_that_no_checkpoint_holds_are_an_error_of_one_line(tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [{"task": "guessing"}, {"task": "multiclass"}, {"classes": ["normal", 1]}]
+    for change in (*changes, {"window_seconds": -1}, {"electrodes": None}):
+        path = saved(tmp_path / "file.pth", trained("classifier"), data_set=DATA | change)
+        with pytest.raises(InputError) as caught:
+            weights.load(path)
+        only_line(caught, path, "data_set")
 
 
 def test_a_runs_checkpoints_hold_their_data_averaged_weights_and_merged_adapters(tmp_path: Path) -> None:
