@@ -21,7 +21,7 @@ from utils import Run
 
 logger = logging.getLogger(__name__)
 
-NO_NAME = re.compile(r"[^\w.-]+")  # what of a data set's name does not go into a file's
+NOT_IN_NAMES = re.compile(r"[^\w.-]+")  # characters of a data set's name that a file's name must not have
 
 
 def task_loss(
@@ -29,8 +29,8 @@ def task_loss(
 ) -> Tensor:
     """BCE with one output for two classes, cross-entropy for more, MSE for regression. logits: (B, outputs).
 
-    class_weights: (classes,), by which each sample's loss counts. The mean stays one over samples, not over weights,
-    so that micro-batches and processes add up to the whole batch.
+    class_weights: (classes,), factors of each sample's loss. The mean is over samples, not over weights, so that
+    micro-batches and processes add up to the whole batch.
     """
     # Not in half precision: targets of a regression would be rounded.
     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -45,7 +45,7 @@ def task_loss(
 
 
 def hits(task: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Share of right answers in a batch, for classification."""
+    """Return the share of right answers in a batch, for classification."""
     if task == "regression":
         return {}
     predicted = (logits[:, 0] >= 0).long() if task == "binary" else logits.argmax(1)
@@ -77,7 +77,7 @@ def train_one_epoch(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: DataLoader, run: Run, task: str) -> tuple[dict[str, float], np.ndarray]:
-    """Loss and metrics over the whole set, and its logits (samples, outputs) in the file's order, on every process."""
+    """Return loss and metrics of the whole set, and its logits (samples, outputs) in the file's order, on all ranks."""
     model.eval()
     logits, samples = [], []
     for batch in run.evaluation_batches(loader):
@@ -106,7 +106,7 @@ def evaluate(model: nn.Module, loader: DataLoader, run: Run, task: str) -> tuple
 
 
 class Selected:
-    """Logits of the selected epoch by set, and the last epoch's metrics, kept so that a resumed run still has them."""
+    """Logits of the selected epoch by set, and the last epoch's metrics, so that a resumed run still has them."""
 
     def __init__(self) -> None:
         """Nothing selected yet."""
@@ -115,7 +115,7 @@ class Selected:
         self.last: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What exact resumption needs."""
+        """Return what exact resumption needs."""
         logits = {name: torch.from_numpy(values) for name, values in self.logits.items()}
         return {"epoch": self.epoch, "logits": logits, "last": self.last}
 
@@ -126,7 +126,7 @@ class Selected:
 
 
 def _last_epoch_of(path: Path, dataset: Any) -> dict[str, Any] | None:
-    """`last_epoch` and `last_logits` of a file of predictions; {} if it does not serve, None if of another data set."""
+    """Read `last_epoch` and `last_logits` of a predictions file; {} if it is unusable, None if of another data set."""
     same = {"labels": dataset.labels, "recording": dataset.recordings, "subject": dataset.subjects}
     try:
         with np.load(path, allow_pickle=False) as before:
@@ -146,15 +146,15 @@ def save_predictions(
     """Write logits, labels, recording and subject of every sample for the selected and for the last epoch.
 
     selected, last: epoch and logits (samples, outputs); they become `epoch`, `logits` and `last_epoch`,
-    `last_logits`. last=None keeps what the file has of the last epoch, and all of a file of another data set: then the
-    name of this one stands in the new file's. `name`, `task` and `classes` are the data set's.
+    `last_logits`. last=None keeps the file's last epoch; a file of another data set stays as it is, and the new file's
+    name ends with this data set's. `name`, `task` and `classes` are the data set's.
     """
     latest: Any = dict(zip(("last_epoch", "last_logits"), last or selected, strict=True))
     if last is None and path.is_file():
         kept = _last_epoch_of(path, dataset)
         latest |= kept or {}
         if kept is None:
-            other = path.with_name(f"{path.stem}-{NO_NAME.sub('_', dataset.name)}.npz")
+            other = path.with_name(f"{path.stem}-{NOT_IN_NAMES.sub('_', dataset.name)}.npz")
             logger.warning("%s is of another data set and stays: these outputs are in %s.", path, other.name)
             path = other
     with written_aside(path) as part, part.open("wb") as file:

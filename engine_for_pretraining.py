@@ -15,12 +15,12 @@ from utils import Run
 
 
 def by_name(found: CodeLoss) -> dict[str, Tensor]:
-    """Loss and accuracies under the names of log.txt."""
+    """Return loss and accuracies under their names in log.txt."""
     return {"loss": found.loss, "mlm_acc": found.accuracy, "mlm_acc_sym": found.accuracy_sym}
 
 
 def entropy_of_codes(counts: Tensor) -> dict[str, float]:
-    """Entropy of the codes in nats, and the loss of a model that knows nothing but their frequencies (both masks)."""
+    """Return the entropy of the codes in nats, and the loss (both masks) of a model that knows only their shares."""
     share = all_reduce_sum(counts.clone()).double()
     share = share / share.sum().clamp(min=1)
     entropy = float(-torch.special.xlogy(share, share).sum())
@@ -28,7 +28,7 @@ def entropy_of_codes(counts: Tensor) -> dict[str, float]:
 
 
 def train_one_epoch(state: TrainingState, loader: DataLoader, tokenizer: VQNSP, epoch: int) -> dict[str, float]:
-    """Train for an epoch; returns the entropy of the codes that were to be predicted."""
+    """Train for an epoch; return the entropy of the codes to predict."""
     model, update = state.model.train(), state.update
     codebook_size = tokenizer.quantize.codebook_size
     for eeg, channels, mask in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV; mask (B, N*A)
@@ -46,7 +46,7 @@ def train_one_epoch(state: TrainingState, loader: DataLoader, tokenizer: VQNSP, 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: DataLoader, tokenizer: VQNSP, run: Run) -> dict[str, Any]:
-    """Loss and accuracies over a whole set under masks that stay the same from epoch to epoch."""
+    """Return loss and accuracies of a whole set under masks that stay the same from epoch to epoch."""
     model.eval()
     log = MetricLog()
     counts = torch.zeros(tokenizer.quantize.codebook_size, dtype=torch.long, device=run.device)

@@ -17,13 +17,13 @@ from utils import Run
 
 logger = logging.getLogger(__name__)
 
-LIVE_SHARE = 0.1  # of the codes: below, an epoch ends with a warning
-PATCHES_PER_CODE = 100  # of an epoch, at least, where a codebook fits its data
+LIVE_SHARE = 0.1  # of the codes; below it, an epoch ends with a warning
+PATCHES_PER_CODE = 100  # that an epoch needs at least for a codebook that fits its data
 SMALLEST_CODEBOOK = 16
 
 
 def by_name(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The model's log without its `train/` or `val/`, and its total once more as `loss`."""
+    """Return the model's log without `train/` or `val/`, with its total also as `loss`."""
     named = {key.split("/")[1]: value for key, value in parts.items()}
     return {"loss": named["total_loss"], **named}
 
@@ -53,7 +53,7 @@ def initialize_codebook(model: VQNSP, loader: DataLoader, run: Run, *, epoch: in
 def train_one_epoch(
     state: TrainingState, loader: DataLoader, epoch: int, *, revival: CodebookRevival | None = None
 ) -> dict[str, float]:
-    """Train for an epoch; returns the codebook's use over it."""
+    """Train for an epoch; return how much of the codebook it used."""
     model, update = state.model.train(), state.update
     quantizer = model.module.quantize
     if not state.inside(epoch):
@@ -79,14 +79,14 @@ def train_one_epoch(
 
 
 def warn_of_dead_codes(counts: torch.Tensor) -> None:
-    """Say what to do about a codebook most of which an epoch did not use. counts: (codes,), of the epoch's patches."""
+    """Warn, with the way out, if an epoch used little of the codebook. counts: (codes,), of the epoch's patches."""
     size, patches, used = len(counts), int(counts.sum()), int((counts > 0).sum())
     if used >= LIVE_SHARE * size:
         return
     fitting = max(SMALLEST_CODEBOOK, 2 ** int(math.log2(max(patches / PATCHES_PER_CODE, 1))))
     logger.warning(
         "Only %d of %d codes (%.1f %%) were used in this epoch: for its %d patches (%.3g hours of one electrode) take "
-        "a smaller codebook%s, train on more data, or let it start by k-means and revive idle codes (the defaults "
+        "a smaller codebook%s, train on more data, or start it by k-means and revive idle codes (the defaults "
         "--quantize_kmeans_init and --revive_codes).",
         used,
         size,
@@ -99,7 +99,7 @@ def warn_of_dead_codes(counts: torch.Tensor) -> None:
 
 @torch.no_grad()
 def evaluate(model: VQNSP, loader: DataLoader, run: Run) -> dict[str, Any]:
-    """Losses and codebook use over a whole set, each window once, whatever the number of processes."""
+    """Return losses and codebook use of a whole set; each window counts once, whatever the number of processes."""
     model.eval()
     model.quantize.reset_usage()
     log = MetricLog()

@@ -103,7 +103,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build_model(args: argparse.Namespace, run: utils.Run, outputs: int) -> modeling_finetune.NeuralTransformer:
-    """The classifier as the flags adapt it, with the weights of stage 2 where --finetune names a file."""
+    """Build the classifier as the flags adapt it, with the weights of stage 2 if --finetune names a file."""
     model: Any = create_model(
         args.model,
         num_classes=outputs,
@@ -152,9 +152,8 @@ class Evaluation:
 
     def use(self, loaders: Loaders) -> None:
         """Take the sets of these loaders from now on."""
-        self.sets = {
-            name: loader for name, loader in (("val", loaders.val), ("test", loaders.test)) if loader is not None
-        }
+        both = {"val": loaders.val, "test": loaders.test}
+        self.sets = {name: loader for name, loader in both.items() if loader is not None}
 
     def __call__(self, model: nn.Module, epoch: int, *, training: bool = True) -> tuple[dict[str, float], bool]:
         """Evaluate and write the predictions; returns the log entries and whether this epoch is now the selected.
@@ -174,9 +173,8 @@ class Evaluation:
             for name, loader in self.sets.items():
                 path = self.run.output_dir / f"predictions-{name}.npz"
                 chosen = self.selected.epoch, self.selected.logits[name]
-                save_predictions(
-                    path, loader.dataset, selected=chosen, last=(epoch, logits[name]) if training else None
-                )
+                last = (epoch, logits[name]) if training else None
+                save_predictions(path, loader.dataset, selected=chosen, last=last)
         return stats, selected
 
 
@@ -185,11 +183,9 @@ def main(args: argparse.Namespace) -> None:
     with utils.setup_run(args) as run:
         adaptation.check_flags(args)
         file = labelled_files.read_labelled(labelled_files.labelled_path(args.dataset, args.data_dir))
-        outputs = file.outputs
-        if args.nb_classes not in (None, 0, outputs):
-            raise InputError(
-                f"--nb_classes {args.nb_classes}, but {file.path} needs {outputs} output(s): leave the flag out"
-            )
+        if args.nb_classes not in (None, 0, file.outputs):
+            needs = f"{file.path} needs {file.outputs} output(s)"
+            raise InputError(f"--nb_classes {args.nb_classes}, but {needs}: leave the flag out")
         if args.class_weights != "none" and file.task == "regression":
             raise UsageError(f"--class_weights {args.class_weights}: {file.path} is a regression, which has no classes")
         best = BestEpoch(args.select_by or SELECT_BY[file.task], file.task, patience=args.patience)
@@ -197,13 +193,12 @@ def main(args: argparse.Namespace) -> None:
         loaders = labelled_data.build_labelled_loaders(args, run, file, accumulation=accumulation)
         if args.patience is not None and loaders.val is None:
             raise UsageError(f"--patience {args.patience}: {file.path} has no validation samples to judge an epoch by")
-        model = run.distribute(build_model(args, run, outputs))
+        model = run.distribute(build_model(args, run, file.outputs))
         ema = build_average(model.module, args, steps=args.epochs * loaders.steps_per_epoch)
         evaluation = Evaluation(loaders, run, file.task, best)
         if args.eval:
-            epoch = training_state.load_for_evaluation(
-                model.module, args, run, stage="classifier", averaged=ema is not None
-            )
+            averaged = ema is not None
+            epoch = checkpoints.load_for_evaluation(model.module, args, run, stage="classifier", averaged=averaged)
             show(evaluation(model.module, epoch, training=False)[0], f"epoch {epoch}")
             return
         update = optim_factory.build_update(
@@ -236,7 +231,7 @@ def fine_tune(
     args: argparse.Namespace,
     ema: ModelEmaV3 | None,
 ) -> None:
-    """Train from where the run stands to the last epoch, or until patience ends; then show what came of it."""
+    """Train from where the run stands to the last epoch, or until patience ends; then log the results."""
     module, best, run = state.model.module, evaluation.best, evaluation.run
     judged = ema.module if ema else module
     epoch = state.resume(args)
@@ -248,6 +243,11 @@ def fine_tune(
         # After resuming, which may bring another trunk than --finetune.
         loaders = adaptation.build_feature_loaders(module, loaders, args, run)
         evaluation.use(loaders)
+
+    def update_average() -> None:
+        if ema is not None:  # without warm-up no step: timm would not average the first one
+            ema.update(module, step=state.update.step if ema.use_warmup else None)
+
     while epoch < args.epochs and not best.stopped:
         train_one_epoch(
             state,
@@ -256,10 +256,7 @@ def fine_tune(
             evaluation.task,
             smoothing=args.smoothing,
             class_weights=weights,
-            # timm's warm-up needs the number of steps; without one, a number would change the first step.
-            after_step=(lambda: ema.update(module, step=state.update.step if ema.use_warmup else None))
-            if ema
-            else lambda: None,
+            after_step=update_average,
         )
         stats: dict[str, float] = {}
         selected = False
@@ -279,7 +276,7 @@ def fine_tune(
                 f"validation {best.name}",
                 best.epoch,
             )
-        show(best.stats, f"selected epoch {best.epoch} (by {best.rule})")
+        show(best.stats, f"selected epoch {best.epoch} ({best.rule})")
         show(evaluation.selected.last, f"last epoch {epoch - 1}")
 
 

@@ -13,6 +13,7 @@ from eeg_data import pretraining as eeg_data
 from engine_for_vqnsp import evaluate, initialize_codebook, train_one_epoch
 from errors import ArgumentParser, InputError, run_script
 from norm_ema_quantizer import CodebookRevival
+from training import checkpoints
 from training import state as training_state
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def report_evaluation(args: argparse.Namespace, run: utils.Run, model: modeling_
     loader = eeg_data.build_validation_loader(args, run)
     if loader is None and not args.calculate_codebook_usage:
         raise InputError("--eval has nothing to evaluate on: give --val_data PATH")
-    training_state.load_for_evaluation(model, args, run, stage="tokenizer")
+    checkpoints.load_for_evaluation(model, args, run, stage="tokenizer")
     sets = {"val_data": loader} if loader is not None else {}
     if args.calculate_codebook_usage:
         sets["train_data"] = eeg_data.build_evaluation_loader(args.train_data, "--train_data", args, run)

@@ -9,13 +9,11 @@ import itertools
 import logging
 import math
 import os
-import platform
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -28,13 +26,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from errors import INTERRUPTED, TERMINATED, InputError, Interrupted, PeerLost, UsageError, friendly_error
-from files import check_writable, code_version, plain
+from files import check_writable
 from layers import check_window, compile_blocks
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
-LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "h5py", "mne", "einops", "tensorboardX")
 ALMOST_ONE = 0.999  # dropping everything leaves nothing to learn from
 FLAG_LIMITS = {
     **dict.fromkeys(("epochs", "save_ckpt_freq", "batch_size", "update_freq"), (1, math.inf)),
@@ -63,7 +60,7 @@ def add_switch(parser: Any, name: str, *, default: bool | None, help: str) -> No
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the run itself: output, device, seed, length, checkpoints, resumption."""
+    """Add the flags of the run itself: output, device, seed, length, checkpoints, resumption."""
     group = parser.add_argument_group("run")
     group.add_argument("--output_dir", type=Path, help="folder for checkpoints, log.txt and environment.json")
     group.add_argument("--log_dir", type=Path, default=None, help="folder for TensorBoard scalars (default: none)")
@@ -82,10 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--epochs", type=int)
-    group.add_argument("--start_epoch", type=int, default=0, help="first epoch where nothing is resumed")
+    group.add_argument("--start_epoch", type=int, default=0, help="first epoch of a run that resumes nothing")
     group.add_argument("--resume", type=Path, default=None, help="checkpoint to continue from")
-    add_switch(group, "auto_resume", default=True, help="continue from output_dir/checkpoint.pth where it exists")
-    group.add_argument("--resume_anyway", action="store_true", help="also with other data, flags or code than before")
+    add_switch(group, "auto_resume", default=True, help="continue from output_dir/checkpoint.pth if it exists")
+    group.add_argument(
+        "--resume_anyway", action="store_true", help="begin an epoch again if its steps would now hold other windows"
+    )
     group.add_argument("--save_ckpt_freq", type=int, help="also keep checkpoint-<epoch>.pth every so many epochs")
     group.add_argument(
         "--save_every_minutes",
@@ -95,13 +94,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write checkpoint.pth inside an epoch (default: %(default)s; 0: never)",
     )
     group.add_argument(
-        "--keep_last", type=int, default=0, metavar="N", help="of checkpoint-<epoch>.pth only the last N (0: all)"
+        "--keep_last", type=int, default=0, metavar="N", help="keep only the last N checkpoint-<epoch>.pth (0: all)"
     )
     add_switch(group, "save_ckpt", default=True, help="write checkpoints")
 
 
 def add_trunk_arguments(group: Any) -> None:
-    """Flags of the transformer that stages 2 and 3 share."""
+    """Add the flags of the transformer that stages 2 and 3 share."""
     group.add_argument(
         "--layer_scale_init_value",
         type=float,
@@ -109,16 +108,16 @@ def add_trunk_arguments(group: Any) -> None:
         default=None,
         help="default: 0.1 base, 1e-5 large, 1e-6 huge",
     )
-    group.add_argument("--drop_path", type=float, help="of the last block; 0.2 for huge in stage 3")
+    group.add_argument("--drop_path", type=float, help="rate of the last block; 0.2 for huge in stage 3")
     group.add_argument("--drop", type=float, default=0.0, help="dropout")
     group.add_argument("--attn_drop_rate", type=float, default=0.0)
-    group.add_argument("--input_size", type=int, help="nominal samples, checked only: windows follow the data")
+    group.add_argument("--input_size", type=int, help="nominal samples, only checked: windows follow the data")
     add_switch(group, "abs_pos_emb", default=True, help="electrode embedding")
     group.add_argument("--grad_checkpoint", action="store_true", help="less memory, slower: compute the blocks twice")
 
 
 def trunk_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of a model from the flags of `add_trunk_arguments` and --num_electrodes."""
+    """Return a model's keyword arguments from the flags of `add_trunk_arguments` and --num_electrodes."""
     return {
         "drop_rate": args.drop,
         "drop_path_rate": args.drop_path,
@@ -238,9 +237,9 @@ class Run:
             dist.broadcast_object_list(outcome, src=0, group=self.cpu_group)
         if original is not None:
             raise original
-        result, error = outcome[0]
-        if error is not None:
-            raise error
+        result, refusal = outcome[0]
+        if refusal is not None:
+            raise refusal
         return result
 
     def check_same(self, values: Mapping[str, Any], way_out: str) -> None:
@@ -349,7 +348,7 @@ def _init_groups(device: torch.device) -> Any:
 
 
 def find_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of a --device. Raises UsageError if it is none, or not there."""
+    """Return the device that --device names. Raises UsageError if there is no such device."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -373,7 +372,7 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def _precision(name: str, device: torch.device) -> tuple[torch.dtype | None, torch.dtype]:
-    """Autocast type (None for none) and type of the weights."""
+    """Return the type of autocast (None: no autocast) and the type of the weights."""
     if name == "auto":
         if device.type == "cpu":
             return None, torch.float32
@@ -398,22 +397,3 @@ def _check_flags(args: argparse.Namespace) -> None:
         check_window(args.input_size)
     except InputError as error:
         raise UsageError(f"--input_size {args.input_size}: {error}") from error
-
-
-def environment(args: argparse.Namespace, run: Run) -> dict[str, Any]:
-    """Code version, library versions, hardware and flags of a run."""
-    gpu = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else None
-    return {
-        "code_version": code_version(),
-        "python": platform.python_version(),
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
-        "hardware": {
-            "machine": platform.machine(),
-            "cpu_cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "device": str(run.device),
-            "gpu": gpu,
-            "processes": run.processes,
-        },
-        "flags": plain(vars(args)),
-    }

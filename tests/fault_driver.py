@@ -1,9 +1,8 @@
 """A rank process of a training script that meets its faults at chosen moments.
 
 `fault_driver.py PLAN.json SCRIPT flags...` under torchrun. PLAN: `notes`, a folder for what happened; `faults`, one for
-each attempt in their order; `words`, further flags of each attempt; `late`, the rank that begins a second after the
-others when it is started again. A fault has the `rank` that it strikes, the optimizer step `after` which it is armed,
-counted over the whole training, and a place `at` which it strikes:
+each attempt in their order; `words`, more flags of each attempt. A fault has the `rank` that it strikes, the optimizer
+step `after` which it is armed, counted over the whole training, and a place `at` which it strikes:
   step      the next call of the update: before it, or behind it if `behind`
   soon      `seconds` after the next update began, wherever the process is then
   save      `number` writings of a checkpoint later, when half of its bytes are written
@@ -23,7 +22,6 @@ import resource
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,8 +169,6 @@ def main() -> None:
     notes, rank = Path(plan["notes"]), int(os.environ["RANK"])
     attempt = len(list(notes.glob(f"attempt-*-{rank}")))
     (notes / f"attempt-{attempt}-{rank}").write_text(str(os.getpid()))
-    if attempt and rank == plan["late"]:
-        time.sleep(1)
     note_start(notes, attempt)
     if attempt < len(plan["faults"]) and plan["faults"][attempt]["rank"] == rank:
         meet(Fault(notes, attempt, plan["faults"][attempt]))

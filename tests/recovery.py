@@ -117,13 +117,12 @@ class Job:
     words: Sequence[Sequence[str]] = ()  # of each attempt, again from the front
     restarts: int | None = None  # default: one for each fault
     torchrun: Sequence[str] = ()  # further flags of torchrun
-    late: int = -1  # rank that begins a second later than the others when it is started again
 
     def run(self, folder: Path, *, during: Callable[[int], None] = lambda pid: None, check: bool = True) -> Ended:
         """Launch it, with output_dir `folder/run` and log_dir `folder/board`; during: gets torchrun's process id."""
         notes = folder / "notes"
         notes.mkdir(parents=True, exist_ok=True)
-        plan = {"notes": str(notes), "faults": list(self.faults), "words": list(self.words), "late": self.late}
+        plan = {"notes": str(notes), "faults": list(self.faults), "words": list(self.words)}
         (folder / "plan.json").write_text(json.dumps(plan))
         number = len(list(folder.glob("out-*")))
         restarts = len(self.faults) if self.restarts is None else self.restarts

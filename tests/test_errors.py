@@ -4,15 +4,27 @@ import os
 import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from errors import GRACE_SECONDS, ArgumentParser, InputError, Interrupted, PeerLost, UsageError, run_script
+from data_helpers import only_line
+from errors import (
+    GRACE_SECONDS,
+    ArgumentParser,
+    InputError,
+    Interrupted,
+    PeerLost,
+    UsageError,
+    friendly_error,
+    run_script,
+)
 
 
 def raising(error: BaseException) -> Any:
@@ -50,13 +62,6 @@ def test_ctrl_c_ends_in_one_line_and_130(capsys: pytest.CaptureFixture[str]) -> 
     assert ended.value.code == 130 and capsys.readouterr().err == "stopped; the same command continues from here\n"
 
 
-@pytest.mark.parametrize("error", [ValueError("ours"), AssertionError("ours")])
-def test_other_errors_keep_their_traceback(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(type(error)) as raised:
-        run_script(raising(error), None)
-    assert raised.value is error and capsys.readouterr().err == ""
-
-
 def test_what_the_file_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="1"):
         run_script(lambda _: Path("x" * 300).exists(), None)
@@ -72,16 +77,6 @@ def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "error: the class \\x1b[2J\\x9bé is \\udcff unknown\n"
 
 
-def test_main_gets_the_arguments_and_success_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    seen: list[Any] = []
-    run_script(seen.append, "the flags")
-    assert seen == ["the flags"] and capsys.readouterr() == ("", "")
-
-
-def test_a_usage_error_is_an_input_error_is_a_value_error() -> None:
-    assert issubclass(UsageError, InputError) and issubclass(InputError, ValueError)
-
-
 def test_a_description_is_wrapped_to_the_terminal_but_its_paragraphs_and_lists_stay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -91,6 +86,72 @@ def test_a_description_is_wrapped_to_the_terminal_but_its_paragraphs_and_lists_s
     lines = shown.splitlines()
     assert max(map(len, lines)) <= 60 and not any(line.endswith("-") for line in lines)
     assert "\n\nColumns\n  one   as it   is\n  two\nand so on\n" in shown
+
+
+# Errors of torch
+
+# As PyTorch's CUDA allocator says it.
+CUDA = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.05 GiB is "
+    "free. Process 4711 has 78.04 GiB memory in use.\nOf the allocated memory 70 GiB is allocated by PyTorch."
+)
+LIBRARY = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(CUDA), LIBRARY, CPU], ids=["cuda", "library", "cpu"])
+def test_every_way_in_which_torch_lacks_memory_is_one_line(error: Exception) -> None:
+    with pytest.raises(UsageError) as raised, friendly_error(Namespace(device="cuda", batch_size=8)):
+        raise error
+    text = only_line(raised, "--device cuda has too little memory", ": lower --batch_size 8")
+    assert "4711" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "way_out"),
+    [
+        ({"batch_size": 8, "total_batch_size": 8, "grad_checkpoint": False}, "(--total_batch_size N keeps"),
+        ({"batch_size": 8, "grad_checkpoint": False}, "or add --grad_checkpoint"),
+        ({"batch_size": 1, "grad_checkpoint": True}, "take a smaller model"),
+        ({"batch_size": 1, "grad_checkpoint": False, "linear_probe": True}, "take a smaller model"),
+    ],
+)
+def test_the_way_out_of_too_little_memory_names_only_flags_that_help(flags: dict[str, Any], way_out: str) -> None:
+    with pytest.raises(UsageError) as raised, friendly_error(Namespace(device="cpu", **flags)):
+        torch.empty(2**58, dtype=torch.uint8)
+    only_line(raised, way_out)
+
+
+OF_A_DATASET = IndexError("Caught IndexError in DataLoader worker process 0.\nOriginal Traceback: ...")
+OURS = InputError("a file of that name: Broken pipe, out of memory")
+LOST = RuntimeError("Connection closed by peer [127.0.0.1]:4711")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("size mismatch"), ValueError("out of memory"), OF_A_DATASET, OURS, LOST]
+)
+def test_other_errors_stay_as_they_are(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, friendly_error(Namespace()):
+        raise error
+    assert caught.value is error
+
+
+def test_a_lost_connection_is_another_process_that_ended_where_there_are_several() -> None:
+    with pytest.raises(PeerLost), friendly_error(Namespace(), processes=2):
+        raise LOST
+
+
+def test_a_loading_process_that_was_killed_is_named_with_what_helps() -> None:
+    with pytest.raises(InputError, match="--num_workers"), friendly_error(Namespace()):
+        raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
+
+
+def test_a_compilers_reason_is_shown_which_stands_on_its_second_line() -> None:
+    def backend(module: Any, inputs: Any) -> Any:
+        raise OSError("no C++ compiler")
+
+    with pytest.raises(InputError, match=r"no C\+\+ compiler.*--no_compile"), friendly_error(Namespace()):
+        torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
 
 
 # In a run of several processes

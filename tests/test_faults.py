@@ -120,18 +120,7 @@ def test_a_window_that_is_not_finite_is_named_and_its_step_changes_nothing(stage
     assert all(bool(torch.isfinite(value).all()) for value in weights.values())
 
 
-def test_a_window_that_is_not_finite_cannot_spoil_the_codebooks_start(tmp_path: Path) -> None:
-    first = next(iter(TrainingBatches(WINDOWS, 4, seed=0)))
-    mine = [window for _, montage, window in first if montage == 0 and window < 12]
-    assert mine, "the first batch holds no window of the recording: choose another"
-    poisoned(tmp_path, "tokenizer", window=mine[0])
-    assert train("tokenizer", tmp_path) == 0
-    weights = checkpoint(tmp_path / "run" / "checkpoint.pth")["model"]
-    assert all(bool(torch.isfinite(value).all()) for value in weights.values())
-    assert bad_steps(tmp_path / "run")[0]["step"] == 0
-
-
-@pytest.mark.parametrize("stage", ["tokenizer", "classifier"])
+@pytest.mark.parametrize("stage", ["tokenizer"])
 def test_with_nonfinite_stop_the_run_ends_before_the_step_changes_anything(
     stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,13 +232,6 @@ def test_torchrun_goes_on_after_one_process_was_killed_from_outside(tmp_path: Pa
     assert unequal(reference("classifier"), tmp_path) == []
 
 
-def test_processes_that_are_started_again_wait_for_each_other_and_not_for_those_that_died(tmp_path: Path) -> None:
-    """torchrun keeps the addresses of the processes before (https://github.com/pytorch/pytorch/issues/135712)."""
-    fault = {"at": "step", "after": 12, "rank": 1, "signal": "SIGKILL"}
-    ended = usual("classifier", *OFTEN, faults=[fault], late=0).run(tmp_path)
-    assert ended.struck() == 1 and unequal(reference("classifier"), tmp_path) == []
-
-
 # A full disk
 
 
@@ -322,9 +304,7 @@ def signal_after(micro_batches: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(
-    ("stage", "accumulation"), [("tokenizer", "--gradient_accumulation_steps"), ("classifier", "--update_freq")]
-)
+@pytest.mark.parametrize(("stage", "accumulation"), [("tokenizer", "--gradient_accumulation_steps")])
 def test_a_signal_in_the_middle_of_a_step_stops_there_and_the_step_is_made_again_to_the_last_bit(
     stage: str, accumulation: str, tmp_path: Path
 ) -> None:
@@ -343,15 +323,6 @@ def test_a_signal_in_the_middle_of_a_step_stops_there_and_the_step_is_made_again
         assert (state["epoch"] + 1, state["step"]) == place
     assert run("cut") == 0
     assert unequal(tmp_path / "whole", tmp_path / "cut") == []
-
-
-def test_processes_agree_on_a_signal_with_the_next_micro_batch(tmp_path: Path) -> None:
-    # In the last of the two of step 6; they agree in the first one of step 7.
-    fault = {"at": "step", "after": 6, "number": 2, "rank": 1, "signal": "SIGTERM"}
-    ended = usual("masked", faults=[fault]).run(tmp_path)
-    ends_by_signal(ended, 0, "SIGTERM", 143)
-    assert ended.starts()[1] == divmod(7, STEPS)
-    assert unequal(reference("masked"), tmp_path) == []
 
 
 def test_a_signal_to_the_whole_job_stops_a_run_with_loading_processes_after_a_checkpoint(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ starting costs more than running. Drop rates are 0, because dropping differs bet
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +59,7 @@ HARM = {  # name: configuration and what happens to it in two processes
     "weight": ("classifier", {**MIDDLE, "name": "head.weight"}),
 }
 PLAIN = [layout for layout in (WHOLE, *CUT) if layout.accumulation == 1]  # also in float32
+PLAIN_SHARED = [layout for layout in PLAIN if layout.processes > 1]
 
 
 class Runs:
@@ -184,57 +184,55 @@ def assert_equal_books(books: list[list[torch.Tensor]]) -> None:
 
 
 @pytest.mark.parametrize("name", DOUBLE)
-@pytest.mark.parametrize("layout", CUT, ids=str)
-def test_losses_are_those_of_one_process_with_the_whole_batch(runs: Runs, layout: Layout, name: str) -> None:
+def test_losses_are_those_of_one_process_with_the_whole_batch(runs: Runs, name: str) -> None:
     expected = runs.losses(WHOLE, name)
     assert len(expected) == STEPS[name] >= 10
     assert expected.std() > 1e-3, "losses that do not change would agree whatever the layout"
-    np.testing.assert_allclose(runs.losses(layout, name), expected, rtol=0, atol=EXACT)
+    for layout in CUT:
+        np.testing.assert_allclose(runs.losses(layout, name), expected, rtol=0, atol=EXACT, err_msg=str(layout))
 
 
 @pytest.mark.parametrize("name", DOUBLE)
-@pytest.mark.parametrize("layout", CUT, ids=str)
-def test_parameters_and_codebook_are_those_of_one_process(runs: Runs, layout: Layout, name: str) -> None:
-    whole, cut = runs.weights(WHOLE, name), runs.weights(layout, name)
-    if name == "tokenizer":  # a moving average over batches of the evaluation: other batches, other average
-        assert whole.pop("quantize.cluster_size").sum() > 0 and cut.pop("quantize.cluster_size").sum() > 0
-    assert_same_tensors(cut, whole)
+def test_parameters_and_codebook_are_those_of_one_process(runs: Runs, name: str) -> None:
+    for layout in CUT:
+        whole, cut = runs.weights(WHOLE, name), runs.weights(layout, name)
+        if name == "tokenizer":  # a moving average over batches of the evaluation: other batches, other average
+            assert whole.pop("quantize.cluster_size").sum() > 0 and cut.pop("quantize.cluster_size").sum() > 0
+        assert_same_tensors(cut, whole)
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "montages", "masked"])
-@pytest.mark.parametrize("layout", CUT, ids=str)
-def test_every_patch_has_the_same_code_as_in_one_process(runs: Runs, layout: Layout, name: str) -> None:
-    expected, actual = runs.codes(WHOLE, name), runs.codes(layout, name)
-    assert len(actual) == len(expected) == STEPS[name]
-    for step, codes in enumerate(expected):
-        assert torch.equal(actual[step], codes), f"step {step}"
+def test_every_patch_has_the_same_code_as_in_one_process(runs: Runs, name: str) -> None:
+    expected = runs.codes(WHOLE, name)
     assert len(torch.cat(expected).unique()) > 1, "one code only: this test would prove nothing"
+    for layout in CUT:
+        actual = runs.codes(layout, name)
+        assert len(actual) == len(expected) == STEPS[name]
+        assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True)), layout
 
 
-@pytest.mark.parametrize("layout", CUT, ids=str)
-def test_kmeans_pools_the_vectors_of_all_processes_and_micro_batches(runs: Runs, layout: Layout) -> None:
-    for name in ("tokenizer", "montages"):
+@pytest.mark.parametrize("name", ["tokenizer", "montages"])
+def test_kmeans_pools_the_vectors_of_all_processes_and_micro_batches(runs: Runs, name: str) -> None:
+    for layout in CUT:
         expected, actual = (runs.records(one, name)[0]["codebooks"][0] for one in (WHOLE, layout))
         torch.testing.assert_close(actual, expected, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("name", [name for name in (*DOUBLE, *SINGLE) if name.startswith(("tokenizer", "montages"))])
-@pytest.mark.parametrize("layout", [layout for layout in SHARED if layout in PLAIN], ids=str)
-def test_the_codebook_is_equal_to_the_last_bit_on_all_processes_at_every_step(
-    runs: Runs, layout: Layout, name: str
-) -> None:
-    books = [record["codebooks"] for record in runs.records(layout, name)]
-    # k-means, then every step's update and revival
-    assert {len(own) for own in books} == {1 + 2 * STEPS[name.removesuffix("-fp32")]}
-    assert_equal_books(books)
+def test_the_codebook_is_equal_to_the_last_bit_on_all_processes_at_every_step(runs: Runs, name: str) -> None:
+    for layout in PLAIN_SHARED:
+        books = [record["codebooks"] for record in runs.records(layout, name)]
+        # k-means, then every step's update and revival
+        assert {len(own) for own in books} == {1 + 2 * STEPS[name.removesuffix("-fp32")]}
+        assert_equal_books(books)
 
 
-@pytest.mark.parametrize("layout", SHARED, ids=str)
-def test_weights_are_equal_to_the_last_bit_on_all_processes_at_every_step(runs: Runs, layout: Layout) -> None:
-    for name in (*DOUBLE, *(SINGLE if layout in PLAIN else [])):
+@pytest.mark.parametrize("name", [*DOUBLE, *SINGLE])
+def test_weights_are_equal_to_the_last_bit_on_all_processes_at_every_step(runs: Runs, name: str) -> None:
+    for layout in SHARED if name in DOUBLE else PLAIN_SHARED:
         mine, *others = [record["digests"] for record in runs.records(layout, name)]
         assert len(set(mine)) == STEPS[name.removesuffix("-fp32")]
-        assert all(other == mine for other in others), name
+        assert all(other == mine for other in others), layout
 
 
 @pytest.mark.parametrize(("plan", "name"), [("codebook", ROW), ("weight", "head.weight")])
@@ -265,9 +263,9 @@ def test_revived_rows_are_the_same_in_all_layouts(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("name", SINGLE)
-@pytest.mark.parametrize("layout", [layout for layout in SHARED if layout in PLAIN], ids=str)
-def test_losses_in_float32_agree_to_1e_5(runs: Runs, layout: Layout, name: str) -> None:
-    np.testing.assert_allclose(runs.losses(layout, name), runs.losses(WHOLE, name), rtol=0, atol=FLOAT32)
+def test_losses_in_float32_agree_to_1e_5(runs: Runs, name: str) -> None:
+    for layout in PLAIN_SHARED:
+        np.testing.assert_allclose(runs.losses(layout, name), runs.losses(WHOLE, name), rtol=0, atol=FLOAT32)
 
 
 def beginnings(path: Path, split: str = "") -> np.ndarray:
@@ -278,42 +276,35 @@ def beginnings(path: Path, split: str = "") -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "masked", "classifier", "tokenizer-fp32", "masked-fp32"])
-@pytest.mark.parametrize("layout", PLAIN, ids=str)
-def test_evaluation_shows_the_model_every_sample_exactly_once(runs: Runs, layout: Layout, name: str) -> None:
+def test_evaluation_shows_the_model_every_sample_exactly_once(runs: Runs, name: str) -> None:
     data = runs.folder / "data"
     if name == "classifier":
         expected = np.concatenate([beginnings(data / "task.hdf5", split) for split in ("val", "test")])
     else:
         expected = beginnings(data / ("few" if name in SINGLE else "val") / "a.hdf5")
-    own = [record["evaluated"] for record in runs.records(layout, name)]
-    seen = torch.cat([part for parts in own for part in parts]).double().numpy()
-    assert len(seen) == len(expected) and len(np.unique(expected, axis=0)) == len(expected)
-    np.testing.assert_allclose(seen[np.lexsort(seen.T)], expected[np.lexsort(expected.T)], rtol=0, atol=1e-6)
-    if name in SINGLE:  # one batch: the others have none, and end well
-        assert [len(parts) for parts in own] == [1] + [0] * (layout.processes - 1)
+    assert len(np.unique(expected, axis=0)) == len(expected)
+    for layout in PLAIN:
+        own = [record["evaluated"] for record in runs.records(layout, name)]
+        seen = torch.cat([part for parts in own for part in parts]).double().numpy()
+        assert len(seen) == len(expected)
+        np.testing.assert_allclose(seen[np.lexsort(seen.T)], expected[np.lexsort(expected.T)], rtol=0, atol=1e-6)
+        if name in SINGLE:  # one batch: the others have none, and end well
+            assert [len(parts) for parts in own] == [1] + [0] * (layout.processes - 1)
 
 
-def numbers(line: dict[str, Any], keep: Callable[[str], bool]) -> dict[str, float]:
-    return {name: value for name, value in line.items() if keep(name)}
-
-
-EVALUATED = [("tokenizer", "test_"), ("masked", "val_"), ("classifier", "val_")]
-FEW_EVALUATED = [("tokenizer-fp32", "test_"), ("masked-fp32", "val_")]
-
-
-@pytest.mark.parametrize(
-    ("layout", "name", "prefix"),
-    [(layout, *case) for layout in CUT for case in (*EVALUATED, *(FEW_EVALUATED if layout in PLAIN else []))],
-    ids=str,
-)
-def test_evaluation_gives_the_numbers_of_one_process(runs: Runs, layout: Layout, name: str, prefix: str) -> None:
-    lines = [log(runs.output(one, name))[0] for one in (WHOLE, layout)]
-    one, cut = (numbers(line, lambda key: key.startswith(prefix)) for line in lines)
-    assert one.keys() == cut.keys() and len(one) > 3
-    for key, value in one.items():
-        # Accuracies of a batch are float32 shares in every precision.
-        exact = FLOAT32 if name in SINGLE else 1e-7 if "mlm_acc" in key else EXACT
-        assert cut[key] == pytest.approx(value, rel=0, abs=exact), key
+@pytest.mark.parametrize("name", [*DOUBLE, "tokenizer-fp32", "masked-fp32"])
+def test_the_log_has_the_numbers_of_one_process(runs: Runs, name: str) -> None:
+    """Of training in float64, and of every evaluation."""
+    prefixes = ("test_", "val_") + (("train_",) if name in DOUBLE else ())
+    one = log(runs.output(WHOLE, name))[0]
+    assert one.keys() >= {"train_loss", "train_lr", "train_weight_decay", "train_grad_norm"}
+    for layout in CUT if name in DOUBLE else PLAIN[1:]:
+        cut = log(runs.output(layout, name))[0]
+        assert one.keys() == cut.keys()
+        for key in (key for key in one if key.startswith(prefixes)):
+            # Accuracies of a batch are float32 shares in every precision.
+            exact = FLOAT32 if name in SINGLE else 1e-7 if "acc" in key else EXACT
+            assert cut[key] == pytest.approx(one[key], rel=0, abs=exact), (layout, key)
 
 
 def test_codes_are_counted_once_in_evaluation_whatever_the_number_of_processes(runs: Runs) -> None:
@@ -324,24 +315,13 @@ def test_codes_are_counted_once_in_evaluation_whatever_the_number_of_processes(r
     assert len({line["test_used_code"] for line in lines}) == 1
 
 
-@pytest.mark.parametrize("split", ["val", "test"])
-@pytest.mark.parametrize("layout", CUT, ids=str)
-def test_predictions_hold_every_sample_once_in_the_files_order(runs: Runs, layout: Layout, split: str) -> None:
-    one, cut = (predictions(runs.output(at, "classifier") / f"predictions-{split}.npz") for at in (WHOLE, layout))
-    n = {"val": VAL, "test": TEST}[split]
-    assert one["logits"].shape == cut["logits"].shape == (n, 1)
-    assert one["recording"].tolist() == cut["recording"].tolist() == [f"{split}-{i // 2}" for i in range(n)]
-    np.testing.assert_array_equal(one["labels"], np.arange(n) % 2)
-    np.testing.assert_array_equal(cut["labels"], np.arange(n) % 2)
-    assert len(np.unique(one["last_logits"])) == n, "equal logits could hide a wrong order"
-    np.testing.assert_allclose(cut["last_logits"], one["last_logits"], rtol=0, atol=1e-8)
-
-
-@pytest.mark.parametrize("name", DOUBLE)
-@pytest.mark.parametrize("layout", CUT, ids=str)
-def test_training_numbers_in_the_log_are_those_of_one_process(runs: Runs, layout: Layout, name: str) -> None:
-    one, cut = (numbers(log(runs.output(at, name))[0], lambda key: key.startswith("train_")) for at in (WHOLE, layout))
-    assert one.keys() == cut.keys() >= {"train_loss", "train_lr", "train_weight_decay", "train_grad_norm"}
-    for key, value in one.items():
-        # Accuracies of a batch are float32 shares in every precision.
-        assert cut[key] == pytest.approx(value, rel=0, abs=1e-7 if "acc" in key else EXACT), key
+@pytest.mark.parametrize(("split", "n"), [("val", VAL), ("test", TEST)])
+def test_predictions_hold_every_sample_once_in_the_files_order(runs: Runs, split: str, n: int) -> None:
+    whole = predictions(runs.output(WHOLE, "classifier") / f"predictions-{split}.npz")
+    assert len(np.unique(whole["last_logits"])) == n, "equal logits could hide a wrong order"
+    for layout in (WHOLE, *CUT):
+        found = predictions(runs.output(layout, "classifier") / f"predictions-{split}.npz")
+        assert found["logits"].shape == (n, 1)
+        assert found["recording"].tolist() == [f"{split}-{i // 2}" for i in range(n)]
+        np.testing.assert_array_equal(found["labels"], np.arange(n) % 2)
+        np.testing.assert_allclose(found["last_logits"], whole["last_logits"], rtol=0, atol=1e-8)

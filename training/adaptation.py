@@ -1,8 +1,8 @@
-"""What of the classifier learns in stage 3: everything, its last blocks, the head alone, or LoRA adapters.
+"""Choose which part of the classifier learns in stage 3: everything, the last blocks, the head, or LoRA adapters.
 
-Paper, appendix: on TUEV training the last eight of twelve blocks was best. LoRA: Hu et al., arXiv 2106.09685, through
-the `peft` library. Every mode leaves the classifier's parameter names as they are (LoRA adds to them), so that
-checkpoints, weight averaging and layer-wise learning-rate decay work in all of them alike.
+Paper, appendix: on TUEV it was best to train the last eight of twelve blocks. LoRA: Hu et al., arXiv 2106.09685,
+through the `peft` library. Every mode keeps the classifier's parameter names (LoRA adds some), so checkpoints, weight
+averaging and layer-wise learning-rate decay work in all of them.
 """
 
 import argparse
@@ -35,21 +35,25 @@ ALPHA = "lora_alpha"  # buffer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of what learns, and for how long."""
+    """Add the flags for what learns, and for how long."""
     group = parser.add_argument_group("adaptation (default: everything learns)")
     group.add_argument(
         "--freeze_blocks",
         type=int,
         default=0,
         metavar="K",
-        help="the embeddings and the first K blocks do not learn (the paper's best TUEV result: 4 of 12)",
+        help="freeze the embeddings and the first K blocks (the paper's best TUEV result: 4 of 12)",
     )
-    group.add_argument("--linear_probe", action="store_true", help="only the head learns, on features computed once")
+    group.add_argument("--linear_probe", action="store_true", help="train only the head, on features computed once")
     group.add_argument(
-        "--lora", type=int, default=None, metavar="R", help="adapters of rank R on attention, norm and head learn"
+        "--lora",
+        type=int,
+        default=None,
+        metavar="R",
+        help="train adapters of rank R on attention, the norm and the head",
     )
-    group.add_argument("--lora_alpha", type=float, default=None, help="adapters count alpha/R times (default: 2 R)")
-    group.add_argument("--lora_dropout", type=float, default=None, help="of what enters an adapter (default: 0)")
+    group.add_argument("--lora_alpha", type=float, default=None, help="scale adapters by alpha/R (default: 2 R)")
+    group.add_argument("--lora_dropout", type=float, default=None, help="dropout before each adapter (default: 0)")
     group.add_argument(
         "--patience", type=int, default=None, metavar="P", help="stop after P epochs in a row without a better score"
     )
@@ -66,7 +70,7 @@ def check_flags(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name} {value}: allowed are whole numbers {allowed}{why}")
     modes = [name for name in ("freeze_blocks", "linear_probe", "lora") if getattr(args, name)]
     if len(modes) > 1:
-        raise UsageError(f"--{modes[0]} and --{modes[1]} say different things of what learns: choose one of them")
+        raise UsageError(f"--{modes[0]} and --{modes[1]} exclude each other: choose one of them")
     if args.lora is None and (args.lora_alpha is not None or args.lora_dropout is not None):
         raise UsageError("--lora_alpha and --lora_dropout belong to --lora R: add it or leave them out")
     if args.lora_alpha is not None and not 0 < args.lora_alpha < math.inf:
@@ -80,11 +84,11 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.lora is not None:
         import_peft()
     if modes and args.finetune is None and not args.eval:
-        logger.warning("--%s without --finetune: what does not learn keeps its random weights.", modes[0])
+        logger.warning("--%s without --finetune: the frozen part keeps its random weights.", modes[0])
 
 
 def import_peft() -> Any:
-    """The `peft` package, imported only where it is needed, because that takes seconds. Raises UsageError without."""
+    """Import the `peft` package; only --lora does, because it takes seconds. Raises UsageError if it is not there."""
     try:
         import peft
     except ImportError as error:
@@ -100,7 +104,7 @@ def _scale(rank: int, alpha: float | None) -> float:
 
 
 def setup_adaptation(model: NeuralTransformer, args: argparse.Namespace) -> None:
-    """Make of a classifier with loaded weights what the flags say, before it is distributed."""
+    """Freeze or adapt a classifier with loaded weights as the flags say, before it is distributed."""
     if args.freeze_blocks:
         freeze_blocks(model, args.freeze_blocks)
     if args.linear_probe:
@@ -111,17 +115,17 @@ def setup_adaptation(model: NeuralTransformer, args: argparse.Namespace) -> None
 
 
 def freeze_blocks(model: NeuralTransformer, blocks: int) -> None:
-    """Let only the blocks from this one on, final norm and head learn.
+    """Let only the blocks after the first `blocks`, the final norm and the head learn.
 
-    The electrode and time embeddings and the CLS token enter below the first block: they are frozen with it, for
-    their gradient would have to be computed through everything that stays as it is.
+    The embeddings and the CLS token enter below the first block and are frozen with it: their gradient would have to
+    pass through all frozen blocks.
     """
     _learn(model, [*model.blocks[blocks:], model.norm, model.fc_norm, model.head])
     model.frozen = (model.embed_drop, model.patch_embed, *model.blocks[:blocks])
 
 
 def freeze_all_but_head(model: NeuralTransformer) -> None:
-    """Let only the head learn: the norm before it, too, stays as it is, so that features do not change."""
+    """Let only the head learn. The norm before it is frozen, too, so that features do not change."""
     freeze_blocks(model, len(model.blocks))
     _learn(model, [model.head])
 
@@ -134,18 +138,18 @@ def _learn(model: NeuralTransformer, parts: Iterable[nn.Module | None]) -> None:
 
 
 def add_lora(model: NeuralTransformer, rank: int, *, alpha: float | None = None, dropout: float = 0.0) -> None:
-    """Put adapters on each block's qkv and proj; they, final norm and head learn. alpha: default 2 x rank.
+    """Put adapters on each block's qkv and proj; they, the final norm and the head learn. alpha: default 2 x rank.
 
-    At first the adapters add nothing. Blocks keep dropout and drop path in training, because they do learn.
+    New adapters add nothing. The blocks keep dropout and drop path in training.
     """
     peft = import_peft()
     scale = _scale(rank, alpha)
     config = peft.LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=ADAPTED)
-    # Into the model and not around it: names gain a suffix and no prefix.
+    # Into the model, not around it: names get a suffix and no prefix.
     peft.inject_adapter_in_model(config, model)
     adapters = [part for name, part in model.named_modules() if name.split(".")[-1] in ("lora_A", "lora_B")]
     _learn(model, [*adapters, model.norm, model.fc_norm, model.head])
-    # Saved with the weights, which say nothing without it.
+    # Saved with the weights, which are useless without it.
     model.register_buffer(ALPHA, torch.tensor(scale))
     model.register_load_state_dict_post_hook(_check_alpha)
 
@@ -157,7 +161,7 @@ def _check_alpha(model: Any, _: Any) -> None:
 
 
 def merged(model: NeuralTransformer) -> NeuralTransformer:
-    """A copy of a classifier in which what the adapters add is part of the matrices: an ordinary classifier."""
+    """Return a copy of a classifier whose adapters are merged into its matrices: an ordinary classifier."""
     whole = copy.deepcopy(model)
     for block in whole.blocks:
         for name in ("qkv", "proj"):
@@ -171,9 +175,9 @@ def merged(model: NeuralTransformer) -> NeuralTransformer:
 def save_merged(
     model: NeuralTransformer, args: argparse.Namespace, run: Run, epoch: int, *, data_set: dict[str, Any] | None = None
 ) -> None:
-    """Write a classifier with LoRA as one without, model-merged.pth, for --finetune and --eval.
+    """Write a classifier with LoRA as an ordinary one, model-merged.pth, for --finetune and --eval.
 
-    data_set: what it says of the data, as a run's checkpoints do.
+    data_set: description of the data, as in a run's checkpoints.
     """
 
     def write() -> None:
@@ -186,19 +190,19 @@ def save_merged(
 
 
 class FeatureWindows(LabelledWindows):
-    """A split whose EEG is replaced by the features that a frozen trunk makes of it; all else is as it was."""
+    """A split whose EEG is replaced by the features that a frozen trunk computes from it."""
 
     def __init__(self, windows: LabelledWindows, features: Tensor) -> None:
         """features: (samples, D), in the order of the windows."""
-        vars(self).update(vars(windows))  # labels, recordings, subjects, names: what reports and predictions read
+        vars(self).update(vars(windows))  # labels, recordings, subjects, names: for reports and predictions
         self.windows, self.features = windows, features
 
     def __getitem__(self, key: Key) -> tuple[Any, Tensor, Any, int]:
-        """Features (D,), channels (N + 1,), label, index among the usable samples."""
+        """Return features (D,), channels (N + 1,), label, index among the usable samples."""
         return self.features[key[2]], self.channels, self.labels[key[2]], key[2]
 
     def describe(self, key: Key) -> dict[str, Any]:
-        """Where a sample is from and the largest value of its EEG."""
+        """Return where a sample is from and the largest value of its EEG."""
         return self.windows.describe(key)
 
 
@@ -211,38 +215,36 @@ def collate_features(samples: Sequence[tuple[Tensor, Tensor, Any, int]]) -> Labe
 
 
 def build_feature_loaders(model: NeuralTransformer, loaders: Loaders, args: argparse.Namespace, run: Run) -> Loaders:
-    """Loaders of the same batches in the same order, of features in place of EEG, computed here once and for all.
+    """Compute the features of all samples once; return loaders of the same batches with features in place of EEG.
 
-    Every process must call it; they share the work and all hold every feature in memory.
+    Every process must call it; they share the work, and each keeps all features in memory.
     """
     model.eval()
-    found: list[DataLoader | None] = []
     size = 0
-    for loader in (loaders.train, loaders.val, loaders.test):
-        if loader is None:
-            found.append(None)
-            continue
+
+    def convert(loader: DataLoader) -> DataLoader:
+        nonlocal size
         windows: Any = loader.dataset
         features = compute_features(model, windows, args, run)
         size += features.nbytes
-        # No loading processes: there is nothing to read, and each would need the features.
-        found.append(
-            DataLoader(
-                FeatureWindows(windows, features),
-                batch_sampler=loader.batch_sampler,
-                collate_fn=collate_features,
-                pin_memory=loader.pin_memory,
-                generator=torch.Generator(),  # of its own, because a loader draws from the global one
-            )
+        # No loading processes: there is nothing to read, and each would need a copy of the features.
+        return DataLoader(
+            FeatureWindows(windows, features),
+            batch_sampler=loader.batch_sampler,
+            collate_fn=collate_features,
+            pin_memory=loader.pin_memory,
+            generator=torch.Generator(),  # else the loader draws from the global one
         )
+
+    train = convert(loaders.train)
+    val, test = (convert(loader) if loader is not None else None for loader in (loaders.val, loaders.test))
     logger.info("Linear probe: features of every sample are computed, %.1f MB in memory of each process.", size / 1e6)
-    assert found[0] is not None
-    return Loaders(found[0], found[1], found[2])
+    return Loaders(train, val, test)
 
 
 @torch.no_grad()
 def compute_features(model: NeuralTransformer, windows: LabelledWindows, args: argparse.Namespace, run: Run) -> Tensor:
-    """What the head sees of every window, (samples, D) on the CPU, the same on every process."""
+    """Compute the head's input for every window: (samples, D) on the CPU, the same on every process."""
     plan = EvaluationBatches([len(windows)], args.batch_size, rank=run.rank, processes=run.processes)
     loader = make_loader(windows, plan, args, run, collate_labelled)
     features = torch.zeros(len(windows), model.width, dtype=run.dtype, device=run.device)

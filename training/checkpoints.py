@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from errors import InputError
 from files import cache_folder, digest_of, sha256, written_aside
+from layers import load_strictly
+from utils import Run
 
 logger = logging.getLogger(__name__)
 
@@ -240,6 +242,28 @@ def read_model(path: str | Path, *, stage: str) -> dict[str, Tensor]:
     weights = model_state(read(path), path)
     check_stage(weights, [stage], path)
     return weights
+
+
+def load_for_evaluation(
+    model: nn.Module, args: argparse.Namespace, run: Run, *, stage: str, averaged: bool = False
+) -> int:
+    """Load `--resume`, or the output folder's best or latest checkpoint, for `--eval`. Returns its epoch.
+
+    averaged: take the averaged weights (--model_ema). Raises InputError for another stage or architecture.
+    """
+    kept = [run.output_dir / name for name in (BEST, LATEST)]
+    path = run.run_on_rank0(lambda: args.resume or next((path for path in kept if path.is_file()), kept[-1]))
+    state = run.run_on_rank0(lambda: read(path))
+    check_stage(model_state(state, path), [stage], path)
+    weights = averaged_state(state, path) if averaged else model_state(state, path)
+    load_strictly(model, weights, where=str(path))
+    logger.info("Evaluating %s.", path)
+    if not averaged and "model_ema" in state.get("extras", {}):
+        logger.warning("%s: training evaluated the averaged weights that it also holds: --model_ema takes them.", path)
+    if state.get("step"):
+        logger.warning("%s is from inside an epoch (step %s), for which training has no metrics.", path, state["step"])
+    epoch = state.get("epoch", 0)
+    return epoch if isinstance(epoch, int) else 0
 
 
 def digest_of_weights(weights: Mapping[str, Tensor]) -> str:

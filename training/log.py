@@ -1,12 +1,15 @@
-"""Numbers of a run: means of an epoch, progress on a terminal, log.txt, bad_steps.jsonl, TensorBoard scalars."""
+"""Numbers of a run: means of an epoch, progress on a terminal, log.txt, bad_steps.jsonl, TensorBoard, environment."""
 
+import argparse
 import json
 import logging
 import math
 import os
+import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from errors import UsageError
-from files import plain, written_aside
+from files import code_version, plain, written_aside
+from utils import Run
 
 logger = logging.getLogger(__name__)
 
+LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "h5py", "mne", "einops", "tensorboardX")
 PROGRESS_SECONDS = 30  # between two lines where there is no terminal for a bar
 LOG_ONLY = ("_lr", "_decay", "_total_loss", "_seconds", "_per_second")  # in log.txt, not on the terminal
 NAMED_WINDOWS = 3  # of a bad step on the terminal; all are in bad_steps.jsonl
@@ -31,12 +36,11 @@ UNFINISHED = (math.inf, math.inf)  # place of a line that a killed run left half
 class MetricLog:
     """Weighted means and counts of an epoch, kept on the device, so that adding never waits for it.
 
-    A held log takes values up at `commit()` only, so that those of a step that was skipped can be dropped.
+    Values wait for `commit()`, so that those of a step that was skipped can be dropped.
     """
 
-    def __init__(self, *, held: bool = False) -> None:
-        """Start empty. held: see above."""
-        self.held = held
+    def __init__(self) -> None:
+        """Start empty."""
         self.group: str | None = None  # of what is added next: its loss also gets a mean of its own, `loss_<group>`
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
@@ -51,19 +55,14 @@ class MetricLog:
         }
         if self.group is not None and "loss" in values:
             values[f"loss_{self.group}"] = values["loss"]
-        self._note(values, n, {})
+        self._waiting.append((values, n, {}))
 
     def count(self, name: str, counts: Tensor) -> None:
         """Add to a vector of counts that only this process keeps."""
-        self._note({}, 0, {name: counts.detach()})
-
-    def _note(self, values: dict[str, Tensor], n: int, counts: dict[str, Tensor]) -> None:
-        self._waiting.append((values, n, counts))
-        if not self.held:
-            self.commit()
+        self._waiting.append(({}, 0, {name: counts.detach()}))
 
     def commit(self) -> None:
-        """Take up what was added to a held log."""
+        """Take up what was added."""
         for values, n, counts in self._waiting:
             for name, value in values.items():
                 value = value.double() * n
@@ -74,7 +73,7 @@ class MetricLog:
         self._waiting.clear()
 
     def discard(self) -> None:
-        """Drop what was added to a held log since the last commit."""
+        """Drop what was added since the last commit."""
         self._waiting.clear()
 
     def total(self, name: str, size: int) -> Tensor:
@@ -86,7 +85,8 @@ class MetricLog:
         return float(self._sums[name]) / self._weights[name] if name in self._sums else math.nan
 
     def means(self) -> dict[str, float]:
-        """Return means over all processes. Every process must call it; a name may be missing on some."""
+        """Commit; return means over all processes. Every process must call it; a name may be missing on some."""
+        self.commit()
         own = {name: (float(self._sums[name]), self._weights[name]) for name in self._sums}
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, own)
@@ -242,3 +242,22 @@ def list_windows(windows: Sequence[Mapping[str, Any]]) -> str:
         value = f"largest {window['largest_uv']:.3g} uV" if window["finite"] else "holds values that are not finite"
         texts.append(f"{window['file']}, {window['recording']}, {place} ({value})")
     return "; ".join(texts)
+
+
+def environment(args: argparse.Namespace, run: Run) -> dict[str, Any]:
+    """Describe a run for environment.json: versions of code and libraries, hardware, flags."""
+    gpu = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else None
+    return {
+        "code_version": code_version(),
+        "python": platform.python_version(),
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "hardware": {
+            "machine": platform.machine(),
+            "cpu_cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": str(run.device),
+            "gpu": gpu,
+            "processes": run.processes,
+        },
+        "flags": plain(vars(args)),
+    }

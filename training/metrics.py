@@ -1,7 +1,7 @@
-"""Metrics of stage 3 over a whole set, through scikit-learn and SciPy, and the rule that selects an epoch.
+"""Metrics of stage 3 over a whole set, by scikit-learn and SciPy, and the rule that selects an epoch.
 
 Paper, section 3.3. Two classes: the positive class's probability against 0.5; more: argmax. Nothing is tuned on the
-set that is measured. A metric that is not defined (one class only, say) is NaN, never an invented score.
+evaluated set. A metric that is undefined (if there is only one class, say) is NaN, never an invented score.
 """
 
 import math
@@ -66,7 +66,7 @@ def compute(task: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, floa
 
 
 class BestEpoch:
-    """Remembers the epoch that the validation set selects (where there is none, the last one), and when to stop."""
+    """Remembers the epoch that the validation set selects (without one, the last epoch), and when to stop."""
 
     def __init__(self, name: str, task: str, *, patience: int | None = None) -> None:
         """name: a metric of the task; patience: epochs in a row without a better value after which to stop.
@@ -82,21 +82,21 @@ class BestEpoch:
 
     @property
     def rule(self) -> str:
-        """What selects, in words."""
+        """Say in words how the epoch is selected."""
         value = self.stats.get(f"val_{self.name}")
         if value is None:
-            return "being the last, without validation data"
+            return "the last one; there is no validation set"
         if math.isnan(value):
-            return f"default, validation {self.name} being undefined"
+            return f"the first one; validation {self.name} is undefined"
         return f"validation {self.name}"
 
     @property
     def stopped(self) -> bool:
-        """Whether patience is at its end."""
+        """True when patience is at its end."""
         return self.patience is not None and self.waited >= self.patience
 
     def update(self, epoch: int, stats: dict[str, float]) -> bool:
-        """Whether this epoch is now the selected one. Ties keep the earlier epoch; NaN never replaces a number."""
+        """Return whether this epoch is now selected. Ties keep the earlier epoch; NaN never replaces a number."""
         key = f"val_{self.name}"
         value, best = stats.get(key), self.stats.get(key, math.nan)
         if self.epoch is None or value is None:
@@ -111,7 +111,7 @@ class BestEpoch:
         return better
 
     def state_dict(self) -> dict[str, Any]:
-        """What exact resumption needs."""
+        """Return what exact resumption needs."""
         return {"epoch": self.epoch, "stats": self.stats, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ class BestEpoch:
 
 
 def _r2(outputs: np.ndarray, targets: np.ndarray) -> float:
-    """Mean over outputs; NaN where targets do not vary, for which scikit-learn's default makes up 0 or 1."""
+    """Return the mean over outputs; NaN if targets do not vary, where scikit-learn's default would be 0 or 1."""
     if len(targets) < 2:
         return math.nan
     value = _quiet(sk.r2_score, targets, outputs, force_finite=False)

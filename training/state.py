@@ -1,4 +1,4 @@
-"""The state of one training: position, metrics, checkpoints, resumption; and loading for evaluation.
+"""The state of one training: position, metrics, checkpoints, resumption.
 
 A run that ended, in whatever way, continues after the last step that a checkpoint holds, to the last bit.
 """
@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from errors import InputError, Interrupted
@@ -25,18 +24,17 @@ from layers import load_strictly
 from optim_factory import MAX_NONFINITE, Update
 from training import checkpoints
 from training.checkpoints import digest_of_weights
-from training.log import MetricLog, Progress, RunLog, duration, list_windows
-from utils import EXIT_CODES, Run, environment
+from training.log import MetricLog, Progress, RunLog, duration, environment, list_windows
+from utils import EXIT_CODES, Run
 
 logger = logging.getLogger(__name__)
 
-# Flags that change no number, or whose files are compared by content.
+# Flags that change no number, flags whose files are compared by content, and flags that only repeat what files say.
 FREE_FLAGS = {"output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "auto_resume", "resume_anyway"}
-FREE_FLAGS |= {"save_ckpt", "save_ckpt_freq", "save_every_minutes", "keep_last", "start_epoch", "eval"}
+FREE_FLAGS |= {"save_ckpt", "save_ckpt_freq", "save_every_minutes", "keep_last", "start_epoch", "eval", "nb_classes"}
 FREE_FLAGS |= {"train_data", "val_data", "dataset", "data_dir", "tokenizer_weight", "finetune", "grad_checkpoint"}
-FREE_FLAGS |= {"calculate_codebook_usage", "disable_rel_pos_bias", "input_size", "precision"}
-# These only confirm what the files say, or name the micro-batches in other words.
-FREE_FLAGS |= {"nb_classes", "codebook_size", "codebook_dim", "total_batch_size"}
+FREE_FLAGS |= {"calculate_codebook_usage", "disable_rel_pos_bias", "input_size", "precision", "total_batch_size"}
+FREE_FLAGS |= {"codebook_size", "codebook_dim"}
 ACCUMULATION = ("gradient_accumulation_steps", "update_freq")
 # What decides the windows of a step.
 ORDER = {"processes", "train data", "--batch_size", "--seed", "--dataset_order", "--overfit_batch"}
@@ -75,28 +73,6 @@ def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def load_for_evaluation(
-    model: nn.Module, args: argparse.Namespace, run: Run, *, stage: str, averaged: bool = False
-) -> int:
-    """Load `--resume`, or the output folder's best or latest checkpoint, for `--eval`. Returns its epoch.
-
-    averaged: take the averaged weights (--model_ema). Raises InputError for another stage or architecture.
-    """
-    kept = [run.output_dir / name for name in (checkpoints.BEST, checkpoints.LATEST)]
-    path = run.run_on_rank0(lambda: args.resume or next((path for path in kept if path.is_file()), kept[-1]))
-    state = run.run_on_rank0(lambda: checkpoints.read(path))
-    checkpoints.check_stage(checkpoints.model_state(state, path), [stage], path)
-    weights = checkpoints.averaged_state(state, path) if averaged else checkpoints.model_state(state, path)
-    load_strictly(model, weights, where=str(path))
-    logger.info("Evaluating %s.", path)
-    if not averaged and "model_ema" in state.get("extras", {}):
-        logger.warning("%s: training evaluated the averaged weights that it also holds: --model_ema takes them.", path)
-    if state.get("step"):
-        logger.warning("%s is from inside an epoch (step %s), for which training has no metrics.", path, state["step"])
-    epoch = state.get("epoch", 0)
-    return epoch if isinstance(epoch, int) else 0
-
-
 class TrainingState:
     """Position, metrics, log files, checkpoints and resumption of one training; `steps()` is its loop."""
 
@@ -127,19 +103,18 @@ class TrainingState:
         self.save_seconds = args.save_every_minutes * 60 if args.save_ckpt else 0.0
         self.keep_last = args.keep_last
         self.stop_at_bad_step = args.nonfinite == "stop"
-        self.log = MetricLog(held=True)
+        self.log = MetricLog()
         self.epoch, self.step = 0, 0  # that come next
         self.resumed_from: str | None = None  # digest of the file that --resume named when the run began
-        self.skipped_steps = 0  # of the epoch
-        self.seconds, self.samples = 0.0, 0
+        self.skipped_steps, self.seconds, self.samples = 0, 0.0, 0  # of the epoch
         self._mark_step()
         self._saved = time.monotonic()
         self._continued: dict[str, Any] | None = None  # this process's part of a checkpoint inside an epoch
         self._warm_up_due = run.processes > 2  # with one or two processes the order of a sum does not matter
         self.run_log = RunLog(run.output_dir, args.log_dir)
         self.n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        millions, place = self.n_parameters / 1e6, f"{run.processes} process(es) on {run.device}"
-        logger.info("%s: %.2f million learnable parameters, %s", args.model, millions, place)
+        what = f"{args.model}: {self.n_parameters / 1e6:.2f} million learnable parameters"
+        logger.info("%s, %d process(es) on %s", what, run.processes, run.device)
 
     # Resumption
 
@@ -153,7 +128,8 @@ class TrainingState:
         newest = self.run.run_on_rank0(lambda: self._find(args))
         if newest is None:
             self.epoch = int(args.start_epoch)
-            self.run.run_on_rank0(self._begin)
+            self.run.run_on_rank0(self.run_log.begin)
+            self.run.run_on_rank0(lambda: checkpoints.restore_best(self.run.output_dir, {}))
         else:
             self._continue(*newest, anyway=args.resume_anyway)
         self.update.step = self.epoch * self.update.steps_per_epoch + self.step
@@ -179,10 +155,6 @@ class TrainingState:
         if newest is not None and newest[1].get("resumed_from") == self.resumed_from:
             return newest
         return args.resume, checkpoints.read(args.resume)
-
-    def _begin(self) -> None:
-        self.run_log.begin()
-        checkpoints.restore_best(self.run.output_dir, {})
 
     def _continue(self, path: Path, state: dict[str, Any], *, anyway: bool) -> None:
         weights = checkpoints.model_state(state, path)
@@ -243,13 +215,12 @@ class TrainingState:
 
         loader: with `TrainingBatches`. Every process must go through all of it.
         """
-        sampler, accumulation = loader.batch_sampler, self.update.accumulation
-        if epoch != self.epoch:
-            self.epoch, self.step = epoch, 0
+        sampler = loader.batch_sampler
+        self.epoch, self.step = epoch, self.step if epoch == self.epoch else 0
         sampler.set_epoch(epoch, self.step)
         self._begin_epoch(epoch)
         begun = time.monotonic() - self.seconds
-        done = self.step * accumulation
+        done = self.step * self.update.accumulation
         with closing(Progress(self.run.is_main, f"epoch {epoch}", len(loader), done=done)) as progress:
             for batch in loader:
                 batch = batch.to(self.run)
@@ -270,20 +241,19 @@ class TrainingState:
         self.seconds = time.monotonic() - begun
 
     def _begin_epoch(self, epoch: int) -> None:
-        self.log = MetricLog(held=True)
+        self.log = MetricLog()
         if self._continued is None:
             self.samples, self.seconds, self.skipped_steps = 0, 0.0, 0
             # Dropout and drop path differ between processes and are the same again when an epoch is repeated.
             seed = np.random.SeedSequence((self.run.seed, epoch, self.run.rank)).generate_state(1)[0]
             torch.manual_seed(int(seed))
-            self._mark_step()
-            return
-        own, self._continued = self._continued, None
-        self.log.load_state_dict(own["log"], self.run.device)
-        self.samples, self.seconds, self.skipped_steps = own["samples"], own["seconds"], own["skipped_steps"]
-        torch.set_rng_state(own["generator"])
-        if own["device_generator"] is not None and self.run.device.type == "cuda":
-            torch.cuda.set_rng_state(own["device_generator"], self.run.device)
+        else:
+            own, self._continued = self._continued, None
+            self.log.load_state_dict(own["log"], self.run.device)
+            self.samples, self.seconds, self.skipped_steps = own["samples"], own["seconds"], own["skipped_steps"]
+            torch.set_rng_state(own["generator"])
+            if own["device_generator"] is not None and self.run.device.type == "cuda":
+                torch.cuda.set_rng_state(own["device_generator"], self.run.device)
         self._mark_step()
 
     def _mark_step(self) -> None:
@@ -346,8 +316,6 @@ class TrainingState:
         rate = self.samples / max(self.seconds, 1e-9)
         return f"loss {self.log.mean('loss'):.4f}, lr {self.update.lr:.2g}, {rate:.1f} samples/s, left {duration(left)}"
 
-    # Writing
-
     def finish_epoch(self, epoch: int, stats: dict[str, Any] | None = None, *, best: bool = False) -> dict[str, Any]:
         """Write the epoch's line to log.txt and TensorBoard, and the checkpoints. Every process must call it.
 
@@ -355,9 +323,8 @@ class TrainingState:
         the weights differ between processes.
         """
         self._check_equal_weights(epoch)
-        means = {f"train_{name}": value for name, value in self.log.means().items()}
         line = {
-            **means,
+            **{f"train_{name}": value for name, value in self.log.means().items()},
             **(stats or {}),
             "train_skipped_steps": self.skipped_steps,
             "epoch": epoch,
@@ -368,7 +335,7 @@ class TrainingState:
         # The log first: if the run is killed in between, the epoch is trained and logged again.
         self.run.run_on_rank0(lambda: self.run_log.add_epoch(epoch, line))
         self.epoch, self.step = epoch + 1, 0
-        self.log = MetricLog(held=True)
+        self.log = MetricLog()
         self.save(whole_epoch=True, best=best)
         return line
 
@@ -386,13 +353,8 @@ class TrainingState:
         """
         if self.save_every is None:
             return
-        # Before the first step of a continued epoch this process's part is still the checkpoint's.
-        own = self._continued or {
-            **self._mark,
-            "log": self.log.state_dict(),
-            "seconds": self.seconds,
-            "skipped_steps": self.skipped_steps,
-        }
+        numbers = {"log": self.log.state_dict(), "seconds": self.seconds, "skipped_steps": self.skipped_steps}
+        own = self._continued or self._mark | numbers  # before a continued epoch's first step still the checkpoint's
         gathered: list[Any] = [None] * self.run.processes
         dist.all_gather_object(gathered, own)
         numbered = whole_epoch and self.epoch % self.save_every == 0
@@ -422,18 +384,17 @@ class TrainingState:
         if numbered:  # before the latest one, which says that an epoch needs no repetition
             checkpoints.save(state, folder / f"checkpoint-{self.epoch - 1}.pth")
         checkpoints.save(state, folder / checkpoints.LATEST)
-        if (
-            best
-        ):  # after it, so that no other one is lost before its epoch counts; if a kill prevents it, resuming does it
+        if best:  # only now may it replace the file of an older epoch; resuming does what a kill prevents here
             checkpoints.copy(folder / checkpoints.LATEST, folder / checkpoints.BEST)
         checkpoints.remove_older(folder, self.keep_last)
 
     def _stop(self, number: signal.Signals) -> NoReturn:
         """Save and end the run; all processes call it at the same moment."""
         self.save()
-        saved = self.save_every is not None
-        onward = "the same command continues from here" if saved else "nothing is saved (--no_save_ckpt)"
-        if saved and not self.flags["auto_resume"] and not self.flags["resume"]:
+        onward = "the same command continues from here"
+        if self.save_every is None:
+            onward = "nothing is saved (--no_save_ckpt)"
+        elif not self.flags["auto_resume"] and not self.flags["resume"]:
             onward = f"{onward}, without --no_auto_resume"
         place = f"after step {self.step} of epoch {self.epoch}"
         raise Interrupted(f"stopped by {number.name} {place}; {onward}", EXIT_CODES[number])
