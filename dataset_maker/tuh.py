@@ -97,13 +97,9 @@ def check_channels(names: Iterable[str], where: str) -> None:
         "unexpected": [name for name in plain if name not in wanted and name not in EXTRAS],
     }
     if any(wrong.values()):
-        reasons = "; ".join(f"{kind} {_listed(channels)}" for kind, channels in wrong.items() if channels)
+        named = {kind: ", ".join(map(repr, channels[:MAX_NAMED])) for kind, channels in wrong.items() if channels}
+        reasons = "; ".join(f"{kind} {channels}" for kind, channels in named.items())
         raise InputError(f"{where}: not the {len(ELECTRODES)} channels of this data set: {reasons}")
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(map(repr, names[:MAX_NAMED])) + more
 
 
 def read_events(path: Path) -> np.ndarray:
