@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import mne
 import numpy as np
-from scipy import signal
+import scipy  # its parts load when they are used, so that --help is quick
 
 NOTCH_EDGE = 0.5  # Hz: half of `mne.filter.notch_filter`'s trans_bandwidth
 ROWS = 8  # channels that are filtered together: more take more memory and are not faster
@@ -42,7 +42,7 @@ def kernel(rate: float, l_freq: float | None, h_freq: float | None, notch: float
         half = notch / 400 + NOTCH_EDGE  # MNE's notch is notch / 200 wide
         edges = {"l_trans_bandwidth": NOTCH_EDGE, "h_trans_bandwidth": NOTCH_EDGE}
         stop = mne.filter.create_filter(None, rate, notch + half, notch - half, verbose="error", **edges)
-        joined = signal.convolve(joined, stop)
+        joined = scipy.signal.convolve(joined, stop)
     return joined
 
 
@@ -71,7 +71,7 @@ def _apply(eeg: np.ndarray, taps: np.ndarray) -> np.ndarray:
     if len(taps) == 1:
         return eeg
     groups = (eeg[start : start + ROWS] for start in range(0, len(eeg), ROWS))
-    return np.concatenate([signal.oaconvolve(group, taps[None], mode="valid", axes=1) for group in groups])
+    return np.concatenate([scipy.signal.oaconvolve(group, taps[None], mode="valid", axes=1) for group in groups])
 
 
 def process_whole(eeg: np.ndarray, rate: float, taps: np.ndarray, new_rate: float) -> np.ndarray:
@@ -112,7 +112,7 @@ def process_blocks(
         eeg = read(max(first, 0), min(last, samples))
         eeg = _apply(_mirrored(eeg, max(-first, 0), max(min(last, samples + margin) - samples, 0)), taps)
         if up != down:
-            eeg = signal.resample_poly(eeg, up, down, axis=1, window=smoothing)
+            eeg = scipy.signal.resample_poly(eeg, up, down, axis=1, window=smoothing)
         skip = overlap // down * up
         count = min(step // down * up, left)
         yield eeg[:, skip : skip + count]
@@ -131,5 +131,5 @@ def _resampling_kernel(rate: float, new_rate: float, up: int, h_freq: float | No
     """Return resample_poly's FIR filter: it passes what the low-pass left and stops at its mirror frequency."""
     nyquist = min(rate, new_rate) / 2
     passed = min(PASSED * nyquist, (nyquist + LOW_PASS_END * h_freq) / 2 if h_freq else nyquist)
-    count, beta = signal.kaiserord(ATTENUATION, 2 * (nyquist - passed) / (rate * up / 2))
-    return signal.firwin(count | 1, nyquist, window=("kaiser", beta), fs=rate * up)
+    count, beta = scipy.signal.kaiserord(ATTENUATION, 2 * (nyquist - passed) / (rate * up / 2))
+    return scipy.signal.firwin(count | 1, nyquist, window=("kaiser", beta), fs=rate * up)
