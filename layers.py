@@ -9,8 +9,7 @@ Axes: B batch, N electrodes, A patches in time, T samples a patch, D width, H he
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,7 +65,7 @@ class TemporalConv(nn.Module):
     """
 
     def __init__(self, width: int) -> None:
-        """width: D, 25 times the number of convolution channels C (8, 16 or 32)."""
+        """width: D = 25 C, where C (8, 16 or 32) is the number of convolution channels."""
         super().__init__()
         steps = PATCH_SAMPLES // 8  # the first convolution's stride is 8: 25 steps a patch
         if width % steps or (width // steps) % 4:
@@ -199,12 +198,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor, paths: Tensor | None = None) -> Tensor:
         """x: (B, L, D) -> (B, L, D). paths: from `draw_paths`, outside, so that all rates share a compiled graph."""
         attended = self.attn(self.norm1(x))
-        if self.gamma_1 is not None:
-            attended = self.gamma_1 * attended
+        attended = attended if self.gamma_1 is None else self.gamma_1 * attended
         x = x + (attended if paths is None else attended * paths[0])
         hidden = self.mlp(self.norm2(x))
-        if self.gamma_2 is not None:
-            hidden = self.gamma_2 * hidden
+        hidden = hidden if self.gamma_2 is None else self.gamma_2 * hidden
         return x + (hidden if paths is None else hidden * paths[1])
 
 
@@ -244,10 +241,8 @@ class Trunk(nn.Module):
         super().__init__()
         if cls_position_row not in ("own", "first_electrode"):
             raise ValueError(f"cls_position_row is {cls_position_row!r}; allowed: 'own', 'first_electrode'")
-        self.cls_position_row = cls_position_row
-        self.grad_checkpoint = grad_checkpoint
-        self.width = width
-        self.init_values = init_values
+        self.cls_position_row, self.grad_checkpoint = cls_position_row, grad_checkpoint
+        self.width, self.init_values = width, init_values
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if masked else None
         self.pos_embed = nn.Parameter(torch.zeros(1, num_electrodes + 1, width)) if use_abs_pos_emb else None
@@ -256,7 +251,7 @@ class Trunk(nn.Module):
         self.patch_embed = patch_embed
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         parts: dict[str, Any] = {"qkv_bias": qkv_bias, "qk_norm": qk_norm, "init_values": init_values}
-        drops = {"drop": drop_rate, "attn_drop": attn_drop_rate}
+        drops: dict[str, Any] = {"drop": drop_rate, "attn_drop": attn_drop_rate}
         self.blocks = nn.ModuleList(Block(width, heads, **parts, **drops, drop_path=rate) for rate in rates)
 
     def position_embedding(self, table: Tensor, channels: Channels, electrodes: int) -> Tensor:
@@ -270,7 +265,8 @@ class Trunk(nn.Module):
                 f"input_chans=None means all {rows - 1} electrodes in order, but the input has {electrodes}: pass "
                 "input_chans = [0, row, row, ...], see electrodes.embedding_rows"
             )
-        index = torch.as_tensor(range(rows) if channels is None else channels, dtype=torch.long)
+        rows_or_all = torch.arange(rows, device=table.device) if channels is None else channels
+        index = torch.as_tensor(rows_or_all, dtype=torch.long)
         if index.shape != (electrodes + 1,):
             raise InputError(
                 f"input_chans has {index.numel()} entries for {electrodes} electrodes: it must be "
@@ -311,11 +307,8 @@ class Trunk(nn.Module):
     def run_blocks(self, tokens: Tensor) -> Tensor:
         """tokens: (B, N*A + 1, D) -> (B, N*A + 1, D)."""
         size = max(1, CACHED_TOKENS // tokens.shape[1])  # samples
-        if tokens.is_cuda or torch.is_grad_enabled() or len(tokens) <= size:
-            return self._run_blocks(tokens)
-        return torch.cat([self._run_blocks(piece) for piece in tokens.split(size)])
-
-    def _run_blocks(self, tokens: Tensor) -> Tensor:
+        if len(tokens) > size and not (tokens.is_cuda or torch.is_grad_enabled()):
+            return torch.cat([self.run_blocks(piece) for piece in tokens.split(size)])
         for block in self.blocks:
             paths = block.draw_paths(tokens)  # type: ignore[operator]  # a Block's
             if self.grad_checkpoint and block.training:  # frozen blocks are in evaluation mode and keep nothing
@@ -360,18 +353,6 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> None:
             part.compile(dynamic=True, backend=backend)
 
 
-def depth_of(keys: Iterable[str], prefix: str = "") -> int:
-    """Count the transformer blocks that state-dict keys name. prefix: before `blocks.`."""
-    numbers = (key.removeprefix(prefix).split(".")[1] for key in keys if key.startswith(f"{prefix}blocks."))
-    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
-
-
-def check_merged(weights: Iterable[str], where: str | Path) -> None:
-    """Raise InputError for the checkpoint of a LoRA run, whose adapters are not merged into the matrices."""
-    if any(".lora_A." in key for key in weights):
-        raise InputError(f"{where} holds LoRA adapters beside its matrices: use model-merged.pth of the same folder")
-
-
 def load_strictly(module: nn.Module, weights: dict[str, Tensor], *, where: str) -> list[str]:
     """Load weights that must all fit. Keys under the module's `unused_published_keys` are logged and returned.
 
@@ -406,20 +387,13 @@ def register_sizes(sizes: dict[str, dict[str, Any]], build: Callable[..., nn.Mod
     module_name: the calling module's `__name__`, under which timm lists the models.
     """
     for name, size in sizes.items():
-        register_model(_entry_point(name, size, build, module_name))
 
+        def create(pretrained: bool = False, _name: str = name, _size: Any = size, **kwargs: Any) -> nn.Module:
+            if pretrained:
+                raise InputError(f"{_name}: there are no weights to fetch; build the model and load a checkpoint file")
+            for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm always passes them
+                kwargs.pop(key, None)
+            return build(**{**_size, **kwargs})
 
-def _entry_point(
-    name: str, size: dict[str, Any], build: Callable[..., nn.Module], module_name: str
-) -> Callable[..., nn.Module]:
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        if pretrained:
-            raise InputError(f"{name}: there are no weights to fetch; build the model and load a checkpoint file")
-        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm passes them always
-            kwargs.pop(key, None)
-        return build(**{**size, **kwargs})
-
-    create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"{build.__name__} of size {size}."
-    create.__module__ = module_name
-    return create
+        create.__name__, create.__module__ = name, module_name
+        register_model(create)

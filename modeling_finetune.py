@@ -3,14 +3,16 @@
 Paper, section 2.4. The model, its sizes, and loading stage 2 into it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from errors import InputError
-from layers import LAYER_NORM_EPS, Channels, TemporalConv, Trunk, check_merged, depth_of, register_sizes
+from layers import LAYER_NORM_EPS, Channels, TemporalConv, Trunk, register_sizes
 
 
 class NeuralTransformer(Trunk):
@@ -100,6 +102,18 @@ class LoadReport:
             keys = getattr(self, what)
             parts.append(f"{what}: {', '.join(keys) if keys else 'none'}")
         return "; ".join(parts)
+
+
+def depth_of(keys: Iterable[str], prefix: str = "") -> int:
+    """Count the transformer blocks that state-dict keys name. prefix: before `blocks.`."""
+    numbers = (key.removeprefix(prefix).split(".")[1] for key in keys if key.startswith(f"{prefix}blocks."))
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+
+
+def check_merged(weights: Iterable[str], where: str | Path) -> None:
+    """Raise InputError for the checkpoint of a LoRA run, whose adapters are not merged into the matrices."""
+    if any(".lora_A." in key for key in weights):
+        raise InputError(f"{where} holds LoRA adapters beside its matrices: use model-merged.pth of the same folder")
 
 
 def load_pretrained(model: NeuralTransformer, state: dict[str, Tensor], *, where: str = "checkpoint") -> LoadReport:

@@ -26,7 +26,8 @@ import modeling_pretrain
 import modeling_vqnsp
 from eeg_data.labelled_files import TASKS
 from errors import InputError
-from layers import MAX_PATCHES, check_merged, depth_of, load_strictly
+from layers import MAX_PATCHES, load_strictly
+from modeling_finetune import check_merged, depth_of
 from training import checkpoints
 
 logger = logging.getLogger(__name__)
