@@ -27,7 +27,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from errors import INTERRUPTED, TERMINATED, InputError, Interrupted, PeerLost, UsageError, friendly_error
 from files import check_writable
-from layers import check_window, compile_blocks
+from layers import MAX_PATCHES, check_window, compile_blocks
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -41,6 +41,8 @@ FLAG_LIMITS = {
     **dict.fromkeys(("drop", "drop_path", "attn_drop_rate", "smoothing"), (0, ALMOST_ONE)),
     **dict.fromkeys(("ema_decay", "model_ema_decay", "layer_decay"), (0, 1)),
     "opt_betas": (0, math.nextafter(1, 0)),
+    "window_stride": (1, math.inf),  # samples
+    "time_window": (1, MAX_PATCHES),  # seconds
 }
 LOCAL_FLAGS = {"output_dir", "log_dir", "device", "num_workers"}  # may differ between the processes of a run
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -32,7 +32,7 @@ from eeg_data.hdf5 import find_files
 from eeg_data.pretraining_files import MAX_TOKENS, SAMPLING_RATE, Recording, by_montage, default_window, read_recordings
 from eeg_data.quality import Quality, warnings
 from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
-from errors import InputError, UsageError
+from errors import InputError
 from files import digest_of
 from layers import MAX_PATCHES, PATCH_SAMPLES
 from utils import EXIT_CODES, Run, add_switch
@@ -195,73 +195,37 @@ class Loaders:
 
 def add_loader_arguments(group: Any) -> None:
     """Add the flags of every loader."""
-    group.add_argument(
-        "--num_electrodes",
-        type=int,
-        default=PUBLISHED_ELECTRODES,
-        choices=(PUBLISHED_ELECTRODES, len(ELECTRODES)),
-        help="rows of the electrode table; the larger one for the last eight (bipolar) names",
-    )
+    choices = (PUBLISHED_ELECTRODES, len(ELECTRODES))
+    text = "rows of the electrode table; the larger one for the last eight (bipolar) names"
+    group.add_argument("--num_electrodes", type=int, default=PUBLISHED_ELECTRODES, choices=choices, help=text)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(8, cores // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     group.add_argument("--batch_size", type=int, help="windows a process and micro-batch")
     group.add_argument("--num_workers", type=int, default=workers, help="loading processes of each process")
     add_switch(group, "pin_mem", default=True, help="page-locked memory on the way to a GPU")
-    group.add_argument(
-        "--overfit_batch", action="store_true", help="train on the first batch only: a check that learning works"
-    )
+    text = "train on the first batch only: a check that learning works"
+    group.add_argument("--overfit_batch", action="store_true", help=text)
 
 
 def add_pretraining_arguments(parser: argparse.ArgumentParser, *, window_stride: int) -> None:
     """Add the data flags of stages 1 and 2."""
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--train_data",
-        type=Path,
-        nargs="+",
-        default=[Path("data/pretrain")],
-        metavar="PATH",
-        help="HDF5 files or folders of them (default: ./data/pretrain)",
-    )
-    group.add_argument(
-        "--val_data",
-        type=Path,
-        nargs="+",
-        default=None,
-        metavar="PATH",
-        help="likewise, for evaluation (default: ./data/pretrain_val where it exists)",
-    )
-    group.add_argument(
-        "--time_window",
-        type=int,
-        default=None,
-        metavar="SECONDS",
-        help=f"window of every montage (default: floor({MAX_TOKENS} / electrodes), at most {MAX_PATCHES})",
-    )
-    group.add_argument(
-        "--window_stride",
-        type=int,
-        default=window_stride,
-        metavar="SAMPLES",
-        help="from the start of one window to the next's (default: %(default)s)",
-    )
-    group.add_argument(
-        "--dataset_order",
-        choices=("interleaved", "sequential"),
-        default="interleaved",
-        help="how batches of different montages follow each other; sequential: as in the released code",
-    )
+    paths: dict[str, Any] = {"type": Path, "nargs": "+", "metavar": "PATH"}
+    text = "HDF5 files or folders of them (default: ./data/pretrain)"
+    group.add_argument("--train_data", **paths, default=[Path("data/pretrain")], help=text)
+    text = "likewise, for evaluation (default: ./data/pretrain_val where it exists)"
+    group.add_argument("--val_data", **paths, help=text)
+    text = f"window of every montage (default: floor({MAX_TOKENS} / electrodes), at most {MAX_PATCHES})"
+    group.add_argument("--time_window", type=int, metavar="SECONDS", help=text)
+    text = "from the start of one window to the next's (default: %(default)s)"
+    group.add_argument("--window_stride", type=int, default=window_stride, metavar="SAMPLES", help=text)
+    text = "how batches of different montages follow each other; sequential: as in the released code"
+    group.add_argument("--dataset_order", choices=("interleaved", "sequential"), default="interleaved", help=text)
     add_loader_arguments(group)
 
 
 def _montages(paths: Sequence[Path], args: argparse.Namespace, flag: str, run: Run) -> list[MontageWindows]:
     """Group the windows of all files by montage, montages in a fixed order. Raises InputError if there are none."""
-    if args.time_window is not None and not 1 <= args.time_window <= MAX_PATCHES:
-        raise UsageError(
-            f"--time_window {args.time_window}: allowed are 1 to {MAX_PATCHES} s, the rows of the time embedding"
-        )
-    if args.window_stride < 1:
-        raise UsageError(f"--window_stride {args.window_stride}: allowed are whole numbers of samples from 1")
     recordings = [recording for path in find_files(paths, flag) for recording in read_recordings(path)]
     window = args.time_window * SAMPLING_RATE if args.time_window else None
     montages = [
@@ -298,15 +262,11 @@ def warn_unmarked(paths: set[Path], flag: str) -> None:
 def _warn(windows: MontageWindows, flag: str) -> None:
     """Warn of windows of a montage that are left out, and of odd signals."""
     name = f"{flag}, {len(windows.montage)} electrodes"
-    if windows.too_short:
+    if windows.too_short or windows.left_out:
         logger.warning(
             f"{name}: {windows.too_short} of {len(windows.recordings)} recordings are shorter than the window of "
-            f"{windows.window // SAMPLING_RATE} s and give nothing."
-        )
-    if windows.left_out:
-        logger.warning(
-            f"{name}: {windows.left_out} of {windows.left_out + len(windows)} windows touch seconds that cannot be "
-            "used (not finite, or all electrodes flat) and are left out."
+            f"{windows.window // SAMPLING_RATE} s, {windows.left_out} of {windows.left_out + len(windows)} windows "
+            "touch seconds that cannot be used (not finite, or all electrodes flat): they are left out."
         )
     scans = (recording.quality() for recording in windows.recordings)
     for text in warnings(Quality.merged(scan for scan in scans if scan is not None)):
