@@ -37,23 +37,16 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
-from eeg_data import quality
+from eeg_data import labelled_files, quality
 from eeg_data.hdf5 import close_file, files_below, open_file, printable, readable
-from eeg_data.labelled_files import (
-    LabelledFile,
-    UsableSamples,
-    joined_shards,
-    published_sizes,
-    read_eeg,
-    read_labelled,
-    read_samples,
-)
+from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
 from eeg_data.pretraining_files import SAMPLING_RATE, Recording, by_montage, default_window, read_recordings
 from eeg_data.quality import Quality
 from electrodes import embedding_rows
@@ -121,11 +114,10 @@ def describe(path: Path, complain: Callable[[InputError], None], *, mark: bool =
                 recordings += read_recordings(file)
         except InputError as error:
             complain(error)
-    readers = [lambda group=group: _describe_montage(path, group) for group in by_montage(recordings)]
-    readers += [lambda shards=shards: _describe_labelled(path, shards) for shards in labelled.values()]
-    for reader in readers:
+    sets = [partial(_describe_montage, path, group) for group in by_montage(recordings)]
+    for describe_set in (*sets, *(partial(_describe_labelled, path, shards) for shards in labelled.values())):
         try:
-            yield reader()
+            yield describe_set()
         except InputError as error:
             complain(error)
 
@@ -218,9 +210,9 @@ def _describe_montage(path: Path, recordings: Sequence[Recording]) -> DataSet:
 
 
 def _describe_labelled(path: Path, shards: list[LabelledFile]) -> DataSet:
-    file = joined_shards(shards, path if len(shards) > 1 else shards[0].path)
+    file = labelled_files.joined_shards(shards, path if len(shards) > 1 else shards[0].path)
     parts = {split: read_samples(file, split) for split in file.splits}
-    usable = {split: UsableSamples(every) for split, every in parts.items()}
+    usable = {split: labelled_files.UsableSamples(every) for split, every in parts.items()}
     every = [part for own in parts.values() for part in own]
     labels = {split: np.concatenate([part.labels for part in own]) for split, own in parts.items()}
     subjects = {split: [subject for part in own for subject in part.subjects] for split, own in parts.items()}
@@ -235,7 +227,7 @@ def _describe_labelled(path: Path, shards: list[LabelledFile]) -> DataSet:
         for split, own in parts.items()
     }
     sizes = {split: len(values) for split, values in labels.items()}
-    compared = quality.compare_with_published(file.name, sizes, published_sizes())
+    compared = quality.compare_with_published(file.name, sizes, labelled_files.published_sizes())
     sides = Counter(subject for members in subjects.values() for subject in set(members))
     report: Report = {"kind": "labelled", "path": str(file.path), "files": list(map(str, file.shards))}
     report |= {"name": file.name, "task": file.task, "classes": list(file.classes), "splits": splits}
@@ -250,7 +242,7 @@ def _describe_labelled(path: Path, shards: list[LabelledFile]) -> DataSet:
     def read(index: int) -> np.ndarray:
         split, sample = places[index]
         shard, row = usable[split].place(sample)
-        return read_eeg(shard, split, row)
+        return labelled_files.read_eeg(shard, split, row)
 
     return DataSet(f"{file.path}: labelled, {file.name}, {file.task}", report, len(places), read)
 
@@ -297,12 +289,13 @@ def draw(sets: Sequence[DataSet], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     heights = [2.2 + 0.16 * len(one.report["electrodes"]) for one in sets]
-    size, ratios = (13, sum(heights)), {"width_ratios": [2.3, 1], "height_ratios": heights}
+    ratios = {"width_ratios": [2.3, 1], "height_ratios": heights}
+    size = (13, sum(heights))
     figure, axes = plt.subplots(len(sets), 2, figsize=size, squeeze=False, layout="constrained", gridspec_kw=ratios)
     for one, (left, right) in zip(sets, axes, strict=True):
-        left.set_title(printable(one.title), loc="left", fontsize=10, fontweight="bold")
-        chosen = sorted({int(place) for place in (np.arange(SPECTRUM_WINDOWS) + 0.5) / SPECTRUM_WINDOWS * one.windows})
-        windows = [window for window in map(one.read, chosen if one.windows else []) if np.isfinite(window).all()]
+        left.set_title(printable(one.title), loc="left")
+        spread = np.unique(np.linspace(0, one.windows, SPECTRUM_WINDOWS, endpoint=False, dtype=int))
+        windows = [window for window in map(one.read, spread if one.windows else ()) if np.isfinite(window).all()]
         if not windows:
             left.set_xlabel("no usable window")
             continue
@@ -310,17 +303,16 @@ def draw(sets: Sequence[DataSet], path: Path) -> None:
         traces = np.concatenate([eeg - np.median(eeg, axis=1, keepdims=True) for eeg in shown], axis=1)
         spacing = 2.2 * float(np.percentile(np.abs(traces), 98)) or 1.0  # uV
         offsets = -spacing * np.arange(len(traces))
-        # One wild electrode does not cover the others.
-        rows = traces.clip(-1.5 * spacing, 1.5 * spacing) + offsets[:, None]
-        left.plot(np.arange(rows.shape[1]) / SAMPLING_RATE, rows.T, color="#1f2d3d", linewidth=0.5)
-        left.axvline(shown[0].shape[1] / SAMPLING_RATE, color="#c0392b")
+        rows = traces.clip(-1.5 * spacing, 1.5 * spacing) + offsets[:, None]  # a wild electrode covers no others
+        left.plot(np.arange(rows.shape[1]) / SAMPLING_RATE, rows.T, color="black", linewidth=0.5)
+        left.axvline(shown[0].shape[1] / SAMPLING_RATE, color="red")
         left.set_yticks(offsets, one.report["electrodes"], fontsize=7)
         left.set_xlabel(f"time in two windows, s; {spacing:.3g} uV from electrode to electrode")
         length = min(windows[0].shape[1], 2 * SAMPLING_RATE)
-        power = np.mean([welch(eeg, SAMPLING_RATE, nperseg=length, axis=1)[1] for eeg in windows], axis=0)
+        power = np.mean([welch(eeg, SAMPLING_RATE, nperseg=length, axis=1)[1] for eeg in windows], axis=0)[:, 1:]
         frequencies = np.fft.rfftfreq(length, 1 / SAMPLING_RATE)[1:]
-        right.plot(frequencies, 10 * np.log10(power[:, 1:].T + FLOOR), color="#9db4c8", linewidth=0.6)
-        right.plot(frequencies, 10 * np.log10(power[:, 1:].mean(axis=0) + FLOOR), color="#c0392b", linewidth=2)
+        right.plot(frequencies, 10 * np.log10(power.T + FLOOR), color="lightgray", linewidth=0.6)
+        right.plot(frequencies, 10 * np.log10(power.mean(axis=0) + FLOOR), color="red")
         right.set(xlabel=f"frequency, Hz; mean of {len(windows)} windows", ylabel="power, dB re 1 uV²/Hz")
     with written_aside(path) as part:
         figure.savefig(part, dpi=110, format="png")
