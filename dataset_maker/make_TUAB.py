@@ -24,11 +24,10 @@ from typing import Any
 from dataset_maker import labelled, tuh
 from dataset_maker.labelled import DataSet
 from dataset_maker.pipeline import Prepared, Windows
-from dataset_maker.tuh import read  # noqa: F401 - the hook that opens a recording
 
 DATA_SET = DataSet("TUAB", classes=("normal", "abnormal"), window=10, electrodes=tuh.ELECTRODES, drop=tuh.EXTRAS)
 TREE = "{train,eval}/{abnormal,normal}/01_tcp_ar/"
-add_arguments = partial(tuh.add_arguments, tree=TREE)
+add_arguments, read = partial(tuh.add_arguments, tree=TREE), tuh.read
 
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:

@@ -25,7 +25,6 @@ from typing import Any
 from dataset_maker import labelled, tuh
 from dataset_maker.labelled import DataSet
 from dataset_maker.pipeline import Prepared, Windows
-from dataset_maker.tuh import read  # noqa: F401 - the hook that opens a recording
 from errors import InputError
 
 DATA_SET = DataSet(
@@ -38,7 +37,7 @@ DATA_SET = DataSet(
 )
 TREE = "{train,eval}/SUBJECT/"
 OLD, NEW = "v2.0.0", "v2.0.1"  # versions whose counts are known; NEW unless the path says otherwise
-add_arguments = partial(tuh.add_arguments, tree=TREE)
+add_arguments, read = partial(tuh.add_arguments, tree=TREE), tuh.read
 
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:

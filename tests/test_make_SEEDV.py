@@ -12,14 +12,8 @@ from dataset_maker import make_SEEDV
 from eeg_data.labelled_files import SPLITS
 from maker_helpers import run_maker
 
-CHANNELS = [
-    *make_SEEDV.DATA_SET.electrodes[:32],
-    "M1",
-    *make_SEEDV.DATA_SET.electrodes[32:41],
-    "M2",
-    *make_SEEDV.DATA_SET.electrodes[41:],
-]
-CHANNELS += ["VEO", "HEO"]
+ELECTRODES = list(make_SEEDV.DATA_SET.electrodes or ())
+CHANNELS = [*ELECTRODES[:32], "M1", *ELECTRODES[32:41], "M2", *ELECTRODES[41:], "VEO", "HEO"]
 RATE, SECONDS = 1000, 18
 STEP, BASELINE = 0.02, 5  # uV a digital step; digital value of 0 uV
 PLAIN = ("--l_freq", 0, "--h_freq", 0, "--notch", 0)
@@ -90,7 +84,7 @@ def test_the_published_table_gives_the_published_numbers_of_windows() -> None:
             numbers[split] += 16 * sum(end - start for start, end, _ in session[5 * split : 5 * split + 5])
     table = json.loads(Path(make_SEEDV.__file__).with_name("seed_v.json").read_text())
     assert numbers.tolist() == table["windows_16_subjects"] == [34432, 42960, 40352]
-    assert len(set(make_SEEDV.DATA_SET.electrodes)) == 62
+    assert len(set(ELECTRODES)) == 62
 
 
 def test_sessions_become_seconds_with_their_clips_labels_and_splits(
@@ -106,11 +100,9 @@ def test_sessions_become_seconds_with_their_clips_labels_and_splits(
     output = tmp_path / "SEED-V.hdf5"
     assert run_maker(make_SEEDV, "--root", root, "--output", output, *PLAIN) == 0
     with h5py.File(output) as file:
-        assert (
-            list(file.attrs["chOrder"]) == list(make_SEEDV.DATA_SET.electrodes) and file.attrs["task"] == "multiclass"
-        )
+        assert list(file.attrs["chOrder"]) == ELECTRODES and file.attrs["task"] == "multiclass"
         assert list(file.attrs["classes"]) == ["disgust", "fear", "sad", "neutral", "happy"]
-        rows = [CHANNELS.index(name) for name in make_SEEDV.DATA_SET.electrodes]
+        rows = [CHANNELS.index(name) for name in ELECTRODES]
         for number, split in enumerate(SPLITS):
             sessions = (("2_1", "2", "1"), ("2_2", "2", "2"), ("10_3", "10", "3"))  # by subject, then session
             wanted = [(name, who, *w) for name, who, session in sessions for w in expected_windows(session, number)]
