@@ -47,7 +47,14 @@ from tqdm import tqdm
 from eeg_data import labelled_files, quality
 from eeg_data.hdf5 import close_file, files_below, open_file, printable, readable
 from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
-from eeg_data.pretraining_files import SAMPLING_RATE, Recording, by_montage, default_window, read_recordings
+from eeg_data.pretraining_files import (
+    SAMPLING_RATE,
+    Recording,
+    by_montage,
+    default_window,
+    read_recordings,
+    seconds_of,
+)
 from eeg_data.quality import Quality
 from electrodes import embedding_rows
 from files import check_file, write_json, written_aside
@@ -134,29 +141,28 @@ def mark_file(path: Path) -> bool:
     The signals are copied byte for byte and the copy replaces the file, so a kill leaves the file as it was.
     """
     path = Path(os.path.realpath(path))
-    scans: dict[str, tuple[np.ndarray, str]] = {}
+    scans: dict[str, Callable[[], Quality]]
     if is_labelled(path):
         file = read_labelled(path)
-        for samples in (part for split in file.splits for part in read_samples(file, split) if part.valid is None):
-            scan = samples.scan(file.montage, file.seconds)
-            scans[samples.split] = scan.valid.reshape(len(samples), file.seconds), scan.to_json()
+        parts = [part for split in file.splits for part in read_samples(file, split) if part.valid is None]
+        scans = {part.split: partial(part.scan, file.montage, file.seconds) for part in parts}
     else:
-        unmarked = [recording for recording in read_recordings(path) if recording.invalid is None]
-        for recording in tqdm(unmarked, "scanning", leave=False, disable=not sys.stderr.isatty()):
-            scan = recording.scan()
-            scans[recording.name] = scan.valid, scan.to_json()
+        scans = {recording.name: recording.scan for recording in read_recordings(path) if recording.invalid is None}
     for name in scans:
         if (owner := Path(open_file(path)[name].file.filename)) != path:
             raise InputError(f"{path}: `{printable(name)}` is in {owner}: mark that file")
+    bar = tqdm(scans.items(), "scanning", leave=False, disable=not sys.stderr.isatty())
+    results = {name: scan() for name, scan in bar}
     close_file(path)
-    if scans:
+    if results:
         with written_aside(path) as part:
             shutil.copy2(path, part)
             with h5py.File(part, "r+", locking=False) as copy:
-                for name, (valid, counts) in scans.items():
-                    copy[name]["valid"] = valid
-                    copy[name].attrs["quality"] = counts
-    return bool(scans)
+                for name, result in results.items():
+                    *samples, _, length = copy[name]["eeg"].shape
+                    copy[name]["valid"] = result.valid.reshape(*samples, seconds_of(length))
+                    copy[name].attrs["quality"] = result.to_json()
+    return bool(results)
 
 
 def _describe_signals(montage: Sequence[str], scans: Iterable[Quality], unmarked: int) -> Report:

@@ -67,10 +67,10 @@ def open_file(path: Path) -> h5py.File:
 
 def close_file(path: Path) -> None:
     """Forget a file and its data sets; HDF5 closes it as soon as nobody else holds it."""
-    for datasets_of_file in [key for key in _datasets if key[1] == path]:
-        del _datasets[datasets_of_file]
-    for file in [key for key in _files if key[1] == path]:
-        del _files[file]
+    caches: tuple[dict[Any, Any], ...] = (_datasets, _files)
+    for opened in caches:
+        for key in [key for key in opened if key[1] == path]:
+            del opened[key]
 
 
 def open_dataset(path: Path, name: str) -> h5py.Dataset:

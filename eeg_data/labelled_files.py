@@ -7,7 +7,8 @@ A file describes itself (task, classes, montage), so that a new data set needs n
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os.path import realpath
 from pathlib import Path
@@ -26,12 +27,7 @@ TASKS = ("binary", "multiclass", "regression")
 SPLITS = ("train", "val", "test")
 # Known names of labelled sets and their files in --data_dir; a folder of shards has the name without the suffix. Any
 # other file or folder in the same format goes by its path.
-DATASETS = {
-    "TUAB": "TUAB.hdf5",
-    "TUEV": "TUEV.hdf5",
-    "MentalArithmetic": "MentalArithmetic.hdf5",
-    "SEED-V": "SEED-V.hdf5",
-}
+DATASETS = {name: f"{name}.hdf5" for name in ("TUAB", "TUEV", "MentalArithmetic", "SEED-V")}
 COLUMNS = ("eeg", "label", "recording", "subject")  # data sets of a split
 BLOCK = 2**22  # values that a scan reads at once
 PUBLISHED = Path(__file__).parents[1] / "dataset_maker" / "published_splits.json"
@@ -88,19 +84,17 @@ class Samples:
 
         seconds: of a sample. Which seconds are valid says the file where it can.
         """
-        result = Quality.merged(self._scan_recordings(montage, seconds))
-        return result if self.valid is None else replace(result, valid=self.valid.ravel())
-
-    def _scan_recordings(self, montage: Sequence[str], seconds: int) -> Iterator[Quality]:
         step = max(1, BLOCK // (len(montage) * seconds * SAMPLING_RATE))  # samples
-        end = 0
+        scans, end = [], 0
         for _, group in itertools.groupby(self.recordings):
             first, end = end, end + len(list(group))
             scan = SignalScan(montage, SAMPLING_RATE)
             for start in range(first, end, step):
                 eeg = read_eeg(self.path, self.split, start, min(start + step, end))  # (samples, N, A*T)
                 scan.add(eeg.transpose(1, 0, 2).reshape(len(montage), -1))
-            yield scan.result()
+            scans.append(scan.result())
+        whole = Quality.merged(scans)
+        return whole if self.valid is None else replace(whole, valid=self.valid.ravel())
 
 
 def labelled_path(dataset: str, data_dir: Path) -> Path:
@@ -210,18 +204,15 @@ def read_samples(file: LabelledFile, split: str) -> list[Samples]:
                 continue
             group = opened[split]
             labels = _read_labels(group["label"], file, where)
-            recordings, subjects = (_shared(group[key].asstr()[()]) for key in ("recording", "subject"))
+            # Equal texts are one object: memory grows with recordings, but for a pointer a sample.
+            recordings, subjects = (
+                [sys.intern(str(text)) for text in group[key].asstr()[()]] for key in ("recording", "subject")
+            )
             valid = read_valid(group, where, (len(labels), file.seconds), "one value for each second of each sample")
             text = Attributes(where, group).get("quality")
         quality = None if text is None or valid is None else Quality.from_json(text, valid.ravel(), where)
         parts.append(Samples(path, split, labels, recordings, subjects, valid, quality))
     return parts
-
-
-def _shared(texts: np.ndarray) -> list[str]:
-    """Make equal texts one object: memory grows with recordings, but for a pointer a sample."""
-    each: dict[str, str] = {}
-    return [each.setdefault(text, text) for text in map(str, texts)]
 
 
 def _read_labels(dataset: h5py.Dataset, file: LabelledFile, where: str) -> np.ndarray:
