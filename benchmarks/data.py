@@ -2,13 +2,12 @@
 
 `python benchmarks/data.py [--size_gb 4] [--folder DIR] [--json FILE]`. A pre-training file of noise is made
 once (in --folder it stays, else it is removed), its pages are brought into the cache, then all cases are timed in turn,
-so that a noisy machine disturbs them alike. Ratios are of one round. `--show FILE` prints the tables of a --json file.
+so that a noisy machine disturbs them alike. Ratios are of one round. `--show FILE` prints the table of a --json file.
 """
 
 import argparse
 import itertools
 import os
-import re
 import shutil
 import statistics
 import sys
@@ -16,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -30,7 +29,7 @@ import measuring
 
 from eeg_data.batches import TrainingBatches
 from eeg_data.pretraining import MontageWindows, PretrainingDataset, collate, make_loader
-from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, read_recordings
+from eeg_data.pretraining_files import SAMPLING_RATE, read_recordings
 from electrodes import ELECTRODES
 from errors import ArgumentParser, InputError, UsageError, run_script
 from files import check_writable, write_json, written_aside
@@ -41,58 +40,34 @@ PIECES = (1 << 20, 1 << 23)  # bytes of a sequential read; the faster one counts
 PAGE = 1024  # float32 values of a page of memory
 
 
-class Geometry(NamedTuple):
-    """Size of a window."""
-
-    electrodes: int
-    seconds: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Geometry":
-        """From `32x8`. Raises argparse's error for a window that no model takes."""
-        found = re.fullmatch(r"(\d{1,3})x(\d{1,2})", text, re.ASCII)
-        size = cls(int(found[1]), int(found[2])) if found else cls(0, 0)
-        if not (1 <= size.electrodes <= len(ELECTRODES) and 1 <= size.seconds <= MAX_SECONDS):
-            allowed = f"1 to {len(ELECTRODES)} electrodes x 1 to {MAX_SECONDS} seconds, such as 32x8"
-            raise argparse.ArgumentTypeError(f"{text!r}: must be {allowed}")
-        return size
-
-    @property
-    def values(self) -> int:
-        """Numbers in a window."""
-        return self.electrodes * self.seconds * SAMPLING_RATE
-
-    def __str__(self) -> str:
-        """Back to `32x8`."""
-        return f"{self.electrodes}x{self.seconds}"
-
-
-def make_file(folder: Path, geometry: Geometry, dtype: str, size: float) -> Path:
-    """Write a file of about `size` bytes; one that is there already is used again. Raises InputError without room."""
-    path = folder / f"{geometry}-{dtype}-{size / 1e9:g}GB.hdf5"
+def make_file(args: argparse.Namespace, folder: Path) -> Path:
+    """Write a pre-training file; one that is there already is used again. Raises InputError without room."""
+    size = args.size_gb * 1e9
+    path = folder / f"{args.electrodes}x{args.seconds}-{args.dtype}-{args.size_gb:g}GB.hdf5"
     if path.is_file():
         return path
-    folder.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(folder).free < 1.1 * size:
-        raise InputError(f"{folder} has no room for {size / 1e9:g} GB: choose a smaller --size_gb or another --folder")
-    second = geometry.electrodes * SAMPLING_RATE * np.dtype(dtype).itemsize  # bytes
-    seconds = max(geometry.seconds, min(RECORDING, int(size / second / 2)))
-    shape = (geometry.electrodes, seconds * SAMPLING_RATE)
+        raise InputError(
+            f"{folder} has no room for {args.size_gb:g} GB: choose a smaller --size_gb or another --folder"
+        )
+    second = args.electrodes * SAMPLING_RATE * np.dtype(args.dtype).itemsize  # bytes
+    seconds = max(args.seconds, min(RECORDING, int(size / second / 2)))
+    shape = (args.electrodes, seconds * SAMPLING_RATE)
     noise = 20 * np.random.default_rng(0).standard_normal(shape, dtype=np.float32)  # uV
-    attributes = {"chOrder": ELECTRODES[: geometry.electrodes], "rsFreq": 200.0, "lFreq": 0.1, "hFreq": 75.0}
+    attributes = {"chOrder": ELECTRODES[: args.electrodes], "rsFreq": 200.0, "lFreq": 0.1, "hFreq": 75.0}
     with written_aside(path) as part, h5py.File(part, "w") as file:
         for i in tqdm(range(max(2, round(size / second / seconds))), desc="writing", disable=None, leave=False):
             group = file.create_group(f"recording{i:06d}")
-            data = group.create_dataset("eeg", shape, dtype, chunks=(geometry.electrodes, SAMPLING_RATE))
+            data = group.create_dataset("eeg", shape, args.dtype, chunks=(args.electrodes, SAMPLING_RATE))
             data[:] = np.roll(noise, i * SAMPLING_RATE, axis=1)
             data.attrs.update(attributes)
             group["valid"] = np.ones(seconds, bool)
     return path
 
 
-def real_loader(args: argparse.Namespace, path: Path, geometry: Geometry, workers: int, run: Run) -> DataLoader:
+def real_loader(args: argparse.Namespace, path: Path, workers: int, run: Run) -> DataLoader:
     """Build the loader of stages 1 and 2."""
-    windows = MontageWindows(read_recordings(path), window=geometry.seconds * SAMPLING_RATE)
+    windows = MontageWindows(read_recordings(path), window=args.seconds * SAMPLING_RATE)
     batches = TrainingBatches([len(windows)], args.batch_size, seed=0)
     flags = argparse.Namespace(num_workers=workers, pin_mem=True)
     return make_loader(PretrainingDataset([windows], seed=0), batches, flags, run, collate)
@@ -138,21 +113,21 @@ def sequential(path: Path, piece: int) -> Callable[[int], tuple[float, int]]:
     return read
 
 
-def measure(args: argparse.Namespace, path: Path, geometry: Geometry, run: Run) -> dict[str, list[float]]:
+def measure(args: argparse.Namespace, path: Path, run: Run) -> dict[str, list[float]]:
     """Windows a second of every case in every round; of sequential reads: windows of as many bytes."""
     batches = max(1, args.windows // args.batch_size)
-    stored = geometry.values * np.dtype(args.dtype).itemsize  # bytes of a window in the file
+    values = args.electrodes * args.seconds * SAMPLING_RATE  # of a window
+    stored = values * np.dtype(args.dtype).itemsize  # bytes
     size = batches * args.batch_size * stored
     loaders = {
-        f"loader, {n} workers": shuffled(real_loader(args, path, geometry, n, run), run, batches)
-        for n in args.num_workers
+        f"loader, {n} workers": shuffled(real_loader(args, path, n, run), run, batches) for n in args.num_workers
     }
     reads = {f"sequential, {piece >> 20} MiB": sequential(path, piece) for piece in PIECES}
     next(iter(reads.values()))(path.stat().st_size)  # into the cache
     rates: dict[str, list[float]] = {name: [] for name in (*reads, *loaders)}
     for turn in tqdm(range(args.repeats + 1), desc="measuring", disable=None, leave=False):
         timed = {name: (read(size), stored) for name, read in reads.items()}
-        timed |= {name: (read(), geometry.values) for name, read in loaders.items()}
+        timed |= {name: (read(), values) for name, read in loaders.items()}
         for name, ((seconds, amount), each) in timed.items():
             if turn:  # the first round warms up
                 rates[name].append(amount / each / seconds)
@@ -160,7 +135,7 @@ def measure(args: argparse.Namespace, path: Path, geometry: Geometry, run: Run) 
 
 
 def summarize(rates: dict[str, list[float]], stored: int) -> list[dict[str, Any]]:
-    """Rows of a geometry. stored: bytes of a window in the file."""
+    """Rows of the table. stored: bytes of a window in the file."""
     names = [name for name in rates if name.startswith("sequential")]
     best = max(names, key=lambda name: statistics.median(rates[name]))
     rows = []
@@ -183,18 +158,16 @@ def summarize(rates: dict[str, list[float]], stored: int) -> list[dict[str, Any]
 
 
 def markdown(report: dict[str, Any]) -> list[str]:
-    """Tables of a --json file, one for each geometry."""
-    lines: list[str] = []
-    for found in report["geometries"]:
-        size = f"{found['geometry'].replace('x', ' x ')} s, {found['file_bytes'] / 1e9:.0f} GB"
-        lines += [*([""] if lines else []), f"| {size} | windows/s | range | MB/s | of sequential (range) |"]
-        lines.append("|---" * 5 + "|")
-        for row in found["rows"]:
-            name = row["case"] + (" (held against)" if row["held_against"] else "")
-            low, high = row["windows_per_second_range"]
-            near, far = row["of_sequential_range"]
-            rates = f"{row['windows_per_second']:.0f} | {low:.0f} to {high:.0f} | {row['mb_per_second']:.0f}"
-            lines.append(f"| {name} | {rates} | {row['of_sequential']:.2f} ({near:.2f} to {far:.2f}) |")
+    """The table of a --json file."""
+    found = report["geometries"][0]
+    size = f"{found['geometry'].replace('x', ' x ')} s, {found['file_bytes'] / 1e9:.0f} GB"
+    lines = [f"| {size} | windows/s | range | MB/s | of sequential (range) |", "|---" * 5 + "|"]
+    for row in found["rows"]:
+        name = row["case"] + (" (held against)" if row["held_against"] else "")
+        low, high = row["windows_per_second_range"]
+        near, far = row["of_sequential_range"]
+        rates = f"{row['windows_per_second']:.0f} | {low:.0f} to {high:.0f} | {row['mb_per_second']:.0f}"
+        lines.append(f"| {name} | {rates} | {row['of_sequential']:.2f} ({near:.2f} to {far:.2f}) |")
     return lines
 
 
@@ -204,20 +177,20 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--size_gb", type=float, default=4.0, help="of the file")
     parser.add_argument("--folder", type=Path, help="where the file is kept (default: a temporary one, removed)")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the file")
-    geometry: dict[str, Any] = {"type": Geometry.parse, "nargs": "+", "default": [Geometry(32, 8)]}
-    parser.add_argument("--geometry", **geometry, metavar="NxSECONDS", help="windows (default: 32x8)")
+    parser.add_argument("--electrodes", type=int, choices=range(1, 137), default=32, metavar="1-136")
+    parser.add_argument("--seconds", type=int, choices=range(1, 17), default=8, metavar="1-16", help="of a window")
     parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 1, 2], help="loading processes")
     parser.add_argument("--batch_size", type=int, default=64, help="windows of a batch")
     parser.add_argument("--windows", type=int, default=4096, help="of a round")
     parser.add_argument("--repeats", type=int, default=7, help="rounds")
     parser.add_argument("--device", default="cpu", help="where batches go; cuda: through page-locked memory")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a --json file, measure nothing")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of a --json file, measure nothing")
     measuring.add_json(parser)
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
-    """Time every geometry, print the tables, write the JSON."""
+    """Measure, print the table, write the JSON."""
     if args.show:
         measuring.print_results(args.show, markdown)
         return
@@ -227,17 +200,14 @@ def main(args: argparse.Namespace) -> None:
     run = Run(find_device(args.device), 0, 1, 0, Path(), None, torch.float32)
     if args.folder is not None:
         check_writable(args.folder, "--folder")
-    settings = {key: value for key, value in vars(args).items() if key not in ("folder", "json", "show", "geometry")}
-    geometries: list[dict[str, Any]] = []
+    settings = {key: value for key, value in vars(args).items() if key not in ("folder", "json", "show")}
     with tempfile.TemporaryDirectory() as temporary:
-        for geometry in args.geometry:
-            path = make_file(args.folder or Path(temporary), geometry, args.dtype, args.size_gb * 1e9)
-            stored = geometry.values * np.dtype(args.dtype).itemsize
-            rows = summarize(measure(args, path, geometry, run), stored)
-            found = {"geometry": str(geometry), "window_bytes": stored, "file_bytes": path.stat().st_size}
-            geometries.append({**found, "rows": rows})
+        path = make_file(args, args.folder or Path(temporary))
+        stored = args.electrodes * args.seconds * SAMPLING_RATE * np.dtype(args.dtype).itemsize
+        found = {"geometry": f"{args.electrodes}x{args.seconds}", "window_bytes": stored}
+        found |= {"file_bytes": path.stat().st_size, "rows": summarize(measure(args, path, run), stored)}
     report = {"machine": measuring.hardware(args.device), "load": os.getloadavg(), "settings": settings}
-    report["geometries"] = geometries
+    report["geometries"] = [found]
     print("\n".join(markdown(report)))
     if args.json is not None:
         write_json(args.json, report)
