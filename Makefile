@@ -27,7 +27,7 @@ nightly: $(VENV)/tests.stamp
 	LABRAM_SOAK=20 LABRAM_FUZZ=50 $(PYTEST) -m "" $(FLAGS)
 # FLAGS="--eegmat DIR --eegmmidb DIR" says where the recordings are.
 reference: env
-	$(BIN)/python -m reference.cell all $(FLAGS)
+	$(BIN)/python -m reference.cell $(FLAGS)
 
 # An environment is made once, and brought up to date when the requirements change.
 $(VENV)/product.stamp: requirements.txt constraints.txt

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -129,7 +130,7 @@ class Bench:
         update = build_update(ddp, self.args, self.run, steps_per_epoch=self.steps, **options)
         state = TrainingState(ddp, update, self.run, self.args, stage=stage)
         loader, epochs = Batches([batch] * self.steps), itertools.count()
-        return lambda: train(state, loader, next(epochs))
+        return lambda: train(state, loader, epoch=next(epochs))
 
     def loop(self, model: nn.Module, loss: Callable[[], Tensor], clip: float | None = None) -> Step:
         """A plain training loop with the product's optimizer settings."""
@@ -200,7 +201,7 @@ def tokenizer_training(b: Bench) -> Builders:
     def ours() -> Step:
         model = b.tokenizer()
         revival = CodebookRevival(model.quantize, total_steps=EPOCHS * b.steps, seed=0)
-        train = lambda *state: engine_for_vqnsp.train_one_epoch(*state, revival=revival)  # noqa: E731
+        train = partial(engine_for_vqnsp.train_one_epoch, revival=revival)
         batch = Batch(b.eeg, b.channels, torch.empty(0, dtype=torch.bool))
         return b.engine(model, batch, "tokenizer", train, lr_batch=128)
 
@@ -231,9 +232,7 @@ def pretraining(b: Bench) -> Builders:
     def ours() -> Step:
         tokenizer = b.run.prepare(b.tokenizer()).eval().requires_grad_(False)
         model = create_model(f"labram_{b.setting.size}_patch200_1600_8k_vocab", vocab_size=b.setting.codes)
-        train = lambda state, loader, epoch: engine_for_pretraining.train_one_epoch(  # noqa: E731
-            state, loader, tokenizer, epoch
-        )
+        train = partial(engine_for_pretraining.train_one_epoch, tokenizer=tokenizer)
         return b.engine(model, Batch(b.eeg, b.channels, b.mask), "pretraining", train)
 
     def straightforward() -> Step:
@@ -253,9 +252,7 @@ def finetuning(b: Bench) -> Builders:
 
     def ours() -> Step:
         model = create_model(f"labram_{b.setting.size}_patch200_200", drop_path_rate=0.0)
-        train = lambda state, loader, epoch: engine_for_finetuning.train_one_epoch(  # noqa: E731
-            state, loader, epoch, "binary"
-        )
+        train = partial(engine_for_finetuning.train_one_epoch, task="binary")
         batch = LabelledBatch(b.eeg, b.channels, b.labels, torch.arange(len(b.eeg)))
         return b.engine(model, batch, "classifier", train, layer_decay=b.args.layer_decay)
 

@@ -9,6 +9,7 @@ Axes as in `layers.py`: B batch, N electrodes, A patches in time, T samples a pa
 """
 
 import math
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -81,17 +82,10 @@ class Attention(nn.Module):
         return self.proj((weights @ v).transpose(1, 2).reshape(B, L, D))
 
 
-class Mlp(nn.Module):
+def mlp(width: int) -> nn.Sequential:
     """Two linear layers with GELU between."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+    parts = {"fc1": nn.Linear(width, 4 * width), "act": nn.GELU(), "fc2": nn.Linear(4 * width, width)}
+    return nn.Sequential(OrderedDict(parts))
 
 
 class Block(nn.Module):
@@ -99,14 +93,14 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, *, bias: bool, norm: bool, init_values: float) -> None:
         super().__init__()
-        if init_values:
+        self.scaled = init_values > 0
+        if self.scaled:
             self.gamma_1 = nn.Parameter(init_values * torch.ones(width))
             self.gamma_2 = nn.Parameter(init_values * torch.ones(width))
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads, bias=bias, norm=norm)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width)
-        self.scaled = init_values > 0
+        self.mlp = mlp(width)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.scaled:
@@ -271,13 +265,7 @@ class MaskedModel(nn.Module):
     """Masked code prediction, one pass after the other."""
 
     def __init__(
-        self,
-        *,
-        width: int = 200,
-        depth: int = 12,
-        heads: int = 10,
-        vocab_size: int = 8192,
-        init_values: float = 0.1,
+        self, *, width: int = 200, depth: int = 12, heads: int = 10, vocab_size: int = 8192, init_values: float = 0.1
     ) -> None:
         super().__init__()
         self.student = Student(width=width, depth=depth, heads=heads, init_values=init_values)
@@ -298,13 +286,7 @@ class Classifier(Trunk):
     """The classifier with mean pooling, without drop path."""
 
     def __init__(
-        self,
-        *,
-        width: int = 200,
-        depth: int = 12,
-        heads: int = 10,
-        num_classes: int = 1,
-        init_values: float = 0.1,
+        self, *, width: int = 200, depth: int = 12, heads: int = 10, num_classes: int = 1, init_values: float = 0.1
     ) -> None:
         conv = TemporalConv(width)
         super().__init__(conv, width=width, depth=depth, heads=heads, bias=False, norm=True, init_values=init_values)

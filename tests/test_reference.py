@@ -15,7 +15,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from timm.models import create_model
@@ -24,7 +23,7 @@ from torch.nn import functional as F
 from dataset_maker import labelled
 from errors import InputError, UsageError
 from modeling_pretrain import random_mask
-from reference import baselines, cell, figures, intervals, one_mask, tables
+from reference import baselines, cell, intervals, one_mask, tables
 from run_helpers import ROOT, labelled_file, log, noise, predictions
 from waiting import wait_for
 
@@ -131,11 +130,12 @@ def test_sigterm_reaches_the_command_which_ends_by_itself(tmp_path: Path) -> Non
     assert (tmp_path / "ended").exists() and process.returncode == 143
 
 
+SHIPPED = [(name, held["seed"], held) for name, records in tables.load(cell.SHIPPED).items() for held in records]
+
+
 def test_the_shipped_cells_of_further_seeds_are_the_recipe_of_seed_0_with_another_seed() -> None:
-    pairs = cell.all_cells(cell.SHIPPED)
-    assert len({seed for _, seed in pairs}) == 3 and pairs[0] == ("data", 0)
-    for name, seed in pairs:
-        record = cell.read_record(cell.SHIPPED / f"{name}.seed-{seed}.json")
+    assert {seed for _, seed, _ in SHIPPED} == {0, 1, 2}
+    for name, seed, record in SHIPPED:
         made = cell.recipe(cell.SHIPPED, name, seed)
         assert (made["commands"], made["title"]) == (record["commands"], record["title"])
 
@@ -144,20 +144,19 @@ def test_every_shipped_command_is_one_that_its_script_still_takes() -> None:
     """Parsed by the scripts' own parsers; nothing is run."""
     places = {"DATA": Path("d"), "EEGMAT": Path("e"), "EEGMMIDB": Path("m")}
     seen: set[str] = set()
-    for name, seed in cell.all_cells(cell.SHIPPED):
-        for command in cell.recipe(cell.SHIPPED, name, 0)["commands"] if seed == 0 else ():
-            plain = command.replace("*", "").replace("[", "").replace("]", "").replace("?", "")
-            words = list(cell.fill(plain.split()[1:], places))
-            start = 2 if words[0] == "-m" else 1
-            script = words[1] if start == 2 else words[0].removesuffix(".py").replace("/", ".")
-            with patch.object(sys, "argv", [script, *words[start:]]):
-                module = importlib.import_module(script)
-                if hasattr(module, "get_args"):
-                    module.get_args()
-                else:  # a maker of labelled files
-                    with patch.object(labelled, "run_script"):
-                        labelled.run(script)
-            seen.add(script)
+    for command in [command for _, seed, record in SHIPPED if seed == 0 for command in record["commands"]]:
+        plain = command.replace("*", "").replace("[", "").replace("]", "").replace("?", "")
+        words = list(cell.fill(plain.split()[1:], places))
+        start = 2 if words[0] == "-m" else 1
+        script = words[1] if start == 2 else words[0].removesuffix(".py").replace("/", ".")
+        with patch.object(sys, "argv", [script, *words[start:]]):
+            module = importlib.import_module(script)
+            if hasattr(module, "get_args"):
+                module.get_args()
+            else:  # a maker of labelled files
+                with patch.object(labelled, "run_script"):
+                    labelled.run(script)
+        seen.add(script)
     assert {"reference.baselines", "reference.one_mask", "run_inference", "dataset_maker.make_eegmat"} <= seen
 
 
@@ -261,7 +260,7 @@ def test_the_loss_of_one_mask_is_cross_entropy_at_the_masked_places_alone() -> N
     assert math.isnan(found.accuracy_sym)
 
 
-# Tables, intervals, figures
+# Tables, intervals
 
 
 def test_the_shipped_readme_is_what_the_shipped_jsons_give(tmp_path: Path) -> None:
@@ -310,13 +309,3 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     (tmp_path / intervals.FILE).write_text("[1]")
     with pytest.raises(InputError, match=r"intervals\.json"):
         intervals.Intervals(tmp_path)
-
-
-def test_curves_are_the_logged_values_and_skip_epochs_without_one(tmp_path: Path) -> None:
-    lines: list[dict[str, Any]] = [{"epoch": 0, "train_loss": 3, "test_loss": 3.5}, {"epoch": 1, "train_loss": 2}]
-    found = {"tokenizer": [{"runs": [{"log": lines}]}], "pretraining": [{"runs": [{"log": []}]}]}
-    axis = figures.draw("stage curves", found).axes[0]
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
-    assert drawn == {"training": [[1, 3], [2, 2]], "held out": [[1, 3.5]]}
-    plt.close("all")
-    assert figures.link("fine-tuning curves", found).startswith("Not run yet: cv-pretrained-even")
