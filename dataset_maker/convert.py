@@ -5,6 +5,7 @@ A maker is a module that may define these hooks; only a labelled maker needs any
 not read by itself. `prepare(task, pipeline, store)` and `survey(task, pipeline)` take the place of the whole pipeline.
 """
 
+import errno
 import hashlib
 import importlib
 import traceback
@@ -24,6 +25,8 @@ from dataset_maker.writers import LabelledShard, PretrainingShard
 from eeg_data.quality import Quality
 from errors import InputError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 if TYPE_CHECKING:
     from dataset_maker.jobs import Entry, Plan, Task
 
@@ -41,6 +44,8 @@ def _blamed_on(path: str) -> Iterator[None]:
     except MemoryError:
         raise InputError(f"{path}: needs more memory than --memory_limit; raise it if the recording is sound") from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:  # no recording's fault: the writer says so
+            raise
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}"
         raise InputError(f"{path}: cannot be converted ({place})") from None
@@ -78,14 +83,14 @@ def convert(plan: "Plan", task: "Task") -> "Entry":
     name, dtype = task["recording"], plan.pipeline.dtype
     with _blamed_on(task["path"]):
         if plan.description is None:
-            with PretrainingShard(part, made=plan.made, dtype=dtype) as shard:
+            with PretrainingShard(part, made=plan.made, dtype=dtype) as shard, _blamed_on(task["path"]):
                 prepared = _prepare(maker, task, plan.pipeline, shard.store(name))
                 shard.finish(prepared)
             names = f"{' '.join(prepared.electrodes)} @ {prepared.rate:g}"
             montage = hashlib.sha256(names.encode()).hexdigest()[:6]
             return _entry(prepared) | {"montage": f"{len(prepared.electrodes)}ch-{montage}"}
         labelled = LabelledShard(part, description=plan.description, made=plan.made, dtype=dtype)
-        with labelled, ExitStack() as scratch:
+        with labelled, ExitStack() as scratch, _blamed_on(task["path"]):
             store = _scratch(scratch, part.parent, plan.pipeline.block_bytes)
             prepared = _prepare(maker, task, plan.pipeline, store)
             windows = maker.windows(task, prepared)

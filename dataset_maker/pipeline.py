@@ -8,6 +8,8 @@ Of a recording's header only channel names and the sampling rate are kept. Names
 dates stay behind, and messages never quote a reader, which may quote the header.
 """
 
+from __future__ import annotations  # the types of mne would load half of it
+
 import argparse
 import json
 import math

@@ -4,6 +4,8 @@ Whatever speaks against a recording before its signal is seen is an InputError r
 never quote a reader, which may quote the header.
 """
 
+from __future__ import annotations  # the types of mne would load half of it
+
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

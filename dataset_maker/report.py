@@ -1,4 +1,4 @@
-"""What a maker tells at its end, on the terminal and as JSON beside its output.
+"""What a maker reports at its end, on the terminal and as JSON beside its output.
 
 Paths, channel names, counts and reasons: nothing from a recording's header but its channels' names.
 """
@@ -42,33 +42,31 @@ def summary(entries: Sequence[Entry], made: Mapping[str, Any]) -> dict[str, Any]
 
 def montages(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Return recordings and hours of each montage, the largest first."""
-    found: dict[tuple[str, ...], list[float]] = {}
+    seconds: dict[tuple[str, ...], list[float]] = {}
     for entry in entries:
         if "error" not in entry:
-            found.setdefault(tuple(entry["electrodes"]), []).append(entry["seconds"])
+            seconds.setdefault(tuple(entry["electrodes"]), []).append(entry["seconds"])
     rows = [
-        {"electrodes": list(names), "recordings": len(seconds), "hours": round(sum(seconds) / 3600, 4)}
-        for names, seconds in found.items()
+        {"electrodes": list(names), "recordings": len(each), "hours": round(sum(each) / 3600, 4)}
+        for names, each in seconds.items()
     ]
     return sorted(rows, key=lambda row: (-row["hours"], row["electrodes"]))
 
 
 def splits(entries: Sequence[Entry], classes: Sequence[str]) -> dict[str, Any]:
     """Return recordings, subjects, samples and label counts of each split."""
-    found: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
     for split in SPLITS:
         inside = [entry for entry in entries if "error" not in entry and split in entry["samples"]]
         labels: Counter[str] = Counter()
         for entry in inside:
             labels.update(entry["samples"][split])
         if inside:
-            numbers = {str(number): label for number, label in enumerate(classes)}
-            order = [*numbers, "all"]  # regression has no classes
-            named = {numbers.get(label, label): labels[label] for label in sorted(labels, key=order.index)}
-            people = {entry["subject"] for entry in inside}
-            found[split] = {"recordings": len(inside), "subjects": len(people), "samples": labels.total()}
-            found[split]["labels"] = named
-    return found
+            names = {str(number): label for number, label in enumerate(classes)} | {"all": "all"}  # of a regression
+            subjects = {entry["subject"] for entry in inside}
+            rows[split] = {"recordings": len(inside), "subjects": len(subjects), "samples": labels.total()}
+            rows[split]["labels"] = {names[key]: labels[key] for key in names if key in labels}
+    return rows
 
 
 def two_sides(entries: Sequence[Entry]) -> dict[str, list[str]]:
@@ -77,7 +75,7 @@ def two_sides(entries: Sequence[Entry]) -> dict[str, list[str]]:
     for entry in entries:
         if "error" not in entry:
             sides.setdefault(entry["subject"], set()).update(entry["samples"])
-    return {subject: sorted(found) for subject, found in sorted(sides.items()) if len(found) > 1}
+    return {subject: sorted(where) for subject, where in sorted(sides.items()) if len(where) > 1}
 
 
 def show(report: Mapping[str, Any]) -> None:
@@ -88,10 +86,8 @@ def show(report: Mapping[str, Any]) -> None:
         print(f"{count} recordings: {note}")
     for what, count in report.get("counts", {}).items():
         print(f"{count} {what}")
-    if report["invalid_seconds"]:
-        print(
-            f"{report['invalid_seconds']} invalid seconds (not finite, or all electrodes flat) are marked in the files"
-        )
+    if invalid := report["invalid_seconds"]:
+        print(f"{invalid} invalid seconds (not finite, or all electrodes flat) are marked in the files")
 
 
 def show_end(output: Path, new_seconds: float, took: float) -> None:

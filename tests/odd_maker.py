@@ -5,6 +5,7 @@ The processes of the pool import it as `tests.odd_maker`.
 
 import errno
 import os
+import resource
 import signal
 import time
 from collections.abc import Mapping
@@ -39,8 +40,10 @@ def behave(word: str, free: Path) -> None:
         raise InputError("cannot be read")
     if word == "fault":
         raise TypeError("Jane Roe")
+    if word == "gone":
+        raise FileNotFoundError(errno.ENOENT, "Jane Roe")
     if word == "full":
-        raise OSError(errno.ENOSPC, "No space left on device")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))  # bytes of a file, this process's
 
 
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
