@@ -21,7 +21,7 @@ from dataset_maker.pipeline import FilterSettings, Pipeline
 from dataset_maker.reading import missing_seconds, read_edf_header
 from dataset_maker.sources import find_files
 from eeg_data.quality import unit_warnings
-from errors import InputError, UsageError
+from errors import InputError
 from maker_helpers import noise, opened, raw_of, run_maker, save
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -101,19 +101,6 @@ def test_any_sampling_rate_ends_at_200_hz(rate: float) -> None:
     assert abs(prepared.length - 1000) <= 2 and prepared.rate == 200 and prepared.eeg.shape == (2, prepared.length)
     assert (prepared.report["h_freq"] is None) == (rate < 151) and (prepared.report["notch"] is None) == (rate <= 101.2)
     assert prepared.quality.valid.tolist() == [True] * -(-prepared.length // 200)
-
-
-def test_without_stages_the_signal_passes_unchanged_at_its_own_rate() -> None:
-    eeg = noise(2, 5, 250)
-    prepared = pipeline.prepare(raw_of(["CZ", "PZ"], 250, eeg), UNFILTERED)
-    np.testing.assert_allclose(prepared.eeg, eeg, atol=1e-5)
-    assert prepared.rate == 250 and prepared.report["notes"] == []
-
-
-@pytest.mark.parametrize("settings", [{"l_freq": -1.0}, {"l_freq": 80.0}, {"sampling_rate": float("nan")}])
-def test_impossible_filter_settings_are_wrong_usage(settings: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="--"):
-        FilterSettings(**settings)
 
 
 def test_seconds_that_are_not_finite_are_bridged_and_marked_the_others_stay_as_they_are() -> None:

@@ -150,13 +150,6 @@ def test_blocks_agree_with_mnes_fft_where_that_lies_at_the_new_times(rate: float
     np.testing.assert_allclose(result, microvolts(expected), rtol=0, atol=0.005)
 
 
-def test_output_length_is_that_of_mne() -> None:
-    for rate in (*RATES, 199.997, 199.9999, 173.61, 249.9999):
-        for samples in (1, 2, 3, 999, 1000, 1001, 12_345):
-            raw = mne.io.RawArray(np.zeros((1, samples)), mne.create_info(1, rate, "eeg"), verbose="error")
-            assert filters.output_length(samples, rate, 200) == raw.resample(200, verbose="error").n_times
-
-
 @pytest.mark.parametrize("rate", [160.0, 200.0])
 def test_a_long_recording_has_the_values_quality_and_report_of_a_whole_one(rate: float) -> None:
     eeg = wandering(rate, int(400 * rate), electrodes=1)
