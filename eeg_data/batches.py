@@ -1,4 +1,4 @@
-"""Which windows each step takes: training plans that all processes share, and evaluation that sees each window once.
+"""Choose the windows of each step. All processes share one plan; an evaluation sees each window once.
 
 An order is a pure function of (seed, epoch, montage), so nothing about loaders needs saving.
 """
@@ -16,11 +16,11 @@ ROUNDING = 1e-9
 
 
 def montage_order(batches: Sequence[int], *, interleaved: bool) -> list[int]:
-    """Which montage each step takes, from the number of batches of each.
+    """Choose the montage of each step, from the number of batches of each montage.
 
-    Interleaved: in any SPAN consecutive steps every montage has its share of them to within one batch. Each step takes
-    the montage whose next batch is due first (earliest deadline first, among those whose share has come), left out
-    those that would break this. Otherwise one after the other, as in the released code.
+    Interleaved: any SPAN consecutive steps hold each montage's share to within one batch. A step takes the montage
+    whose next batch is due first (earliest deadline first) among those that keep this rule. Otherwise one montage
+    comes after the other, as in the released code.
     """
     if not interleaved:
         return [montage for montage, n in enumerate(batches) for _ in range(n)]
@@ -47,10 +47,10 @@ def montage_order(batches: Sequence[int], *, interleaved: bool) -> list[int]:
 
 
 class TrainingBatches(Sampler[list[Key]]):
-    """This process's share of every step's batch, each batch from one montage, the same plan on all processes.
+    """This process's share of every step's batch. Each batch is from one montage; all processes follow one plan.
 
-    A montage's last batch is completed by wrapping round its own order. A step's batch is cut into consecutive pieces
-    by process and then by micro-batch, so that two processes with B see what one with 2 B sees, in the same order.
+    A montage's last batch is completed with the first windows of its order. A step's batch is cut into pieces by
+    process and then by micro-batch, so two processes with batches of B see what one with 2 B sees, in the same order.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class TrainingBatches(Sampler[list[Key]]):
 
     @property
     def repeated(self) -> list[int]:
-        """Windows of each montage that an epoch takes twice to complete the last batch."""
+        """Number of windows of each montage that an epoch takes twice to complete the last batch."""
         return [n * self.total_batch - size for n, size in zip(self.batches, self.sizes, strict=True)]
 
     def __len__(self) -> int:
@@ -94,11 +94,11 @@ class TrainingBatches(Sampler[list[Key]]):
         self.epoch, self.first_step = epoch, first_step
 
     def montage(self, step: int) -> int:
-        """Which montage a step takes."""
+        """Return the montage of a step."""
         return self.order[0 if self.overfit_batch else step]
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """Keys of each micro-batch."""
+        """Yield the keys of each micro-batch."""
         batch = [0] * len(self.sizes)  # of each montage that comes next
         for step, montage in enumerate(self.order):
             if step >= self.first_step:
@@ -106,7 +106,7 @@ class TrainingBatches(Sampler[list[Key]]):
             batch[montage] += 1
 
     def step_keys(self, epoch: int, step: int) -> list[list[Key]]:
-        """Keys of each micro-batch of one step, of this process."""
+        """Return the keys of each of this process's micro-batches of one step."""
         before = 0 if self.overfit_batch else self.order[:step].count(self.order[step])
         return list(self._micro_batches(step, before, epoch))
 
@@ -130,7 +130,7 @@ class TrainingBatches(Sampler[list[Key]]):
 
 
 class EvaluationBatches(Sampler[list[Key]]):
-    """Every window exactly once whatever the number of processes, in order; process r takes batches r, r + W, ..."""
+    """Every window exactly once, in order, for any number of processes W; process r takes batches r, r + W, ..."""
 
     def __init__(self, sizes: Sequence[int], batch_size: int, *, rank: int = 0, processes: int = 1) -> None:
         """sizes: windows of each montage; processes=1 on every process makes each see everything."""
@@ -147,6 +147,6 @@ class EvaluationBatches(Sampler[list[Key]]):
         return len(self.pieces)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """Keys of each batch; the epoch is always 0, so masks stay the same."""
+        """Yield the keys of each batch; the epoch is always 0, so masks stay the same."""
         for montage, start, stop in self.pieces:
             yield [(0, montage, window) for window in range(start, stop)]

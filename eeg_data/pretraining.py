@@ -282,7 +282,7 @@ def worker_context() -> BaseContext:
     if "spawn" in (multiprocessing.get_start_method(allow_none=True), multiprocessing.get_all_start_methods()[0]):
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["eeg_data.labelled"])
+    context.set_forkserver_preload(["torch", "eeg_data.labelled"])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
     try:
         multiprocessing.resource_tracker.ensure_running()  # unblocks some of these signals

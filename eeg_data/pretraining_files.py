@@ -44,14 +44,6 @@ def stretches(bad: np.ndarray) -> Stretches:
     return tuple((int(first), int(end)) for first, end in places.reshape(-1, 2))
 
 
-def covered(parts: Stretches, length: int) -> np.ndarray:
-    """Turn stretches back into a row of booleans, (length,)."""
-    row = np.zeros(length, bool)
-    for first, end in parts:
-        row[first:end] = True
-    return row
-
-
 @dataclass(frozen=True)
 class Recording:
     """One recording of a pre-training file."""
@@ -70,7 +62,10 @@ class Recording:
     @property
     def valid(self) -> np.ndarray:
         """Which seconds can be used, (seconds,) bool; all of them where the file does not say."""
-        return ~covered(self.invalid or (), seconds_of(self.length))
+        valid = np.ones(seconds_of(self.length), bool)
+        for first, end in self.invalid or ():
+            valid[first:end] = False
+        return valid
 
     def read(self, start: int, samples: int) -> np.ndarray:
         """Read a part of the signal, (N, samples) float32 in uV."""

@@ -1,7 +1,6 @@
 """`python -m dataset_maker.inspect_data`: numbers against those taken from the files, marks, the picture, bad files."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -243,14 +242,6 @@ def test_recordings_of_other_files_are_marked_there(tmp_path: Path, inspect: Any
     assert inspect(path, "--mark")[0] == 0
     hdf5._files.clear()
     assert np.flatnonzero(~read_recordings(tmp_path / "links.hdf5")[0].valid).tolist() == BROKEN
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_file_in_a_closed_folder_is_one_line(tmp_path: Path, inspect: Any) -> None:
-    path = write_pretraining(tmp_path / "closed" / "a.hdf5", PAIR, [signal(2, 4000)])
-    path.parent.chmod(0o500)
-    code, _, errors, _ = inspect(path, "--mark")
-    assert code == 1 and errors.startswith(f"error: {path}") and errors.count("\n") == 1
 
 
 # The command

@@ -13,7 +13,7 @@ import layers
 from data_helpers import PAIR, TRIO, counting, only_line, signal, write_pretraining
 from eeg_data import labelled_files, pretraining_files
 from eeg_data.pretraining import MontageWindows
-from eeg_data.pretraining_files import Recording, covered, default_window, read_recordings, stretches, window_range
+from eeg_data.pretraining_files import Recording, default_window, read_recordings, stretches, window_range
 from errors import InputError
 from training import metrics
 
@@ -60,7 +60,7 @@ def test_stretches_are_where_a_row_is_true() -> None:
         parts = stretches(bad)
         assert [i for first, end in parts for i in range(first, end)] == np.flatnonzero(bad).tolist()
         assert all(end < first for (_, end), (first, _) in itertools.pairwise(parts))
-        np.testing.assert_array_equal(covered(parts, len(row)), bad)
+        np.testing.assert_array_equal(Recording(Path("a"), "r", PAIR, 200 * len(row), parts).valid, ~bad)
 
 
 def test_windows_are_those_that_touch_no_invalid_second() -> None:
