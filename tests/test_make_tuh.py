@@ -160,7 +160,7 @@ def test_the_root_or_its_edf_is_found_and_any_other_folder_refused(tmp_path: Pat
         assert str(folder) in message and make_TUAB.TREE in message
 
 
-@pytest.mark.parametrize("lacking", range(4))
+@pytest.mark.parametrize("lacking", [0, 3])
 def test_a_class_without_recordings_is_refused(lacking: int, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     names = [name for index, name in enumerate(CORPUS) if index != lacking]
     touch(tmp_path / "in", *names, "train/normal/x.txt", "train/abnormal/03_tcp_ar_a/s_x.edf")
