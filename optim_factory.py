@@ -305,42 +305,27 @@ def build_update(
     one = args.batch_size * run.processes
     total_batch = one * accumulation
     base = args.lr * total_batch / lr_batch if lr_batch else args.lr
-    logger.info(
-        "Total batch %d = %d x %d process(es) x %d micro-batch(es); %s; lr %.3g to %.3g; %d steps per epoch",
-        total_batch,
-        args.batch_size,
-        run.processes,
-        accumulation,
-        _compare_with_paper(total_batch, one, paper_batch),
-        base,
-        args.min_lr,
-        steps_per_epoch,
-    )
+    parts = f"{args.batch_size} x {run.processes} process(es) x {accumulation} micro-batch(es)"
+    paper = _compare_with_paper(total_batch, one, paper_batch)
+    rates = f"lr {base:.3g} to {args.min_lr:.3g}; {steps_per_epoch} steps per epoch"
+    logger.info("Total batch %d = %s; %s; %s", total_batch, parts, paper, rates)
     if args.opt.lower() not in list_optimizers():
         raise UsageError(f"--opt {args.opt} is unknown; allowed: {', '.join(map(str, list_optimizers()))}")
     info = get_optimizer_info(args.opt.lower())
-    options: dict[str, Any] = {"eps": args.opt_eps} if info.has_eps else {}
-    if info.has_betas:
-        options["betas"] = tuple(args.opt_betas)
-    if info.opt_class in FUSED:
-        options["fused"] = True
+    known = {"eps": info.has_eps, "betas": info.has_betas, "fused": info.opt_class in FUSED}
+    values = {"eps": args.opt_eps, "betas": tuple(args.opt_betas), "fused": True}
+    options: dict[str, Any] = {name: values[name] for name, has in known.items() if has}
     groups = parameter_groups(model.module, weight_decay=args.weight_decay, layer_decay=layer_decay)
     optimizer = create_optimizer_v2(groups, opt=args.opt.lower(), lr=base, weight_decay=0.0, **options)
     end = args.weight_decay if args.weight_decay_end is None else args.weight_decay_end
+    length, warmup = (args.epochs, steps_per_epoch), (args.warmup_epochs, args.warmup_steps)
     return Update(
         model,
         optimizer,
         run,
+        lr=cosine_schedule(base, args.min_lr, *length, warmup_epochs=warmup[0], warmup_steps=warmup[1]),
+        weight_decay=cosine_schedule(args.weight_decay, end, *length),
+        steps_per_epoch=steps_per_epoch,
         clip_grad=args.clip_grad,
         accumulation=accumulation,
-        steps_per_epoch=steps_per_epoch,
-        lr=cosine_schedule(
-            base,
-            args.min_lr,
-            args.epochs,
-            steps_per_epoch,
-            warmup_epochs=args.warmup_epochs,
-            warmup_steps=args.warmup_steps,
-        ),
-        weight_decay=cosine_schedule(args.weight_decay, end, args.epochs, steps_per_epoch),
     )

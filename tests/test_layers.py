@@ -12,6 +12,7 @@ from scipy.stats import truncnorm
 from timm.models import create_model
 from torch import Tensor, nn
 
+import golden_recipe
 import layers
 import modeling_finetune
 import modeling_pretrain
@@ -19,7 +20,7 @@ import modeling_vqnsp  # noqa: F401  (registers the tokenizer)
 from data_helpers import random
 from electrodes import embedding_rows
 from errors import InputError
-from golden_recipe import fill
+from golden_recipe import NOT_CARRIED, fill
 from layers import Block, Mlp, Trunk, check_window, to_patches
 
 TOKENIZER = "vqnsp_encoder_tiny_decoder_1x200x4"
@@ -217,6 +218,19 @@ def test_layer_scale_starts_at_the_value_of_the_size(name: str) -> None:
     model = create_model(name, depth=1)
     found = [p for key, p in model.named_parameters() if key.endswith(("gamma_1", "gamma_2"))]
     assert len(found) == 2 and all(torch.equal(p, torch.full_like(p, GAMMA[name.split("_")[1]])) for p in found)
+
+
+@pytest.mark.parametrize("name", golden_recipe.table("state_dicts"))
+def test_state_dict_and_parameter_counts_are_the_published_ones_without_what_nothing_uses(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    published = golden_recipe.table("state_dicts")[name]
+    used = {key: shape for key, shape in published["state_dict"].items() if not key.startswith(NOT_CARRIED)}
+    unused = sum(math.prod(shape) for key, shape in published["state_dict"].items() if key not in used)
+    state = model.state_dict()
+    assert list(state) == list(used) and {key: list(value.shape) for key, value in state.items()} == used
+    assert sum(p.numel() for p in model.parameters()) == published["parameters"] - unused
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == published["learnable"] - unused
 
 
 class Zeros(nn.Module):

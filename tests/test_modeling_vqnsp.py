@@ -1,12 +1,9 @@
 """The tokenizer against golden numbers, NumPy's Fourier transform and brute force; loading a trained one."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
 from timm.models import create_model
-from torch import Tensor
 
 import golden_recipe
 from errors import InputError
@@ -16,23 +13,11 @@ from modeling_vqnsp import VQNSP, load_tokenizer, spectrum_targets
 
 BASE = "vqnsp_encoder_base_decoder_3x200x12"
 TINY = "vqnsp_encoder_tiny_decoder_1x200x4"
-PUBLISHED = [name for name in golden_recipe.table("state_dicts") if name.startswith("vqnsp")]
 LOG_PARTS = ("quant_loss", "rec_loss", "rec_angle_loss", "total_loss")
 
 
 def tiny(**options: object) -> VQNSP:
     return fill(create_model(TINY, **{"n_code": 32, "code_dim": 8, **options})).eval()
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_state_dict_and_parameter_counts_are_the_published_ones(name: str) -> None:
-    with torch.device("meta"):
-        model = create_model(name)
-    published = golden_recipe.table("state_dicts")[name]
-    assert {key: list(value.shape) for key, value in model.state_dict().items()} == published["state_dict"]
-    assert list(model.state_dict()) == list(published["state_dict"])
-    assert sum(p.numel() for p in model.parameters()) == published["parameters"]
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == published["learnable"]
 
 
 @pytest.mark.parametrize("case", ["32x8", "tuh23x4"])
@@ -208,19 +193,3 @@ def test_another_codebook_is_refused_by_the_flag_that_sets_it(asked: dict[str, i
     with pytest.raises(InputError, match=f"vqnsp.pth holds a codebook of {message}") as error:
         load_tokenizer(TINY, tiny().state_dict(), where="vqnsp.pth", **asked)
     assert "\n" not in str(error.value)
-
-
-def keys_named(message: str, state: dict[str, Tensor]) -> list[str]:
-    """State-dict keys that a message speaks of."""
-    return [key for key in re.findall(r"[\w.]+\.[\w.]+", message) if key in state]
-
-
-@pytest.mark.parametrize("options", [{"encoder_depth": 5}, {"encoder_depth": 3}, {"width": 100}])
-def test_another_architecture_is_refused_and_names_keys(options: dict[str, int]) -> None:
-    other = create_model(TINY, n_code=32, code_dim=8, **options)
-    with pytest.raises(InputError, match=r"other\.pth.*another architecture") as error:
-        load_tokenizer(TINY, other.state_dict(), where="other.pth")
-    named = keys_named(str(error.value), {**tiny().state_dict(), **other.state_dict()})
-    assert len(named) == 3 and "\n" not in str(error.value)
-    if "encoder_depth" in options:
-        assert all(key.startswith(f"encoder.blocks.{min(options['encoder_depth'], 4)}.") for key in named)

@@ -144,17 +144,6 @@ def test_mean_and_deviation_are_those_of_a_sample_over_runs(tmp_path: Path, caps
     assert "epoch by validation roc_auc; \u00b1 is the standard deviation of a sample (n - 1)" in unbroken(text)
 
 
-def test_several_classes_are_judged_by_kappa_and_regression_by_r2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, metric in (("kappa", "cohen_kappa"), ("r2", "r2")):
-        folder = write_run(tmp_path / name, epochs=1, name=None, dataset="x.hdf5")
-        rows = [{"epoch": e, f"val_{metric}": v, f"test_{metric}": t} for e, v, t in ((0, 0.2, 0.1), (1, 0.1, 0.9))]
-        write_log(folder, [{**row, "val_loss": 1, "test_loss": 1} for row in rows])
-        table = json_of(capsys, folder)["tables"][0]
-        assert table["epoch_by"] == f"validation {metric}" and table["groups"][0]["runs"][0]["epoch"] == 0
-
-
 def test_without_a_test_set_validation_is_shown_as_such_and_no_published_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,23 +182,6 @@ def test_another_protocol_of_a_row_or_of_all_stays_visible(tmp_path: Path, capsy
     text = unbroken(text_of(capsys, *words))
     assert "other preprocessing: 64 Hz, average reference" in text and "CBraMod paper, table 12" in text
     assert "with the ear-to-ear derivation A2-A1" in text
-
-
-@pytest.mark.parametrize(
-    ("name", "dataset", "expected"),
-    [
-        ("TUAB", "somewhere/file.hdf5", "LaBraM-Base"),
-        (None, "TUAB", "LaBraM-Base"),
-        (None, "/data/MentalArithmetic.hdf5", "CBraMod"),
-        ("Mine", "TUAB", None),
-    ],
-)
-def test_published_rows_go_by_the_name_in_the_file_or_by_the_flag(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str | None, dataset: str, expected: str | None
-) -> None:
-    table = json_of(capsys, write_run(tmp_path / "run", name=name, dataset=dataset))["tables"][0]
-    labels = [row["label"] for row in table["published"]["rows"]]
-    assert expected in labels if expected else not labels
 
 
 # What is odd
@@ -279,16 +251,6 @@ def test_a_damaged_prediction_file_is_named_and_the_rest_counts(tmp_path: Path, 
     (note,) = notes
     assert note.startswith("run: predictions-test.npz ") and "--eval writes it" in note
     assert set(run.predictions) == {"val"} and run.epoch is not None and len(run.log) == 4
-
-
-def test_the_last_epochs_predictions_serve_where_that_epoch_counts(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    values = [line["val_roc_auc"] for line in log(folder)]
-    best = values.index(max(values))
-    write_predictions(folder, 0, selected=(best + 1) % 3, last=best, name="TUAB")
-    (run,), notes = read_runs([folder])
-    assert not notes and run.predictions["test"].epoch == best
-    np.testing.assert_array_equal(run.predictions["test"].logits, predicted(0, best, "test")["logits"])
 
 
 def test_predictions_that_give_other_metrics_than_the_log_are_named(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy.special import expit, softmax
+from scipy.special import expit
 from scipy.stats import bootstrap as scipys_bootstrap
-from sklearn.metrics import accuracy_score, average_precision_score, cohen_kappa_score, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 
 from results.read import Predictions
 from results.report import bootstrap, recordings_of, subjects_of, unit_metrics, unit_table, units_of
@@ -39,17 +39,6 @@ def test_a_subjects_score_is_the_mean_probability_of_its_windows() -> None:
     assert measured["roc_auc"] == pytest.approx(roc_auc_score(labels, means))
     assert measured["pr_auc"] == pytest.approx(average_precision_score(labels, means))
     assert measured["accuracy"] == pytest.approx(accuracy_score(labels, [mean >= 0.5 for mean in means]))
-
-
-def test_with_several_classes_the_mean_probabilities_decide() -> None:
-    found = subjects_with_one_class(3, seed=1)
-    taken, labels = [], []
-    for name in sorted(set(found.subjects)):
-        own = found.subjects == name
-        taken.append(int(softmax(found.logits[own], axis=1).mean(0).argmax()))
-        labels.append(found.labels[own][0])
-    measured = unit_metrics("multiclass", found, subjects_of(found))
-    assert measured is not None and measured["cohen_kappa"] == pytest.approx(cohen_kappa_score(labels, taken))
 
 
 def test_a_subject_with_windows_of_two_classes_has_no_class() -> None:
