@@ -28,6 +28,7 @@ GRACE_SECONDS = 2  # in which torchrun can end a process before it prints an err
 # torch has no types for most of its errors, so they are recognised by their texts.
 COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
 LOST_PEER = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "remote process exited")
+TIMED_OUT = "Timed out waiting"  # for another process, as Gloo says it
 KILLED_LOADER = "DataLoader worker (pid"  # not "in DataLoader worker process", where a data set raised something
 NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # of CUDA, of its libraries, on CPUs
 
@@ -175,6 +176,11 @@ def _translate(error: Exception, flags: dict[str, Any], processes: int) -> Input
     reason = lines[1] if lines[0].endswith("raised:") and len(lines) > 1 else lines[0]  # a compiler's reason
     if processes > 1 and any(sign in text for sign in LOST_PEER):
         return PeerLost("ended because another process of the run did")
+    if TIMED_OUT in text:
+        return InputError(
+            f"another process of the run took too long ({reason}): if it reads files for the first time, run python -m "
+            "dataset_maker.inspect_data --mark on them once, then start again"
+        )
     if KILLED_LOADER in text:
         return InputError(
             f"a loading process ended ({reason}): if memory is short, try fewer --num_workers; the same command "

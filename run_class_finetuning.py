@@ -34,7 +34,7 @@ SIZE_DEFAULTS = {
 
 
 def get_args() -> argparse.Namespace:
-    """Flags with the defaults of stage 3 for the chosen model."""
+    """Return the flags, with the defaults of stage 3 for the chosen model."""
     parser = ArgumentParser(description=__doc__)
     add_model_arguments(parser)
     labelled_data.add_labelled_arguments(parser)
@@ -76,7 +76,7 @@ def get_args() -> argparse.Namespace:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the classifier."""
+    """Add the flags of the classifier."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",

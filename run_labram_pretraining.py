@@ -19,7 +19,7 @@ from training.checkpoints import checkpoint_place, digest_of_weights, fetched
 
 
 def get_args() -> argparse.Namespace:
-    """Flags with the defaults of stage 2."""
+    """Return the flags, with the defaults of stage 2."""
     parser = ArgumentParser(description=__doc__)
     model = parser.add_argument_group("model")
     model.add_argument(

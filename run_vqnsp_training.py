@@ -23,7 +23,7 @@ LR_BATCH = 128  # batch that --lr is meant for: the released code scales it by t
 
 
 def get_args() -> argparse.Namespace:
-    """Flags with the defaults of stage 1."""
+    """Return the flags, with the defaults of stage 1."""
     parser = ArgumentParser(description=__doc__)
     model = parser.add_argument_group("model")
     model.add_argument(

@@ -333,6 +333,6 @@ def kept_values(path: Path) -> dict[str, Any]:
 def kept_files(folder: Path) -> Iterator[Path]:
     """Yield the checkpoints and predictions that every run of the same flags ends with."""
     for path in folder.iterdir():
-        aside = ".previous" in path.suffixes
+        aside = ".previous" in path.suffixes  # of a run that goes back or begins anew
         if path.suffix in (".pth", ".npz") and not aside and not path.name.startswith("."):
             yield path

@@ -386,17 +386,6 @@ def test_evaluating_a_classifier_returns_logits_in_the_files_order_and_the_whole
         assert found["roc_auc"] == pytest.approx(roc_auc_score(labels, expected[:, 0]))
 
 
-@pytest.mark.parametrize("task", ["binary", "regression"])
-def test_after_step_is_called_after_every_step_taken(tmp_path: Path, task: str) -> None:
-    calls: list[int] = []
-    with finetuning(tmp_path / "run", labelled(tmp_path, task)) as t:
-        engine_for_finetuning.train_one_epoch(
-            t.state, t.loaders.train, 0, task, after_step=lambda: calls.append(t.update.step)
-        )
-        assert ("accuracy" in t.state.log.means()) == (task == "binary")
-    assert calls == [1, 2, 3]
-
-
 def test_predictions_keep_the_selected_epochs_numbers_and_follow_the_last_epoch(tmp_path: Path) -> None:
     path = tmp_path / "predictions-val.npz"
     dataset = SimpleNamespace(labels=np.array([0, 1, 1]), recordings=["r1", "rec 2", "r2"], subjects=["ä", "s", "s"])
@@ -465,15 +454,6 @@ def test_a_masked_model_learns_one_batch(tmp_path: Path, data: Path) -> None:
         found = losses(t, epoch, 4)
         assert t.state.log.mean("mlm_acc") > 0.5 and t.state.log.mean("mlm_acc_sym") > 0.5
     assert found[-1] < 0.6 * found[0], found
-
-
-@pytest.mark.parametrize("task", ["multiclass"])
-def test_a_classifier_learns_one_batch(tmp_path: Path, task: str) -> None:
-    words = ("--overfit_batch", "--lr", 1e-3, "--min_lr", 1e-3)
-    with finetuning(tmp_path / "run", labelled(tmp_path, task), *words) as t:
-        epoch = functools.partial(engine_for_finetuning.train_one_epoch, t.state, t.loaders.train, task=task)
-        found = losses(t, epoch, 6)
-    assert found[-1] < 0.5 * found[0], found
 
 
 def test_regression_targets_are_not_rounded_to_the_precision_of_the_outputs() -> None:

@@ -141,9 +141,16 @@ def test_a_lost_connection_is_another_process_that_ended_where_there_are_several
         raise LOST
 
 
-def test_a_loading_process_that_was_killed_is_named_with_what_helps() -> None:
-    with pytest.raises(InputError, match="--num_workers"), friendly_error(Namespace()):
-        raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
+@pytest.mark.parametrize(
+    ("text", "way_out"),
+    [
+        ("DataLoader worker (pid 4711) is killed by signal: Killed. ", "--num_workers"),
+        ("[unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation to complete", "--mark"),
+    ],
+)
+def test_a_killed_loading_process_and_a_long_wait_are_named_with_what_helps(text: str, way_out: str) -> None:
+    with pytest.raises(InputError, match=way_out), friendly_error(Namespace(), processes=2):
+        raise RuntimeError(text)
 
 
 def test_a_compilers_reason_is_shown_which_stands_on_its_second_line() -> None:

@@ -133,6 +133,7 @@ def test_two_nodes_give_the_log_and_the_checkpoint_of_one_node_bit_by_bit(nodes:
     assert_same_training(nodes.one / "out" / name, nodes.first / "out" / name)
 
 
+@pytest.mark.nightly
 def test_an_error_on_one_node_ends_the_other_one_too_and_is_shown_once(tmp_path: Path) -> None:
     folders = [tmp_path / "with", tmp_path / "without"]
     pretraining_file(folders[0] / "data" / "a.hdf5", seconds=(4,))

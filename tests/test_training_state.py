@@ -258,8 +258,8 @@ def test_a_run_that_goes_back_takes_the_best_checkpoint_of_then_or_sets_the_late
             assert train(folder, task, *words) == 0
             back = ["--resume", folder / "checkpoint-1.pth"]
             assert train(folder, task, *words, *back, epochs=2) == 0  # trains nothing
-            now = {"checkpoint-best.previous.pth": 2} | ({"checkpoint-best.pth": 0} if name == "kept" else {})
-            assert best_epochs(folder) == now
+            now = {"kept": {"checkpoint-best.pth": 0}, "lost": {"checkpoint-best.previous.pth": 2}}
+            assert best_epochs(folder) == now[name]
             assert train(folder, task, *words, *back) == 0
             assert best_epochs(folder)["checkpoint-best.pth"] == 2
 

@@ -226,10 +226,6 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_without_listening_nothing_is_shared() -> None:
-    assert Interruption().sync_signals(save=True) is False
-
-
 # Files
 
 
@@ -266,12 +262,6 @@ def test_flags_and_numbers_become_plain_json() -> None:
     values = {"path": Path("a/b"), 1: (0.9, math.inf), "nested": [{"x": math.nan, "y": np.float64("nan")}], "n": 3}
     expected = {"path": "a/b", "1": [0.9, None], "nested": [{"x": None, "y": None}], "n": 3}
     assert files.plain(values) == expected and json.loads(json.dumps(files.plain(values), allow_nan=False)) == expected
-
-
-def test_digests_change_with_every_part() -> None:
-    parts: list[Any] = ["a", 1, np.arange(3), ["b"]]
-    others = [[*parts[:i], new, *parts[i + 1 :]] for i, new in enumerate(["c", 2, np.arange(4), []])]
-    assert len({files.digest_of(one) for one in (parts, *others, list(parts))}) == 5
 
 
 def test_the_code_version_begins_with_the_version_and_needs_no_git(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,14 +370,6 @@ def test_checkpoints_are_kept_every_so_many_epochs_and_where_selected(tmp_path: 
     best = torch.load(tmp_path / "checkpoint-best.pth", weights_only=True)
     assert best["epoch"] == 0 and best["stage"] == "tokenizer"
     assert {"model", "optimizer", "epoch", "scaler", "args"} <= best.keys() and best["args"]["epochs"] == 4
-
-
-def test_no_save_ckpt_writes_no_checkpoints_but_the_log(tmp_path: Path) -> None:
-    with training(tmp_path, "--no_save_ckpt") as (state, args):
-        state.resume(args)
-        for epoch in range(2):
-            state.finish_epoch(epoch, best=True)
-    assert pth_files(tmp_path) == set() and len(log_of(tmp_path)) == 2
 
 
 def test_resuming_takes_up_weights_optimizer_step_and_extras_and_cuts_the_log(tmp_path: Path) -> None:

@@ -170,19 +170,17 @@ def restore_best(folder: Path, state: dict[str, Any]) -> None:
     """Make checkpoint-best.pth hold the epoch that the run had selected in `state`, from which it continues.
 
     state: a checkpoint's, {} for a new run. Another file may be there after a kill, from an older run, or because the
-    run goes back to an earlier epoch; it is renamed.
+    run goes back to an earlier epoch. It is renamed if no file of the selected epoch can replace it.
     """
     best = folder / BEST
     selected = state.get("extras", {}).get("best", {})
     # The checkpoint of the end of the selected epoch holds the same.
     sources = [folder / name for name in (BEST, LATEST, f"checkpoint-{selected.get('epoch')}.pth")]
     source = next((path for path in sources if _ends_selected_epoch(path, selected)), None)
-    if source == best:
-        return
-    if best.is_file():
+    if source is None and best.is_file():
         os.replace(best, folder / OLD_BEST)
         logger.warning("%s is not of the epoch that this run has selected: it is now %s.", best, OLD_BEST)
-    if source is not None:
+    elif source is not None and source != best:
         copy(source, best)
 
 
