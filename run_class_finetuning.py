@@ -19,9 +19,9 @@ from eeg_data.pretraining import Loaders
 from engine_for_finetuning import Selected, evaluate, save_predictions, train_one_epoch
 from errors import ArgumentParser, InputError, UsageError, run_script
 from training import adaptation, checkpoints
-from training import state as training_state
 from training.checkpoints import checkpoint_place, fetched
 from training.metrics import SELECT_BY, BestEpoch
+from training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ def main(args: argparse.Namespace) -> None:
             layer_decay=args.layer_decay,
         )
         extras = {"best": best, "selected": evaluation.selected, **({"model_ema": ema} if ema else {})}
-        state = training_state.TrainingState(
+        state = TrainingState(
             model,
             update,
             run,
@@ -225,7 +225,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def fine_tune(
-    state: training_state.TrainingState,
+    state: TrainingState,
     loaders: Loaders,
     evaluation: Evaluation,
     args: argparse.Namespace,

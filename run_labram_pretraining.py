@@ -14,8 +14,8 @@ from eeg_data import pretraining as eeg_data
 from engine_for_pretraining import evaluate, train_one_epoch
 from errors import ArgumentParser, UsageError, run_script
 from training import checkpoints
-from training import state as training_state
 from training.checkpoints import checkpoint_place, digest_of_weights, fetched
+from training.state import TrainingState
 
 
 def get_args() -> argparse.Namespace:
@@ -93,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
         update = optim_factory.build_update(
             model, args, run, steps_per_epoch=loaders.steps_per_epoch, accumulation=accumulation
         )
-        state = training_state.TrainingState(
+        state = TrainingState(
             model,
             update,
             run,

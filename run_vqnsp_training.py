@@ -14,7 +14,7 @@ from engine_for_vqnsp import evaluate, initialize_codebook, train_one_epoch
 from errors import ArgumentParser, InputError, run_script
 from norm_ema_quantizer import CodebookRevival
 from training import checkpoints
-from training import state as training_state
+from training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def main(args: argparse.Namespace) -> None:
         )
         total_steps = args.epochs * steps
         revival = CodebookRevival(model.module.quantize, total_steps=total_steps, seed=args.seed)
-        state = training_state.TrainingState(
+        state = TrainingState(
             model,
             update,
             run,

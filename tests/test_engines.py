@@ -447,15 +447,6 @@ def test_a_tokenizer_learns_one_batch(tmp_path: Path, data: Path) -> None:
     assert found[-1] < 0.85 * found[0], found
 
 
-def test_a_masked_model_learns_one_batch(tmp_path: Path, data: Path) -> None:
-    words = ("--overfit_batch", "--lr", 2e-3, "--min_lr", 2e-3, "--batch_size", 2)
-    with pretraining(tmp_path, data, *words) as t:
-        epoch = functools.partial(engine_for_pretraining.train_one_epoch, t.state, t.loaders.train, t.tokenizer)
-        found = losses(t, epoch, 4)
-        assert t.state.log.mean("mlm_acc") > 0.5 and t.state.log.mean("mlm_acc_sym") > 0.5
-    assert found[-1] < 0.6 * found[0], found
-
-
 def test_regression_targets_are_not_rounded_to_the_precision_of_the_outputs() -> None:
     outputs = torch.tensor([[1000.0]], dtype=torch.bfloat16)
     loss = engine_for_finetuning.task_loss("regression", outputs, torch.tensor([[1003.3]]))

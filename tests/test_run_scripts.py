@@ -193,18 +193,6 @@ def test_a_script_runs_without_torchrun(tiny: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "environment.json").read_text())["hardware"]["processes"] == 1
 
 
-def test_resume_names_a_checkpoint_and_no_auto_resume_starts_anew(tiny: Path, tmp_path: Path) -> None:
-    words = [*stage_three(tiny), "--epochs", "2", "--save_ckpt_freq", "1", "--output_dir"]
-    assert call("run_class_finetuning", *words, tmp_path / "a") == 0
-    assert call("run_class_finetuning", *words, tmp_path / "b", "--resume", tmp_path / "a" / "checkpoint-0.pth") == 0
-    assert [line["epoch"] for line in log(tmp_path / "b")] == [1]
-    assert call("run_class_finetuning", *words, tmp_path / "a") == 0
-    assert [line["epoch"] for line in log(tmp_path / "a")] == [0, 1], "a finished run is left as it is"
-    assert call("run_class_finetuning", *words, tmp_path / "a", "--no_auto_resume", "--epochs", "1") == 0
-    assert [line["epoch"] for line in log(tmp_path / "a")] == [0]
-    assert (tmp_path / "a" / "log.previous.txt").is_file(), "the old log is kept"
-
-
 def said(caplog: pytest.LogCaptureFixture, start_of_line: str) -> dict[str, float]:
     """Return the numbers of the one logged line that starts so."""
     (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith(start_of_line)]
@@ -250,18 +238,6 @@ def test_eval_of_a_tokenizer_gives_the_losses_and_codes_of_training(
     caplog.clear()
     assert call("run_vqnsp_training", *words[:-1], "--calculate_codebook_usage") == 0  # alone, as in the released code
     assert said(caplog, "train_data:") == usage and not list(tmp_path.glob("checkpoint*"))
-
-
-def test_no_quantize_kmeans_init_starts_from_random_rows(tiny: Path, tmp_path: Path) -> None:
-    words = [*stage_one(tiny), "--lr", "0", "--min_lr", "0", "--ema_decay", "1", "--no_revive_codes", "--output_dir"]
-    assert call("run_vqnsp_training", *words, tmp_path / "random", "--no_quantize_kmeans_init") == 0
-    assert call("run_vqnsp_training", *words, tmp_path / "kmeans") == 0
-    rows = [
-        checkpoint(tmp_path / n / "checkpoint.pth")["model"]["quantize.embedding.weight"] for n in ("random", "kmeans")
-    ]
-    angles = [row @ row.t() for row in rows]
-    assert angles[0].mean() < 0.15 < angles[1].mean(), "centres of outputs lie close together, random rows do not"
-    assert log(tmp_path / "random")[0]["train_quant_loss"] > 1.5 * log(tmp_path / "kmeans")[0]["train_quant_loss"]
 
 
 def test_model_ema_is_the_average_that_is_evaluated_and_saved(tiny: Path, tmp_path: Path) -> None:

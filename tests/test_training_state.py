@@ -291,6 +291,14 @@ def test_a_world_size_without_a_rank_is_one_process_that_sees_all_data(
     assert_same_run(straight, tmp_path / "run")
 
 
-def test_only_the_last_numbered_checkpoints_are_kept_where_asked(tmp_path: Path, task: Path) -> None:
+def test_only_the_last_numbered_checkpoints_are_kept_where_asked_and_a_new_run_keeps_the_old_log(
+    tmp_path: Path, task: Path
+) -> None:
     assert train(tmp_path, task, "--keep_last", 2) == 0
     assert {path.name for path in tmp_path.glob("checkpoint-[0-9]*")} == {"checkpoint-1.pth", "checkpoint-2.pth"}
+    state = checkpoint(tmp_path / "checkpoint-1.pth")
+    assert {"model", "optimizer", "epoch", "scaler", "args", "stage"} <= state.keys() and state["epoch"] == 1
+    old = (tmp_path / "log.txt").read_text()
+    assert train(tmp_path, task, "--no_auto_resume", "--no_save_ckpt", epochs=1) == 0
+    assert [line["epoch"] for line in log(tmp_path)] == [0] and (tmp_path / "log.previous.txt").read_text() == old
+    assert checkpoint(tmp_path / "checkpoint.pth")["epoch"] == 2, "--no_save_ckpt writes none"

@@ -355,50 +355,6 @@ def test_random_numbers_of_an_epoch_depend_on_seed_epoch_and_process_only(tmp_pa
         assert draws(1, seed=0) == first
 
 
-def pth_files(folder: Path) -> set[str]:
-    return {path.name for path in folder.glob("*.pth")}
-
-
-def test_checkpoints_are_kept_every_so_many_epochs_and_where_selected(tmp_path: Path) -> None:
-    with training(tmp_path) as (state, args):
-        assert state.resume(args) == 0
-        for epoch, expected in enumerate([{"checkpoint-best.pth"}, {"checkpoint-1.pth"}, set(), {"checkpoint-3.pth"}]):
-            before = pth_files(tmp_path)
-            state.finish_epoch(epoch, best=epoch == 0)
-            assert pth_files(tmp_path) - before - {"checkpoint.pth"} == expected
-            assert torch.load(tmp_path / "checkpoint.pth", weights_only=True)["epoch"] == epoch
-    best = torch.load(tmp_path / "checkpoint-best.pth", weights_only=True)
-    assert best["epoch"] == 0 and best["stage"] == "tokenizer"
-    assert {"model", "optimizer", "epoch", "scaler", "args"} <= best.keys() and best["args"]["epochs"] == 4
-
-
-def test_resuming_takes_up_weights_optimizer_step_and_extras_and_cuts_the_log(tmp_path: Path) -> None:
-    extra = SimpleNamespace(value=3)
-    extra.state_dict = lambda: {"value": extra.value}
-    extra.load_state_dict = lambda state: setattr(extra, "value", state["value"])
-    with training(tmp_path, extras={"extra": extra}) as (state, args):
-        state.resume(args)
-        eeg = torch.randn(2, 2, 200)
-        for _ in range(2):
-            state.update(state.model(eeg, [0, 1, 2])[0])
-        state.finish_epoch(0)
-        saved = {key: value.clone() for key, value in state.model.module.state_dict().items()}
-        optimizer = state.update.state_dict()
-    with (tmp_path / "log.txt").open("a") as log:
-        log.writelines(json.dumps({"epoch": epoch, "train_loss": 9}) + "\n" for epoch in (1, 2))
-        log.write('{"train_loss": 1.2, "tr')  # by a process that was killed
-    extra.value = 0
-    with training(tmp_path, extras={"extra": extra}) as (state, args):
-        assert not torch.equal(state.model.module.state_dict()["encoder.cls_token"], saved["encoder.cls_token"])
-        assert state.resume(args) == 1
-        assert_equal(state.model.module.state_dict(), saved)
-        assert_equal(state.update.state_dict(), optimizer)
-        assert state.update.step == 2 and extra.value == 3
-        assert [entry["epoch"] for entry in log_of(tmp_path)] == [0]
-        state.finish_epoch(1)
-    assert [entry["epoch"] for entry in log_of(tmp_path)] == [0, 1]
-
-
 def test_no_auto_resume_starts_anew_and_start_epoch_places_the_schedule(tmp_path: Path) -> None:
     with training(tmp_path) as (state, args):
         state.resume(args)
@@ -442,19 +398,3 @@ def test_evaluation_takes_the_best_checkpoint_before_the_latest_and_resume_befor
         with pytest.raises(InputError) as error:
             load_for_evaluation(model, args, run, stage="tokenizer")
         only_line(error, tmp_path / "checkpoint.pth", "does not exist")
-
-
-def test_averaged_weights_are_evaluated_only_where_the_file_has_them(tmp_path: Path) -> None:
-    model = create_model(TINY, n_code=8, code_dim=4)
-    state = dict(model.state_dict())
-    average = {f"module.{key}": torch.full_like(value, 2.0) for key, value in state.items()}
-    torch.save({"model": state, "epoch": 0}, tmp_path / "plain.pth")
-    torch.save({"model": state, "epoch": 0, "extras": {"model_ema": average}}, tmp_path / "ema.pth")
-    args = flags(tmp_path, "--eval", "--resume", tmp_path / "plain.pth")
-    with setup_run(args) as run:
-        with pytest.raises(InputError) as error:
-            load_for_evaluation(model, args, run, stage="tokenizer", averaged=True)
-        only_line(error, tmp_path / "plain.pth", "averaged", "--model_ema")
-        args.resume = tmp_path / "ema.pth"
-        load_for_evaluation(model, args, run, stage="tokenizer", averaged=True)
-    assert_equal(dict(model.state_dict()), {key.removeprefix("module."): value for key, value in average.items()})
