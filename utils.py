@@ -291,7 +291,7 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     GPU that is not there or an output folder that cannot be written, PeerLost if another process ended.
     """
     rank = int(os.environ.get("RANK", 0))
-    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s")  # warnings come once
     device = find_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
     _check_flags(args)
     if rank == 0:  # the others write nothing, and on other machines they may not be able to
@@ -378,9 +378,8 @@ def _precision(name: str, device: torch.device) -> tuple[torch.dtype | None, tor
     if name == "auto":
         if device.type == "cpu":
             return None, torch.float32
-        return (
-            torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        ), torch.float32
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if bf16 else torch.float16, torch.float32
     if name == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16")
     dtype = PRECISIONS[name]
