@@ -36,7 +36,7 @@ from run_helpers import (
 )
 
 TESTS = Path(__file__).parent
-TIMEOUT = 100  # seconds for a launch, and 20 for each of its faults
+TIMEOUT = 180  # seconds for a launch, and 20 for each of its faults
 CLOCK = ("epoch_seconds", "samples_per_second")  # of a line of log.txt: what differs between equal runs
 
 NOT_COMPARED = ("args", "seconds", "code")  # of checkpoints: paths, clocks, and a version that may rise meanwhile
