@@ -82,15 +82,6 @@ def test_dist_eval_shares_the_evaluation_and_no_dist_eval_shows_every_process_ev
     assert samples("--no_dist_eval", rank=0) == samples("--no_dist_eval", rank=1) == list(range(11))
 
 
-def test_processes_and_micro_batches_share_a_step(tmp_path: Path) -> None:
-    path = write_labelled(tmp_path / "a.hdf5", {"train": two_classes(13)})
-    one = [b.samples.tolist() for b in loaders(path, "--batch_size", 8).train]
-    two = [list(loaders(path, "--batch_size", 2, accumulation=2, rank=r, processes=2).train) for r in (0, 1)]
-    for step, samples in enumerate(one):
-        parts = [part[2 * step + micro] for part in two for micro in (0, 1)]
-        assert [int(i) for part in parts for i in part.samples] == samples
-
-
 def test_a_file_without_val_and_test_is_trained_without_evaluation(tmp_path: Path) -> None:
     sets = loaders(write_labelled(tmp_path / "a.hdf5", {"train": two_classes(4), "test": (eeg(0), np.zeros(0, int))}))
     assert sets.val is None and sets.test is None and sets.steps_per_epoch == 1

@@ -205,15 +205,6 @@ def test_models_see_hundreds_of_microvolts_electrode_by_electrode(tmp_path: Path
                 np.testing.assert_allclose(window[n, a], part / 100, rtol=1e-6)
 
 
-def test_two_processes_loaders_joined_give_the_batches_of_one_with_masks(two_montages: Path) -> None:
-    one = pretraining_loaders(*masked_words(two_montages, "--batch_size", 8), make_mask=MASKS)
-    two = [pretraining_loaders(*masked_words(two_montages), make_mask=MASKS, rank=r, processes=2) for r in (0, 1)]
-    assert one.steps_per_epoch == two[0].steps_per_epoch == len(one.train)
-    for whole, *halves in zip(one.train, two[0].train, two[1].train, strict=True):
-        assert torch.equal(whole.eeg, torch.cat([half.eeg for half in halves]))
-        assert torch.equal(whole.mask, torch.cat([half.mask for half in halves]))
-
-
 def masks_by_window(folder: Path, epoch: int, *words: Any, **run: int) -> dict[tuple[int, int], tuple[bool, ...]]:
     loader: Any = pretraining_loaders(*masked_words(folder, "--time_window", 5, *words), make_mask=MASKS, **run).train
     loader.batch_sampler.set_epoch(epoch)
@@ -244,13 +235,6 @@ def test_drawing_a_mask_leaves_the_global_random_states_alone(two_montages: Path
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
     assert len([dataset[0, montage, window][2] for montage in (0, 1) for window in range(5)]) == 10
     assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()  # type: ignore[index, union-attr]
-
-
-@pytest.mark.parametrize(("ratio", "masked"), [(0.5, {6: 3, 9: 5}), (0.25, {6: 2, 9: 3}), (0.9, {6: 6, 9: 9})])
-def test_masks_have_exact_counts(two_montages: Path, ratio: float, masked: dict[int, int]) -> None:
-    loaders = pretraining_loaders(*masked_words(two_montages), make_mask=functools.partial(random_mask, 1, ratio=ratio))
-    patches = {batch.mask.shape[1]: batch.mask.sum(1) for batch in loaders.train}
-    assert patches.keys() == {6, 9} and all((counts == masked[n]).all() for n, counts in patches.items())
 
 
 def test_evaluation_masks_stay_the_same_and_without_a_maker_there_are_none(two_montages: Path) -> None:
