@@ -83,8 +83,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         (made,) = output.glob("*.hdf5")
         sizes = {"edf_bytes": source.stat().st_size, "hdf5_bytes": made.stat().st_size}
     settings = {name: getattr(args, name) for name in ("hours", "electrodes", "rate")}
-    machine = measuring.hardware("cpu")
-    return {"machine": machine, "settings": settings, "seconds": seconds, "peak_bytes": peak, **sizes}
+    found = {"machine": measuring.hardware("cpu"), "settings": settings, "seconds": seconds, "peak_bytes": peak}
+    return found | sizes
 
 
 def get_args() -> argparse.Namespace:

@@ -6,10 +6,10 @@ import datetime
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -128,23 +128,14 @@ def flops_of(step: Callable[[], object]) -> int:
 
 def hardware(device: str) -> dict[str, Any]:
     """Date, machine and versions of a result."""
-    versions = {}
-    for name in LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    cpu = f"{processor()}, {os.cpu_count()} cores"
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.is_file() else []
+    cpu = f"{(names or [platform.machine()])[0]}, {os.cpu_count()} cores"
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "code_version": code_version(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else cpu,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "libraries": versions,
+        "libraries": {one.name: one.version for one in metadata.distributions() if one.name in LIBRARIES},
     }
-
-
-def processor() -> str:
-    """Name of the CPU."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -71,17 +71,9 @@ def get_args() -> argparse.Namespace:
 
 def settings(args: argparse.Namespace) -> list[Setting]:
     """All settings of the flags. There is no huge tokenizer."""
+    place = (args.device, args.precision, args.tiny)
     return [
-        Setting(
-            case=case,
-            electrodes=GEOMETRIES[geometry][0],
-            window=GEOMETRIES[geometry][1],
-            model=model,
-            batch=args.batch or BATCHES[args.device][case],
-            device=args.device,
-            precision=args.precision,
-            tiny=args.tiny,
-        )
+        Setting(case, *GEOMETRIES[geometry], model, args.batch or BATCHES[args.device][case], *place)
         for model, case, geometry in itertools.product(args.models, args.cases, args.geometries)
         if not (case in "ab" and model == "huge")
     ]

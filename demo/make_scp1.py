@@ -43,8 +43,6 @@ def read_trials(wheel: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 
     Returns the trials (trials, N, time) in uV and their labels (trials,). Raises InputError for anything else.
     """
-    if not wheel.is_file():
-        raise InputError(f"{wheel}: does not exist; correct --input")
     with pipeline.recording_readable(wheel), zipfile.ZipFile(wheel) as archive:
         name = next((name for name in archive.namelist() if name.endswith(f"/SelfRegulationSCP1_{part}.ts")), None)
         if name is None:

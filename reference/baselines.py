@@ -33,7 +33,6 @@ from training.metrics import SELECT_BY, BestEpoch
 
 TASK = "binary"
 BANDS = {"delta": (1, 4), "theta": (4, 8), "alpha": (8, 13), "beta": (13, 30), "gamma": (30, 45)}  # Hz
-SEGMENT = 2 * SAMPLING_RATE  # samples of Welch's segments, which overlap by half
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C: the smaller, the stronger the regularisation
 EEGNET_BATCH, EEGNET_RATE, EEGNET_EPOCHS = 64, 1e-3, 20
 WAY_OUT = "make it with run_inference.py embed --pool mean"  # of a file of features
@@ -58,9 +57,10 @@ def get_args() -> argparse.Namespace:
 def band_powers(eeg: np.ndarray) -> np.ndarray:
     """Log band powers by Welch's method. eeg: (n, N, time) uV at 200 Hz -> (n, 5 N): electrode after electrode.
 
-    A band's power is the mean of the density over the bins from its lower end to below its upper one, in uV^2/Hz.
+    Segments of 2 s overlap by half. A band's power is the mean of the density over the bins from its lower end to below
+    its upper one, in uV^2/Hz.
     """
-    frequencies, density = welch(eeg.astype(np.float64), SAMPLING_RATE, nperseg=min(SEGMENT, eeg.shape[-1]))
+    frequencies, density = welch(eeg.astype(np.float64), SAMPLING_RATE, nperseg=min(2 * SAMPLING_RATE, eeg.shape[-1]))
     inside = [(frequencies >= low) & (frequencies < high) for low, high in BANDS.values()]
     powers = np.stack([density[..., bins].mean(axis=-1) for bins in inside], axis=-1)  # (n, N, 5)
     return np.log(powers + np.finfo(np.float64).tiny).reshape(len(eeg), -1)

@@ -58,7 +58,7 @@ CELLS = {  # of each table of the README, in the order of its rows
 def get_args() -> argparse.Namespace:
     """Read the command line."""
     parser = ArgumentParser(prog="python -m reference.cell", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of cells; without any: all, each after what it needs")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of cells (default: all with this seed)")
     parser.add_argument("--data", type=Path, default=Path("reference_run"), help="folder of HDF5 files and runs")
     parser.add_argument("--output", type=Path, default=Path("my_results"), help="folder of the JSONs")
     parser.add_argument("--recipes", type=Path, default=SHIPPED, metavar="DIR", help="folder of NAME.seed-0.json")
@@ -183,10 +183,6 @@ def predictions_of(runs: Sequence[dict[str, Any]]) -> Predictions | None:
 
 def machine() -> dict[str, Any]:
     """Date, code, hardware and versions."""
-    versions = {}
-    for name in LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):  # only two rows need braindecode
-            versions[name] = metadata.version(name)
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.is_file() else []
     return {
@@ -196,7 +192,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
         "python": platform.python_version(),
-        "libraries": versions,
+        "libraries": {one.name: one.version for one in metadata.distributions() if one.name in LIBRARIES},
     }
 
 
@@ -233,7 +229,8 @@ def main(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_writable(args.data, "--data")
     check_writable(args.output, "--output")
-    known = [name for names in CELLS.values() for name in names if (args.recipes / f"{name}.seed-0.json").is_file()]
+    order = [name for names in CELLS.values() for name in names]
+    known = [name for name in order if (args.recipes / f"{name}.seed-{args.seed}.json").is_file()]
     for name in args.names or known:
         run_cell(name, args.seed, args)
 

@@ -15,7 +15,6 @@ from results.report import LEVEL, drawn_metrics, subjects_of
 from training import metrics
 
 DRAWS = 1000
-FILE = "intervals.json"
 NAMES = metrics.METRICS[TASK]
 Records = Sequence[dict[str, Any]]  # of a cell, one for each seed
 Ends = dict[str, list[float]]  # lower and upper end, by metric
@@ -26,7 +25,7 @@ class Intervals:
 
     def __init__(self, folder: Path) -> None:
         """folder: of the JSONs. Raises InputError if its file of intervals is damaged."""
-        self.path = folder / FILE
+        self.path = folder / "intervals.json"
         self._drawn: dict[str, np.ndarray] = {}  # by digest of the predictions: means over seeds, (draws, metrics)
         self._used: dict[str, Ends] = {}
         try:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from data_helpers import plain_run
-from errors import InputError, UsageError
+from errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -119,27 +119,3 @@ def test_conversions_are_timed_against_the_plain_loop(tmp_path: Path) -> None:
     assert found["hours"] == pytest.approx(0.01) and found["settings"] == {"jobs": 1, "repeats": 1}
     assert found["hours_a_minute"]["maker"] == pytest.approx(0.6 / seconds["maker"])
     assert found["ratio_of_medians"] == pytest.approx(seconds["maker"] / seconds["plain"])
-
-
-@pytest.mark.parametrize(
-    ("module", "words", "reason"),
-    [
-        (convert, ["--input", "nowhere"], "--input nowhere"),
-        (long_recording, ["--hours", 0], "--hours 0"),
-        (long_recording, ["--json", "/dev/null/a.json"], "--json /dev/null"),
-        (data, ["--num_workers", 1, -1], "--num_workers -1"),
-    ],
-)
-def test_a_flag_that_cannot_be_right_is_refused_before_anything_is_measured(
-    module: Any, words: list[Any], reason: str
-) -> None:
-    with pytest.raises(UsageError, match=reason):
-        run(module, *words)
-
-
-def test_a_command_that_fails_is_one_line_with_its_reason(tmp_path: Path) -> None:
-    broken = [sys.executable, "-c", "raise ValueError('no EDF file')"]
-    with pytest.raises(InputError, match="ValueError: no EDF file"):
-        convert.seconds("the plain loop", broken)
-    with patch.object(long_recording.sys, "executable", "false"), pytest.raises(InputError, match="maker"):
-        long_recording.convert(tmp_path / "a.edf", tmp_path / "out")

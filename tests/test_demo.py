@@ -3,7 +3,6 @@
 import argparse
 import json
 import subprocess
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +44,6 @@ def test_what_pip_or_a_maker_cannot_do_is_one_line(tmp_path: Path, monkeypatch: 
     assert {"--no-deps", "--no-binary=:all:", str(tmp_path), data.EEGHDF.requirement} <= set(commands[0])
     with pytest.raises(InputError, match=r"demo/make_scp1\.py"):
         data.make("make_scp1.py", "--input", "x")
-
-
-def test_recordings_leave_the_archive_by_their_plain_names_wherever_they_lie_in_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with tarfile.open(tmp_path / data.EEGHDF.file, "w:gz") as tar:
-        for name in data.RECORDINGS:
-            (tmp_path / "inner").write_bytes(name.encode())
-            tar.add(tmp_path / "inner", arcname=f"eeghdf/../../outside/{name}")
-    (tmp_path / "inner").unlink()
-    digest = sha256(tmp_path / data.EEGHDF.file)
-    monkeypatch.setattr(data, "EEGHDF", data.EEGHDF._replace(sha256=digest))
-    assert [path.read_bytes().decode() for path in data.recordings(tmp_path)] == list(data.RECORDINGS)
-    assert {path.name for path in tmp_path.iterdir()} == {data.EEGHDF.file, *data.RECORDINGS}
 
 
 def test_no_decoder_that_knows_only_electrode_and_time_beats_the_one_code_loss() -> None:
@@ -126,10 +111,3 @@ def test_a_folder_of_other_runs_or_a_file_is_refused_and_stays(tmp_path: Path) -
             demo.main(argparse.Namespace(folder=folder, size="tiny"))
     assert [path.name for path in tmp_path.rglob("*")] == ["tokenizer", "checkpoint.pth"]
     assert checkpoint.read_text() == "weeks of training"
-
-
-def test_a_stage_that_fails_ends_the_demo_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = argparse.Namespace(run=lambda words, env: subprocess.CompletedProcess(words, 1))
-    monkeypatch.setattr(demo, "subprocess", failed)
-    with pytest.raises(InputError, match=r"run_vqnsp_training\.py"):
-        demo.train(tmp_path, "tokenizer", "run_vqnsp_training.py --epochs 1")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from errors import InputError, UsageError
+from errors import UsageError
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(SCRIPTS))
@@ -132,11 +132,3 @@ def test_the_script_writes_its_numbers_and_shows_them_again(tmp_path: Path, caps
 def test_a_flag_that_cannot_be_right_is_refused_before_anything_is_timed(words: tuple[Any, ...]) -> None:
     with pytest.raises(UsageError, match=f"^{words[0]}"):
         run(*words)
-
-
-@pytest.mark.parametrize("content", [None, "{", '{"rows": 3}'])
-def test_a_file_that_holds_no_results_is_one_line(tmp_path: Path, content: str | None) -> None:
-    if content is not None:
-        (tmp_path / "speed.json").write_text(content)
-    with pytest.raises(InputError, match=r"speed\.json"):
-        run("--show", tmp_path / "speed.json")
