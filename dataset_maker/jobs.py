@@ -149,7 +149,7 @@ def in_shards(plan: Plan, tasks: Sequence[Task], *, others_allowed: bool) -> dic
         job = json.loads(note.read_text(encoding="utf-8"))
         there = {name: (plan.folder / name).stat().st_size for name in job["files"] if (plan.folder / name).exists()}
         if there == job["files"]:
-            entries += job["recordings"]
+            entries += [entry for entry in job["recordings"] if "error" not in entry]  # older notes name these, too
         else:
             for path in [*map(plan.folder.joinpath, there), note]:
                 path.unlink()

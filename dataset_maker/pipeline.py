@@ -250,8 +250,8 @@ def _processed(
     """Return the length of the filtered, resampled signal and its consecutive blocks (N, t) in volts."""
     electrodes, rate, new_rate = len(source.raw.ch_names), source.rate, stages["sampling_rate"]
     taps = filters.kernel(rate, stages["l_freq"], stages["h_freq"], stages["notch"])
-    if source.samples * electrodes * 8 <= block_bytes:
-        short = source.samples <= filters.reach(taps) + 1
+    short = source.samples <= 2 * filters.reach(taps)  # mirrored at both ends it would be more mirror than signal
+    if source.samples * electrodes * 8 <= block_bytes or short:
         whole = (
             source.by_mne(stages)
             if source.gaps or short
