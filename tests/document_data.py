@@ -70,7 +70,7 @@ def reader(place: Path) -> Reader:
     folder = place / "LaBraM"
     for name in FOLDERS - {"tests"}:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in (*ROOT.glob("*.py"), ROOT / "Makefile"):
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("*.txt"), ROOT / "Makefile"):
         shutil.copy(path, folder)
     recordings(folder)
     trained(folder)

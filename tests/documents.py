@@ -104,9 +104,10 @@ def commands(block: str, line: int) -> Iterator[Item]:
 
 
 def flags_named(text: str) -> set[str]:
-    """Return the flags that stand in inline code, those of pip left out."""
-    codes = [token.content for token in tokens(text) if token.type == "code_inline"]
-    return {flag for code in codes if not code.startswith("pip ") for flag in FLAG.findall(code)}
+    """Return the flags in inline code and in commands, those of other programs left out."""
+    codes = [token for token in tokens(text) if token.type in ("code_inline", "code_block") or token.info == "bash"]
+    lines = [line.strip() for token in codes for line in token.content.splitlines()]
+    return {flag for line in lines if not line.startswith(("pip ", "#SBATCH")) for flag in FLAG.findall(line)}
 
 
 def declared_flags(script: Path) -> set[str]:
