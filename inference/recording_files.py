@@ -37,7 +37,7 @@ def find(inputs: Sequence[Path], options: Options, *, split: str | None = None) 
     paths = find_files(inputs, KINDS)
     raws = [path for path in paths if path.suffix.lower() not in SUFFIXES]
     if options.prepared and (flags := _filter_flags(options)):
-        raise UsageError(f"{flags}: --prepared says that signals are filtered already: leave one of the two out")
+        raise UsageError(f"{' '.join(flags)}: --prepared says that signals are filtered: leave one of the two out")
     names = dict(zip(raws, unique_names([path.stem for path in raws], raws), strict=True))
     logged: set[str] = set()  # the same channels of all recordings are named once
     for path in paths:
@@ -53,20 +53,22 @@ def _open_raw(path: Path, name: str, options: Options, logged: set[str]) -> Wind
     return cut(signal_of_raw(raw, options, str(path), name, logged), options)
 
 
-def _filter_flags(options: Options) -> str:
+def _filter_flags(options: Options) -> list[str]:
     """Flags that ask for other filters than the default ones."""
     default, filters = FilterSettings(), options.pipeline.filter
-    names = ("l_freq", "h_freq", "notch")
-    return " ".join(f"--{name}" for name in names if getattr(filters, name) != getattr(default, name))
+    return [f"--{name}" for name in ("l_freq", "h_freq", "notch") if getattr(filters, name) != getattr(default, name)]
+
+
+def _refuse(flags: Sequence[str], reason: str) -> None:
+    """Raise UsageError for flags that an HDF5 file cannot follow."""
+    if flags:
+        way_out = "leave the flag out, or give the recordings that the file was made of"
+        raise UsageError(f"{' '.join(flags)}: {reason}: {way_out}")
 
 
 def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[tuple[str, Opener]]:
     """Yield the recordings or splits of one file; a damaged file is one entry that fails when it is opened."""
-    if flags := _filter_flags(options):
-        raise UsageError(
-            f"{flags}: {path} holds EEG that is filtered and at {SAMPLING_RATE} Hz already: leave the flag out, or "
-            "give the recordings that the file was made of"
-        )
+    _refuse(_filter_flags(options), f"{path} holds EEG that is filtered and at {SAMPLING_RATE} Hz already")
     try:
         file = open_file(path)
         with readable(path):
@@ -79,24 +81,16 @@ def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[t
     for recording in recordings:
         yield recording.where, partial(_open_recording, recording, options)
     if description is not None:
-        _check_windows(description, options)
+        seconds = description.seconds
+        flags = [f"--stride {options.stride:g}"] if options.stride is not None else []
+        flags += [f"--window {options.window}"] if options.window not in (None, seconds) else []
+        _refuse(flags, f"the windows of {path} are its samples of {seconds} s")
         for name in (split,) if split else description.splits:
             yield f"{path}, group {name}", partial(_open_split, description, name, options)
 
 
 def _failed(error: InputError) -> Windows:
     raise error
-
-
-def _check_windows(file: LabelledFile, options: Options) -> None:
-    """Raise UsageError for other windows than the samples of a labelled file."""
-    flags = [f"--stride {options.stride:g}"] if options.stride is not None else []
-    flags += [f"--window {options.window}"] if options.window not in (None, file.seconds) else []
-    if flags:
-        raise UsageError(
-            f"{' '.join(flags)}: the windows of {file.path} are its samples of {file.seconds} s: leave the flag out, "
-            "or give the recordings that the file was made of"
-        )
 
 
 def _open_recording(recording: Recording, options: Options) -> Windows:

@@ -22,7 +22,7 @@ from data_helpers import TRIO, signal, write_labelled, write_pretraining
 from errors import InputError
 from inference import output, plots, recordings
 from inference.recordings import Windows
-from inference_helpers import CLASSIFIER, DATA, NAMES, command, random_module, read, rows, run, saved, stages
+from inference_helpers import CLASSIFIER, DATA, NAMES, random_module, read, rows, run, saved, stages
 from maker_helpers import noise, raw_of, save
 
 ARRAYS = {
@@ -100,25 +100,18 @@ def test_predictions_are_written_for_every_window_and_recording(
     labelled = write_labelled(tmp_path / "in" / "set.hdf5", {"test": (signal(3, 3, 400), [0, 1, 1])})
     with caplog.at_level("INFO"):
         assert run("predict", checkpoints["predict"], [recording, other, labelled], tmp_path / "out.csv") == 0
+        assert run("predict", checkpoints["predict"], [labelled], tmp_path / "one.npz", "--split", "test") == 0
     table, means = rows(tmp_path / "out.csv"), rows(tmp_path / "out-recordings.csv")
     assert [row["label"] for row in table] == [""] * 6 + ["0", "1", "1"], "recordings without labels leave them empty"
     assert {row["recording"] for row in means} == {row["recording"] for row in table}
     assert len(means) == 4, "two recordings of the labelled file"
+    assert read(tmp_path / "one.npz", "test", "label").tolist() == [0, 1, 1]
+    assert read(tmp_path / "one.npz", "test", "recording_probabilities").shape == (2, 2)
     for row in means:
         windows = [float(line["task"]) for line in table if line["recording"] == row["recording"]]
         assert float(row["task"]) == pytest.approx(np.mean(windows), abs=1e-6)
         assert float(row["rest"]) + float(row["task"]) == pytest.approx(1, abs=1e-6)
     assert f"night_raw, 4 windows: rest {float(means[0]['rest']):.3f}, task" in caplog.text
-
-
-def test_a_labelled_file_gives_labels_and_means_of_its_recordings(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    splits = {"train": (signal(4, 3, 400), [0, 1, 1, 0]), "test": (signal(3, 3, 400, seed=1), [1, 0, 1])}
-    path, out = write_labelled(tmp_path / "set.hdf5", splits), tmp_path / "out.npz"
-    assert run("predict", checkpoints["predict"], [path], out, "--split", "test") == 0
-    owners = read(out, "test", "recording")
-    assert read(out, "test", "label").tolist() == [1, 0, 1] and len(set(owners)) == 2
-    means = [read(out, "test", "probabilities")[owners == name].mean(0) for name in read(out, "test", "recordings")]
-    np.testing.assert_allclose(read(out, "test", "recording_probabilities"), means, atol=1e-6)
 
 
 def test_targets_of_a_regression_are_columns(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -158,23 +151,17 @@ def test_any_class_name_can_be_written_and_drawn(recording: Path, tmp_path: Path
         assert list(rows(out)[0])[2:] == [r"a,\n\x1b[31mb", r"$\foo$", r'q"\x00']
 
 
-def test_averaged_weights_and_urls_are_taken(
+def test_averaged_weights_of_a_url_are_taken(
     recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LABRAM_CACHE", str(tmp_path / "cache"))
     module: Any = random_module(CLASSIFIER, num_classes=2)
     averaged = {name: value + 0.1 for name, value in module.state_dict().items()}
-    path = saved(tmp_path / "a.pth", module, extras={"model_ema": averaged})
+    path, out = saved(tmp_path / "a.pth", module, extras={"model_ema": averaged}), tmp_path / "out.npz"
     url = f"{path.as_uri()}#sha256={hashlib.sha256(path.read_bytes()).hexdigest()}"
-    for place, name, *words in ((path, "plain"), (path, "averaged", "--averaged"), (url, "url")):
-        assert run("embed", place, [recording], tmp_path / f"{name}.npz", "--window", 2, *words) == 0
-    plain, other, fetched = (
-        read(tmp_path / f"{name}.npz", "night_raw", "features") for name in ("plain", "averaged", "url")
-    )
-    np.testing.assert_array_equal(plain, fetched)
+    assert run("embed", url, [recording], out, "--window", 2, "--averaged") == 0
     expected = inference.load(path, averaged=True).embed(mne.io.read_raw(recording, verbose="error"), window=2)
-    np.testing.assert_allclose(other, expected.features, atol=1e-5)
-    assert np.abs(plain - other).max() > 0.01
+    np.testing.assert_allclose(read(out, "night_raw", "features"), expected.features, atol=1e-5)
     assert run("embed", saved(tmp_path / "b.pth", module), [recording], tmp_path / "c.npz", "--averaged") == 1
     assert "b.pth" in error_of(capsys)
 
@@ -414,13 +401,3 @@ def test_nothing_of_a_header_reaches_an_output(checkpoints: dict[str, Path], tmp
     assert len(written) == 5 and not any(b"ZIMMER" in data.upper() for data in written)
     with np.load(tmp_path / "o.npz") as arrays:
         assert not any("zimmer" in str(arrays[name]).lower() for name in arrays)
-
-
-def test_every_verb_explains_itself_in_80_columns(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    for words in ([], *([verb] for verb in ARRAYS), ["export"]):
-        assert command(*words, "--help") == 0
-        text = capsys.readouterr().out
-        assert text.startswith("usage: run_inference.py") and max(map(len, text.splitlines())) <= 80
