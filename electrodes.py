@@ -30,13 +30,13 @@ _SPELLING = {name.upper(): name for name in ELECTRODES}
 _NON_EEG = re.compile(
     r".*(EOG|ECG|EKG|EMG|RESP|PHOTIC|ANNOTATION|STIM|TRIG|MARK|EVENT|PULSE|PLETH|ABDOM|THORA|SPO2|SAO2).*"
     r"|IBI|BURSTS|SUPPR|STATUS|STI ?\d+|DC ?\d+|HEO|VEO|[LR]OC|LUC|RLC|GSR|EDA|([AM])[12]-\2[12]"
-    r"|[\W_]*"  # places without a channel: CHB-MIT has some that are called `-`
+    r"|[\W_]*"  # places without a channel: CHB-MIT calls empty ones `-`
 )
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """Which channels of a recording are kept and as what. kept: name in the file -> electrode, in the file's order."""
+    """The channels of a recording that are kept. kept: name in the file -> electrode, in the order of the file."""
 
     kept: dict[str, str]
     dropped: list[str]
@@ -55,7 +55,7 @@ def canonical_name(name: str) -> str | None:
 
 
 def is_known_non_eeg(name: str) -> bool:
-    """Whether a channel's name says that it is no scalp electrode: eyes, heart, breath, stimuli, ear to ear."""
+    """True if the name of a channel shows that it is no scalp electrode: eyes, heart, breath, stimuli, ear to ear."""
     return _NON_EEG.fullmatch(_plain(name)) is not None
 
 
@@ -66,12 +66,12 @@ def _nearest(name: str) -> str:
 
 
 def _shown(name: str) -> str:
-    """Return a name from a file for a message: cut short, and without what a terminal obeys."""
+    """Quote a name from a file for a message: short, and without control characters."""
     return repr(name if len(name) <= LONGEST_SHOWN else name[:LONGEST_SHOWN] + "...")
 
 
 def _matches(names: Iterable[str], wanted: str) -> list[str]:
-    """Return the names that a user's `wanted` means: the equal one if there is one, else all that read the same."""
+    """Return the names that `wanted` of a user matches: the equal one, else all with the same plain form."""
     names = list(names)
     return [wanted] if wanted in names else [name for name in names if _plain(name) == _plain(wanted)]
 
@@ -81,8 +81,8 @@ def resolve(
 ) -> Resolution:
     """Decide which channels of a recording are which electrodes.
 
-    rename: name in the file -> electrode; drop: names to leave out. Both may be spelt as in the file or plainly
-    (`PG1` for `EEG Pg1-REF`), and names that this recording lacks do not matter. `where` opens error messages.
+    rename: name in the file -> electrode; drop: names to leave out. Both accept the spelling of the file or the plain
+    one (`PG1` for `EEG Pg1-REF`) and ignore names that the recording lacks. `where` opens error messages.
     Raises InputError for unknown names, for two channels of one name or electrode and when no channel is left.
     """
     where = f"{where}: " if where else ""
@@ -96,9 +96,9 @@ def resolve(
         raise InputError(
             f"{where}two channels are called {name}: each electrode has one name. Leave both out with --drop {name}"
         )
-    found = {name: canonical_name(renamed.get(name, name)) for name in left}
-    kept = {name: electrode for name, electrode in found.items() if electrode is not None}
-    if unknown := [name for name in found if name not in kept and not is_known_non_eeg(name)]:
+    electrodes = {name: canonical_name(renamed.get(name, name)) for name in left}
+    kept = {name: electrode for name, electrode in electrodes.items() if electrode is not None}
+    if unknown := [name for name in electrodes if name not in kept and not is_known_non_eeg(name)]:
         raise InputError(
             f"{where}unknown electrode names: {'; '.join(map(_nearest, unknown))}. Leave them out with "
             f"--drop {' '.join(map(_shown, unknown))}, or say which electrodes they are with "
@@ -122,10 +122,10 @@ def embedding_rows(names: Sequence[str], *, table_rows: int = PUBLISHED_ELECTROD
     Raises InputError for unknown names and for electrodes beyond the table's rows.
     """
     where = f"{where}: " if where else ""
-    found = [canonical_name(name) for name in names]
-    if unknown := [name for name, electrode in zip(names, found, strict=True) if electrode is None]:
+    spelt = [canonical_name(name) for name in names]
+    if unknown := [name for name, electrode in zip(names, spelt, strict=True) if electrode is None]:
         raise InputError(f"{where}unknown electrode names: {'; '.join(map(_nearest, unknown))}")
-    electrodes = [electrode for electrode in found if electrode is not None]
+    electrodes = [electrode for electrode in spelt if electrode is not None]
     rows = [ELECTRODES.index(electrode) + 1 for electrode in electrodes]
     if beyond := [electrode for electrode, row in zip(electrodes, rows, strict=True) if row >= table_rows]:
         raise InputError(

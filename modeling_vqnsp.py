@@ -168,11 +168,11 @@ def load_tokenizer(
     given) and for fewer electrodes than `num_electrodes`.
     """
     n_code, code_dim = weights["quantize.embedding.weight"].shape
-    for flag, asked, found in (("size", codebook_size, n_code), ("dim", codebook_dim, code_dim)):
-        if asked is not None and asked != found:
+    for flag, asked, held in (("size", codebook_size, n_code), ("dim", codebook_dim, code_dim)):
+        if asked is not None and asked != held:
             raise InputError(
-                f"{where} holds a codebook of {flag} {found}, --codebook_{flag} says {asked}: leave the flag "
-                f"out or set --codebook_{flag} {found}"
+                f"{where} holds a codebook of {flag} {held}, --codebook_{flag} says {asked}: leave the flag "
+                f"out or set --codebook_{flag} {held}"
             )
     known = weights["encoder.pos_embed"].shape[1] - 1 if "encoder.pos_embed" in weights else PUBLISHED_ELECTRODES
     if known < num_electrodes:

@@ -213,7 +213,8 @@ def _judge(run: RunResult, select_by: str | None) -> bool:
     if select_by not in (None, *run.metrics):
         raise UsageError(f"--select_by {select_by}: {run.label} has {', '.join(run.metrics)}")
     run.select_by = select_by or SELECT_BY[run.task]
-    evaluated = run.log[[name for name in run.log if name.startswith(("val_", "test_"))]].dropna(how="all")
+    measured = run.log[[name for name in run.log if name.startswith(("val_", "test_"))]]
+    evaluated = measured.dropna(how="all") if measured.notna().any(axis=None) else measured
     run.epoch, run.rule = select_epoch(evaluated, run.select_by)
     trained_by, patience = run.flags.get("select_by"), run.flags.get("patience")
     waited_for = trained_by if trained_by in run.metrics else SELECT_BY[run.task]
@@ -228,25 +229,25 @@ def _add_predictions(run: RunResult, split: str) -> None:
         return
     assert run.task is not None
     try:
-        found = read_predictions(path, run.task, epoch=run.epoch)
+        preds = read_predictions(path, run.task, epoch=run.epoch)
     except InputError as error:
         run.notes.append(f"{error}: --eval writes it")
         return
     # One metric tells whether the file is of this run: accuracy, or the RMSE of a regression.
     if run.task == "regression":
-        name, value = "rmse", float(np.sqrt(((found.logits - found.labels) ** 2).mean(axis=0)).mean())
+        name, value = "rmse", float(np.sqrt(((preds.logits - preds.labels) ** 2).mean(axis=0)).mean())
     else:
-        name, value = "accuracy", float((predicted_classes(run.task, found.logits) == found.labels).mean())
+        name, value = "accuracy", float((predicted_classes(run.task, preds.logits) == preds.labels).mean())
     logged = run.value(f"{split}_{name}")
-    if found.epoch != run.epoch:
-        run.notes.append(f"{path.name} is of epoch {found.epoch}, {run.rule} selects epoch {run.epoch}: it is left out")
+    if preds.epoch != run.epoch:
+        run.notes.append(f"{path.name} is of epoch {preds.epoch}, {run.rule} selects epoch {run.epoch}: it is left out")
     elif abs(value - logged) > SAME_VALUE:
         run.notes.append(
-            f"{path.name} and log.txt do not agree on epoch {found.epoch} ({name} {value:.4f} and {logged:.4f}): the "
+            f"{path.name} and log.txt do not agree on epoch {preds.epoch} ({name} {value:.4f} and {logged:.4f}): the "
             "file, of other data or weights, is left out"
         )
     else:
-        run.predictions[split] = found
+        run.predictions[split] = preds
 
 
 def predicted_classes(task: str, logits: np.ndarray) -> np.ndarray:
@@ -265,7 +266,7 @@ def read_predictions(path: Path, task: str, *, epoch: int | None = None) -> Pred
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
         last = int(held["last_epoch"]) == epoch != int(held["epoch"])
-        found = Predictions(
+        preds = Predictions(
             epoch=int(held["last_epoch" if last else "epoch"]),
             logits=held["last_logits" if last else "logits"],
             labels=held["labels"],
@@ -274,17 +275,17 @@ def read_predictions(path: Path, task: str, *, epoch: int | None = None) -> Pred
             name=str(held["name"]) if "name" in held else None,
             classes=tuple(map(str, held["classes"])) if "classes" in held else (),
         )
-        if not _fits(found, task):
+        if not _fits(preds, task):
             raise ValueError(f"it does not hold finite logits and labels of a {task} task, one for each sample")
     except Exception as error:  # numpy and zipfile raise many types for damaged files
         raise InputError(f"{path.name} is damaged and left out ({one_line(error)[:90]})") from error
-    return found
+    return preds
 
 
-def _fits(found: Predictions, task: str) -> bool:
+def _fits(preds: Predictions, task: str) -> bool:
     """True if arrays can be the logits and labels of a task."""
-    logits, labels, n = found.logits, found.labels, len(found.labels)
-    if logits.ndim != 2 or not n or not len(logits) == len(found.recordings) == len(found.subjects) == n:
+    logits, labels, n = preds.logits, preds.labels, len(preds.labels)
+    if logits.ndim != 2 or not n or not len(logits) == len(preds.recordings) == len(preds.subjects) == n:
         return False
     if not all(part.dtype.kind in "fiu" and np.isfinite(part).all() for part in (logits, labels)):
         return False

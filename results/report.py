@@ -78,15 +78,15 @@ def units_of(kind: str, names: Sequence[str]) -> Units:
     return Units(kind, [str(name) for name in groups], list(groups.values()))
 
 
-def recordings_of(found: Predictions) -> Units:
+def recordings_of(preds: Predictions) -> Units:
     """Return the recordings of a set."""
-    return units_of("recording", found.recordings.tolist())
+    return units_of("recording", preds.recordings.tolist())
 
 
-def subjects_of(found: Predictions) -> Units:
+def subjects_of(preds: Predictions) -> Units:
     """Return the subjects of a set; its recordings if a subject is unknown."""
-    names = found.subjects.tolist()
-    return units_of("subject", names) if all(name.strip() for name in names) else recordings_of(found)
+    names = preds.subjects.tolist()
+    return units_of("subject", names) if all(name.strip() for name in names) else recordings_of(preds)
 
 
 def probabilities(task: str, logits: np.ndarray) -> np.ndarray:
@@ -94,15 +94,15 @@ def probabilities(task: str, logits: np.ndarray) -> np.ndarray:
     return expit(logits[:, 0]) if task == "binary" else softmax(logits, axis=1)
 
 
-def unit_metrics(task: str, found: Predictions, units: Units) -> dict[str, float] | None:
+def unit_metrics(task: str, preds: Predictions, units: Units) -> dict[str, float] | None:
     """Measure units by the mean probability of their windows. None if one has windows of several classes."""
-    if task == "regression" or any(len(np.unique(found.labels[places])) > 1 for places in units.places):
+    if task == "regression" or any(len(np.unique(preds.labels[places])) > 1 for places in units.places):
         return None
-    scores = probabilities(task, found.logits)
+    scores = probabilities(task, preds.logits)
     means = np.stack([scores[places].mean(axis=0) for places in units.places])
     if task == "binary":  # metrics want logits; these keep order and threshold
         means = logit(np.clip(means, ALMOST_SURE, 1 - ALMOST_SURE))
-    return metrics.compute(task, means, np.array([found.labels[places[0]] for places in units.places]))
+    return metrics.compute(task, means, np.array([preds.labels[places[0]] for places in units.places]))
 
 
 def unit_table(task: str, runs: Sequence[Predictions], units: Units) -> pd.DataFrame:
@@ -124,11 +124,11 @@ def unit_table(task: str, runs: Sequence[Predictions], units: Units) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def class_names(task: str, found: Predictions) -> list[str]:
+def class_names(task: str, preds: Predictions) -> list[str]:
     """Return the names of the classes, or of a regression's outputs; numbers if the file does not say."""
-    outputs = found.logits.shape[1]
+    outputs = preds.logits.shape[1]
     count = 2 if task == "binary" else outputs
-    return list(found.classes) if len(found.classes) == count else [str(i) for i in range(count)]
+    return list(preds.classes) if len(preds.classes) == count else [str(i) for i in range(count)]
 
 
 def drawn_metrics(task: str, runs: Sequence[Predictions], units: Units, *, draws: int, seed: int = 0) -> np.ndarray:
@@ -250,12 +250,12 @@ def class_curves(task: str, runs: Sequence[Predictions], classes: Sequence[str],
     return figure
 
 
-def scatter(found: Sequence[Predictions], output: int, name: str) -> Figure:
+def scatter(preds: Sequence[Predictions], output: int, name: str) -> Figure:
     """Draw predicted against true values of one output, a colour for each run."""
     figure, axes = blank()
-    for one in found:
+    for one in preds:
         axes.plot(one.labels[:, output], one.logits[:, output], ".", alpha=0.5, ms=5)
-    truth = found[0].labels[:, output]
+    truth = preds[0].labels[:, output]
     axes.plot([truth.min(), truth.max()], [truth.min(), truth.max()], "--", color="0.4", lw=1)
     axes.set(xlabel=f"{short(name)}, true", ylabel="predicted")
     return figure
@@ -319,16 +319,16 @@ def group_parts(table: Table, group: Group, draws: int) -> list[str]:
     parts = [as_figure(*one) for one in curves_of(table, group)]
     runs = [run for run in group.finished or group.runs if table.split in run.predictions]
     if runs and table.task is not None:
-        found = [run.predictions[table.split] for run in runs]
-        parts += [as_figure(*one) for one in prediction_figures(table, found)]
-        recordings, subjects = recordings_of(found[0]), subjects_of(found[0])
+        preds = [run.predictions[table.split] for run in runs]
+        parts += [as_figure(*one) for one in prediction_figures(table, preds)]
+        recordings, subjects = recordings_of(preds[0]), subjects_of(preds[0])
         levels = [recordings, subjects] if subjects.kind == "subject" else [recordings]
-        parts.append(as_table(*levels_grid(table, found, levels)))
+        parts.append(as_table(*levels_grid(table, preds, levels)))
         for units in levels:
-            each = unit_table(table.task, found, units)
-            caption = f"Each point is a {units.kind}; mean over {len(found)} run(s)."
+            each = unit_table(table.task, preds, units)
+            caption = f"Each point is a {units.kind}; mean over {len(preds)} run(s)."
             parts += [as_figure(unit_figure(each, units.kind), caption), as_table(each)]
-        parts.append(as_table(*intervals_grid(table, runs, found, levels[-1], draws)))
+        parts.append(as_table(*intervals_grid(table, runs, preds, levels[-1], draws)))
     settings = pd.DataFrame([run.flags for run in group.runs], dtype=object)
     rows = [(f"--{name}", ", ".join(dict.fromkeys(map(str, settings[name])))) for name in sorted(settings)]
     rows += [(name, str(value)) for name, value in group.runs[0].environment.items() if name != "flags"]
@@ -352,27 +352,27 @@ def curves_of(table: Table, group: Group) -> list[tuple[Figure, str]]:
     return figures
 
 
-def prediction_figures(table: Table, found: Sequence[Predictions]) -> list[tuple[Figure, str]]:
+def prediction_figures(table: Table, preds: Sequence[Predictions]) -> list[tuple[Figure, str]]:
     """Draw confusion matrix and curves, or scatter plots of a regression."""
     assert table.task is not None
-    names = class_names(table.task, found[0])
-    where = f"{table.split} set, {len(found)} run(s)"
+    names = class_names(table.task, preds[0])
+    where = f"{table.split} set, {len(preds)} run(s)"
     if table.task == "regression":
-        return [(scatter(found, i, name), f"Predicted {name}, {where}; dashed: exact.") for i, name in enumerate(names)]
+        return [(scatter(preds, i, name), f"Predicted {name}, {where}; dashed: exact.") for i, name in enumerate(names)]
     return [
-        (confusion(table.task, found, names), f"Share of a class's windows (each row adds up to 1), mean; {where}."),
-        (class_curves(table.task, found, names, kind="roc"), f"ROC curve of each run; {where}."),
-        (class_curves(table.task, found, names, kind="pr"), f"Precision-recall curve of each run; {where}."),
+        (confusion(table.task, preds, names), f"Share of a class's windows (each row adds up to 1), mean; {where}."),
+        (class_curves(table.task, preds, names, kind="roc"), f"ROC curve of each run; {where}."),
+        (class_curves(table.task, preds, names, kind="pr"), f"Precision-recall curve of each run; {where}."),
     ]
 
 
-def levels_grid(table: Table, found: Sequence[Predictions], levels: Sequence[Units]) -> Grid:
+def levels_grid(table: Table, preds: Sequence[Predictions], levels: Sequence[Units]) -> Grid:
     """Tabulate metrics over windows, recordings and subjects."""
     assert table.task is not None
     names, rows = metrics.METRICS[table.task], []
-    windows: list = [metrics.compute(table.task, one.logits, one.labels) for one in found]
-    each = [(u.kind, len(u.names), [unit_metrics(table.task, one, u) for one in found]) for u in levels]
-    for kind, n, values in [("window", len(found[0].labels), windows), *each]:
+    windows: list = [metrics.compute(table.task, one.logits, one.labels) for one in preds]
+    each = [(u.kind, len(u.names), [unit_metrics(table.task, one, u) for one in preds]) for u in levels]
+    for kind, n, values in [("window", len(preds[0].labels), windows), *each]:
         if values[0] is not None:
             frame = pd.DataFrame(values, columns=list(names)).agg(["mean", "std"], skipna=False)
             rows.append([f"{kind}s", str(n), *(mean_and_std(*frame[name]) for name in names)])
@@ -381,13 +381,13 @@ def levels_grid(table: Table, found: Sequence[Predictions], levels: Sequence[Uni
 
 
 def intervals_grid(
-    table: Table, runs: Sequence[RunResult], found: Sequence[Predictions], units: Units, draws: int
+    table: Table, runs: Sequence[RunResult], preds: Sequence[Predictions], units: Units, draws: int
 ) -> Grid:
     """Tabulate bootstrap intervals of each run and of their mean."""
     assert table.task is not None
     if len(units.names) < 2:
         return Grid(pd.DataFrame(), [f"There is only one {units.kind}: no interval."])
-    drawn = bootstrap(table.task, found, units, draws=draws)
+    drawn = bootstrap(table.task, preds, units, draws=draws)
     names = metrics.METRICS[table.task]
     rows = []
     for label, ends in zip(["mean of runs", *(run.label for run in runs)], [drawn.mean, *drawn.runs], strict=True):
