@@ -102,8 +102,9 @@ def show(folder: Path, size: str, pretrain: Path, task: Path, seconds: dict[str,
     for name, title in (("finetuning", "LaBraM, pre-trained"), ("from_scratch", "LaBraM, without pre-training")):
         best = report.selected(folder / name)
         print(f"  {title:38}{best['test_balanced_accuracy']:7.3f}  (epoch {best['epoch'] + 1} of {len(logs[name])})")
-    print(f"\ncurves: tensorboard --logdir {folder / 'log'}")
-    flags = f"--checkpoint {path} --input {pretrain} --output {folder / 'spectra.npz'} --plot {folder / 'spectra.png'}"
+    print(f"\ncurves: tensorboard --logdir {shlex.quote(str(folder / 'log'))}")
+    places = {"checkpoint": path, "input": pretrain, "output": folder / "spectra.npz", "plot": folder / "spectra.png"}
+    flags = " ".join(f"--{name} {shlex.quote(str(place))}" for name, place in places.items())
     print(f"spectra: python run_inference.py reconstruct {flags}")
 
 

@@ -128,7 +128,7 @@ def call(words: list[str]) -> None:
 def run_command(command: str, folder: Path, places: Mapping[str, Path | None]) -> float:
     """Run a command unless its run folder says that it is finished; return its seconds in all attempts together."""
     mark: dict[str, Any] = {"command": command, "seconds": 0.0, "finished": False}
-    with suppress(OSError, ValueError, TypeError):
+    with suppress(OSError, ValueError, TypeError, LookupError):
         held = json.loads((folder / MARK).read_text(encoding="utf-8"))
         mark = held if held["command"] == command else mark
     if not mark["finished"]:
@@ -209,8 +209,8 @@ def run_cell(name: str, seed: int, args: argparse.Namespace) -> None:
         return
     places = {"DATA": args.data.absolute(), "EEGMAT": args.eegmat, "EEGMMIDB": args.eegmmidb}
     places = {key: place and place.absolute() for key, place in places.items()}
-    for command in settings["commands"]:  # before anything is run
-        list(fill([word for word in command.split() if word.startswith("EEG")], places))
+    words = [word for command in settings["commands"] for word in command.split() if word.startswith("EEG")]
+    list(fill(words, places))  # missing recordings are an error before anything is run
     results = []
     for run, command in zip(names, settings["commands"], strict=True):
         results.append(result_of(run, runs / run, run_command(command, runs / run, places)))

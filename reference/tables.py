@@ -4,7 +4,6 @@
 """
 
 import argparse
-import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,6 @@ from files import check_writable, written_aside
 from reference.cell import CELLS, SHIPPED, read_record
 from reference.intervals import Intervals, Records
 from results.tables import published_sets
-
-logger = logging.getLogger("reference")
 
 BASE = "cv-logistic-even"  # rows of cross-validation are compared with it
 SHOWN = {"balanced_accuracy": "balanced accuracy", "pr_auc": "AUPRC", "roc_auc": "AUROC"}
@@ -163,7 +160,6 @@ def insert(text: str, parts: dict[str, str], where: Path) -> str:
 
 def main(args: argparse.Namespace) -> None:
     """Write the tables, or check them."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     found = load(args.results)
     intervals = Intervals(args.results)
     try:
@@ -185,7 +181,7 @@ def main(args: argparse.Namespace) -> None:
     intervals.save()
     with written_aside(args.readme) as part:
         part.write_text(after, encoding="utf-8")
-    logger.info("%s: %d cells and seeds.", args.readme, sum(map(len, found.values())))
+    print(f"{args.readme}: {sum(map(len, found.values()))} cells and seeds.")
 
 
 if __name__ == "__main__":
