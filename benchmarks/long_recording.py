@@ -27,8 +27,15 @@ SCALE = 1024 if sys.platform == "linux" else 1  # bytes in a unit of ru_maxrss
 # Starts a command and prints the peak of the largest process. A new process's peak begins with what its parent held,
 # and this process holds the noise and torch.
 WATCH = """
-import resource, subprocess, sys
+import ctypes, os, resource, subprocess, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: the pool's processes are counted here
 code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
+try:
+    while True:
+        os.wait()
+except ChildProcessError:
+    pass
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(code)
 """
