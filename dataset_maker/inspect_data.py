@@ -47,14 +47,7 @@ from tqdm import tqdm
 from eeg_data import labelled_files, quality
 from eeg_data.hdf5 import close_file, files_below, open_file, printable, readable
 from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
-from eeg_data.pretraining_files import (
-    SAMPLING_RATE,
-    Recording,
-    by_montage,
-    default_window,
-    read_recordings,
-    seconds_of,
-)
+from eeg_data.pretraining_files import SAMPLING_RATE, Recording, by_montage, default_window, read_recordings, seconds_of
 from eeg_data.quality import Quality
 from electrodes import embedding_rows
 from files import check_file, write_json, written_aside
