@@ -360,9 +360,9 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
             raise UsageError(f"--device {name}: several processes cannot share one GPU; use --device cuda")
         index = local_rank if device.index is None else device.index
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():
-            found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
             raise UsageError(
-                f"--device {name}: GPU {index} is not there ({found} found); use --device cpu, or fewer "
+                f"--device {name}: GPU {index} is not there ({count} found); use --device cpu, or fewer "
                 "processes (--nproc_per_node)"
             )
         device = torch.device("cuda", index)

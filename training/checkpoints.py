@@ -135,11 +135,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 def _nearest(path: Path) -> str:
     """Return the way out for a missing file: the checkpoint of the stage before, or a similar name in its folder."""
     folder = path.with_suffix("")
-    runs = {found.parent.name: found for found in sorted(path.parent.glob("*/checkpoint*.pth"))}
+    runs = {file.parent.name: file for file in sorted(path.parent.glob("*/checkpoint*.pth"))}
     # Of a run's files checkpoint.pth comes last and stays.
     for name in difflib.get_close_matches(folder.name, runs, n=1, cutoff=0.5):
         return f"; nearest candidate: cp {runs[name]} {path}"
-    close = difflib.get_close_matches(path.name, [found.name for found in path.parent.glob("*.pth")], n=1)
+    close = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.pth")], n=1)
     return f"; nearest candidate: {path.parent / close[0]}" if close else "; train the stage before or correct the path"
 
 
@@ -229,9 +229,9 @@ def stage_of(weights: Iterable[str]) -> str | None:
 
 def check_stage(weights: Mapping[str, Tensor], stage: Iterable[str], where: str | Path) -> None:
     """Raise InputError unless the weights are of one of these stages."""
-    found, wanted = stage_of(weights), list(stage)
-    if found not in wanted:
-        what = STAGES[found] if found else f"no LaBraM model (first keys: {', '.join(list(weights)[:3])})"
+    held, wanted = stage_of(weights), list(stage)
+    if held not in wanted:
+        what = STAGES[held] if held else f"no LaBraM model (first keys: {', '.join(list(weights)[:3])})"
         raise InputError(f"{where} holds {what}; needed here: {' or '.join(STAGES[name] for name in wanted)}")
 
 
