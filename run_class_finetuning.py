@@ -225,11 +225,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def fine_tune(
-    state: TrainingState,
-    loaders: Loaders,
-    evaluation: Evaluation,
-    args: argparse.Namespace,
-    ema: ModelEmaV3 | None,
+    state: TrainingState, loaders: Loaders, evaluation: Evaluation, args: argparse.Namespace, ema: ModelEmaV3 | None
 ) -> None:
     """Train from where the run stands to the last epoch, or until patience ends; then log the results."""
     module, best, run = state.model.module, evaluation.best, evaluation.run

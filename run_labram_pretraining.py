@@ -84,11 +84,7 @@ def main(args: argparse.Namespace) -> None:
         make_mask = functools.partial(modeling_pretrain.random_mask, 1, ratio=args.mask_ratio)
         accumulation = optim_factory.micro_batches(args, run)
         loaders = eeg_data.build_pretraining_loaders(args, run, accumulation=accumulation, make_mask=make_mask)
-        model = create_model(
-            args.model,
-            vocab_size=tokenizer.quantize.codebook_size,
-            **utils.trunk_options(args),
-        )
+        model = create_model(args.model, vocab_size=tokenizer.quantize.codebook_size, **utils.trunk_options(args))
         model = run.distribute(model)
         update = optim_factory.build_update(
             model, args, run, steps_per_epoch=loaders.steps_per_epoch, accumulation=accumulation

@@ -90,13 +90,7 @@ def main(args: argparse.Namespace) -> None:
         total_steps = args.epochs * steps
         revival = CodebookRevival(model.module.quantize, total_steps=total_steps, seed=args.seed)
         state = TrainingState(
-            model,
-            update,
-            run,
-            args,
-            stage="tokenizer",
-            extras={"revival": revival},
-            data=loaders.summary(),
+            model, update, run, args, stage="tokenizer", extras={"revival": revival}, data=loaders.summary()
         )
         first = state.resume(args)
         initialize_codebook(model.module, loaders.train, run, epoch=first, accumulation=accumulation)
