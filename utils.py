@@ -334,7 +334,7 @@ def _init_groups(device: torch.device) -> Any:
         store, rank, processes = next(iter(dist.rendezvous("env://")))
         if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
             # torchrun keeps its store, with the addresses of processes that ended, when it starts them again.
-            # (With several machines their counts may differ: README turns the keeping off there.)
+            # (With several machines their counts may differ: docs/training.md turns the keeping off there.)
             store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         # A second run of the same processes must not find the addresses of the first.
         store = dist.PrefixStore(f"run {next(_run_numbers)}", store)
