@@ -8,13 +8,15 @@ not read by itself. `prepare(task, pipeline, store)` and `survey(task, pipeline)
 import errno
 import hashlib
 import importlib
+import json
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -27,8 +29,44 @@ from errors import InputError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-if TYPE_CHECKING:
-    from dataset_maker.jobs import Entry, Plan, Task
+Task = dict[str, Any]  # a recording: path, recording (its name), and what its maker adds
+Entry = dict[str, Any]  # what became of a recording
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a process needs to know but its recording; it travels to the processes."""
+
+    maker: str  # module with the hooks `read`, `windows`, ... (see above)
+    pipeline: Pipeline
+    folder: Path  # of the shards
+    made: Mapping[str, Any]
+    description: Mapping[str, Any] | None = None  # of a labelled set: name, task, classes, electrodes, rate, window
+
+    @property
+    def notes(self) -> Path:
+        """Return the folder of what is finished."""
+        return self.folder / ".making"
+
+    @property
+    def journal(self) -> Path:
+        """Return the list of the parts: a JSON line for each."""
+        return self.notes / "journal"
+
+    def key(self, task: Task) -> str:
+        """Return a digest of a stamped recording and of all that decides what becomes of it."""
+        named = {name: value for name, value in task.items() if name not in ("recording", "open")}  # these may change
+        values = (self.maker, asdict(self.pipeline), dict(self.made), self.description, named)
+        return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()[:16]
+
+    def part(self, task: Task) -> Path:
+        """Return the file for what a process makes of a recording."""
+        return self.notes / f"{digest([self.key(task), task['recording']])}.hdf5"
+
+
+def digest(words: Iterable[str]) -> str:
+    """Return a short digest of texts."""
+    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 @contextmanager
@@ -51,13 +89,13 @@ def _blamed_on(path: str) -> Iterator[None]:
         raise InputError(f"{path}: cannot be converted ({place})") from None
 
 
-def _open(maker: ModuleType, task: "Task") -> Any:
+def _open(maker: ModuleType, task: Task) -> Any:
     raw = maker.read(task) if hasattr(maker, "read") else pipeline.read_raw(Path(task["path"]))
     pipeline.check_header(raw, task["path"])
     return raw
 
 
-def survey(maker_name: str, options: Pipeline, task: "Task") -> "Entry":
+def survey(maker_name: str, options: Pipeline, task: Task) -> Entry:
     """Return what a recording will give, from its header: electrodes, seconds, rate, windows (labelled makers)."""
     task, maker = {**task, "path": task["open"]}, importlib.import_module(maker_name)
     with _blamed_on(task["path"]):
@@ -76,7 +114,7 @@ def survey(maker_name: str, options: Pipeline, task: "Task") -> "Entry":
         return entry
 
 
-def convert(plan: "Plan", task: "Task") -> "Entry":
+def convert(plan: Plan, task: Task) -> Entry:
     """Convert one recording into the file `plan.part(task)`; returns what the report says of it."""
     part, maker = plan.part(task), importlib.import_module(plan.maker)
     task = {**task, "path": task["open"]}  # as given: beside it lie its other files
@@ -100,7 +138,7 @@ def convert(plan: "Plan", task: "Task") -> "Entry":
         return entry | {"montage": "shard"}
 
 
-def _prepare(maker: ModuleType, task: "Task", options: Pipeline, store: Store) -> Prepared:
+def _prepare(maker: ModuleType, task: Task, options: Pipeline, store: Store) -> Prepared:
     """Read a recording and put it through the pipeline; notes what its file lacks."""
     if hasattr(maker, "prepare"):
         return maker.prepare(task, options, store)
@@ -111,7 +149,7 @@ def _prepare(maker: ModuleType, task: "Task", options: Pipeline, store: Store) -
     return prepared
 
 
-def _entry(prepared: Prepared) -> "Entry":
+def _entry(prepared: Prepared) -> Entry:
     report = prepared.report
     return {
         "seconds": prepared.length / prepared.rate,

@@ -7,14 +7,12 @@ shards; what a shard holds is kept as JSON in `.making`. Which shards there are 
 on the number of processes.
 """
 
-import hashlib
 import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
 from functools import partial
 from os.path import realpath
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset_maker import convert, pool, writers
+from dataset_maker.convert import Entry, Plan, Task, digest
 from dataset_maker.pipeline import Pipeline
 from dataset_maker.pool import Spread, add_arguments  # noqa: F401 - makers take them from here
 from dataset_maker.sources import unique_names
@@ -33,45 +32,6 @@ from files import check_writable, write_json, written_aside
 JOBS = 64  # shards of a small data set
 JOB_BYTES = 512 << 20  # of source: large data sets get more shards
 RESERVE = 1.05  # of the estimated disk space: HDF5's own bookkeeping
-
-Task = dict[str, Any]  # a recording: path, recording (its name), and what its maker adds
-Entry = dict[str, Any]  # what became of a recording
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything a process needs to know but its recording; it travels to the processes."""
-
-    maker: str  # module with the hooks `read`, `windows`, ... (see `convert`)
-    pipeline: Pipeline
-    folder: Path  # of the shards
-    made: Mapping[str, Any]
-    description: Mapping[str, Any] | None = None  # of a labelled set: name, task, classes, electrodes, rate, window
-
-    @property
-    def notes(self) -> Path:
-        """Return the folder of what is finished."""
-        return self.folder / ".making"
-
-    @property
-    def journal(self) -> Path:
-        """Return the list of the parts: a JSON line for each."""
-        return self.notes / "journal"
-
-    def key(self, task: Task) -> str:
-        """Return a digest of a stamped recording and of all that decides what becomes of it."""
-        named = {name: value for name, value in task.items() if name not in ("recording", "open")}  # these may change
-        values = (self.maker, asdict(self.pipeline), dict(self.made), self.description, named)
-        return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()[:16]
-
-    def part(self, task: Task) -> Path:
-        """Return the file for what a process makes of a recording."""
-        return self.notes / f"{digest([self.key(task), task['recording']])}.hdf5"
-
-
-def digest(words: Iterable[str]) -> str:
-    """Return a short digest of texts."""
-    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def stamped(tasks: Iterable[Task]) -> list[Task]:

@@ -50,9 +50,7 @@ def read_raw(path: Path) -> mne.io.BaseRaw:
 
 def open_raw(path: Path, **options: Any) -> mne.io.BaseRaw:
     """Open a recording of any format that MNE knows; options: of its reader. Raises InputError if unreadable."""
-    if path.name.lower().endswith(
-        EDF
-    ):  # annotations are not used, and in this encoding no byte makes MNE refuse a file
+    if path.name.lower().endswith(EDF):  # annotations are not used: no byte of theirs may make MNE refuse a file
         options["encoding"] = "latin1"
     with recording_readable(path):
         return mne.io.read_raw(path, verbose="error", **options)  # "error": MNE's warnings may quote header texts
