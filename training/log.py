@@ -34,7 +34,7 @@ UNFINISHED = (math.inf, math.inf)  # place of a line that a killed run left half
 
 
 class MetricLog:
-    """Weighted means and counts of an epoch, kept on the device, so that adding never waits for it.
+    """Weighted means and counts of an epoch. They stay on the device, so that adding never waits for it.
 
     Values wait for `commit()`, so that those of a step that was skipped can be dropped.
     """

@@ -1,6 +1,6 @@
 """The state of one training: position, metrics, checkpoints, resumption.
 
-A run that ended, in whatever way, continues after the last step that a checkpoint holds, to the last bit.
+However a run ended, it continues after the last step that a checkpoint holds, equal to the last bit.
 """
 
 import argparse
@@ -139,7 +139,7 @@ class TrainingState:
         return self.epoch
 
     def _find(self, args: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
-        """Find what to continue from. A second start of a command with --resume continues what the first one saved."""
+        """Find the checkpoint to continue. A command with --resume that is started again continues its own last one."""
         folder, newest = self.run.output_dir, None
         for part in folder.glob(".*.part"):  # of a process that was killed while it wrote
             part.unlink(missing_ok=True)
@@ -181,7 +181,7 @@ class TrainingState:
         logger.info("Continuing from %s: %s.", path, f"all {self.epochs} epochs are done" if done else place)
 
     def _compare(self, saved: dict[str, Any] | None, path: Path, *, anyway: bool) -> None:
-        """Warn of what differs from the run that made a checkpoint; refuse what other windows inside an epoch mean."""
+        """Warn of differences from the run that made a checkpoint. Inside an epoch, refuse a change of its windows."""
         changed = differences(saved, self.fingerprint) if saved else {}
         if changed:
             logger.warning("%s is continued with other settings: %s.", path, "; ".join(changed.values()))
@@ -197,7 +197,7 @@ class TrainingState:
         self.step = 0
 
     def _cut_files(self, path: Path, state: dict[str, Any]) -> None:
-        """Make the files of the run those of the checkpoint that it continues."""
+        """Bring the log and the checkpoints of the folder to the state of the checkpoint."""
         latest = self.run.output_dir / checkpoints.LATEST
         if self.save_every is not None and path.resolve() != latest.resolve():
             checkpoints.copy(path, latest)
@@ -207,11 +207,11 @@ class TrainingState:
     # The loop
 
     def inside(self, epoch: int) -> bool:
-        """Return True for an epoch that a checkpoint was written inside of, and that is to be continued."""
+        """Return True if the run continues inside this epoch."""
         return epoch == self.epoch and self.step > 0
 
     def steps(self, loader: Any, epoch: int) -> Iterator[Any]:
-        """Yield the epoch's batches on the device; between two of them show numbers and, if it is time, save.
+        """Yield the epoch's batches on the device; between two of them show numbers and save if it is time.
 
         loader: with `TrainingBatches`. Every process must go through all of it.
         """
@@ -286,7 +286,7 @@ class TrainingState:
             self.save()
 
     def _report_bad_step(self, loader: Any) -> None:
-        """Name the windows of a step whose loss or gradient is not finite; stop if asked to, or after too many."""
+        """Name the windows of a step whose loss or gradient is not finite; stop if asked to or after too many."""
         finite = [bool(one) for one in self.update.finite]
         keys = loader.batch_sampler.step_keys(self.epoch, self.step)
         own = [
