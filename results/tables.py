@@ -262,7 +262,7 @@ def _lines(grid: Grid) -> list[str]:
     if sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)) - 2 > WIDTH:
         rows = [[cell.replace(" \u00b1 ", "\u00b1") for cell in row] for row in rows]
     first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-    first = max(8, min(first, WIDTH - sum(widths) - 2 * len(widths)))
+    first = min(first, max(8, WIDTH - sum(widths) - 2 * len(widths)))
     lines = []
     for label, *cells in rows:
         if len(label) > first:  # a long name has a line to itself
