@@ -10,11 +10,10 @@ from timm.models import create_model
 
 import modeling_pretrain  # noqa: F401 (registers its models)
 import modeling_vqnsp  # noqa: F401
-from dataset_maker import make_eegmat
+from dataset_maker import make_eegmat, tuh
 from documents import FOLDERS, ROOT, Reader
 from electrodes import ELECTRODES
 from run_helpers import labelled_file, noise
-from tuh_trees import ORDER
 
 SPLITS = {"train": 16, "val": 8, "test": 8}  # samples
 MOTOR = [name for name in ELECTRODES[:64] if name not in ("FC5", "FC3", "FC1")]
@@ -59,7 +58,7 @@ def trained(folder: Path) -> None:
     for name, model in (("labram-base", masked), ("vqnsp", tokenizer)):
         (folder / "checkpoints").mkdir(exist_ok=True)
         torch.save({"model": model.state_dict()}, folder / f"checkpoints/{name}.pth")
-    options = {"counts": SPLITS, "electrodes": ORDER}
+    options = {"counts": SPLITS, "electrodes": tuh.ELECTRODES}
     six = ("SPSW", "GPED", "PLED", "EYEM", "ARTF", "BCKG")
     labelled_file(folder / "data/TUAB.hdf5", seconds=1, **options)
     labelled_file(folder / "data/TUEV.hdf5", seconds=1, task="multiclass", classes=six, **options)

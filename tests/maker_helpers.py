@@ -1,6 +1,7 @@
 """What the tests of the dataset makers share: running a maker, small recordings, reading what was made."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,12 @@ import numpy as np
 
 from dataset_maker import labelled
 from errors import run_script
+
+# EDF: fields of the header's first part with their widths, then the fields of signals, each for all signals.
+EDF_FIELDS = {"version": 8, "patient": 80, "recording": 80, "date": 8, "time": 8}
+EDF_FIELDS |= {"bytes": 8, "reserved": 44, "records": 8, "duration": 8, "signals": 4}
+SIGNAL_FIELDS = {"label": 16, "transducer": 80, "unit": 8, "pmin": 8, "pmax": 8, "dmin": 8, "dmax": 8}
+SIGNAL_FIELDS |= {"prefilter": 80, "samples": 8, "rest": 32}
 
 
 def run_maker(maker: ModuleType, *words: Any) -> int:
@@ -68,3 +75,29 @@ def eeghdf_file(
         for kind, value in {"physical_mins": -3200.0, "physical_maxs": 3199.902}.items():
             record[f"signal_{kind}"] = np.full(len(names), value)
     return counts
+
+
+def edf(
+    path: Path, labels: Sequence[str], *, rate: int = 200, seconds: int = 5, remark: str = "T0", **texts: str
+) -> Path:
+    """Write an EDF+ recording of noise (standard deviation 30 uV) and an annotation in each record of one second.
+
+    texts: of fields of the header, a signal's field for all signals.
+    """
+    names, samples = [*labels, "EDF Annotations"], [*[rate] * len(labels), 64]
+    values = {"version": "0", "patient": "MCH-0234567 F 03-FEB-1981 Roe_Jane", "date": "04.03.19", "time": "10.11.12"}
+    values |= {"recording": "Startdate 04-MAR-2019 X Roe_Jane X", "bytes": str(256 * (1 + len(names)))}
+    values |= {"reserved": "EDF+C", "records": str(seconds), "duration": "1", "signals": str(len(names))}
+    values |= {"transducer": "AgAgCl", "unit": "uV", "pmin": "-3276.8", "pmax": "3276.7", "dmin": "-32768"}
+    values |= {"dmax": "32767", "prefilter": "HP:0.1Hz", "rest": ""} | texts
+    header = "".join(values[field][:width].ljust(width) for field, width in EDF_FIELDS.items())
+    each = {"label": names, "samples": list(map(str, samples))}
+    for field, width in SIGNAL_FIELDS.items():
+        header += "".join(text.ljust(width) for text in each.get(field, [values.get(field, "")] * len(names)))
+    random, content = np.random.default_rng(sum(path.name.encode())), bytearray(header.encode("latin-1"))
+    for record in range(seconds):
+        content += (random.standard_normal(rate * len(labels)) * 300).astype("<i2").tobytes()
+        content += f"+{record}\x14\x14\0+{record}.5\x150.25\x14{remark}\x14\0".encode().ljust(128, b"\0")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path

@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-import mutants
 from dataset_maker import make_h5dataset_for_pretrain, pipeline
 from dataset_maker.pipeline import FilterSettings, Pipeline
 from dataset_maker.reading import missing_seconds, read_edf_header
 from dataset_maker.sources import find_files
 from eeg_data.quality import unit_warnings
 from errors import InputError
-from maker_helpers import noise, opened, raw_of, run_maker, save
+from maker_helpers import edf, noise, opened, raw_of, run_maker, save
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 UNFILTERED = Pipeline(FilterSettings(None, None, None, None))
@@ -196,9 +195,9 @@ def test_formats_are_read_in_microvolts(write: Any, tmp_path: Path) -> None:
 
 
 def test_annotations_in_any_encoding_are_no_obstacle(tmp_path: Path) -> None:
-    content = mutants.edf(np.random.default_rng(0), ["C3", "C4"], remark="Augen ?ffnen")
-    (tmp_path / "a.edf").write_bytes(content.replace(b"?", b"\xf6"))  # no UTF-8
-    raw = pipeline.read_raw(tmp_path / "a.edf")
+    path = edf(tmp_path / "a.edf", ["C3", "C4"], remark="Augen ?ffnen")
+    path.write_bytes(path.read_bytes().replace(b"?", b"\xf6"))  # no UTF-8
+    raw = pipeline.read_raw(path)
     assert raw.n_times == 1000 and raw.annotations.description[0] == "Augen öffnen"
 
 
@@ -327,7 +326,6 @@ def test_drop_rename_and_types_decide_which_channels_stay(tmp_path: Path) -> Non
 
 def write_broken(folder: Path) -> dict[str, str]:
     """Write one sound recording, and others; returns a word of the reason for each of these."""
-    random = np.random.default_rng(0)
     save(folder / "good_raw.fif", ["CZ"])
     (folder / "broken.edf").write_bytes(b"0       Jane Roe" + bytes(500))
     whole = save(folder / "cut_raw.fif", ["CZ"])
@@ -338,7 +336,7 @@ def write_broken(folder: Path) -> dict[str, str]:
     save(folder / "unknown_raw.fif", ["CZ", "FOO"])
     (folder / "gone_raw.fif").symlink_to(folder / "not_fetched.fif")
     for number, duration in enumerate(("1e6", "-1", "inf")):  # seconds of a record: 12 days each, backwards, endless
-        (folder / f"slow{number}.edf").write_bytes(mutants.edf(random, ["C3", "C4"], duration=duration))
+        edf(folder / f"slow{number}.edf", ["C3", "C4"], duration=duration)
     fields = {"nbchan": 2, "pnts": 10**12, "trials": 1, "srate": 200.0, "xmin": 0.0, "data": "long.fdt"}
     fields |= dict.fromkeys(("event", "epoch", "icawinv", "icaweights", "icasphere", "icachansind"), np.array([]))
     fields["chanlocs"] = np.array([("C3",), ("C4",)], dtype=[("labels", "O")])

@@ -1,4 +1,4 @@
-"""TUAB and TUEV: channels, trees, events, and whole conversions of trees made from real recordings."""
+"""TUAB and TUEV: channels, trees, events, and whole conversions of trees with faults of each kind."""
 
 import argparse
 import json
@@ -8,25 +8,95 @@ from types import ModuleType
 from typing import Any
 
 import h5py
+import mne
 import numpy as np
 import pytest
 
-import tuh_trees
 from dataset_maker import make_TUAB, make_TUEV, tuh
 from errors import InputError
-from maker_helpers import run_maker
-from tuh_trees import TUAB, TUAB_V2, TUEV, Recording
+from maker_helpers import edf, run_maker
 
 GOLDEN = Path(__file__).parent / "golden" / "tuev_events.npz"
+_NAMES = "FP1 FP2 F3 F4 C3 C4 P3 P4 O1 O2 F7 F8 T3 T4 T5 T6 A1 A2 FZ CZ PZ T1 T2"
+ORDER = _NAMES.split()
+CHANNELS = [f"EEG {name}-REF" for name in ORDER]
+EXTRAS = ["EEG EKG1-REF", "IBI", "PHOTIC-REF", "EEG 128-REF", "PULSE RATE", "RESP ABDOMEN-REF"]
 
 
-@pytest.fixture(scope="module")
-def eegmat(shared: Path) -> Path:
-    return shared / "eegmat"
+@dataclass(frozen=True)
+class Recording:
+    """A file of a tree. path: within it, without suffix; split: None where it must be left out, for `reason`."""
+
+    path: str
+    subject: str
+    split: str | None
+    label: int = 0
+    seconds: int = 25
+    fault: str = ""
+    reason: str = ""
+    rows: str | None = None  # of its .rec file; None: it has none
+    windows: tuple[tuple[int, int], ...] = ()  # TUEV: first sample at 200 Hz and label of each
+
+    def write(self, root: Path) -> None:
+        """Write the EDF file, its channels in any order, and the `.rec` file."""
+        names = np.random.default_rng(sum(self.path.encode())).permutation([*CHANNELS, *EXTRAS])
+        labels = ["EEG FOO-REF" if name == "EEG T1-REF" and self.fault == "channels" else str(name) for name in names]
+        texts = {"pmax": "nan"} if self.fault == "nan" else {}
+        path = edf(root / f"{self.path}.edf", labels, rate=250, seconds=self.seconds, **texts)
+        if self.fault == "cut":
+            path.write_bytes(path.read_bytes()[:1256])
+        if self.rows is not None:
+            path.with_suffix(".rec").write_bytes(self.rows.encode())
 
 
-def exact() -> list[str]:
-    return [f"EEG {name}-REF" for name in tuh_trees.ORDER]
+CUT = {"fault": "cut", "reason": "cannot be read"}
+OTHER = {"fault": "channels", "reason": "missing 'EEG T1-REF'; unexpected 'EEG FOO-REF'"}
+NORMAL, ABNORMAL = "train/normal/01_tcp_ar", "train/abnormal/01_tcp_ar"
+TUAB = [
+    Recording(f"{NORMAL}/aaaaaaaa_s001_t000", "aaaaaaaa", "train", 0),
+    Recording(f"{NORMAL}/aaaaaaab_s001_t000", "aaaaaaab", None, 0, **CUT),
+    Recording(f"{NORMAL}/aaaaaaac_s001_t000", "aaaaaaac", "train", 0, seconds=31),
+    Recording(f"{NORMAL}/aaaaaaac_s002_t001", "aaaaaaac", "train", 0, seconds=8),  # too short for a window
+    Recording(f"{NORMAL}/aaaaaaad_s001_t000", "aaaaaaad", None, 0, fault="nan"),
+    Recording(f"{NORMAL}/aaaaaaaf_s001_t000", "aaaaaaaf", "val", 0),  # the fifth of five normal subjects
+    Recording(f"{ABNORMAL}/aaaaaaae_s001_t000", "aaaaaaae", None, 1, **OTHER),
+    Recording(f"{ABNORMAL}/aaaaaaaf_s002_t000", "aaaaaaaf", "train", 1),  # the second of three abnormal subjects
+    Recording(f"{ABNORMAL}/aaaaaaag_s001_t000", "aaaaaaag", "val", 1),
+    Recording("eval/normal/01_tcp_ar/aaaaaaah_s001_t000", "aaaaaaah", "test", 0),
+    Recording("eval/abnormal/01_tcp_ar/aaaaaaaa_s009_t000", "aaaaaaaa", "test", 1),  # as in train: kept and reported
+]
+V2_FOLDERS = [  # as version 2 nests
+    ("train/normal", "00007671/s003_2012_10_14", "train", 0),
+    ("train/normal", "00007672/s001_2010_01_02", "val", 0),
+    ("train/abnormal", "00007673/s001_2011_03_04", "train", 1),
+    ("train/abnormal", "00007674/s001_2011_03_05", "val", 1),
+    ("eval/normal", "00007675/s001_2011_03_06", "test", 0),
+    ("eval/abnormal", "00007676/s001_2011_03_07", "test", 1),
+]
+TUAB_V2 = [
+    Recording(f"{part}/01_tcp_ar/076/{place}/{place[:8]}_t000", place[:8], split, label)
+    for part, place, split, label in V2_FOLDERS
+]
+# Rows are given in any order, per channel; blanks and both kinds of line ends occur in copies of the corpus.
+REPEATED = "0,10.0000,11.0000,2\n1,10.0000,11.0000,2\n\n2,10.0000,11.0000,3\r\n5,4.3,5.3,6\n"
+EDGES = "3,0.5,1.5,5\n3,24.0000,25.0000,6\n"  # of 25 s: the first window begins before, the second ends after it
+SPOILT = "4,7.0,9.5,1\n4,24.5,25.5,1\n4,12.003,13.003,4\n"  # two seconds and a half; beyond the end; between samples
+AT_REPEATED, AT_EDGES = ((1600, 1), (1600, 1), (1600, 2), (460, 5)), ((-300, 4), (4400, 5))
+TUEV = [
+    Recording("train/aaaaaaar/aaaaaaar_00000001", "aaaaaaar", "train", rows=REPEATED, windows=AT_REPEATED),
+    Recording("train/aaaaaaar/aaaaaaar_00000002", "aaaaaaar", "train", rows=SPOILT, windows=((2001, 3),)),
+    Recording("train/aaaaaaas/aaaaaaas_00000001", "aaaaaaas", None, rows=REPEATED, **CUT),
+    Recording("train/aaaaaaat/aaaaaaat_00000001", "aaaaaaat", None, rows=REPEATED, **OTHER),
+    Recording("train/aaaaaaav/aaaaaaav_00000001", "aaaaaaav", None, reason=".rec: cannot be read"),
+    Recording("train/aaaaaaav/aaaaaaav_00000002", "aaaaaaav", None, rows="1,2.0,3.0,1\n1,2.0,3.0,7\n", reason="line 2"),
+    Recording(
+        "train/aaaaaaav/aaaaaaav_00000003", "aaaaaaav", "val", rows=EDGES, windows=AT_EDGES
+    ),  # the fourth subject
+    Recording(
+        "eval/000/bckg_000_a_", "000", "test", rows="0,5,6,6\n1,19.995,20.995,6\n", windows=((600, 5), (3599, 5))
+    ),
+    Recording("eval/001/spsw_001_a_", "001", "test", seconds=4, rows="0,1.0,2.0,1\n"),  # shorter than a window
+]
 
 
 def refused(call: Any, *arguments: Any) -> str:
@@ -39,13 +109,13 @@ def refused(call: Any, *arguments: Any) -> str:
 
 
 def test_the_23_channels_pass_in_any_order_case_and_spacing_beside_every_known_extra() -> None:
-    tuh.check_channels([*exact()[::-1], *tuh_trees.EXTRAS], "x")
+    tuh.check_channels([*CHANNELS[::-1], *EXTRAS], "x")
     tuh.check_channels(
-        [f"  {name.lower()} " for name in exact()] + ["eeg 64-ref", "EEG PG2-REF", "Resp  Abdomen-REF"], "x"
+        [f"  {name.lower()} " for name in CHANNELS] + ["eeg 64-ref", "EEG PG2-REF", "Resp  Abdomen-REF"], "x"
     )
     numbers = [name for name in tuh.EXTRAS if name.removeprefix("EEG ").removesuffix("-REF").isdigit()]
     assert numbers == [f"EEG {number}-REF" for number in range(20, 129)] and len(tuh.EXTRAS) == 8 + 14 + 109
-    assert list(tuh.ELECTRODES) == tuh_trees.ORDER
+    assert list(tuh.ELECTRODES) == ORDER
 
 
 @pytest.mark.parametrize(
@@ -54,12 +124,11 @@ def test_the_23_channels_pass_in_any_order_case_and_spacing_beside_every_known_e
         (lambda names: names[1:], "missing 'EEG FP1-REF'"),
         (lambda names: [*names, "EEG 19-REF"], "unexpected 'EEG 19-REF'"),
         (lambda names: ["EEG FP1-LE", *names[1:]], "missing 'EEG FP1-REF'; unexpected 'EEG FP1-LE'"),
-        (lambda names: [*names, "EEG OZ-REF"], "unexpected 'EEG OZ-REF'"),
         (lambda names: [f"X{index}" for index in range(9000)], "unexpected 'X0'"),
     ],
 )
 def test_any_other_set_of_channels_is_refused_and_named(change: Any, text: str) -> None:
-    message = refused(tuh.check_channels, change(exact()), "a.edf")
+    message = refused(tuh.check_channels, change(CHANNELS), "a.edf")
     assert message.startswith("a.edf: ") and text in message and len(message) < 800
 
 
@@ -118,24 +187,12 @@ def test_rows_are_read_with_either_line_end_blank_lines_and_blanks(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("line", "text"),
-    [
-        (b"0,1,2", "four numbers"),
-        (b"0,1,2,Jane Roe", "four numbers"),
-        (b"-1,1,2,3", "the channel"),
-        (b"inf,1,2,3", "the channel"),
-        (b"0,-1,0,3", "start and end"),
-        (b"0,1,inf,3", "start and end"),
-        (b"0,1,2,0", "the label"),
-        (b"0,1,2,nan", "the label"),
-    ],
+    "line", ["0,1,2", "0,1,2,Jane Roe", "-1,1,2,3", "0,-1,0,3", "0,1,inf,3", "0,1,2,0", "0,1,2,nan"]
 )
-def test_a_row_that_is_no_event_is_refused_with_its_line_and_nothing_of_its_text(
-    line: bytes, text: str, tmp_path: Path
-) -> None:
-    (tmp_path / "a.rec").write_bytes(b"0,1,2,3\n\n" + line + b"\n")
+def test_a_row_that_is_no_event_is_refused_with_its_line_and_nothing_of_its_text(line: str, tmp_path: Path) -> None:
+    (tmp_path / "a.rec").write_text(f"0,1,2,3\n\n{line}\n")
     message = refused(tuh.read_events, tmp_path / "a.rec")
-    assert message.startswith(f"{tmp_path / 'a.rec'}, line 3: ") and text in message and "Roe" not in message
+    assert message.startswith(f"{tmp_path / 'a.rec'}, line 3: ") and "Roe" not in message
 
 
 # Trees
@@ -179,7 +236,9 @@ def test_recordings_get_their_folders_class_their_names_subject_and_its_split(
     tree: list[Recording], tmp_path: Path
 ) -> None:
     touch(tmp_path, *(f"{recording.path}.edf" for recording in tree), f"{tree[0].path}.txt", ".x/._y.edf")
-    _, tasks = make_TUAB.find_recordings(arguments(tmp_path))
+    data_set, tasks = make_TUAB.find_recordings(arguments(tmp_path))
+    published = {"train": 297103, "val": 75407, "test": 36945}  # of version 3
+    assert data_set.expected == (published if tree is TUAB else None)
     assert [task["path"] for task in tasks] == [str(tmp_path / f"{recording.path}.edf") for recording in tree]
     assert [(task["subject"], task["label"]) for task in tasks] == [(part.subject, part.label) for part in tree]
     for task, recording in zip(tasks, tree, strict=True):
@@ -214,129 +273,77 @@ def test_tuev_subjects_are_folders_so_a_file_in_none_is_refused(tmp_path: Path) 
 
 # Conversions
 
-Samples = dict[str, dict[str, np.ndarray]]
 
-
-@dataclass(frozen=True)
-class Made:
-    """What a maker left behind."""
-
-    code: int
-    printed: str
-    root: Path
-    attributes: dict[str, Any]
-    samples: Samples
-    report: dict[str, Any]
-
-
-def convert(maker: ModuleType, root: Path, output: Path, capsys: pytest.CaptureFixture, *words: Any) -> Made:
-    code = run_maker(maker, "--root", root, "--output", output, *words)
-    captured = capsys.readouterr()
-    with h5py.File(output) as file:
-        attributes = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in file.attrs.items()}
-        samples = {
-            split: {key: column.asstr()[:] if column.dtype == object else column[:] for key, column in group.items()}
-            for split, group in file.items()
-        }
-    report = json.loads(output.with_name(f"{output.stem}.report.json").read_text())
-    return Made(code, captured.out + captured.err, root, attributes, samples, report)
-
-
-def expected_samples(root: Path, tree: list[Recording], seconds: int) -> Samples:
+def expected_samples(root: Path, tree: list[Recording], seconds: int) -> dict[str, dict[str, np.ndarray]]:
     """Return what must be in the file: MNE alone filters, the tree says where windows lie."""
-    found: dict[str, dict[str, list[Any]]] = {}
+    columns: dict[str, dict[str, list[Any]]] = {}
     for recording in tree:
         if recording.split is None:
             continue
-        eeg = tuh_trees.expected_signal(root / f"{recording.path}.edf")
+        raw = mne.io.read_raw_edf(root / f"{recording.path}.edf", preload=True, verbose="error").pick(CHANNELS)
+        raw.filter(0.1, 75, verbose="error").notch_filter(50, verbose="error").resample(200, verbose="error")
         consecutive = [(start * 2000, recording.label) for start in range(recording.seconds // 10)]
         for start, label in consecutive if recording.rows is None else recording.windows:
-            columns = found.setdefault(recording.split, {key: [] for key in ("eeg", "label", "recording", "subject")})
-            columns["eeg"].append(eeg.take(np.arange(start, start + seconds * 200), axis=1, mode="wrap"))
-            for key, value in (("label", label), ("recording", recording.name), ("subject", recording.subject)):
-                columns[key].append(value)
-    return {split: {key: np.array(values) for key, values in columns.items()} for split, columns in found.items()}
+            window = raw.get_data().take(np.arange(start, start + seconds * 200), axis=1, mode="wrap") * 1e6
+            sample = {"eeg": window, "label": label, "recording": Path(recording.path).name.rstrip("_")}
+            for key, value in (sample | {"subject": recording.subject}).items():
+                columns.setdefault(recording.split, {}).setdefault(key, []).append(value)
+    return {split: {key: np.array(values) for key, values in each.items()} for split, each in columns.items()}
 
 
-def check(made: Made, tree: list[Recording], seconds: int, dtype: str = "float32") -> None:
-    """Compare samples with the expected ones, the report with what the tree says of its faults."""
-    expected = expected_samples(made.root, tree, seconds)
-    assert list(made.attributes["chOrder"]) == tuh_trees.ORDER and made.attributes["rsFreq"] == 200
-    assert made.samples.keys() == expected.keys() == {"train", "val", "test"}
-    for split, columns in expected.items():
-        found = made.samples[split]
-        assert found["eeg"].dtype == dtype and found["label"].dtype == np.int64
-        np.testing.assert_allclose(found["eeg"], columns["eeg"], rtol=1e-3 if dtype == "float16" else 1e-6, atol=1e-3)
-        for key in ("label", "recording", "subject"):
-            np.testing.assert_array_equal(found[key], columns[key])
-        assert found["valid"].shape == (len(columns["label"]), seconds) and found["valid"].all()
-        assert made.report["splits"][split]["samples"] == len(columns["label"])
-    faults = {str(made.root / f"{recording.path}.edf"): recording.reason for recording in tree if not recording.split}
-    left_out = {entry["path"]: entry["reason"] for entry in made.report["left_out"]}
-    assert left_out.keys() == faults.keys() and made.code == bool(faults)
-    for path, reason in faults.items():
-        assert reason in left_out[path] and path.removesuffix(".edf") in made.printed  # or the .rec file beside it
-
-
-def test_a_tree_like_tuab_becomes_exactly_the_expected_windows_twice_the_same(
-    eegmat: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    root = tuh_trees.build(tmp_path / "tuab", TUAB, eegmat)
-    made = convert(make_TUAB, root, tmp_path / "a.hdf5", capsys, "--jobs", 1)
-    check(made, TUAB, 10)
-    assert made.attributes["task"] == "binary" and list(made.attributes["classes"]) == ["normal", "abnormal"]
-    assert made.report["subjects_on_two_sides"] == tuh_trees.TUAB_TWO_SIDES
-    assert all(subject in made.printed for subject in tuh_trees.TUAB_TWO_SIDES)
-    assert made.report["counts"] == {"recordings shorter than a window of 10 s": 1}
-    assert made.report["splits"]["train"]["labels"] == {"normal": 5, "abnormal": 2}
-    assert json.loads(made.attributes["made"])["split"] == "published"
-    assert made.report["expected_samples"] == {"train": 297103, "val": 75407, "test": 36945}
-    dropped = {name for names in made.report["dropped_channels"].values() for name in names}
-    assert dropped == set(tuh_trees.EXTRAS)
-    again = convert(make_TUAB, root, tmp_path / "b.hdf5", capsys, "--jobs", 2)
-    assert made.attributes == again.attributes
-    np.testing.assert_equal(made.samples, again.samples)  # to the last bit
-
-
-def test_a_tree_like_version_2_of_tuab_is_found_below_edf_and_ends_well(
-    eegmat: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    root = tuh_trees.build(tmp_path / "tuab", TUAB_V2, eegmat)
-    made = convert(make_TUAB, root, tmp_path / "a.hdf5", capsys, "--jobs", 2, "--dtype", "float16")
-    check(made, TUAB_V2, 10, "float16")
-    assert made.report["left_out"] == [] and made.report["subjects_on_two_sides"] == {}
-    assert made.report["expected_samples"] is None  # the published counts are of version 3
-
-
-def test_a_tree_like_tuev_becomes_exactly_the_expected_windows(
-    eegmat: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    root = tuh_trees.build(tmp_path / "tuev", TUEV, eegmat)
-    made = convert(make_TUEV, root, tmp_path / "a.hdf5", capsys, "--jobs", 1)
-    check(made, TUEV, 5)
-    assert made.attributes["task"] == "multiclass"
-    assert list(made.attributes["classes"]) == ["SPSW", "GPED", "PLED", "EYEM", "ARTF", "BCKG"]
-    assert made.report["counts"] == {
+TUAB_REPORT = {
+    "task": "binary",
+    "classes": ["normal", "abnormal"],
+    "counts": {"recordings shorter than a window of 10 s": 1},
+    "subjects_on_two_sides": {"aaaaaaaa": ["test", "train"], "aaaaaaaf": ["train", "val"]},
+    "expected_samples": {"train": 297103, "val": 75407, "test": 36945},
+}
+TUEV_REPORT = {
+    "task": "multiclass",
+    "classes": ["SPSW", "GPED", "PLED", "EYEM", "ARTF", "BCKG"],
+    "counts": {
         "windows that come more than once": 1,
         "windows that come with different labels": 1,
         "events that end after the recording, left out": 1,
         "events that are not 1 s long, left out": 1,
         "windows that wrap round at the recording's edge": 2,
         "events in recordings shorter than 5 s, left out": 1,
-    }
+    },
+    "subjects_on_two_sides": {},
+    "expected_samples": {"train": 68445, "val": 15487, "test": 29421},
+}
 
 
-def test_a_linked_recording_has_the_events_beside_the_link(
-    eegmat: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize(
+    ("maker", "tree", "seconds", "said"), [(make_TUAB, TUAB, 10, TUAB_REPORT), (make_TUEV, TUEV, 5, TUEV_REPORT)]
+)
+def test_a_tree_becomes_exactly_the_expected_windows_and_faults_cost_their_recordings(
+    maker: ModuleType, tree: list[Recording], seconds: int, said: dict[str, Any], tmp_path: Path, capsys: Any
 ) -> None:
-    tree = [TUEV[0], TUEV[7], TUEV[8]]  # one of each split
-    root, linked = tuh_trees.build(tmp_path / "tuev", tree, eegmat), tmp_path / "corrected"
     for recording in tree:
-        other = linked / f"{recording.path}.edf"
-        other.parent.mkdir(parents=True)
-        other.symlink_to(root / f"{recording.path}.edf")
-        rows = [line.rpartition(",") for line in (recording.rows or "").split()]
-        other.with_suffix(".rec").write_text("\n".join(f"{place},{7 - int(label)}" for place, _, label in rows))
-    made = convert(make_TUEV, linked, tmp_path / "a.hdf5", capsys)
-    for split, columns in expected_samples(root, tree, 5).items():
-        np.testing.assert_array_equal(made.samples[split]["label"], 5 - columns["label"])
+        recording.write(tmp_path / "in")
+    assert run_maker(maker, "--root", tmp_path / "in", "--output", tmp_path / "a.hdf5") == 1
+    expected = expected_samples(tmp_path / "in", tree, seconds)
+    report = json.loads((tmp_path / "a.report.json").read_text())
+    with h5py.File(tmp_path / "a.hdf5") as file:
+        assert list(file.attrs["chOrder"]) == ORDER and file.attrs["rsFreq"] == 200
+        assert file.attrs["task"] == said["task"] and list(file.attrs["classes"]) == said["classes"]
+        assert json.loads(file.attrs["made"])["split"] == "published"
+        assert file.keys() == expected.keys() == {"train", "val", "test"}
+        for split, columns in expected.items():
+            group = file[split]
+            assert group["eeg"].dtype == np.float32 and group["label"].dtype == np.int64
+            np.testing.assert_allclose(group["eeg"], columns["eeg"], rtol=1e-6, atol=1e-3)
+            np.testing.assert_array_equal(group["label"], columns["label"])
+            for key in ("recording", "subject"):
+                np.testing.assert_array_equal(group[key].asstr()[:], columns[key])
+            assert group["valid"].shape == (len(columns["label"]), seconds) and group["valid"][:].all()
+            assert report["splits"][split]["samples"] == len(columns["label"])
+    printed = "".join(capsys.readouterr())
+    faults = {str(tmp_path / f"in/{recording.path}.edf"): recording.reason for recording in tree if not recording.split}
+    left_out = {entry["path"]: entry["reason"] for entry in report["left_out"]}
+    assert left_out.keys() == faults.keys()
+    for path, reason in faults.items():
+        assert reason in left_out[path] and path.removesuffix(".edf") in printed  # or the .rec file beside it
+    assert {key: report[key] for key in said} == said and all(name in printed for name in said["subjects_on_two_sides"])
+    assert {name for names in report["dropped_channels"].values() for name in names} == set(EXTRAS)
