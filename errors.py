@@ -174,17 +174,17 @@ def _translate(error: Exception, flags: dict[str, Any], processes: int) -> Input
     text = str(error).strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     reason = lines[1] if lines[0].endswith("raised:") and len(lines) > 1 else lines[0]  # a compiler's reason
-    if processes > 1 and any(sign in text for sign in LOST_PEER):
+    if KILLED_LOADER in text or isinstance(error, ConnectionError):  # the latter if it died while it sent a batch
+        return InputError(
+            f"a loading process ended ({reason}): if memory is short, try fewer --num_workers; the same command "
+            "continues from the last checkpoint"
+        )
+    if processes > 1 and isinstance(error, RuntimeError) and any(sign in text for sign in LOST_PEER):
         return PeerLost("ended because another process of the run did")
     if TIMED_OUT in text:
         return InputError(
             f"another process of the run took too long ({reason}): if it reads files for the first time, run python -m "
             "dataset_maker.inspect_data --mark on them once, then start again"
-        )
-    if KILLED_LOADER in text:
-        return InputError(
-            f"a loading process ended ({reason}): if memory is short, try fewer --num_workers; the same command "
-            "continues from the last checkpoint"
         )
     if isinstance(error, RuntimeError) and any(sign in text for sign in NO_MEMORY):
         reason = ". ".join(reason.split(". ")[:2])  # how much was wanted; what follows says who holds the rest

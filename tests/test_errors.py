@@ -142,15 +142,16 @@ def test_a_lost_connection_is_another_process_that_ended_where_there_are_several
 
 
 @pytest.mark.parametrize(
-    ("text", "way_out"),
+    ("error", "way_out"),
     [
-        ("DataLoader worker (pid 4711) is killed by signal: Killed. ", "--num_workers"),
-        ("[unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation to complete", "--mark"),
+        (RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. "), "--num_workers"),
+        (ConnectionResetError(104, "Connection reset by peer"), "--num_workers"),  # in the middle of a batch
+        (RuntimeError("[unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation"), "--mark"),
     ],
 )
-def test_a_killed_loading_process_and_a_long_wait_are_named_with_what_helps(text: str, way_out: str) -> None:
+def test_a_killed_loading_process_and_a_long_wait_are_named_with_what_helps(error: Exception, way_out: str) -> None:
     with pytest.raises(InputError, match=way_out), friendly_error(Namespace(), processes=2):
-        raise RuntimeError(text)
+        raise error
 
 
 def test_a_compilers_reason_is_shown_which_stands_on_its_second_line() -> None:
