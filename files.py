@@ -42,21 +42,24 @@ def _is_special(path: Path) -> bool:
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a hidden path in the same folder; on success it is renamed to `path`, on any error it is removed.
 
     The hidden name ends with `.part`, so a search for finished files never matches it, even after a kill.
-    A device or pipe is yielded itself. Raises UsageError if the file cannot be written.
+    A device or pipe is yielded itself. durable: whether the file must survive a power cut.
+    Raises UsageError if the file cannot be written.
     """
     special = _is_special(path)
     part = path if special else path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
         if not special:
-            with part.open("rb") as file:
-                os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+            if durable:
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
             os.replace(part, path)
-            sync_folder(path.parent)
+            if durable:
+                sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"{path} cannot be written ({reason}): free space or choose another folder") from error

@@ -118,16 +118,18 @@ def convert(plan: Plan, task: Task) -> Entry:
     """Convert one recording into the file `plan.part(task)`; returns what the report says of it."""
     part, maker = plan.part(task), importlib.import_module(plan.maker)
     task = {**task, "path": task["open"]}  # as given: beside it lie its other files
-    name, dtype = task["recording"], plan.pipeline.dtype
+    name = task["recording"]
+    # Not durable: the journal knows a part's size, which a power cut would change.
+    options: dict[str, Any] = {"made": plan.made, "dtype": plan.pipeline.dtype, "durable": False}
     with _blamed_on(task["path"]):
         if plan.description is None:
-            with PretrainingShard(part, made=plan.made, dtype=dtype) as shard, _blamed_on(task["path"]):
+            with PretrainingShard(part, **options) as shard, _blamed_on(task["path"]):
                 prepared = _prepare(maker, task, plan.pipeline, shard.store(name))
                 shard.finish(prepared)
             names = f"{' '.join(prepared.electrodes)} @ {prepared.rate:g}"
             montage = hashlib.sha256(names.encode()).hexdigest()[:6]
             return _entry(prepared) | {"montage": f"{len(prepared.electrodes)}ch-{montage}"}
-        labelled = LabelledShard(part, description=plan.description, made=plan.made, dtype=dtype)
+        labelled = LabelledShard(part, description=plan.description, **options)
         with labelled, ExitStack() as scratch, _blamed_on(task["path"]):
             store = _scratch(scratch, part.parent, plan.pipeline.block_bytes)
             prepared = _prepare(maker, task, plan.pipeline, store)

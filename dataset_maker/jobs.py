@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from os.path import realpath
@@ -31,6 +31,7 @@ from files import check_writable, write_json, written_aside
 
 JOBS = 64  # shards of a small data set
 JOB_BYTES = 512 << 20  # of source: large data sets get more shards
+THREADS = 8  # that join parts: they wait for the disk most of the time
 RESERVE = 1.05  # of the estimated disk space: HDF5's own bookkeeping
 
 
@@ -137,7 +138,8 @@ def in_parts(plan: Plan, tasks: Sequence[Task]) -> dict[str, Entry]:
     for line in plan.journal.read_text(encoding="utf-8").splitlines() if plan.journal.exists() else []:
         with suppress(ValueError):  # a line of a maker that was killed may be torn
             entry = json.loads(line)
-            if entry["key"] in parts and parts[entry["key"]].exists():
+            part = parts.get(entry["key"])
+            if part and part.exists() and part.stat().st_size == entry["bytes"]:
                 entries[entry["key"]] = entry
     return entries
 
@@ -184,7 +186,7 @@ def run(plan: Plan, tasks: Sequence[Task], executor: Executor) -> dict[str, Entr
     with plan.journal.open("a", encoding="utf-8") as journal:
 
         def note(task: Task, entry: Entry) -> None:
-            entry["key"] = plan.key(task)
+            entry |= {"key": plan.key(task), "bytes": plan.part(task).stat().st_size}
             journal.write(json.dumps(entry) + "\n")
             journal.flush()
 
@@ -194,11 +196,15 @@ def run(plan: Plan, tasks: Sequence[Task], executor: Executor) -> dict[str, Entr
 
 def join(plan: Plan, tasks: Sequence[Task], entries: Mapping[str, Entry]) -> None:
     """Join the parts of recordings into shards. entries: what became of those that are in no shard yet, by key."""
-    for number, job in enumerate(plan_jobs(tasks)):
-        known = [(plan.part(task), entries.get(plan.key(task), {"error": "in a shard"})) for task in job]
-        good = {part: entry for part, entry in known if "error" not in entry}
-        if good:
-            _join(plan, f"{number:05d}-{digest(entry['key'] for entry in good.values())[:8]}", good)
+    with ThreadPoolExecutor(THREADS) as threads:
+        jobs = []
+        for number, job in enumerate(plan_jobs(tasks)):
+            known = [(plan.part(task), entries.get(plan.key(task), {"error": "in a shard"})) for task in job]
+            good = {part: entry for part, entry in known if "error" not in entry}
+            name = f"{number:05d}-{digest(entry['key'] for entry in good.values())[:8]}"
+            jobs += [threads.submit(_join, plan, name, good)] if good else []
+        for future in jobs:
+            future.result()
     plan.journal.unlink()
 
 

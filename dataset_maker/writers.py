@@ -41,11 +41,12 @@ def refuse_existing(path: Path) -> None:
 class _Shard:
     """An HDF5 file that gets its name when the `with` ends well, and is removed when it does not."""
 
-    def __init__(self, path: Path, made: Mapping[str, Any], dtype: str) -> None:
+    def __init__(self, path: Path, made: Mapping[str, Any], dtype: str, durable: bool) -> None:
         check_writable(path.parent)
         self.dtype = dtype
         self._stack = ExitStack()
-        self._file = self._stack.enter_context(h5py.File(self._stack.enter_context(written_aside(path)), "w"))
+        aside = self._stack.enter_context(written_aside(path, durable=durable))
+        self._file = self._stack.enter_context(h5py.File(aside, "w"))
         self._file.attrs["made"] = made_attribute(made)
 
     def __enter__(self) -> Any:
@@ -65,9 +66,9 @@ class PretrainingShard(_Shard):
     and the dataset `valid` (seconds,) bool.
     """
 
-    def __init__(self, path: Path, *, made: Mapping[str, Any], dtype: str = "float32") -> None:
-        """made: what the root attribute of this name says."""
-        super().__init__(path, made, dtype)
+    def __init__(self, path: Path, *, made: Mapping[str, Any], dtype: str = "float32", durable: bool = True) -> None:
+        """made: what the root attribute of this name says. durable: whether the file must survive a power cut."""
+        super().__init__(path, made, dtype, durable)
 
     def store(self, recording: str) -> Store:
         """Return what gives the dataset for a recording's signal."""
@@ -102,11 +103,19 @@ class LabelledShard(_Shard):
     behind it. A split without samples has no group.
     """
 
-    def __init__(self, path: Path, *, description: Mapping[str, Any], made: Mapping[str, Any], dtype: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        description: Mapping[str, Any],
+        made: Mapping[str, Any],
+        dtype: str = "float32",
+        durable: bool = True,
+    ) -> None:
         """description: name, task, classes (what labels 0, 1, ... or the outputs mean), electrodes, rate."""
         assert description["task"] in TASKS, description
         assert description["task"] != "binary" or len(description["classes"]) == 2, description
-        super().__init__(path, made, dtype)
+        super().__init__(path, made, dtype, durable)
         self.description = description
         self.counts: Counter[str] = Counter()  # split -> samples
         self._file.attrs.update({key: description[key] for key in ("name", "task")})
