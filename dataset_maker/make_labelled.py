@@ -18,11 +18,11 @@ import sys
 sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by the file's path
 
 import argparse
-import csv
 import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,24 +97,25 @@ def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
     """
     import pandas as pd
 
-    rows = _read_rows(path)
-    (line, columns), *rows = rows or [(1, [""])]
-    targets = _check_columns(columns, f"{path}, line {line}")
-    for line, fields in rows:
-        if len(fields) != len(columns):
-            hint = "put texts with commas into quotation marks, write decimals with points"
-            raise InputError(f"{path}, line {line}: {len(fields)} values for {len(columns)} columns; {hint}")
-    if not rows:
+    options: Any = {"header": None, "dtype": str, "keep_default_na": False, "skip_blank_lines": False}
+    try:
+        text = pd.read_csv(path, encoding="utf-8-sig", **options)
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as CSV (UTF-8, commas, decimal points): {reason}") from None
+    text = text.apply(lambda column: column.str.strip()).set_axis(text.index + 1)
+    columns = text.iloc[0].to_list()
+    targets = _check_columns(columns, f"{path}, line 1")
+    text = text.set_axis(columns, axis=1).iloc[1:]
+    text = text[(text != "").any(axis=1)]
+    if text.empty:
         raise InputError(f"{path}: has no rows below its header")
-    text = pd.DataFrame([fields for _, fields in rows], columns=columns, index=[line for line, _ in rows], dtype=str)
     table = text.copy()
 
     def refuse(column: str, wrong: "pd.Series", allowed: str) -> None:
         for line, value in text.loc[wrong, column].items():
             raise InputError(f"{path}, line {line}, column {column}: is {value[:60]!r}; {allowed}")
 
-    for column in columns:
-        refuse(column, ~text[column].map(str.isprintable), "expected plain text without control characters")
     for column, allowed in (("path", "a recording"), ("label", "a class"), ("subject", "a number or code")):
         if column in table:  # other words than nan, such as none, may be a class
             refuse(column, text[column].str.lower().isin(["", "nan"]), f"expected {allowed}")
@@ -139,47 +140,26 @@ def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
     return table, targets
 
 
-def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Return the line and the stripped fields of every row that is not blank. Raises InputError."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            rows = [(reader.line_num, [field.strip() for field in row]) for row in reader]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); correct --manifest") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: no UTF-8 text; save the manifest as CSV, UTF-8, with commas") from None
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: no CSV ({error}); check the quotation marks") from None
-    return [(line, fields) for line, fields in rows if any(fields)]
-
-
 def _check_columns(names: Sequence[str], where: str) -> list[str]:
     """Return the columns of targets, in order. Raises InputError for unknown, repeated and missing columns."""
     targets = [f"target_{index}" for index in range(sum(name.startswith("target_") for name in names))]
     needed = ["path", "start", "stop", *(targets or ["label"]), "subject"]
-    known, count = {*needed, "split"}, Counter(names)
-    problems = {
-        "unknown": [name for name in names if name not in known],
-        "there twice": [name for name in names if count[name] > 1],
-        "missing": [name for name in needed if not count[name]],
-    }
-    for problem, columns in problems.items():
-        if columns:
+    for name in (*names, *needed):
+        if names.count(name) != 1 or name not in (*needed, "split"):
+            problem = "missing" if name not in names else "unknown or there twice"
             allowed = "path, start, stop, label (or target_0, target_1, ... for regression), split, subject"
             separated = f"the columns are {allowed}, separated by commas; only split may be left out"
-            raise InputError(f"{where}: the column {columns[0][:60]!r} is {problem}; {separated}")
+            raise InputError(f"{where}: the column {name[:60]!r} is {problem}; {separated}")
     return targets
 
 
 def choose_window(table: "pd.DataFrame", window: int | None, stride: float | None) -> tuple[int, float]:
     """Return window and stride in s. Raises UsageError for values that cannot be, or that must be given."""
-    if window is None:
-        lengths = (table["stop"] - table["start"]).round(6)
-        if lengths.max() == math.inf or math.floor(lengths.min()) != math.floor(lengths.max()):
-            lasts = f"the segments last from {lengths.min():g} to {lengths.max():g} s".replace("inf s", "the end")
-            raise UsageError(f"--window is needed, 1 to {MAX_SECONDS} s: {lasts}")
-        window = math.floor(lengths.min())
+    lengths = np.floor((table["stop"] - table["start"]).round(6))
+    if window is None and (lengths.min() < lengths.max() or math.isinf(lengths.max())):
+        lasts = f"the segments last from {lengths.min():g} to {lengths.max():g} s"
+        raise UsageError(f"--window is needed, 1 to {MAX_SECONDS} s: {lasts}")
+    window = int(lengths.min()) if window is None else window
     if not 1 <= window <= MAX_SECONDS:
         raise UsageError(f"--window {window}: must be from 1 to {MAX_SECONDS} s")
     if stride is not None and not 1 / SAMPLING_RATE <= stride < math.inf:
@@ -191,13 +171,8 @@ def choose_classes(labels: "pd.Series", wanted: Sequence[str] | None, where: str
     """Return the classes in order: as wanted, else sorted, as numbers if all are. Raises InputError."""
     classes = list(wanted or sorted(set(labels)))
     if not wanted:
-        try:
-            numbers = {label: float(label) for label in classes}
-        except ValueError:  # texts
-            numbers = {}
-        if len(set(numbers.values())) < len(numbers):
-            raise InputError(f"{where}: some labels are one number in two spellings, such as 1 and 1.0; use one")
-        classes.sort(key=lambda label: numbers.get(label, 0.0))
+        with suppress(ValueError):  # texts
+            classes.sort(key=float)
     if len(set(classes)) < len(classes):
         raise UsageError(f"--classes {' '.join(classes)}: names one twice")
     for line, label in labels[~labels.isin(classes)].items():
