@@ -1,7 +1,6 @@
 """Every bad input ends a script with one line that names it, the exit code, and a finished run left as it was."""
 
 import builtins
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -56,21 +55,6 @@ def good_words(script: str, world: Path) -> list[Any]:
     return [*own, "--train_data", world / "train"]
 
 
-def pre(**options: Any) -> Callable[[Path], Path]:
-    """Return a function that writes a pre-training file into a folder."""
-    return lambda folder: pretraining_file(folder / "a.hdf5", **{"seconds": (8,), **options})
-
-
-def lab(**options: Any) -> Callable[[Path], Path]:
-    """Return a function that writes a labelled file into a folder."""
-    return lambda folder: labelled_file(folder / "a.hdf5", **{"counts": {"train": 4}, **options})
-
-
-def text(folder: Path) -> Path:
-    (folder / "a.hdf5").write_text("EEG")
-    return folder / "a.hdf5"
-
-
 def cut(path: Path) -> Path:
     """Cut a file short."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -95,54 +79,65 @@ def all_nan(file: Path) -> Path:
     return file
 
 
-def two_rates(folder: Path) -> Path:
-    pretraining_file(folder / "b.hdf5", rate=250)
-    return pre()(folder).parent
+def saved(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
 
 
-DATA_CASES: dict[str, tuple[str, Callable[[Path], Any], list[str]]] = {  # script, data, what the line names
-    "nowhere": (TRAIN, lambda folder: folder / "nowhere", ["nowhere", "--train_data"]),
-    "no HDF5": (TRAIN, text, ["a.hdf5"]),
-    "cut short": (TRAIN, lambda folder: cut(pre()(folder)), ["a.hdf5"]),
-    "unknown electrode": (TRAIN, pre(electrodes=("C3", "CZZ")), ["CZZ", "a.hdf5"]),
-    "no row": (TRAIN, pre(electrodes=("FP1-F3", "P4-O2")), ["P4-O2", "--num_electrodes 136"]),
-    "too short": (TRAIN, pre(seconds=(1.5,)), ["a.hdf5", "1.5 s", "--time_window"]),
-    "two rates": (TRAIN, two_rates, ["b.hdf5", "250 Hz", "200 Hz"]),
-    "damaged": (TRAIN, lambda folder: damaged(pre(compression="gzip")(folder)), ["a.hdf5", "recording0"]),
-    "damaged, loading process": (TRAIN, lambda folder: damaged(pre(compression="gzip")(folder)), ["a.hdf5"]),
-    "damaged, nothing but NaN": (TRAIN, lambda folder: all_nan(pre()(folder)), ["finite"]),
-    "unknown name": (FINETUNE, lambda folder: "TUXY", ["TUXY", "TUAB", "TUEV"]),
-    "not in its place": (FINETUNE, lambda folder: "TUAB", ["data/TUAB.hdf5", "dataset_maker"]),
-    "pre-training file": (FINETUNE, pre(), ["a.hdf5", "dataset_maker"]),
-    "cut short labelled": (FINETUNE, lambda folder: cut(lab()(folder)), ["a.hdf5"]),
-    "unknown electrode labelled": (FINETUNE, lab(electrodes=("C3", "OO1")), ["OO1", "a.hdf5"]),
-    "negative label": (FINETUNE, lab(task="multiclass", labels=np.array([0, -1, 1, 0])), ["a.hdf5", "label -1"]),
-    "damaged labelled": (FINETUNE, lambda folder: damaged(lab(compression="gzip")(folder)), ["a.hdf5", "train"]),
-    "label too large": (FINETUNE, lab(labels=np.array([0, 1, 2, 0])), ["a.hdf5", "train", "label 2"]),
-    "one class": (FINETUNE, lab(counts={"train": 4, "val": 4}, labels=np.zeros(4, int)), ["a.hdf5", "normal"]),
-    "long window": (FINETUNE, lab(seconds=17), ["a.hdf5", "3400", "3200"]),
+def pre(**options: Any) -> Path:
+    """Write a pre-training file into the working directory."""
+    return pretraining_file(Path("a.hdf5").absolute(), **{"seconds": (8,), **options})
+
+
+def lab(**options: Any) -> Path:
+    """Write a labelled file into the working directory."""
+    return labelled_file(Path("a.hdf5").absolute(), **{"counts": {"train": 4}, **options})
+
+
+DATA_CASES: dict[str, tuple[str, Callable[[], Any], list[str]]] = {  # script, data, what the line names
+    "nowhere": (TRAIN, lambda: Path("nowhere"), ["nowhere", "--train_data"]),
+    "cut short": (TRAIN, lambda: cut(pre()), ["a.hdf5"]),
+    "unknown electrode": (TRAIN, lambda: pre(electrodes=("C3", "CZZ")), ["CZZ", "a.hdf5"]),
+    "no row": (TRAIN, lambda: pre(electrodes=("FP1-F3", "P4-O2")), ["P4-O2", "--num_electrodes 136"]),
+    "too short": (TRAIN, lambda: pre(seconds=(1.5,)), ["a.hdf5", "1.5 s", "--time_window"]),
+    "250 Hz": (TRAIN, lambda: pre(rate=250), ["a.hdf5", "250 Hz", "200 Hz"]),
+    "damaged, loading process": (TRAIN, lambda: damaged(pre(compression="gzip")), ["a.hdf5"]),
+    "damaged, nothing but NaN": (TRAIN, lambda: all_nan(pre()), ["finite"]),
+    "unknown name": (FINETUNE, lambda: "TUXY", ["TUXY", "TUAB", "TUEV"]),
+    "not in its place": (FINETUNE, lambda: "TUAB", ["data/TUAB.hdf5", "dataset_maker"]),
+    "pre-training file": (FINETUNE, pre, ["a.hdf5", "dataset_maker"]),
+    "unknown electrode labelled": (FINETUNE, lambda: lab(electrodes=("C3", "OO1")), ["OO1", "a.hdf5"]),
+    "damaged labelled": (FINETUNE, lambda: damaged(lab(compression="gzip")), ["a.hdf5", "train"]),
+    "label too large": (FINETUNE, lambda: lab(labels=np.array([0, 1, 2, 0])), ["a.hdf5", "train", "label 2"]),
+    "one class": (FINETUNE, lambda: lab(labels=np.zeros(4, int)), ["a.hdf5", "normal"]),
+    "long window": (FINETUNE, lambda: lab(seconds=17), ["a.hdf5", "3400", "3200"]),
 }
 BASE = "vqnsp_encoder_base_decoder_3x200x12"
-FLAGS: dict[str, tuple[str, str, int, list[str]]] = {  # script, flags, exit code, what the line names
-    "window too long": (TRAIN, "--time_window 17", USAGE, ["--time_window 17", "16"]),
-    "input too long": (FINETUNE, "--input_size 3400", USAGE, ["--input_size", "3400", "3200"]),
-    "unknown device": (TRAIN, "--device gpu", USAGE, ["--device gpu", "cpu"]),
-    "no GPU": (TRAIN, "--device cuda", USAGE, ["--device cuda", "--device cpu"]),
-    "no epochs": (PRETRAIN, "--epochs 0", USAGE, ["--epochs 0"]),
-    "unknown flag": (PRETRAIN, "--no_such_flag", USAGE, ["--no_such_flag"]),
-    "metric of another task": (FINETUNE, "--select_by r2", USAGE, ["--select_by r2", "roc_auc"]),
-    "closed output": (TRAIN, "--output_dir file/below", USAGE, ["--output_dir", "file/below"]),
-    "closed log": (PRETRAIN, "--log_dir file/below", USAGE, ["--log_dir", "file/below"]),
-    "no validation data": (PRETRAIN, "--val_data nowhere", DATA, ["nowhere", "--val_data"]),
-    "other codebook": (TRAIN, "--codebook_n_emd 32", DATA, ["16", "32"]),
-    "other tokenizer": (PRETRAIN, f"--tokenizer_model {BASE}", DATA, ["checkpoint.pth", "encoder.blocks.4."]),
-    "evaluate nothing": (FINETUNE, "--eval --output_dir none", DATA, ["none"]),
-}
-OTHER_STAGE = [  # script, flag, whose checkpoint it gets
-    (PRETRAIN, "--tokenizer_weight", PRETRAIN),
-    (FINETUNE, "--finetune", TRAIN),
-    (TRAIN, "--resume", PRETRAIN),
+FLAGS: list[tuple[str, str, int, list[str]]] = [  # script, flags, exit code, what the line names
+    (TRAIN, "--time_window 17", USAGE, ["--time_window 17", "16"]),
+    (FINETUNE, "--input_size 3400", USAGE, ["--input_size", "3400", "3200"]),
+    (TRAIN, "--device cuda", USAGE, ["--device cuda", "--device cpu"]),
+    (PRETRAIN, "--epochs 0", USAGE, ["--epochs 0"]),
+    (PRETRAIN, "--no_such_flag", USAGE, ["--no_such_flag"]),
+    (FINETUNE, "--select_by r2", USAGE, ["--select_by r2", "roc_auc"]),
+    (TRAIN, "--output_dir file/below", USAGE, ["--output_dir", "file/below"]),
+    (PRETRAIN, "--val_data nowhere", DATA, ["nowhere", "--val_data"]),
+    (TRAIN, "--codebook_n_emd 32", DATA, ["16", "32"]),
+    (PRETRAIN, f"--tokenizer_model {BASE}", DATA, ["checkpoint.pth", "encoder.blocks.4."]),
+    (FINETUNE, "--eval --output_dir none", DATA, ["none"]),
 ]
+WEIGHTS: dict[str, tuple[str, str, Callable[[Path], Path], list[str]]] = {  # script, flag, file, what the line names
+    "another stage's model": (FINETUNE, "--finetune", lambda world: world / TRAIN / "checkpoint.pth", ["stage"]),
+    "another stage's run": (TRAIN, "--resume", lambda world: world / PRETRAIN / "checkpoint.pth", ["stage"]),
+    "weights alone": (
+        PRETRAIN,
+        "--resume",
+        lambda world: saved(Path("bad.pth"), {"model": checkpoint(world / PRETRAIN / "checkpoint.pth")["model"]}),
+        ["bad.pth"],
+    ),
+    "code": (FINETUNE, "--finetune", lambda world: saved(Path("bad.pth"), {"args": Executes()}), ["bad.pth"]),
+    "text": (FINETUNE, "--finetune", lambda world: cut(saved(Path("bad.pth"), {"model": {}})), ["bad.pth"]),
+}
 
 
 @pytest.fixture
@@ -169,60 +164,34 @@ def fails(world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkey
 
 
 @pytest.mark.parametrize("kind", DATA_CASES)
-def test_wrong_data(kind: str, fails: Any, tmp_path: Path) -> None:
+def test_wrong_data(kind: str, fails: Any) -> None:
     script, make, says = DATA_CASES[kind]
-    (tmp_path / "in").mkdir()
-    words = ["--dataset" if script == FINETUNE else "--train_data", make(tmp_path / "in")]
+    words = ["--dataset" if script == FINETUNE else "--train_data", make()]
     words += ["--num_workers", int("loading process" in kind)]
     if kind.startswith("damaged"):  # found while reading, after a run to resume is compared: so in a new run
         words += ["--output_dir", "new"]
     fails(script, *words, code=DATA, says=says)
 
 
-@pytest.mark.parametrize("kind", FLAGS)
-def test_flags_that_cannot_be_right(kind: str, fails: Any) -> None:
-    script, words, code, says = FLAGS[kind]
-    if kind == "no GPU" and torch.cuda.is_available():
+@pytest.mark.parametrize(("script", "words", "code", "says"), FLAGS)
+def test_flags_that_cannot_be_right(script: str, words: str, code: int, says: list[str], fails: Any) -> None:
+    if words == "--device cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU: asking for it is no mistake")
     Path("file").write_text("no folder")
     fails(script, *words.split(), code=code, says=says)
 
 
-@pytest.mark.parametrize(
-    ("script", "flag", "name", "stage"),
-    [(PRETRAIN, "--tokenizer_weight", "vqnsp", TRAIN), (FINETUNE, "--finetune", "labram-base", PRETRAIN)],
-)
-def test_missing_weights_with_the_nearest_candidate(
-    script: str, flag: str, name: str, stage: str, fails: Any, world: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "checkpoints" / name.replace("-", "_")  # README's copy has another sign
-    shutil.copytree(world / stage, folder)
-    missing = tmp_path / "checkpoints" / f"{name}.pth"
-    fails(script, flag, missing, code=DATA, says=[str(missing), f"cp {folder / 'checkpoint.pth'}"])
+def test_missing_weights_with_the_nearest_candidate(fails: Any, world: Path) -> None:
+    folder = Path("checkpoints/labram_base")  # README's copy has another sign
+    shutil.copytree(world / PRETRAIN, folder)
+    missing = folder.with_name("labram-base.pth")
+    fails(FINETUNE, "--finetune", missing, code=DATA, says=[str(missing), f"cp {folder / 'checkpoint.pth'}"])
 
 
-@pytest.mark.parametrize(("script", "flag", "stage"), OTHER_STAGE)
-def test_a_checkpoint_of_another_stage(script: str, flag: str, stage: str, fails: Any, world: Path) -> None:
-    path = world / stage / "checkpoint.pth"
-    fails(script, flag, path, code=DATA, says=[str(path), "stage"])
-
-
-@pytest.mark.parametrize("kind", ["text", "executes", "old pickle", "cut short"])
-def test_a_file_that_is_no_checkpoint(kind: str, fails: Any, world: Path, tmp_path: Path) -> None:
-    path, model = tmp_path / "bad.pth", checkpoint(world / PRETRAIN / "checkpoint.pth")["model"]
-    contents = {"executes": {"model": model, "args": Executes()}}
-    if kind == "text":
-        path.write_text("weights")
-    elif kind == "old pickle":
-        path.write_bytes(pickle.dumps({"model": Executes()}))
-    else:
-        torch.save(contents.get(kind, {"model": model}), path)
-    fails(FINETUNE, "--finetune", cut(path) if kind == "cut short" else path, code=DATA, says=[str(path)])
-
-
-def test_resuming_from_weights_alone(fails: Any, world: Path, tmp_path: Path) -> None:
-    torch.save({"model": checkpoint(world / PRETRAIN / "checkpoint.pth")["model"]}, tmp_path / "weights.pth")
-    fails(PRETRAIN, "--resume", tmp_path / "weights.pth", code=DATA, says=["weights.pth"])
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_a_file_that_holds_no_fitting_weights(kind: str, fails: Any, world: Path) -> None:
+    script, flag, make, says = WEIGHTS[kind]
+    fails(script, flag, make(world), code=DATA, says=says)
 
 
 def test_a_checkpoint_of_129_rows_grows_to_the_larger_table(world: Path, tmp_path: Path) -> None:
