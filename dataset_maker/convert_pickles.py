@@ -1,6 +1,6 @@
 """Turn the released TUAB or TUEV maker's pickles, one a sample, into a labelled HDF5, without executing pickled code.
 
-`python -m dataset_maker.convert_pickles --root processed --output data/TUAB.hdf5 --dataset TUAB --jobs 2`
+`python -m dataset_maker.convert_pickles --root processed --output data/TUAB.hdf5 --jobs 2`
 
 Expected in --root: for TUAB the folders train, val, test with <recording>_<k>.pkl, {"X": (23, 2000), "y": 0 or 1}; for
 TUEV processed_train, processed_eval (val), processed_test with <recording>-<k>.pkl, {"signal": (23, 1000), "label": 1
@@ -45,16 +45,10 @@ class Kind:
     first_label: int
 
 
+TUEV_FOLDERS = ("processed_train", "processed_eval", "processed_test")
 KINDS = {
     "TUAB": Kind(make_TUAB.DATA_SET, ("train", "val", "test"), r"(.+)_(\d+)\.pkl", "X", "y", 0),
-    "TUEV": Kind(
-        make_TUEV.DATA_SET,
-        ("processed_train", "processed_eval", "processed_test"),
-        r"(.+)-(\d+)\.pkl",
-        "signal",
-        "label",
-        1,
-    ),
+    "TUEV": Kind(make_TUEV.DATA_SET, TUEV_FOLDERS, r"(.+)-(\d+)\.pkl", "signal", "label", 1),
 }
 # The functions that pickles of plain values and NumPy arrays name. NumPy 1 and 2 call their module differently.
 ALLOWED: dict[str, Any] = {
@@ -81,7 +75,6 @@ class PlainUnpickler(pickle.Unpickler):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="holds the folders of the splits")
-    parser.add_argument("--dataset", choices=tuple(KINDS), help="whose pickles (default: as the folders are called)")
 
 
 def read_sample(path: Path, kind: Kind) -> tuple[np.ndarray, int]:
@@ -99,7 +92,7 @@ def read_sample(path: Path, kind: Kind) -> tuple[np.ndarray, int]:
     if signal.shape != shape or signal.dtype.kind not in "fiu":
         raise InputError(f"{path}: {kind.signal!r} is {signal.dtype} {signal.shape}; expected numbers {shape}")
     labels = range(kind.first_label, kind.first_label + len(kind.data_set.classes))
-    if label.size != 1 or label.dtype.kind not in "fiu" or label.item() not in labels:
+    if label.size != 1 or label.item() not in labels:
         raise InputError(f"{path}: {kind.label!r} is none of the labels {labels[0]} to {labels[-1]}")
     return signal, int(label.item()) - kind.first_label
 
@@ -131,12 +124,11 @@ def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
 
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
     """Return the data set and a task for each recording. Raises InputError without pickles, and for other names."""
-    names = [args.dataset] if args.dataset else list(KINDS)
-    for name in names:
+    for name, kind in KINDS.items():
         if tasks := find_tasks(args.root, name):
             made = {"source": f"pickles of the released {name} maker", "split": "the pickles' folders"}
-            return replace(KINDS[name].data_set, made=made), tasks
-    folders = " or ".join(f"{', '.join(KINDS[name].folders)} ({name})" for name in names)
+            return replace(kind.data_set, made=made), tasks
+    folders = " or ".join(f"{', '.join(kind.folders)} ({name})" for name, kind in KINDS.items())
     raise InputError(f"--root {args.root}: no *.pkl in folders {folders} there")
 
 

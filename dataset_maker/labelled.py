@@ -9,11 +9,11 @@ import hashlib
 import importlib
 import json
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from dataset_maker.writers import join, refuse_existing
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS, published_sizes
 from errors import ArgumentParser, InputError, run_script
-from files import check_writable, written_aside
+from files import written_aside
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,6 @@ def make(args: argparse.Namespace, maker: str, data_set: DataSet, tasks: Sequenc
     description |= {"electrodes": list(data_set.electrodes) if data_set.electrodes else None}
     single = output.suffix.lower() in SUFFIXES
     folder = output.with_name(f".{output.name}.making") if single else output  # of the shards
-    check_writable(output.parent)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / ".making").is_dir():
         raise InputError(f"{folder} holds other files already: name a new folder, or a file with the suffix .hdf5")
     plan = Plan(maker, pipeline, folder, made, description)
@@ -111,9 +110,8 @@ def make(args: argparse.Namespace, maker: str, data_set: DataSet, tasks: Sequenc
     with jobs.only_maker(plan):
         with spread.executor() as executor:
             entries, plan, new_seconds = _convert(plan, tasks, executor, single)
-        whole = _report(entries, plan, output) | {"expected_samples": data_set.expected}
+        whole = report.labelled(entries, plan, output) | {"expected_samples": data_set.expected}
         problem = why_unusable(whole)
-        report.save(whole, output)
         if single and not problem:
             made = made | {"fingerprint": fingerprint, "left_out": len(whole["left_out"])}
             parts = [plan.part(task) for task, entry in zip(tasks, entries, strict=True) if "error" not in entry]
@@ -121,7 +119,7 @@ def make(args: argparse.Namespace, maker: str, data_set: DataSet, tasks: Sequenc
                 join(parts, aside, made=made)
     if single and not problem:
         shutil.rmtree(folder)
-    _show(whole, new_seconds, time.monotonic() - began)
+    report.finish(whole, new_seconds, time.monotonic() - began)
     if problem:
         raise InputError(f"{output}: not made, {problem}; see {report.report_path(output)}")
     print(f"{output}: {whole['name']}, {len(whole['electrodes'])} electrodes, {whole['window']} s")
@@ -130,24 +128,17 @@ def make(args: argparse.Namespace, maker: str, data_set: DataSet, tasks: Sequenc
 
 
 def is_made_already(output: Path, fingerprint: str) -> bool:
-    """Whether the file was made whole from the same recordings with the same flags.
-
-    Raises InputError if it is another file, or if recordings were left out when it was made.
-    """
+    """Whether the file was made from the same recordings with the same flags. Raises InputError if not."""
     if not output.exists():
         return False
-    try:
-        with h5py.File(output, "r", locking=False) as file:
-            made = json.loads(file.attrs["made"])
-    except (OSError, KeyError, ValueError):
-        made = {}
-    if made.get("fingerprint") != fingerprint:
-        refuse_existing(output)
-    if made["left_out"]:
-        reason = f"was made without {made['left_out']} recordings, see {report.report_path(output)}"
-        raise InputError(f"{output} {reason}: delete it to try again")
-    print(f"{output} is already made from these recordings with these flags")
-    return True
+    with suppress(OSError, KeyError, ValueError), h5py.File(output, "r", locking=False) as file:
+        made = json.loads(file.attrs["made"])
+        if made["fingerprint"] == fingerprint:
+            without = f", without {made['left_out']} of them" if made["left_out"] else ""
+            print(f"{output} is already made from these recordings with these flags{without}")
+            return True
+    refuse_existing(output)
+    return False
 
 
 def _convert(
@@ -194,31 +185,3 @@ def why_unusable(whole: Mapping[str, Any]) -> str | None:
     if whole["task"] != "regression" and len(train["labels"]) == 1:
         return f"all {train['samples']} training samples are of one class, {next(iter(train['labels']))}"
     return None
-
-
-def _report(entries: Sequence[Any], plan: Plan, output: Path) -> dict[str, Any]:
-    description = plan.description or {}
-    counts: Counter[str] = Counter()
-    for entry in entries:
-        counts.update(entry.get("counts", {}))
-    whole = report.summary(entries, plan.made) | {"output": str(output), "counts": dict(counts)}
-    whole |= {key: description[key] for key in ("name", "task", "classes", "electrodes", "window")}
-    whole["splits"] = report.splits(entries, description["classes"])
-    return whole | {"subjects_on_two_sides": report.two_sides(entries)}
-
-
-def _show(whole: Mapping[str, Any], new_seconds: float, took: float) -> None:
-    """Print the summary; doubts go to standard error."""
-    report.show(whole)
-    for split, part in whole["splits"].items():
-        labels = ", ".join(f"{label} {count}" for label, count in part["labels"].items() if label != "all")
-        line = f"{split}: {part['samples']} samples, {part['recordings']} recordings, {part['subjects']} subjects"
-        print(line + (f" ({labels})" if labels else ""))
-        if whole["task"] != "regression" and len(part["labels"]) == 1:
-            print(f"warning: {split} has a single class", file=sys.stderr)
-    if expected := whole["expected_samples"]:
-        print("expected: " + ", ".join(f"{split} {count}" for split, count in expected.items()))
-    if sides := whole["subjects_on_two_sides"]:
-        first = ", ".join(list(sides)[:5])
-        print(f"warning: {len(sides)} subjects are on more than one side: {first}", file=sys.stderr)
-    report.show_end(Path(whole["output"]), new_seconds, took)

@@ -7,8 +7,7 @@ Expected below --root: {train,eval}/{abnormal,normal}/01_tcp_ar/*.edf, as in ver
 channels (`EEG xxx-REF`), apart from known extras, is left out and named in the report. Label 1 is abnormal; a subject
 is a file's name up to the first `_`; eval is test.
 
-The corpus is free from Temple University Hospital after registration. Its terms forbid passing recordings on, and the
-file made here holds their signals: share neither.
+The corpus' terms forbid passing recordings on, and the file made here holds their signals: share neither.
 """
 
 import sys

@@ -8,8 +8,7 @@ from 2 s before it to 2 s after it; at the recording's edge it wraps round to th
 window may come several times, with several labels; the report counts these. A recording without `.rec` file or without
 exactly the 23 channels (`EEG xxx-REF`), apart from known extras, is left out and named in the report. eval is test.
 
-The corpus is free from Temple University Hospital after registration. Its terms forbid passing recordings on, and the
-file made here holds their signals: share neither.
+The corpus' terms forbid passing recordings on, and the file made here holds their signals: share neither.
 """
 
 import sys

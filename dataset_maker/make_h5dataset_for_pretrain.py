@@ -64,13 +64,9 @@ def convert_recordings(
         jobs.join(plan, tasks, parts | entries)
     seconds = sum(entry["seconds"] for entry in entries.values() if "error" not in entry)
     results = failed | before | entries
-    whole = report.summary(ordered := [results[plan.key(task)] for task in tasks], plan.made)
-    whole |= {"output": str(output), "montages": report.montages(ordered)}
-    report.show(whole)
-    for row in whole["montages"]:
-        print(f"{output}: {len(row['electrodes'])} electrodes, {row['recordings']} recordings, {row['hours']:.2f} h")
-    report.save(whole, output)
-    report.show_end(output, seconds, time.monotonic() - began)
+    ordered = [results[plan.key(task)] for task in tasks]
+    whole = report.summary(ordered, plan.made, output) | {"montages": report.montages(ordered)}
+    report.finish(whole, seconds, time.monotonic() - began)
     if count := len(whole["left_out"]):
         others = f"the others are in {output}" if whole["converted"] else "nothing was converted"
         raise InputError(f"{count} of {len(tasks)} recordings were left out, named above; {others}")

@@ -3,16 +3,16 @@
 Paths, channel names, counts and reasons: nothing from a recording's header but its channels' names.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dataset_maker.convert import Entry, Plan
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS
 from files import write_json
-
-Entry = Mapping[str, Any]  # what became of a recording
 
 
 def report_path(output: Path) -> Path:
@@ -20,7 +20,7 @@ def report_path(output: Path) -> Path:
     return output.with_name(f"{output.stem if output.suffix.lower() in SUFFIXES else output.name}.report.json")
 
 
-def summary(entries: Sequence[Entry], made: Mapping[str, Any]) -> dict[str, Any]:
+def summary(entries: Sequence[Entry], made: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Return what holds for every kind of output."""
     good = [entry for entry in entries if "error" not in entry]
     dropped: dict[str, Counter[str]] = {}  # reason -> channel -> recordings
@@ -28,6 +28,7 @@ def summary(entries: Sequence[Entry], made: Mapping[str, Any]) -> dict[str, Any]
         for channel, reason in entry["dropped"].items():
             dropped.setdefault(reason, Counter())[channel] += 1
     return {
+        "output": str(output),
         "made": dict(made),
         "recordings": len(entries),
         "converted": len(good),
@@ -53,33 +54,36 @@ def montages(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-row["hours"], row["electrodes"]))
 
 
-def splits(entries: Sequence[Entry], classes: Sequence[str]) -> dict[str, Any]:
-    """Return recordings, subjects, samples and label counts of each split."""
-    rows: dict[str, Any] = {}
-    for split in SPLITS:
-        inside = [entry for entry in entries if "error" not in entry and split in entry["samples"]]
-        labels: Counter[str] = Counter()
-        for entry in inside:
-            labels.update(entry["samples"][split])
-        if inside:
-            names = {str(number): label for number, label in enumerate(classes)} | {"all": "all"}  # of a regression
-            subjects = {entry["subject"] for entry in inside}
-            rows[split] = {"recordings": len(inside), "subjects": len(subjects), "samples": labels.total()}
-            rows[split]["labels"] = {names[key]: labels[key] for key in names if key in labels}
-    return rows
-
-
-def two_sides(entries: Sequence[Entry]) -> dict[str, list[str]]:
-    """Return the subjects with samples in more than one split, and in which."""
+def labelled(entries: Sequence[Entry], plan: Plan, output: Path) -> dict[str, Any]:
+    """Return the report of a labelled data set: with its splits, and the subjects in more than one of them."""
+    description: Mapping[str, Any] = plan.description or {}
+    whole = summary(entries, plan.made, output)
+    whole |= {key: description[key] for key in ("name", "task", "classes", "electrodes", "window")}
+    good = [entry for entry in entries if "error" not in entry]
+    counts: Counter[str] = Counter()
     sides: dict[str, set[str]] = {}
-    for entry in entries:
-        if "error" not in entry:
-            sides.setdefault(entry["subject"], set()).update(entry["samples"])
-    return {subject: sorted(where) for subject, where in sorted(sides.items()) if len(where) > 1}
+    for entry in good:
+        counts.update(entry["counts"])
+        sides.setdefault(entry["subject"], set()).update(entry["samples"])
+    names = {str(number): label for number, label in enumerate(description["classes"])} | {"all": "all"}  # regression
+    splits: dict[str, Any] = {}
+    for split in SPLITS:
+        if inside := [entry for entry in good if split in entry["samples"]]:
+            labels = sum((Counter(entry["samples"][split]) for entry in inside), Counter[str]())
+            subjects = {entry["subject"] for entry in inside}
+            splits[split] = {"recordings": len(inside), "subjects": len(subjects), "samples": labels.total()}
+            splits[split]["labels"] = {names[key]: labels[key] for key in names if key in labels}
+    two_sides = {subject: sorted(where) for subject, where in sorted(sides.items()) if len(where) > 1}
+    return whole | {"counts": dict(counts), "splits": splits, "subjects_on_two_sides": two_sides}
 
 
-def show(report: Mapping[str, Any]) -> None:
-    """Print what people need to see of any report."""
+def finish(report: Mapping[str, Any], new_seconds: float, took: float) -> None:
+    """Write the report beside the output; print what people need of it, doubts to standard error.
+
+    new_seconds: of EEG that this run converted; took: s.
+    """
+    output = Path(report["output"])
+    write_json(report_path(output), report)
     for reason, names in report["dropped_channels"].items():
         print(f"dropped, {reason}: " + ", ".join(f"{name!r} ({count}x)" for name, count in names.items()))
     for note, count in report["notes"].items():
@@ -88,15 +92,19 @@ def show(report: Mapping[str, Any]) -> None:
         print(f"{count} {what}")
     if invalid := report["invalid_seconds"]:
         print(f"{invalid} invalid seconds (not finite, or all electrodes flat) are marked in the files")
-
-
-def show_end(output: Path, new_seconds: float, took: float) -> None:
-    """Print how fast this run converted, if it did anything, and where the report is. Both in s, the first of EEG."""
+    for row in report.get("montages", ()):
+        print(f"{output}: {len(row['electrodes'])} electrodes, {row['recordings']} recordings, {row['hours']:.2f} h")
+    for split, part in report.get("splits", {}).items():
+        labels = ", ".join(f"{label} {count}" for label, count in part["labels"].items() if label != "all")
+        line = f"{split}: {part['samples']} samples, {part['recordings']} recordings, {part['subjects']} subjects"
+        print(line + (f" ({labels})" if labels else ""))
+        if report["task"] != "regression" and len(part["labels"]) == 1:
+            print(f"warning: {split} has a single class", file=sys.stderr)
+    if expected := report.get("expected_samples"):
+        print("expected: " + ", ".join(f"{split} {count}" for split, count in expected.items()))
+    if sides := report.get("subjects_on_two_sides"):
+        first = ", ".join(list(sides)[:5])
+        print(f"warning: {len(sides)} subjects are on more than one side: {first}", file=sys.stderr)
     if new_seconds:
         print(f"{new_seconds / 3600:.2f} h of EEG in {took:.1f} s, {new_seconds / took / 60:.1f} h a minute")
     print(f"report: {report_path(output)}")
-
-
-def save(report: Mapping[str, Any], output: Path) -> None:
-    """Write the report's JSON beside the output."""
-    write_json(report_path(output), report)

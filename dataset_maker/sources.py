@@ -14,18 +14,9 @@ from pathlib import Path
 from eeg_data.hdf5 import visible_files
 from errors import InputError, UsageError
 
-RECORDINGS = (
-    ".edf",
-    ".bdf",
-    ".cnt",
-    ".gdf",
-    ".vhdr",
-    ".set",
-    ".fif",
-    ".fif.gz",
-)  # the kinds that MNE reads and we test
+# The kinds that MNE reads and we test.
+RECORDINGS = (".edf", ".bdf", ".cnt", ".gdf", ".vhdr", ".set", ".fif", ".fif.gz")
 TRAIN_FRACTION = 0.8  # of the subjects that are not test
-MIN_FOLDS = 3  # one each for test, val and train
 
 
 def find_files(inputs: Sequence[Path], suffixes: Collection[str] = RECORDINGS, flag: str = "--input") -> list[Path]:
@@ -100,10 +91,8 @@ def folds(subjects: Iterable[str], number: int, fold: int) -> dict[str, str]:
     first) val, all others train.
     """
     names = sorted(set(subjects))
-    if not MIN_FOLDS <= number <= len(names):
-        allowed = f"from {MIN_FOLDS} (test, val, train) to the number of subjects, {len(names)}"
-        raise UsageError(f"--folds {number}: must be {allowed}")
-    if not 0 <= fold < number:
-        raise UsageError(f"--fold {fold}: must be from 0 to {number - 1} with --folds {number}")
+    if not 3 <= number <= len(names) or not 0 <= fold < number:
+        allowed = f"from 3 (test, val, train) to {len(names)} folds of {len(names)} subjects, counted from 0"
+        raise UsageError(f"--folds {number} --fold {fold}: must be {allowed}")
     special = {fold: "test", (fold + 1) % number: "val"}
     return {name: special.get(index % number, "train") for index, name in enumerate(names)}

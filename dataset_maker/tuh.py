@@ -39,13 +39,9 @@ LABELS = range(1, 7)  # of events, as the files have them
 def add_arguments(parser: argparse.ArgumentParser, tree: str) -> None:
     """Declare where the recordings are and how they are split. tree: the folders that `--root` must hold."""
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help=f"holds {tree}, or edf/ with these")
-    parser.add_argument(
-        "--split",
-        choices=("published", "disjoint"),
-        default="published",
-        help="how 80/20 of the train folder's subjects become train and val: published cuts the sorted names and gives "
-        "the published counts; disjoint draws subjects from --seed, none on both sides. eval is test either way",
-    )
+    split = "how 80/20 of the train folder's subjects become train and val: published cuts the sorted names and gives "
+    split += "the published counts; disjoint draws subjects from --seed, none on both sides. eval is test either way"
+    parser.add_argument("--split", choices=("published", "disjoint"), default="published", help=split)
     parser.add_argument("--seed", type=int, default=0, help="of --split disjoint (default %(default)s)")
 
 
@@ -96,10 +92,9 @@ def check_channels(names: Iterable[str], where: str) -> None:
         "missing": [name for name in wanted if name not in plain],
         "unexpected": [name for name in plain if name not in wanted and name not in EXTRAS],
     }
-    if any(wrong.values()):
-        named = {kind: ", ".join(map(repr, channels[:MAX_NAMED])) for kind, channels in wrong.items() if channels}
-        reasons = "; ".join(f"{kind} {channels}" for kind, channels in named.items())
-        raise InputError(f"{where}: not the {len(ELECTRODES)} channels of this data set: {reasons}")
+    reasons = [f"{kind} {', '.join(map(repr, names[:MAX_NAMED]))}" for kind, names in wrong.items() if names]
+    if reasons:
+        raise InputError(f"{where}: not the {len(ELECTRODES)} channels of this data set: {'; '.join(reasons)}")
 
 
 def read_events(path: Path) -> np.ndarray:
@@ -121,12 +116,9 @@ def _event(line: bytes, where: str) -> list[float]:
         channel, start, end, label = map(float, line.split(b","))
     except ValueError:
         raise InputError(f"{where}: expected four numbers, channel,start,end,label") from None
-    if not (channel >= 0 and channel.is_integer()):  # NaN and infinity are no integers either
-        raise InputError(f"{where}: the channel must be an integer from 0")
-    if not (0 <= start < math.inf and 0 <= end < math.inf):
-        raise InputError(f"{where}: start and end must be seconds from 0")
-    if label not in LABELS:
-        raise InputError(f"{where}: the label must be an integer from {LABELS[0]} to {LABELS[-1]}")
+    if not (channel >= 0 and 0 <= start < math.inf and 0 <= end < math.inf and label in LABELS):
+        allowed = f"a channel and seconds from 0 and a label from {LABELS[0]} to {LABELS[-1]}"
+        raise InputError(f"{where}: channel,start,end,label must be {allowed}")
     return [channel, start, end, label]
 
 
@@ -157,14 +149,13 @@ def event_windows(events: np.ndarray, length: int, rate: float) -> Windows:
     labels = events[kept, 3].astype(np.int64) - LABELS[0]
     pairs = np.unique(np.stack((first, labels), axis=1), axis=0)
     repeats, kinds = (np.unique(values, return_counts=True)[1] for values in (first, pairs[:, 0]))
+    wraps = (first < 0) | (first + EVENT_WINDOW * second > length)
     notes = {
-        "events that end after the recording, left out": beyond.sum(),
-        f"events that are not {EVENT} s long, left out": odd.sum(),
-        f"events in recordings shorter than {EVENT_WINDOW} s, left out": 0 if fits else (~beyond & ~odd).sum(),
-        "windows that wrap round at the recording's edge": (
-            (first < 0) | (first + EVENT_WINDOW * second > length)
-        ).sum(),
-        "windows that come more than once": (repeats > 1).sum(),
-        "windows that come with different labels": (kinds > 1).sum(),
+        "events that end after the recording, left out": beyond,
+        f"events that are not {EVENT} s long, left out": odd,
+        f"events in recordings shorter than {EVENT_WINDOW} s, left out": ~beyond & ~odd & (not fits),
+        "windows that wrap round at the recording's edge": wraps,
+        "windows that come more than once": repeats > 1,
+        "windows that come with different labels": kinds > 1,
     }
-    return Windows(first, labels, notes={note: int(count) for note, count in notes.items() if count})
+    return Windows(first, labels, notes={note: int(which.sum()) for note, which in notes.items() if which.any()})

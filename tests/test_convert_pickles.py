@@ -13,7 +13,7 @@ import pytest
 
 from dataset_maker import convert_pickles
 from errors import InputError
-from maker_helpers import run_maker
+from maker_helpers import noise, run_maker
 
 RANDOM = np.random.default_rng(0)
 
@@ -30,29 +30,22 @@ def tuab(label: Any, **other: Any) -> dict[str, Any]:
     return {"X": 20 * RANDOM.standard_normal((23, 2500))[:, 300:2300], "y": label} | other
 
 
-def tuev(label: Any) -> dict[str, Any]:
-    """A sample as the released TUEV maker writes it."""
-    signal = 20 * RANDOM.standard_normal((23, 1000))
-    return {"signal": signal, "offending_channel": np.array([3.0]), "label": label}
-
-
-def convert(root: Path, *words: Any) -> int:
+def convert(root: Path) -> int:
     """Run the converter."""
-    return run_maker(convert_pickles, "--root", root, "--output", root / "out.hdf5", *words)
+    return run_maker(convert_pickles, "--root", root, "--output", root / "out.hdf5")
 
 
 def test_tuab_pickles_keep_values_order_labels_subjects_and_splits(tmp_path: Path) -> None:
-    samples: dict[str, dict[tuple[str, int], dict[str, Any]]] = {"train": {}, "val": {}, "test": {}}
     names = {"train": ("aaaaaaaa_s001_t000", "aaaaaaab_s004_t002"), "val": ("aaaaaaac_s001_t000",)}
-    for split, recordings in (names | {"test": ("aaaaaaad_s001_t000",)}).items():
+    samples: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
+    for split, recordings in names.items():
         for label, recording in enumerate(recordings):
             for k in (0, 1, 2, 10, 11) if label else (0,):
-                samples[split][recording, k] = tuab(label)
-                write(tmp_path / split / f"{recording}_{k}.pkl", samples[split][recording, k], protocol=2 + k % 4)
+                sample = samples.setdefault(split, {})[recording, k] = tuab(label)
+                write(tmp_path / split / f"{recording}_{k}.pkl", sample, protocol=2 + k % 4)
     assert convert(tmp_path) == 0
     with h5py.File(tmp_path / "out.hdf5") as file:
         assert (file.attrs["name"], file.attrs["task"], file.attrs["rsFreq"]) == ("TUAB", "binary", 200)
-        assert list(file.attrs["classes"]) == ["normal", "abnormal"]
         electrodes = "FP1 FP2 F3 F4 C3 C4 P3 P4 O1 O2 F7 F8 T3 T4 T5 T6 A1 A2 FZ CZ PZ T1 T2"
         assert " ".join(file.attrs["chOrder"]) == electrodes
         for split, wanted in samples.items():
@@ -65,25 +58,21 @@ def test_tuab_pickles_keep_values_order_labels_subjects_and_splits(tmp_path: Pat
 
 
 def test_tuev_labels_begin_at_zero_and_evaluation_files_are_their_own_subjects(tmp_path: Path) -> None:
-    rows: dict[str, list[tuple[str, list[Any]]]] = {
-        "processed_train": [("aaaaaaar_00000001", [np.array([2.0]), [3], (4,)]), ("aaaaaaat_00000012", [1.0])],
-        "processed_eval": [("aaaaaaaz_00000002", [np.float64(6), 1, np.int64(5), np.array(2)])],
-        "processed_test": [("bckg_000_a_", [6]), ("gped_010_a_1", [2])],
+    labels: dict[str, list[Any]] = {  # as the released maker and others write them
+        "processed_train/aaaaaaar_00000001": [np.array([2.0]), [3], (4,)],
+        "processed_train/aaaaaaat_00000012": [1.0],
+        "processed_eval/aaaaaaaz_00000002": [np.float64(6), 1, np.int64(5), np.array(2)],
+        "processed_test/bckg_000_a_": [6],
+        "processed_test/gped_010_a_1": [2],
     }
-    signals: dict[str, list[np.ndarray]] = {}
-    for folder, recordings in rows.items():
-        for recording, labels in recordings:
-            for k, label in enumerate(labels):
-                sample = tuev(label)
-                signals.setdefault(folder, []).append(sample["signal"])
-                write(tmp_path / folder / f"{recording}-{k}.pkl", sample)
+    for recording, each in labels.items():
+        for k, label in enumerate(each):
+            sample = {"signal": noise(23, 5, 200), "offending_channel": np.array([3.0]), "label": label}
+            write(tmp_path / f"{recording}-{k}.pkl", sample)
     assert convert(tmp_path) == 0
     with h5py.File(tmp_path / "out.hdf5") as file:
         assert file.attrs["name"] == "TUEV" and len(file.attrs["classes"]) == 6
-        for split, folder in (("train", "processed_train"), ("val", "processed_eval"), ("test", "processed_test")):
-            np.testing.assert_allclose(file[split]["eeg"][:], np.float32(signals[folder]), rtol=2e-7)
-        assert file["train"]["label"][:].tolist() == [1, 2, 3, 0]
-        assert file["val"]["label"][:].tolist() == [5, 0, 4, 1]
+        assert [file[split]["label"][:].tolist() for split in file] == [[5, 1], [1, 2, 3, 0], [5, 0, 4, 1]]
         assert list(file["train"]["subject"].asstr()) == ["aaaaaaar"] * 3 + ["aaaaaaat"]
         assert [name[:8] for name in file["test"]["subject"].asstr()] == ["bckg_000", "gped_010"]
 
@@ -104,11 +93,9 @@ BAD = {
     "list": ([1, 2], "broken"),
     "label": (tuab(2), "'y' is none of the labels 0 to 1"),
     "half": (tuab(0.5), "'y' is none of the labels"),
-    "nan": (tuab(float("nan")), "'y' is none of the labels"),
     "text": (tuab("1"), "'y' is none of the labels"),
     "many": (tuab(np.array([0, 1])), "'y' is none of the labels"),
     "objects": (tuab(0, X=np.full((23, 2000), None)), "expected numbers"),
-    "records": (tuab(0, X=np.zeros((23, 2000), dtype=[("a", "f8")])), "expected numbers"),
 }
 
 
@@ -121,7 +108,7 @@ def test_what_is_no_sample_is_refused_with_the_reason(wrong: str, tmp_path: Path
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_a_function_that_a_pickle_names_is_named_and_not_called(protocol: int, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     np.save(tmp_path / "array.npy", np.arange(3))
@@ -130,8 +117,6 @@ def test_a_function_that_a_pickle_names_is_named_and_not_called(protocol: int, t
         "eval": [{"deep": (Calls(eval, f"open({str(trace)!r}, 'w')"),)}],
         "getattr": Calls(getattr, "text", "upper"),
         "load": Calls(np.load, str(tmp_path / "array.npy")),
-        "fromfile": Calls(np.fromfile, str(tmp_path / "array.npy")),
-        "open": Calls(open, str(trace), "w"),
         "set" if protocol < 4 else "complex": {1} if protocol < 4 else 1 + 2j,
     }
     for name, call in calls.items():
@@ -180,5 +165,4 @@ def test_folders_and_names_of_another_kind_are_refused(tmp_path: Path, capsys: p
     assert convert(tmp_path) == 1 and "train, val, test (TUAB) or processed_train" in capsys.readouterr().err
     write(tmp_path / "train" / "aaaaaaaa.pkl", tuab(0))
     assert convert(tmp_path) == 1 and "aaaaaaaa.pkl: not a name" in capsys.readouterr().err
-    assert convert(tmp_path, "--dataset", "TUEV") == 1 and "processed_train" in capsys.readouterr().err
     assert not (tmp_path / "out.hdf5").exists()
