@@ -67,13 +67,10 @@ def consecutive_windows(prepared: Prepared, seconds: int, label: int) -> Windows
 def run(maker: str) -> None:
     """Run a maker's command line.
 
-    maker: name of a module whose docstring is the help, with
-      add_arguments(parser)    declares its flags
-      find_recordings(args)    returns the DataSet and a task for each recording: path, recording (its name), subject,
-                               split (unless its windows say), `also` (other files it depends on), entries of its own
-      windows(task, prepared)  says where the samples of a recording lie
-      read(task)               opens a recording; without it the pipeline does
-      FILTERED = True          if its signals are filtered already
+    maker: name of a module. Its docstring is the help. `add_arguments(parser)` declares its flags.
+    `find_recordings(args)` returns the DataSet and a task for each recording: path, recording (its name), subject,
+    split (unless its windows say), `also` (other files it depends on), entries of its own. FILTERED = True: its signals
+    are filtered already. Further hooks: see `convert`.
     """
     module = importlib.import_module(maker)
     parser = ArgumentParser(description=module.__doc__)

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset_maker import labelled, tuh
+from dataset_maker import labelled, sources, tuh
 from dataset_maker.labelled import DataSet
 from dataset_maker.pipeline import Prepared, Windows
 
@@ -40,7 +40,7 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
     tasks: list[dict[str, Any]] = []
     for part, split in tuh.PARTS.items():
         for label, name in enumerate(DATA_SET.classes):
-            for path in tuh.edf_files(root / part / name / "01_tcp_ar", TREE):
+            for path in sources.find_files([root / part / name / "01_tcp_ar"], (".edf",), flag="--root"):
                 task = {"path": str(path), "recording": path.stem, "subject": path.stem.partition("_")[0]}
                 tasks.append(task | {"split": split, "label": label})
     train = [task for task in tasks if task["split"] == "train"]

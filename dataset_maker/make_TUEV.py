@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset_maker import labelled, tuh
+from dataset_maker import labelled, sources, tuh
 from dataset_maker.labelled import DataSet
 from dataset_maker.pipeline import Prepared, Windows
 from errors import InputError
@@ -50,7 +50,7 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
     root = tuh.find_root(args.root, TREE)
     tasks: list[dict[str, Any]] = []
     for part, split in tuh.PARTS.items():
-        for path in tuh.edf_files(root / part, TREE):
+        for path in sources.find_files([root / part], (".edf",), flag="--root"):
             if path.parent == root / part:
                 raise InputError(f"{path}: lies in no subject's folder; expected {root}/{TREE}")
             task = {"path": str(path), "recording": path.stem, "subject": path.parent.name, "split": split}

@@ -49,10 +49,7 @@ def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
 
 
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
-    """Return the data set and a task for each recording.
-
-    Raises InputError if the training subjects lack a class, UsageError for folds that cannot be.
-    """
+    """Return the data set and a task for each recording. Raises InputError without any, UsageError for other folds."""
     if (args.folds is None) != (args.fold is None):
         raise UsageError("--folds and --fold go together: the number of folds, and which one is test")
     tasks: list[dict[str, Any]] = []
@@ -62,19 +59,14 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
             split = [split for split, first in FIRST_SUBJECTS.items() if int(parts[2]) >= first][-1]
             task = {"path": str(path), "recording": path.stem, "subject": parts[1]}
             tasks.append(task | {"split": split, "label": int(parts[3]) - 1})
-    data_set = replace(DATA_SET, expected=labelled.published_counts("MentalArithmetic"))
-    if tasks and args.folds is not None:
-        split_of = sources.folds((task["subject"] for task in tasks), args.folds, args.fold)
-        tasks = [task | {"split": split_of[task["subject"]]} for task in tasks]
-        data_set = replace(DATA_SET, made={"source": "eegmat", "split": f"fold {args.fold} of {args.folds}"})
-    for label, name in enumerate(DATA_SET.classes):
-        recorded = {task["subject"]: task["split"] for task in tasks if task["label"] == label}
-        if "train" not in recorded.values():
-            missing = f"no SubjectNN_{label + 1}.edf ({name}) of a training subject there"
-            raise InputError(f"--root {args.root}: {missing}; name the folder of the recordings, or complete it")
-        for subject in sorted({task["subject"] for task in tasks} - recorded.keys()):
-            print(f"{subject}: there is no {subject}_{label + 1}.edf ({name})", file=sys.stderr)
-    return data_set, tasks
+    if not tasks:
+        raise InputError(f"--root {args.root}: no SubjectNN_1.edf (rest), SubjectNN_2.edf (task) there")
+    if args.folds is None:
+        return replace(DATA_SET, expected=labelled.published_counts("MentalArithmetic")), tasks
+    split_of = sources.folds((task["subject"] for task in tasks), args.folds, args.fold)
+    tasks = [task | {"split": split_of[task["subject"]]} for task in tasks]
+    made = {"source": "eegmat", "split": f"fold {args.fold} of {args.folds}"}
+    return replace(DATA_SET, made=made), tasks
 
 
 if __name__ == "__main__":

@@ -53,14 +53,6 @@ def find_root(root: Path, tree: str) -> Path:
     raise InputError(f"--root {root}: no folders {' and '.join(PARTS)} there; name the folder that holds {tree}")
 
 
-def edf_files(folder: Path, tree: str) -> list[Path]:
-    """Return all EDF files below a folder, sorted. Raises InputError without any: a class or split would be empty."""
-    try:
-        return sources.find_files([folder], (".edf",), flag="--root")
-    except InputError as error:
-        raise InputError(f"{error} or complete the copy of the corpus: {tree}, with EDF files in each") from error
-
-
 def split_subjects(args: argparse.Namespace, tasks: Sequence[dict[str, Any]]) -> None:
     """Set the `split` of these tasks to train or val, by subject, as `--split` and `--seed` say."""
     subjects = [task["subject"] for task in tasks]

@@ -71,15 +71,12 @@ def test_folds_cut_by_subject_and_need_both_flags(tmp_path: Path, capsys: pytest
         assert json.loads(file.attrs["made"])["split"] == "fold 3 of 4"
 
 
-def test_a_missing_half_is_named_and_a_missing_class_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    root = tmp_path / "eegmat"
-    words = ("--root", root, "--output", tmp_path / "out.hdf5", *PLAIN)
-    assert run_maker(make_eegmat, *words) == 1 and f"--root {root}" in capsys.readouterr().err
-    for subject, part in ((0, REST), (1, REST), (28, TASK)):
-        write(root, subject, part)
-    assert run_maker(make_eegmat, *words) == 1
-    assert "SubjectNN_2.edf (task)" in capsys.readouterr().err and not (tmp_path / "out.hdf5").exists()
-    write(root, 1, TASK)
-    assert run_maker(make_eegmat, *words) == 0
-    errors = capsys.readouterr().err
-    assert "Subject00_2.edf (task)" in errors and "Subject28_1.edf (rest)" in errors and "Subject01" not in errors
+def test_a_folder_without_recordings_and_one_without_a_class_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ("--root", tmp_path / "in", "--output", tmp_path / "out.hdf5", *PLAIN)
+    assert run_maker(make_eegmat, *words) == 1 and f"--root {tmp_path / 'in'}" in capsys.readouterr().err
+    for subject, part in ((0, REST), (28, TASK)):
+        write(tmp_path / "in", subject, part)
+    assert run_maker(make_eegmat, *words) == 1 and "of one class, rest" in capsys.readouterr().err
+    assert not (tmp_path / "out.hdf5").exists()

@@ -65,17 +65,15 @@ TUAB = [
     Recording("eval/normal/01_tcp_ar/aaaaaaah_s001_t000", "aaaaaaah", "test", 0),
     Recording("eval/abnormal/01_tcp_ar/aaaaaaaa_s009_t000", "aaaaaaaa", "test", 1),  # as in train: kept and reported
 ]
-V2_FOLDERS = [  # as version 2 nests
-    ("train/normal", "00007671/s003_2012_10_14", "train", 0),
-    ("train/normal", "00007672/s001_2010_01_02", "val", 0),
-    ("train/abnormal", "00007673/s001_2011_03_04", "train", 1),
-    ("train/abnormal", "00007674/s001_2011_03_05", "val", 1),
-    ("eval/normal", "00007675/s001_2011_03_06", "test", 0),
-    ("eval/abnormal", "00007676/s001_2011_03_07", "test", 1),
-]
-TUAB_V2 = [
-    Recording(f"{part}/01_tcp_ar/076/{place}/{place[:8]}_t000", place[:8], split, label)
-    for part, place, split, label in V2_FOLDERS
+TUAB_V2 = [  # as version 2 nests
+    Recording(f"{part}/01_tcp_ar/076/{subject}/s003_2012_10_14/{subject}_t000", subject, split, label)
+    for part, subject, split, label in [
+        ("train/normal", "00007671", "train", 0),
+        ("train/normal", "00007672", "val", 0),
+        ("train/abnormal", "00007673", "val", 1),
+        ("eval/normal", "00007675", "test", 0),
+        ("eval/abnormal", "00007676", "test", 1),
+    ]
 ]
 # Rows are given in any order, per channel; blanks and both kinds of line ends occur in copies of the corpus.
 REPEATED = "0,10.0000,11.0000,2\n1,10.0000,11.0000,2\n\n2,10.0000,11.0000,3\r\n5,4.3,5.3,6\n"
@@ -250,16 +248,15 @@ def test_the_disjoint_split_of_tuab_leaves_no_subject_on_two_sides(tmp_path: Pat
     names += [f"train/abnormal/01_tcp_ar/s{index:02d}_t0.edf" for index in range(5, 20)]
     touch(tmp_path, *names, *CORPUS[2:])
 
-    def found(**options: Any) -> list[dict[str, Any]]:
-        return make_TUAB.find_recordings(arguments(tmp_path, **options))[1]
+    def sides(**options: Any) -> list[set[str]]:
+        _, tasks = make_TUAB.find_recordings(arguments(tmp_path, **options))
+        return [{task["subject"] for task in tasks if task["split"] == split} for split in ("train", "val")]
 
-    published, disjoint = found(), found(split="disjoint")
-    both = {(task["subject"], task["split"]) for task in published if task["subject"] in ("s11", "s12", "s16", "s17")}
-    assert both == {("s11", "train"), ("s12", "val"), ("s12", "train"), ("s16", "train"), ("s17", "val")}
-    sides = {split: {task["subject"] for task in disjoint if task["split"] == split} for split in ("train", "val")}
-    assert len(sides["train"]) == 16 and len(sides["val"]) == 4 and not sides["train"] & sides["val"]
-    assert sides["val"] != {"s16", "s17", "s18", "s19"}
-    assert disjoint == found(split="disjoint") != found(split="disjoint", seed=1)
+    train, val = sides()
+    assert train & val == {"s12", "s13", "s14"}  # normal subjects are cut behind s11, abnormal ones behind s16
+    train, val = sides(split="disjoint")
+    assert len(train) == 16 and len(val) == 4 and not train & val and val != {"s16", "s17", "s18", "s19"}
+    assert [train, val] == sides(split="disjoint") != sides(split="disjoint", seed=1)
 
 
 def test_tuev_subjects_are_folders_so_a_file_in_none_is_refused(tmp_path: Path) -> None:
