@@ -33,8 +33,6 @@ if __name__ == "__main__":
 # ruff: noqa: E402
 import os
 import shutil
-import textwrap
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,15 +43,13 @@ import numpy as np
 from tqdm import tqdm
 
 from eeg_data import labelled_files, quality
-from eeg_data.hdf5 import close_file, files_below, open_file, printable, readable
+from eeg_data.hdf5 import close_files, files_below, open_file, printable, readable
 from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
-from eeg_data.pretraining_files import SAMPLING_RATE, Recording, by_montage, default_window, read_recordings, seconds_of
+from eeg_data.pretraining_files import SAMPLING_RATE, Recording, Windows, by_montage, read_recordings, seconds_of
 from eeg_data.quality import Quality
 from electrodes import embedding_rows
 from files import check_file, write_json, written_aside
 
-WIDTH, INDENT = 80, 22  # columns of the text: all, before the values
-WRAP: Any = {"subsequent_indent": " " * INDENT, "break_on_hyphens": False}
 UNPRINTED = ("kind", "path", "files", "name", "task", "classes", "warnings")  # or printed apart
 PERCENTILES = (1, 50, 99, 99.9)
 MOST_SETS, SPECTRUM_WINDOWS, SHOWN = 8, 40, 6  # of the picture: rows, windows of a spectrum, seconds of each trace
@@ -68,7 +64,7 @@ class DataSet:
 
     title: str
     report: Report
-    windows: int  # that can be used
+    windows: int  # that can be drawn
     read: Callable[[int], np.ndarray]  # one of them, (N, time) in uV
 
 
@@ -77,30 +73,28 @@ def main(args: argparse.Namespace) -> None:
     for flag, output in (("--plot", args.plot), ("--json", args.json)):
         if output is not None:
             check_file(output, flag)
-    sets: list[DataSet] = []
-    errors: list[InputError] = []
-
-    def complain(error: InputError) -> None:
-        errors.append(error)
-        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
-
+    sets, failed = [], False
     for path in args.paths:
-        for one in describe(path, complain, mark=args.mark):
-            print("\n".join(as_text(one)), end="\n\n", flush=True)
-            sets.append(one)
+        for one in describe(path, mark=args.mark):
+            if isinstance(one, InputError):
+                failed = True
+                print(f"error: {one_line(one)}", file=sys.stderr, flush=True)
+            else:
+                print(as_text(one), end="\n\n", flush=True)
+                sets.append(one)
     if args.json:
         write_json(args.json, [one.report for one in sets])
     if args.plot and sets:
         draw(sets[:MOST_SETS], args.plot)
-    if errors:
+    if failed:
         sys.exit(InputError.exit_code)
 
 
-def describe(path: Path, complain: Callable[[InputError], None], *, mark: bool = False) -> Iterator[DataSet]:
-    """Describe every montage and every labelled set of a file or folder. complain: called for unreadable files."""
-    files = files_below(path) if path.is_dir() else [path] if path.is_file() else []
+def describe(path: Path, *, mark: bool = False) -> Iterator[DataSet | InputError]:
+    """Describe every montage and every labelled set of a file or folder, and yield an error for each unreadable one."""
+    files = files_below(path) if path.is_dir() else [path]
     if not files:
-        complain(InputError(f"no data found at {path}: give HDF5 files, or folders of them, made with dataset_maker"))
+        yield InputError(f"no data found at {path}: give HDF5 files, or folders of them, made with dataset_maker")
     recordings: list[Recording] = []
     labelled: dict[str, list[LabelledFile]] = {}
     for file in files:
@@ -113,13 +107,13 @@ def describe(path: Path, complain: Callable[[InputError], None], *, mark: bool =
             else:
                 recordings += read_recordings(file)
         except InputError as error:
-            complain(error)
+            yield error
     sets = [partial(_describe_montage, path, group) for group in by_montage(recordings)]
     for describe_set in (*sets, *(partial(_describe_labelled, path, shards) for shards in labelled.values())):
         try:
             yield describe_set()
         except InputError as error:
-            complain(error)
+            yield error
 
 
 def is_labelled(path: Path) -> bool:
@@ -146,7 +140,7 @@ def mark_file(path: Path) -> bool:
             raise InputError(f"{path}: `{printable(name)}` is in {owner}: mark that file")
     bar = tqdm(scans.items(), "scanning", leave=False, disable=not sys.stderr.isatty())
     results = {name: scan() for name, scan in bar}
-    close_file(path)
+    close_files()
     if results:
         with written_aside(path) as part:
             shutil.copy2(path, part)
@@ -182,30 +176,22 @@ def _describe_signals(montage: Sequence[str], scans: Iterable[Quality], unmarked
 
 
 def _describe_montage(path: Path, recordings: Sequence[Recording]) -> DataSet:
-    montage, window = recordings[0].montage, default_window(len(recordings[0].montage))
-    scans = (recording.quality() or recording.scan() for recording in recordings)
-    windows = [recording.windows(window, SAMPLING_RATE) for recording in recordings]
-    runs = [(recording, run) for recording, (own, _) in zip(recordings, windows, strict=True) for run in own]
-    ends = np.cumsum([len(run) for _, run in runs])
+    windows = Windows(recordings)
     files = list(dict.fromkeys(str(recording.path) for recording in recordings))
     report = {"kind": "pre-training", "path": str(path), "files": files, "recordings": len(recordings)}
     report |= {"hours": sum(recording.length for recording in recordings) / SAMPLING_RATE / 3600}
     report["windows"] = {
-        "seconds": window // SAMPLING_RATE,
-        "stride_1_s": int(ends[-1]) if runs else 0,
-        "without_overlap": sum(len(run) for r in recordings for run in r.windows(window, window)[0]),
-        "left_out": sum(left_out for _, left_out in windows),
-        "too_short": sum(recording.length < window for recording in recordings),
+        "seconds": windows.window // SAMPLING_RATE,
+        "stride_1_s": len(windows),
+        "without_overlap": len(Windows(recordings, stride=windows.window)),
+        "left_out": windows.left_out,
+        "too_short": windows.too_short,
     }
-    report |= _describe_signals(montage, scans, sum(recording.invalid is None for recording in recordings))
-
-    def read(index: int) -> np.ndarray:
-        place = int(np.searchsorted(ends, index, side="right"))
-        recording, run = runs[place]
-        return recording.read(run[index - int(ends[place])] * SAMPLING_RATE, window)  # a negative index of the run
-
-    title = f"{path}: pre-training, {len(montage)} electrode(s), {len(files)} file(s)"
-    return DataSet(title, report, sum(len(run) for _, run in runs), read)
+    scans = (recording.quality() or recording.scan() for recording in recordings)
+    unmarked = sum(recording.invalid is None for recording in recordings)
+    report |= _describe_signals(windows.montage, scans, unmarked)
+    title = f"{path}: pre-training, {len(windows.montage)} electrode(s), {len(files)} file(s)"
+    return DataSet(title, report, len(windows), windows.__getitem__)
 
 
 def _describe_labelled(path: Path, shards: list[LabelledFile]) -> DataSet:
@@ -226,24 +212,15 @@ def _describe_labelled(path: Path, shards: list[LabelledFile]) -> DataSet:
         for split, own in parts.items()
     }
     sizes = {split: len(values) for split, values in labels.items()}
-    compared = quality.compare_with_published(file.name, sizes, labelled_files.published_sizes())
-    sides = Counter(subject for members in subjects.values() for subject in set(members))
     report: Report = {"kind": "labelled", "path": str(file.path), "files": list(map(str, file.shards))}
     report |= {"name": file.name, "task": file.task, "classes": list(file.classes), "splits": splits}
     report |= {"hours": sum(sizes.values()) * file.seconds / 3600, "windows": {"seconds": file.seconds}}
-    report |= {"subjects_on_several_sides": sorted(subject for subject, n in sides.items() if n > 1)}
-    report["published"] = {"says": compared[0], "same": compared[1]} if compared else None
+    report["published"] = quality.compare_with_published(file.name, sizes, labelled_files.published_sizes())
     scans = (part.quality or part.scan(file.montage, file.seconds) for part in every)
     report |= _describe_signals(file.montage, scans, sum(part.valid is None for part in every))
     report["warnings"] += quality.split_warnings({} if file.task == "regression" else labels, subjects, file.classes)
-    places = [(split, index) for split, samples in usable.items() for index in range(len(samples))]
-
-    def read(index: int) -> np.ndarray:
-        split, sample = places[index]
-        shard, row = usable[split].place(sample)
-        return labelled_files.read_eeg(shard, split, row)
-
-    return DataSet(f"{file.path}: labelled, {file.name}, {file.task}", report, len(places), read)
+    drawn = next((samples for samples in usable.values() if len(samples)), usable[file.splits[0]])
+    return DataSet(f"{file.path}: labelled, {file.name}, {file.task}", report, len(drawn), drawn.read)
 
 
 def _describe_labels(file: LabelledFile, labels: np.ndarray) -> Report:
@@ -255,20 +232,16 @@ def _describe_labels(file: LabelledFile, labels: np.ndarray) -> Report:
     return {"labels": dict(zip(file.classes, map(int, counts), strict=True))}
 
 
-def as_text(one: DataSet) -> list[str]:
-    """Write a report as lines of at most 80 columns (titles and warnings may hold longer words)."""
-    report, lines = one.report, [printable(one.title)]
+def as_text(one: DataSet) -> str:
+    """Write a report as lines `key  value`, warnings last."""
+    report = one.report
     rows = {key: value for key, value in report.items() if key not in UNPRINTED and value not in (None, [], {})}
     rows |= rows.pop("splits", {})
-    for key, value in rows.items():
-        if key.endswith("_seconds") and isinstance(value, dict):
-            worst = sorted(value.items(), key=lambda entry: -entry[1])
-            value = quality.first_few([f"{name} {n} ({n / report['seconds']:.1%})" for name, n in worst])
-        title = f"  {key.replace('_', ' ')}".ljust(INDENT)
-        lines += textwrap.wrap(printable(_words(value)), WIDTH, initial_indent=title, **WRAP)
-    for warning in report["warnings"]:
-        lines += textwrap.wrap(f"warning: {printable(warning)}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-    return lines
+    for key in {"flat_seconds", "saturated_seconds", "not_finite_seconds"} & rows.keys():
+        worst = sorted(rows[key].items(), key=lambda entry: -entry[1])
+        rows[key] = quality.first_few([f"{name} {n} ({n / report['seconds']:.1%})" for name, n in worst])
+    lines = [f"  {key.replace('_', ' '):20}{_words(value)}" for key, value in rows.items()]
+    return "\n".join(map(printable, [one.title, *lines, *(f"warning: {text}" for text in report["warnings"])]))
 
 
 def _words(value: Any) -> str:

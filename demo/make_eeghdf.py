@@ -22,7 +22,6 @@ import numpy as np
 from dataset_maker import jobs, pipeline
 from dataset_maker.make_h5dataset_for_pretrain import convert_recordings
 from dataset_maker.sources import find_files
-from eeg_data.hdf5 import check_stored
 from errors import ArgumentParser, InputError, run_script
 
 UNITS = {"uV": 1e-6, "µV": 1e-6, "mV": 1e-3, "V": 1.0}  # volts
@@ -48,7 +47,6 @@ def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
         if records := [name for name in file if name.startswith("record-") and name != "record-0"]:
             raise InputError(f"{path}: holds {len(records) + 1} records, but only files with one are read")
         record = file["record-0"]
-        check_stored(record["signals"], str(path))
         names = [name.strip() for name in record["signal_labels"].asstr()[:]]
         units = [UNITS.get(unit.strip()) for unit in record["physical_dimensions"].asstr()[:]]
         d_min, d_max, p_min, p_max = (

@@ -30,7 +30,7 @@ def load_windows(folder: Path, stride: int) -> tuple[Tensor, Tensor]:
     """All windows of the demo's one montage: EEG (n, N, A, T) in units of 100 uV, channels (N + 1,)."""
     recordings = [recording for path in find_files([folder], "--train_data") for recording in read_recordings(path)]
     windows = MontageWindows(recordings, stride=stride)
-    return to_units(map(windows.__getitem__, range(len(windows))), len(windows)), windows.channels
+    return to_units([windows[i] for i in range(len(windows))]), windows.channels
 
 
 def selected(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 An order is a pure function of (seed, epoch, montage), so nothing about loaders needs saving.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -73,7 +74,9 @@ class TrainingBatches(Sampler[list[Key]]):
         self.batches = [-(-size // self.total_batch) for size in sizes]
         self.order = montage_order(self.batches, interleaved=interleaved)
         self.epoch, self.first_step = 0, 0
-        self._orders: tuple[int, dict[int, np.ndarray]] = (-1, {})  # of the epoch that was asked for last
+        counts = [itertools.count() for _ in sizes]
+        self._batch = [next(counts[montage]) for montage in self.order]  # which of its montage's batches a step takes
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # montage -> epoch and its order, the latest
 
     @property
     def steps(self) -> int:
@@ -99,34 +102,21 @@ class TrainingBatches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Yield the keys of each micro-batch."""
-        batch = [0] * len(self.sizes)  # of each montage that comes next
-        for step, montage in enumerate(self.order):
-            if step >= self.first_step:
-                yield from self._micro_batches(step, 0 if self.overfit_batch else batch[montage])
-            batch[montage] += 1
+        for step in range(self.first_step, self.steps):
+            yield from self.step_keys(self.epoch, step)
 
     def step_keys(self, epoch: int, step: int) -> list[list[Key]]:
         """Return the keys of each of this process's micro-batches of one step."""
-        before = 0 if self.overfit_batch else self.order[:step].count(self.order[step])
-        return list(self._micro_batches(step, before, epoch))
-
-    def _micro_batches(self, step: int, batch: int, epoch: int | None = None) -> Iterator[list[Key]]:
-        """batch: which of the montage's batches the step takes."""
-        epoch = 0 if self.overfit_batch else self.epoch if epoch is None else epoch
-        montage = self.montage(step)
-        order = self._permutation(epoch, montage)
-        first = batch * self.total_batch + self.rank * self.batch_size * self.accumulation
-        for micro in range(self.accumulation):
-            places = first + micro * self.batch_size + np.arange(self.batch_size)
-            yield [(epoch, montage, int(w)) for w in order[places % self.sizes[montage]]]
-
-    def _permutation(self, epoch: int, montage: int) -> np.ndarray:
-        if self._orders[0] != epoch:
-            self._orders = (epoch, {})
-        if montage not in self._orders[1]:
+        if self.overfit_batch:
+            epoch, step = 0, 0
+        montage = self.order[step]
+        if self._orders.get(montage, (-1,))[0] != epoch:
             order = np.random.default_rng((self.seed, epoch, montage)).permutation(self.sizes[montage])
-            self._orders[1][montage] = order
-        return self._orders[1][montage]
+            self._orders[montage] = epoch, order
+        first = self._batch[step] * self.total_batch + self.rank * self.batch_size * self.accumulation
+        places = first + np.arange(self.accumulation * self.batch_size).reshape(self.accumulation, -1)
+        windows = self._orders[montage][1][places % self.sizes[montage]]  # (micro-batches, B)
+        return [[(epoch, montage, window) for window in micro] for micro in windows.tolist()]
 
 
 class EvaluationBatches(Sampler[list[Key]]):

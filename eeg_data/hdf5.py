@@ -3,10 +3,10 @@
 Works without torch. `pretraining_files.py` and `labelled_files.py` say what the two kinds of files hold.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,6 @@ OPEN_DATASETS = 1024  # that a process keeps, of all its files; each takes 40 KB
 CHUNK_CACHE = 2**17  # bytes: a usual chunk is read in one piece; more gains nothing where windows are shuffled
 CHUNK_SLOTS = 11
 
-_files: dict[tuple[int, Path], h5py.File] = {}  # by process and path, oldest first
-_datasets: dict[tuple[int, Path, str], tuple[h5py.Dataset, h5py.File, int, int]] = {}  # data set, file, handle, size
-
 
 @contextmanager
 def readable(where: Any, way_out: str = "make the file again") -> Iterator[None]:
@@ -37,7 +34,9 @@ def readable(where: Any, way_out: str = "make the file again") -> Iterator[None]
         raise
     except Exception as error:  # KeyError, RuntimeError, OverflowError, MemoryError, ...: no list is complete
         where = where() if callable(where) else where
-        raise InputError(f"{where}: cannot be read ({type(error).__name__}; damaged or cut short): {way_out}") from None
+        raise InputError(
+            f"{where}: cannot be read ({type(error).__name__}; damaged, or a lost link): {way_out}"
+        ) from None
 
 
 def printable(text: str | bytes) -> str:
@@ -51,97 +50,50 @@ def open_file(path: Path) -> h5py.File:
 
     Raises InputError if it cannot be read.
     """
-    key = (os.getpid(), path)  # a forked process must not share handles
-    if key not in _files:
-        try:
-            file = h5py.File(path, "r", locking=False, rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=CHUNK_SLOTS)
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: there is no such file; give the path of one that a maker has made") from error
-        except Exception as error:  # not only OSError where the first bytes are damaged
-            raise InputError(f"{path} is no readable HDF5 file (damaged or cut short): make it again") from error
-        if len(_files) >= OPEN_FILES:
-            close_file(next(iter(_files))[1])
-        _files[key] = file
-    return _files[key]
-
-
-def close_file(path: Path) -> None:
-    """Forget a file and its data sets; HDF5 closes it as soon as nobody else holds it."""
-    caches: tuple[dict[Any, Any], ...] = (_datasets, _files)
-    for opened in caches:
-        for key in [key for key in opened if key[1] == path]:
-            del opened[key]
+    return _open_file(path, os.getpid())  # a forked process must not share handles
 
 
 def open_dataset(path: Path, name: str) -> h5py.Dataset:
-    """Open a data set once a process: finding it again costs more than reading a window of it.
-
-    Raises InputError as `open_file` does, for missing sources, and for a file that was cut short since it was opened.
-    """
-    key = (os.getpid(), path, name)
-    if key not in _datasets:
-        file = open_file(path)
-        dataset = file[name]
-        if dataset.is_virtual:  # its sources may have gone since it was listed
-            check_stored(dataset, f"{path}, {printable(name)}")
-        if len(_datasets) >= OPEN_DATASETS:
-            del _datasets[next(iter(_datasets))]
-        stored_in = dataset.file.id  # another file behind an external link
-        _datasets[key] = dataset, file, stored_in.get_vfd_handle(), stored_in.get_filesize()
-    dataset, _, handle, size = _datasets[key]
-    if os.fstat(handle).st_size < size:  # HDF5 reads zeros where a file ends too early
-        raise InputError(f"{path} was cut short since it was opened: make it again")
-    return dataset
+    """Open a data set once a process: opening it again costs more than reading a window of it."""
+    return _open_dataset(path, name, os.getpid())[0]
 
 
-def follow(group: h5py.Group, name: str, where: str) -> Any:
-    """Return the object of a name. Raises InputError that names the file or place that a broken link leads to."""
+@lru_cache(OPEN_FILES)
+def _open_file(path: Path, process: int) -> h5py.File:
     try:
-        return group[name]
-    except Exception:
-        link = group.get(name, getlink=True)
-        if isinstance(link, h5py.HardLink):
-            raise
-        target = printable(f"{getattr(link, 'filename', '')} {link.path}".strip())
-        raise InputError(
-            f"{where} links to {target}, which cannot be opened: put it back or correct the link"
-        ) from None
+        return h5py.File(path, "r", locking=False, rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=CHUNK_SLOTS)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file; give the path of one that a maker has made") from error
+    except Exception as error:  # not only OSError where the first bytes are damaged
+        raise InputError(f"{path} is no readable HDF5 file (damaged or cut short): make it again") from error
 
 
-def check_stored(dataset: h5py.Dataset, where: str) -> None:
-    """Raise InputError for a data set that is only partly there: HDF5 would read zeros in the place of the rest."""
-    with readable(where):
-        if dataset.is_virtual:
-            for source in dataset.virtual_sources():
-                _check_source(dataset, source.file_name, source.dset_name, where)
-            return
-        shape, file_size = dataset.shape or (), dataset.file.id.get_filesize()
-        size = math.prod(shape) * dataset.dtype.itemsize  # bytes; exact, NumPy's integers would overflow
-        if dataset.chunks is None:
-            complete = dataset.shape is None or dataset.id.get_storage_size() >= size
-        else:  # counting chunks takes long, so only of those that must be compressed
-            chunks = math.prod(-(-n // chunk) for n, chunk in zip(shape, dataset.chunks, strict=True))
-            complete = size <= file_size or dataset.id.get_num_chunks() >= chunks
-    if not complete:
-        raise InputError(
-            f"{where}: claims {size:,} bytes, of which its file of {file_size:,} holds only a part (its maker was "
-            "stopped): make the file again"
-        )
+@lru_cache(OPEN_DATASETS)
+def _open_dataset(path: Path, name: str, process: int) -> tuple[h5py.Dataset, h5py.File]:
+    file = open_file(path)
+    return file[name], file  # which HDF5 closes as soon as nobody holds it
 
 
-def _check_source(dataset: h5py.Dataset, file_name: str, name: str, where: str) -> None:
-    """Raise InputError if a source of a virtual data set is missing."""
-    own = Path(dataset.file.filename)
-    path = own if file_name == "." else own.parent / file_name
-    try:
-        file = open_file(path)  # held here, because checking its own sources may open many files
-        source = file[name]
-    except Exception:
-        raise InputError(
-            f"{where} shows {printable(name)} of {printable(str(path))}, which is missing or damaged: put it back, or "
-            "make the file again"
-        ) from None
-    check_stored(source, where)
+def close_files() -> None:
+    """Forget all files and data sets, so that changed ones are opened again."""
+    _open_dataset.cache_clear()
+    _open_file.cache_clear()
+
+
+def check_sources(dataset: h5py.Dataset, where: str) -> None:
+    """Raise InputError for a virtual data set with a missing source: HDF5 would read zeros in its place."""
+    folder = Path(dataset.file.filename).parent
+    for source in dataset.virtual_sources() if dataset.is_virtual else ():
+        path = Path(dataset.file.filename) if source.file_name == "." else folder / source.file_name
+        try:
+            missing = source.dset_name not in open_file(path)
+        except InputError:
+            missing = True
+        if missing:
+            raise InputError(
+                f"{where} shows {printable(source.dset_name)} of {printable(str(path))}, which is missing or damaged: "
+                "put it back, or make the file again"
+            )
 
 
 def find_files(paths: Sequence[Path], flag: str) -> list[Path]:
@@ -170,11 +122,8 @@ def visible_files(folder: Path) -> Iterator[Path]:
     Raises InputError for a folder that may not be read: skipping it would make a smaller data set without a word.
     """
 
-    def closed(error: OSError) -> None:
-        raise InputError(f"{error.filename}: cannot be searched ({error.strerror}); open it, or name other folders")
-
     seen = set()  # linked folders may form a circle
-    for place, folders, names in os.walk(folder, onerror=closed, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         state = Path(place).stat()
         if (state.st_dev, state.st_ino) in seen:
             folders.clear()
@@ -184,42 +133,33 @@ def visible_files(folder: Path) -> Iterator[Path]:
         yield from (Path(place) / name for name in names if not name.startswith("."))
 
 
-class Attributes:
-    """Attributes of HDF5 objects; the first object that has one counts. Missing or absurd ones are an InputError."""
-
-    def __init__(self, where: str, *objects: Any) -> None:
-        """where: begins messages; objects: where to look, in this order."""
-        self.where, self.objects = where, objects
-
-    def get(self, key: str) -> Any:
-        """Read the value as h5py gives it, None where it is missing."""
-        with readable(f"{self.where}, attribute {key}"):
-            return next((owner.attrs[key] for owner in self.objects if key in owner.attrs), None)
-
-    def names(self, key: str) -> tuple[str, ...]:
-        """Read one or more texts, stored as bytes or as text."""
-        return self._convert(key, _names, "texts")
-
-    def text(self, key: str) -> str:
-        """Read one text."""
-        return self._convert(key, lambda value: np.array(_names(value)).item(), "one text")
-
-    def number(self, key: str) -> float:
-        """Read one number."""
-        return self._convert(key, lambda value: float(np.asarray(value).item()), "one number")
-
-    def _convert(self, key: str, convert: Callable[[Any], Any], what: str) -> Any:
-        value = self.get(key)
-        try:
-            if value is not None:
-                return convert(value)
-        except Exception:  # an attribute can hold anything, and so fail in any way
-            raise InputError(f"{self.where}: attribute {key} must hold {what}; make the file again") from None
-        raise InputError(f"{self.where}: attribute {key} is missing; make the file with dataset_maker")
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename}: cannot be searched ({error.strerror}); open it, or name other folders")
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    names = [name if isinstance(name, bytes) else name.encode() for name in np.atleast_1d(value).ravel()]
-    if not names:
-        raise ValueError
-    return tuple(name.decode() for name in names)
+def attribute(key: str, convert: Callable[[Any], Any], where: str, *owners: Any) -> Any:
+    """Read an attribute of the first owner that has it. Raises InputError where none has, or it cannot be converted.
+
+    convert: `texts`, `text` or `number`. where: begins the message.
+    """
+    for owner in owners:
+        with readable(f"{where}, attribute {key}"):
+            if key in owner.attrs:
+                return convert(owner.attrs[key])
+    raise InputError(f"{where}: attribute {key} is missing; make the file with dataset_maker")
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """Convert one or more texts, stored as bytes or as text."""
+    return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in np.atleast_1d(value).ravel())
+
+
+def text(value: Any) -> str:
+    """Convert one text."""
+    (only,) = texts(value)
+    return only
+
+
+def number(value: Any) -> float:
+    """Convert one number."""
+    return float(np.asarray(value).item())

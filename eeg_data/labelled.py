@@ -3,7 +3,6 @@
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +17,9 @@ from eeg_data.labelled_files import (
     LabelledFile,
     UsableSamples,
     published_sizes,
-    read_eeg,
     read_samples,
 )
-from eeg_data.pretraining import Loaders, Read, add_loader_arguments, extent, make_loader, to_units, warn_unmarked
+from eeg_data.pretraining import Loaders, add_loader_arguments, extent, make_loader, to_units, warn_unmarked
 from eeg_data.quality import Quality, compare_with_published, split_warnings, warnings
 from electrodes import PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError
@@ -67,13 +65,12 @@ class LabelledWindows(UsableSamples, Dataset):
         """split: train, val or test. Raises InputError for unusable labels."""
         self.channels = torch.tensor(embedding_rows(file.montage, table_rows=table_rows, where=str(file.path)))
         super().__init__(read_samples(file, split))
-        self.path, self.split = file.path, split
+        self.path = file.path
         self.name, self.task, self.classes = file.name, file.task, file.classes
 
-    def __getitem__(self, key: Key) -> tuple[Read, Tensor, Any, int]:
-        """Return a function that reads the EEG, (N, A*T) in uV; channels (N + 1,), label, usable sample."""
-        path, row = self.place(key[2])
-        return partial(read_eeg, path, self.split, row), self.channels, self.labels[key[2]], key[2]
+    def __getitem__(self, key: Key) -> tuple[np.ndarray, Tensor, Any, int]:
+        """Return EEG (N, A*T) in uV, channels (N + 1,), label, usable sample."""
+        return self.read(key[2]), self.channels, self.labels[key[2]], key[2]
 
     @property
     def groups(self) -> list[str | None]:
@@ -89,7 +86,7 @@ class LabelledWindows(UsableSamples, Dataset):
         """Say where a sample is from, and its largest value."""
         path, row = self.place(key[2])
         place = {"file": str(path), "recording": self.recordings[key[2]], "split": self.split, "sample": row}
-        return {**place, **extent(self[key][0]())}
+        return {**place, **extent(self.read(key[2]))}
 
 
 def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
@@ -102,11 +99,10 @@ def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
     return torch.from_numpy(np.where(counts > 0, weights, 1.0))
 
 
-def collate_labelled(samples: Sequence[tuple[Read, Tensor, Any, int]]) -> LabelledBatch:
-    """Read samples into a labelled batch."""
-    eeg = to_units((s[0]() for s in samples), len(samples))
-    labels = torch.from_numpy(np.stack([s[2] for s in samples]))
-    return LabelledBatch(eeg, samples[0][1], labels, torch.tensor([s[3] for s in samples]))
+def collate_labelled(samples: Sequence[tuple[np.ndarray, Tensor, Any, int]]) -> LabelledBatch:
+    """Make a labelled batch of samples."""
+    eeg, channels, labels, index = zip(*samples, strict=True)
+    return LabelledBatch(to_units(eeg), channels[0], torch.from_numpy(np.stack(labels)), torch.tensor(index))
 
 
 def build_labelled_loaders(args: argparse.Namespace, run: Run, file: LabelledFile, *, accumulation: int = 1) -> Loaders:
@@ -169,5 +165,5 @@ def _warn(file: LabelledFile, splits: Mapping[str, LabelledWindows]) -> None:
     for text in [*warnings(scans), *split_warnings(labels, subjects, file.classes)]:
         logger.warning(f"{file.name}: {text}")
     sizes = {split: windows.left_out + len(windows) for split, windows in splits.items()}
-    if compared := compare_with_published(file.name, sizes, published_sizes()):
-        logger.info(f"{file.name}: {compared[0]}")
+    if comparison := compare_with_published(file.name, sizes, published_sizes()):
+        logger.info(f"{file.name}: {comparison}")

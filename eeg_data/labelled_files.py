@@ -17,8 +17,18 @@ from typing import Any
 import h5py
 import numpy as np
 
-from eeg_data.hdf5 import Attributes, check_stored, files_below, follow, open_dataset, open_file, readable
-from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, read_valid
+from eeg_data.hdf5 import (
+    attribute,
+    check_sources,
+    files_below,
+    number,
+    open_dataset,
+    open_file,
+    readable,
+    text,
+    texts,
+)
+from eeg_data.pretraining_files import BLOCK, MAX_SECONDS, SAMPLING_RATE, read_valid
 from eeg_data.quality import Quality, SignalScan
 from electrodes import canonical_name
 from errors import InputError
@@ -28,8 +38,7 @@ SPLITS = ("train", "val", "test")
 # Known names of labelled sets and their files in --data_dir; a folder of shards has the name without the suffix. Any
 # other file or folder in the same format goes by its path.
 DATASETS = {name: f"{name}.hdf5" for name in ("TUAB", "TUEV", "MentalArithmetic", "SEED-V")}
-COLUMNS = ("eeg", "label", "recording", "subject")  # data sets of a split
-BLOCK = 2**22  # values that a scan reads at once
+COLUMNS = {"eeg": "fiu", "label": "fiub", "recording": "OS", "subject": "OS"}  # data sets of a split, kinds of types
 PUBLISHED = Path(__file__).parents[1] / "dataset_maker" / "published_splits.json"
 
 
@@ -114,83 +123,65 @@ def read_labelled(path: Path) -> LabelledFile:
     Raises InputError if it is none, and for shards that do not belong together.
     """
     files = list({realpath(file): file for file in files_below(path)}.values()) if path.is_dir() else [path]
-    if not files:
-        raise InputError(
-            f"no data found at {path}: the folder holds no labelled HDF5 files; make it with dataset_maker"
-        )
     return joined_shards([_read_shard(file) for file in files], path)
 
 
-def joined_shards(shards: list[LabelledFile], path: Path) -> LabelledFile:
+def joined_shards(shards: Sequence[LabelledFile], path: Path) -> LabelledFile:
     """Join the descriptions of shards. Raises InputError if they do not belong together or none has a split."""
-    first = shards[0]
-    seconds = max(shard.seconds for shard in shards)
-    for shard in shards[1:]:
-        pairs = {
-            "the attribute name": (first.name, shard.name),
-            "the attribute task": (first.task, shard.task),
-            "the attribute classes": (first.classes, shard.classes),
-            "the attribute chOrder": (first.montage, shard.montage),
-            "the length of their windows": (first.seconds or seconds, shard.seconds or seconds),  # 0: has no samples
-        }
-        for what, (one, other) in pairs.items():
-            if one != other:
-                raise InputError(
-                    f"{first.path} and {shard.path} differ in {what}: the files of a folder must be shards of one set; "
-                    "give the path of one of them, or keep sets in separate folders"
-                )
-    splits = tuple(split for split in SPLITS if any(split in shard.splits for shard in shards))
-    if not splits:
+    shards = [shard for shard in shards if shard.splits]
+    if not shards:
         raise InputError(
             f"{path} is no labelled file: it has none of the groups train, val, test; make it with dataset_maker"
         )
-    files = tuple(shard.path for shard in shards)
-    return LabelledFile(path, first.name, first.task, first.classes, first.montage, splits, seconds, files)
+    for shard in shards[1:]:
+        for key in ("name", "task", "classes", "montage", "seconds"):
+            if getattr(shard, key) != getattr(shards[0], key):
+                raise InputError(
+                    f"{shards[0].path} and {shard.path} differ in their {key}: the files of a folder must be shards of "
+                    "one set; give the path of one of them, or keep sets in separate folders"
+                )
+    splits = tuple(split for split in SPLITS if any(split in shard.splits for shard in shards))
+    return replace(shards[0], path=path, splits=splits, shards=tuple(shard.path for shard in shards))
 
 
 def _read_shard(path: Path) -> LabelledFile:
     """Read the description of one file; without any split its seconds are 0."""
-    file = open_file(path)
+    file, where = open_file(path), str(path)
     with readable(path):
-        attributes = Attributes(str(path), file)
-        task, classes, montage = attributes.text("task"), attributes.names("classes"), attributes.names("chOrder")
-        if task not in TASKS:
-            raise InputError(f"{path}: task is {task[:20]!r}; allowed: {', '.join(TASKS)}")
-        if (rate := attributes.number("rsFreq")) != SAMPLING_RATE:
-            raise InputError(f"{path}: sampled at {rate:g} Hz; the models take {SAMPLING_RATE} Hz: make it again")
-        if task == "binary" and len(classes) != 2:
-            raise InputError(f"{path}: {len(classes)} classes for a {task} task; a binary one has two")
+        task, classes = attribute("task", text, where, file), attribute("classes", texts, where, file)
+        montage, rate = attribute("chOrder", texts, where, file), attribute("rsFreq", number, where, file)
         splits = tuple(split for split in SPLITS if split in list(file))  # `in file` would overlook a broken link
-        seconds = {_check_split(file, path, split, len(montage)) for split in splits}
-        if len(seconds) > 1:
-            raise InputError(f"{path}: windows of {sorted(seconds)} s in one file; all splits must have the same")
-        name = attributes.text("name") if "name" in file.attrs else path.stem
+        seconds = {_check_split(file[split], f"{path}, group {split}", len(montage)) for split in splits}
+        name = attribute("name", text, where, file) if "name" in file.attrs else path.stem
+    refuse(where, f"task is {task[:20]!r}; allowed: {', '.join(TASKS)}", task not in TASKS)
+    refuse(where, f"sampled at {rate:g} Hz; the models take {SAMPLING_RATE} Hz", rate != SAMPLING_RATE)
+    refuse(where, f"{len(classes)} classes; a binary task has two", task == "binary" and len(classes) != 2)
+    refuse(where, f"windows of {sorted(seconds)} s; all splits must have the same", len(seconds) > 1)
     return LabelledFile(path, name, task, classes, montage, splits, max(seconds, default=0), (path,))
 
 
-def _check_split(file: h5py.File, path: Path, split: str, electrodes: int) -> int:
+def refuse(where: str, what: str, wrong: bool) -> None:
+    """Raise InputError if something is wrong."""
+    if wrong:
+        raise InputError(f"{where}: {what}: make it again with dataset_maker")
+
+
+def _check_split(group: h5py.Group, where: str, electrodes: int) -> int:
     """Return a split's window in seconds. Raises InputError if the split is not of the format."""
-    where, group = f"{path}, group {split}", follow(file, split, f"{path}, group {split}")
-    if not isinstance(group, h5py.Group) or not set(COLUMNS) <= set(group):
-        raise InputError(f"{where}: needs {', '.join(COLUMNS)}; make it with dataset_maker")
-    columns = {key: follow(group, key, where) for key in COLUMNS}
-    for key, column in columns.items():
-        is_text = isinstance(column, h5py.Dataset) and h5py.check_string_dtype(column.dtype) is not None
-        is_number = isinstance(column, h5py.Dataset) and column.dtype.kind in ("fiub" if key == "label" else "fiu")
-        if not (is_text if key in ("recording", "subject") else is_number):
-            wanted = "texts" if key in ("recording", "subject") else "numbers"
-            raise InputError(f"{where}: `{key}` must be a dataset of {wanted}; make it with dataset_maker")
-    shape: tuple[int, ...] = columns["eeg"].shape or ()
+    missing = [key for key in COLUMNS if key not in group]
+    refuse(where, f"has no data set {', '.join(missing)}", bool(missing))
+    shape: tuple[int, ...] = group["eeg"].shape or ()
     rows, samples = shape[1:] if len(shape) == 3 else (0, 0)
-    if rows != electrodes or samples % SAMPLING_RATE or not 0 < samples <= MAX_SECONDS * SAMPLING_RATE:
-        raise InputError(
-            f"{where}: `eeg` is {shape}; expected (samples, electrodes, time) with {electrodes} electrodes and whole "
-            f"seconds, {SAMPLING_RATE} to {MAX_SECONDS * SAMPLING_RATE} samples"
-        )
-    for key, column in columns.items():
-        if (length := (column.shape or (0,))[0]) != shape[0]:
-            raise InputError(f"{where}: `{key}` holds {length} values for {shape[0]} samples")
-        check_stored(column, f"{where}, `{key}`")
+    expected = f"(samples, {electrodes}, time) with whole seconds, 1 to {MAX_SECONDS} at {SAMPLING_RATE} Hz"
+    fits = rows == electrodes and samples % SAMPLING_RATE == 0 and 0 < samples <= MAX_SECONDS * SAMPLING_RATE
+    refuse(where, f"`eeg` is {shape}; expected {expected}", not fits)
+    for key, kinds in COLUMNS.items():
+        column = group[key]
+        wanted = "texts" if kinds == "OS" else "numbers"
+        refuse(where, f"`{key}` must be a data set of {wanted}", column.dtype.kind not in kinds)
+        length = (column.shape or (0,))[0]
+        refuse(where, f"`{key}` holds {length} values for {shape[0]} samples", length != shape[0])
+        check_sources(column, where)
     return int(samples) // SAMPLING_RATE
 
 
@@ -206,28 +197,25 @@ def read_samples(file: LabelledFile, split: str) -> list[Samples]:
             labels = _read_labels(group["label"], file, where)
             # Equal texts are one object: memory grows with recordings, but for a pointer a sample.
             recordings, subjects = (
-                [sys.intern(str(text)) for text in group[key].asstr()[()]] for key in ("recording", "subject")
+                [sys.intern(str(name)) for name in group[key].asstr()[()]] for key in ("recording", "subject")
             )
-            valid = read_valid(group, where, (len(labels), file.seconds), "one value for each second of each sample")
-            text = Attributes(where, group).get("quality")
-        quality = None if text is None or valid is None else Quality.from_json(text, valid.ravel(), where)
+            valid = read_valid(group, where, (len(labels), file.seconds))
+            scan = group.attrs.get("quality")
+        quality = None if scan is None or valid is None else Quality.from_json(scan, valid.ravel(), where)
         parts.append(Samples(path, split, labels, recordings, subjects, valid, quality))
     return parts
 
 
 def _read_labels(dataset: h5py.Dataset, file: LabelledFile, where: str) -> np.ndarray:
     """Read class numbers (samples,) int64 or targets (samples, outputs) float32. Raises InputError for any others."""
-    shape = dataset.shape
-    if file.task == "regression":
-        labels = dataset[()].astype(np.float32) if math.prod(shape[1:]) == file.outputs else np.array(np.nan)
-        if not np.isfinite(labels).all():
-            raise InputError(f"{where}: targets must be {file.outputs} finite numbers a sample")
-        return labels.reshape(shape[0], file.outputs)
-    if len(shape) != 1:
-        raise InputError(f"{where}: labels of shape {shape}; expected one whole number a sample")
     labels = dataset[()]
-    known = np.isin(labels, np.arange(len(file.classes)))  # NaN and halves are none of them either
-    outside = np.unique(labels[~known])
+    if file.task == "regression":
+        labels = labels.astype(np.float32)
+        right = math.prod(labels.shape[1:]) == file.outputs and np.isfinite(labels).all()
+        refuse(where, f"targets must be {file.outputs} finite numbers a sample", not right)
+        return labels.reshape(-1, file.outputs)
+    refuse(where, f"labels of shape {labels.shape}; expected one whole number a sample", labels.ndim != 1)
+    outside = labels[~np.isin(labels, np.arange(len(file.classes)))]  # NaN and halves, too
     if len(outside):
         raise InputError(
             f"{where}: label {outside[0]} is outside the {len(file.classes)} classes (allowed: 0 to "
@@ -244,6 +232,7 @@ class UsableSamples:
         self.unmarked = {part.path for part in parts if part.valid is None}
         self.quality = Quality.merged(part.quality for part in parts if part.quality is not None)
         usable = [np.ones(len(part), bool) if part.valid is None else part.valid.all(axis=1) for part in parts]
+        self.split = parts[0].split
         self._files, self._ends = [part.path for part in parts], np.cumsum([len(part) for part in parts])
         self.samples = np.flatnonzero(np.concatenate(usable))  # (n,): which ones of the split they are
         self.left_out = int(self._ends[-1]) - len(self.samples)
@@ -262,6 +251,11 @@ class UsableSamples:
         sample = int(self.samples[index])
         shard = int(np.searchsorted(self._ends, sample, side="right"))
         return self._files[shard], sample - (int(self._ends[shard - 1]) if shard else 0)
+
+    def read(self, index: int) -> np.ndarray:
+        """Read a sample, (N, A*T) float32 in uV. index: among the usable ones."""
+        path, row = self.place(index)
+        return read_eeg(path, self.split, row)
 
 
 def read_eeg(path: Path, split: str, first: int, end: int | None = None) -> np.ndarray:

@@ -12,11 +12,11 @@ import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from eeg_data.batches import EvaluationBatches, Key, TrainingBatches
 from eeg_data.hdf5 import find_files
-from eeg_data.pretraining_files import MAX_TOKENS, SAMPLING_RATE, Recording, by_montage, default_window, read_recordings
+from eeg_data.pretraining_files import MAX_TOKENS, SAMPLING_RATE, Recording, Windows, by_montage, read_recordings
 from eeg_data.quality import Quality, warnings
 from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError
@@ -43,8 +43,7 @@ UNIT = 100.0  # uV: files hold microvolts, models see EEG / 100
 DEFAULT_VAL_DATA = Path("data/pretrain_val")
 
 MaskMaker = Callable[..., Tensor]  # (patches, generator=...) -> (1, patches) bool
-Read = Callable[[], np.ndarray]  # reads a window, (N, A*T) in uV
-Sample = tuple[Read, Tensor, Tensor]
+Sample = tuple[np.ndarray, Tensor, Tensor]  # EEG (N, A*T) in uV, channels (N + 1,), mask (N*A,)
 
 
 class Batch(NamedTuple):
@@ -59,47 +58,15 @@ class Batch(NamedTuple):
         return Batch(*map(run.place, self))
 
 
-class MontageWindows(Dataset):
-    """Windows of one montage without an invalid second, as long as 256 patches allow unless `window` is given."""
+class MontageWindows(Windows):
+    """Windows of one montage with their rows of the position embedding."""
 
     def __init__(
-        self,
-        recordings: Sequence[Recording],
-        *,
-        window: int | None = None,
-        stride: int = PATCH_SAMPLES,
-        start: float = 0,
-        end: float = 1,
-        table_rows: int = PUBLISHED_ELECTRODES + 1,
+        self, recordings: Sequence[Recording], *, table_rows: int = PUBLISHED_ELECTRODES + 1, **options: Any
     ) -> None:
-        """window and stride in samples; start and end as fractions of each recording."""
-        self.recordings = list(recordings)
-        self.montage = self.recordings[0].montage
-        self.window = window or default_window(len(self.montage))
-        self.stride = stride
+        """options: of `Windows`. Raises InputError for electrodes without a row."""
+        super().__init__(recordings, **options)
         self.channels = torch.tensor(embedding_rows(self.montage, table_rows=table_rows, where=str(recordings[0].path)))
-        windows = [recording.windows(self.window, stride, start, end) for recording in self.recordings]
-        self.left_out = sum(invalid for _, invalid in windows)  # windows that touch an invalid second
-        self.too_short = sum(r.length < self.window for r in self.recordings)
-        # Runs of windows, not windows: memory grows with recordings and their invalid stretches.
-        runs = [(which, run.start, len(run)) for which, (kept, _) in enumerate(windows) for run in kept]
-        self._owners, self._firsts, lengths = np.array(runs, dtype=np.int64).reshape(-1, 3).T
-        self._ends = np.cumsum(lengths)
-
-    def __len__(self) -> int:
-        """Number of windows."""
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def locate(self, index: int) -> tuple[Recording, int]:
-        """Find the recording and the first sample of a window."""
-        run = int(np.searchsorted(self._ends, index, side="right"))
-        number = int(self._firsts[run]) + index - (int(self._ends[run - 1]) if run else 0)
-        return self.recordings[self._owners[run]], number * self.stride
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Read a window, (N, window) float32 in uV."""
-        recording, start = self.locate(index)
-        return recording.read(start, self.window)
 
     def summary(self) -> dict[str, Any]:
         """Describe the windows, so that a resumed run can compare them with the saved run's."""
@@ -119,10 +86,10 @@ class PretrainingDataset(Dataset):
         self.make_mask = make_mask
 
     def __getitem__(self, key: Key) -> Sample:
-        """Return a function that reads the EEG, (N, A*T) in uV; channels (N + 1,), mask (N*A,)."""
+        """Read a window, and draw its mask."""
         _, montage, window = key
         windows = self.montages[montage]
-        eeg = partial(windows.__getitem__, window)
+        eeg = windows[window]
         if self.make_mask is None:
             return eeg, windows.channels, torch.empty(0, dtype=torch.bool)
         state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
@@ -157,21 +124,17 @@ def extent(eeg: np.ndarray) -> dict[str, Any]:
     return {"largest_uv": float(np.abs(eeg[finite]).max(initial=0)), "finite": bool(finite.all())}
 
 
-def to_units(windows: Iterable[np.ndarray], count: int) -> Tensor:
-    """Stack `count` windows (N, A*T) in uV -> (B, N, A, T) in units of 100 uV."""
-    each = iter(windows)
-    first = next(each)
-    eeg = np.empty((count, *first.shape), first.dtype)
-    for place, window in zip(eeg, chain([first], each), strict=True):  # read and divided while it is in the cache
-        np.divide(window, UNIT, out=place)
+def to_units(windows: Sequence[np.ndarray]) -> Tensor:
+    """Stack B windows (N, A*T) in uV -> (B, N, A, T) in units of 100 uV."""
+    eeg = np.stack(windows)
+    eeg /= UNIT
     return rearrange(torch.from_numpy(eeg), "B N (A T) -> B N A T", T=PATCH_SAMPLES)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Read the samples of one montage into a batch."""
-    reads, channels, masks = zip(*samples, strict=True)
-    eeg = to_units((read() for read in reads), len(reads))
-    return Batch(eeg, channels[0], torch.stack(masks))
+    """Make a batch of samples of one montage."""
+    eeg, channels, masks = zip(*samples, strict=True)
+    return Batch(to_units(eeg), channels[0], torch.stack(masks))
 
 
 @dataclass(frozen=True)
@@ -238,15 +201,11 @@ def _montages(paths: Sequence[Path], args: argparse.Namespace, flag: str, run: R
             _warn(windows, flag)
     if usable := [windows for windows in montages if len(windows)]:
         return usable
-    if left_out := sum(windows.left_out for windows in montages):
-        raise InputError(
-            f"{flag} {paths[0]}: all {left_out} windows touch seconds that cannot be used (not finite, or all "
-            "electrodes flat): see python -m dataset_maker.inspect_data, and make the files again"
-        )
+    left_out = sum(windows.left_out for windows in montages)
     longest = max(r.length for r in recordings) / SAMPLING_RATE
     raise InputError(
-        f"{flag} {paths[0]}: every recording is shorter than its window (the longest has {longest:g} s): "
-        "choose a shorter --time_window or leave it to the number of electrodes"
+        f"{flag} {paths[0]}: no window can be used: {left_out} touch seconds that cannot be used (see python -m "
+        f"dataset_maker.inspect_data), and the longest recording has {longest:g} s: choose a shorter --time_window"
     )
 
 
@@ -274,37 +233,33 @@ def _warn(windows: MontageWindows, flag: str) -> None:
 
 
 def worker_context() -> BaseContext:
-    """Choose how workers start: from Python's fork server, or spawned where that was chosen or is the system's way.
+    """Choose how workers start: from Python's fork server on Linux, spawned elsewhere.
 
     A plain fork would inherit locks that the run's other threads hold (OpenMP, Gloo), and could wait for them for ever.
     The server and its workers start with signals blocked: a signal to the whole job must end the run first.
     """
-    if "spawn" in (multiprocessing.get_start_method(allow_none=True), multiprocessing.get_all_start_methods()[0]):
+    if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "eeg_data.labelled"])
+    multiprocessing.resource_tracker.ensure_running()  # started by the server it would unblock signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
-    try:
-        multiprocessing.resource_tracker.ensure_running()  # unblocks some of these signals
-        signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    multiprocessing.forkserver.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
 def begin_worker(run: int, _: int = 0) -> None:
     """Let a worker end with its run, and by nothing else. run: process id."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigtimedwait"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
+    if sys.platform == "linux":
         threading.Thread(target=_end_with_run, args=(run,), daemon=True).start()
 
 
 def _end_with_run(run: int) -> None:
     """Wait until the run sends SIGTERM or is gone, then end this process."""
     parent = multiprocessing.parent_process()
-    while parent is None or parent.is_alive():
+    while parent and parent.is_alive():
         received = signal.sigtimedwait({signal.SIGTERM}, 1)  # seconds
         if received is not None and received.si_pid == run:
             break

@@ -4,20 +4,21 @@ Works without torch. `pretraining.py` makes batches of it.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from eeg_data.hdf5 import Attributes, check_stored, follow, open_dataset, open_file, printable, readable
+from eeg_data.hdf5 import attribute, check_sources, number, open_dataset, open_file, printable, readable, texts
 from eeg_data.quality import Quality, SignalScan
 from errors import InputError
 
 SAMPLING_RATE = 200  # Hz; a patch is one second
 MAX_SECONDS = 16  # of a window: rows of the models' time embedding
 MAX_TOKENS = 256  # patches a window in the paper: sets the default window
+BLOCK = 2**22  # values that a scan reads at once
 
 Stretches = tuple[tuple[int, int], ...]  # first second and one past the last, in order, apart
 
@@ -89,26 +90,61 @@ class Recording:
         kept = [run for run in (*runs, rest) if run]
         return kept, number - sum(map(len, kept))
 
-    def blocks(self, values: int = 2**22) -> Iterator[np.ndarray]:
-        """Read the signal from start to end in pieces, (N, t) float32 in uV. values: about how many at once."""
-        step = max(1, values // len(self.montage) // SAMPLING_RATE) * SAMPLING_RATE
-        for start in range(0, self.length, step):
-            yield self.read(start, min(step, self.length - start))
-
     def quality(self) -> Quality | None:
         """Read what a scan of this recording saw, None where the file does not say."""
         with readable(self.where):
             group = open_file(self.path)[self.name]
-            text = Attributes(self.where, group["eeg"], group).get("quality")
-        return None if text is None else Quality.from_json(text, self.valid, self.where)
+            owners = [owner for owner in (group["eeg"], group) if "quality" in owner.attrs]
+            return Quality.from_json(owners[0].attrs["quality"], self.valid, self.where) if owners else None
 
     def scan(self) -> Quality:
-        """Look at the whole signal; which seconds are valid says the file where it can."""
+        """Scan the whole signal, block by block; which seconds are valid says the file where it can."""
         scan = SignalScan(self.montage, SAMPLING_RATE)
-        for block in self.blocks():
-            scan.add(block)
+        step = max(1, BLOCK // len(self.montage))  # samples
+        for start in range(0, self.length, step):
+            scan.add(self.read(start, min(step, self.length - start)))
         result = scan.result()
         return result if self.invalid is None else replace(result, valid=self.valid)
+
+
+class Windows:
+    """Windows of one montage without an invalid second, as long as 256 patches allow unless `window` is given."""
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        *,
+        window: int | None = None,
+        stride: int = SAMPLING_RATE,
+        start: float = 0,
+        end: float = 1,
+    ) -> None:
+        """window and stride in samples; start and end as fractions of each recording."""
+        self.recordings, self.stride = list(recordings), stride
+        self.montage = self.recordings[0].montage
+        self.window = window or default_window(len(self.montage))
+        windows = [recording.windows(self.window, stride, start, end) for recording in self.recordings]
+        self.left_out = sum(invalid for _, invalid in windows)  # windows that touch an invalid second
+        self.too_short = sum(r.length < self.window for r in self.recordings)
+        # Runs of windows, not windows: memory grows with recordings and their invalid stretches.
+        runs = [(which, run.start, len(run)) for which, (kept, _) in enumerate(windows) for run in kept]
+        self._owners, self._firsts, lengths = np.array(runs, dtype=np.int64).reshape(-1, 3).T
+        self._ends = np.cumsum(lengths)
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def locate(self, index: int) -> tuple[Recording, int]:
+        """Find the recording and the first sample of a window."""
+        run = int(np.searchsorted(self._ends, index, side="right"))
+        number = int(self._firsts[run]) + index - (int(self._ends[run - 1]) if run else 0)
+        return self.recordings[self._owners[run]], number * self.stride
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Read a window, (N, window) float32 in uV."""
+        recording, start = self.locate(index)
+        return recording.read(start, self.window)
 
 
 def read_recordings(path: Path) -> list[Recording]:
@@ -118,8 +154,6 @@ def read_recordings(path: Path) -> list[Recording]:
         names = list(file)
     if not names:
         raise InputError(f"{path} holds no recordings: leave it out or make it again")
-    if not all(isinstance(name, str) for name in names):
-        raise InputError(f"{path}: a recording's name is no text: make the file again")
     montages: dict[tuple[str, ...], tuple[str, ...]] = {}  # each once: there may be 100 000 recordings
     return [_read_recording(file, path, name, montages) for name in names]
 
@@ -129,39 +163,36 @@ def _read_recording(
 ) -> Recording:
     where = f"{path}, recording {printable(name)}"
     with readable(where):
-        group = follow(file, name, where)
-        eeg = follow(group, "eeg", where) if isinstance(group, h5py.Group) and "eeg" in list(group) else None
+        group = file[name]
+        eeg = group["eeg"] if isinstance(group, h5py.Group) and "eeg" in list(group) else None
         if not isinstance(eeg, h5py.Dataset) or eeg.ndim != 2 or eeg.dtype.kind not in "fiu":
             raise InputError(
                 f"{path} is no pre-training file: `{printable(name)}` holds no dataset `eeg` (electrodes, time) of "
                 "numbers; make it with dataset_maker/make_h5dataset_for_pretrain.py"
             )
-        attributes = Attributes(where, eeg, group)
-        montage, rate = attributes.names("chOrder"), attributes.number("rsFreq")
+        montage = attribute("chOrder", texts, where, eeg, group)
         if len(montage) != eeg.shape[0]:
             raise InputError(f"{where}: {len(montage)} electrode names for {eeg.shape[0]} rows of EEG")
-        if rate != SAMPLING_RATE:
+        if (rate := attribute("rsFreq", number, where, eeg, group)) != SAMPLING_RATE:
             raise InputError(
                 f"{where}: sampled at {rate:g} Hz, all files of a run must be at {SAMPLING_RATE} Hz: convert it with "
                 f"--rsfreq {SAMPLING_RATE}"
             )
-        check_stored(eeg, where)
+        check_sources(eeg, where)
         length = int(eeg.shape[1])
-        seconds = (seconds_of(length),)
-        valid = read_valid(group, where, seconds, f"one value for each second of {length} samples")
+        valid = read_valid(group, where, (seconds_of(length),))
         invalid = None if valid is None else stretches(~valid)
         return Recording(path, name, montages.setdefault(montage, montage), length, invalid)
 
 
-def read_valid(group: h5py.Group, where: str, shape: Sequence[int], what: str) -> np.ndarray | None:
-    """Read the optional data set `valid` as bool, None without one. Raises InputError for another shape or type."""
+def read_valid(group: h5py.Group, where: str, shape: Sequence[int]) -> np.ndarray | None:
+    """Read the optional data set `valid`, one value a second, as bool. Raises InputError for another shape or type."""
     if "valid" not in group:
         return None
     valid = group["valid"]
     if not isinstance(valid, h5py.Dataset) or valid.dtype.kind not in "biu" or valid.shape != tuple(shape):
         stored = getattr(valid, "shape", "no dataset")
-        raise InputError(f"{where}: `valid` is {stored}; expected {tuple(shape)}, {what}: make the file again")
-    check_stored(valid, where)
+        raise InputError(f"{where}: `valid` is {stored}; expected {tuple(shape)}, one value a second: make it again")
     return valid[()].astype(bool)
 
 

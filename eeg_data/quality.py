@@ -6,8 +6,8 @@ Needs NumPy only: makers, training and `dataset_maker.inspect_data` share it. Si
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,12 +42,7 @@ class Quality:
     flat: dict[str, int]  # electrode -> seconds in which it does not move
     saturated: dict[str, int]  # electrode -> seconds in which it sticks to its largest or smallest value
     histogram: np.ndarray  # (BINS,) int64: how many finite |uV| are below EDGES[0], between them, above the last
-    seconds: int = -1  # that were counted (default: len(valid)); more than len(valid) where only parts were kept
-
-    def __post_init__(self) -> None:
-        """Set the default of `seconds`."""
-        if self.seconds < 0:
-            object.__setattr__(self, "seconds", len(self.valid))
+    seconds: int  # that were counted; more than len(valid) where only parts were kept
 
     @classmethod
     def merged(cls, parts: Iterable["Quality"]) -> "Quality":
@@ -74,50 +69,42 @@ class Quality:
         """Read what `to_json` wrote. Raises InputError, which begins with `where`, for anything else."""
         try:
             content = json.loads(text)
-            not_finite, flat, saturated, bins = (content[k] for k in ("not_finite", "flat", "saturated", "histogram"))
             histogram = np.zeros(BINS, np.int64)
-            for place, count in bins.items():
-                histogram[range(BINS)[int(place)]] = count
-            counts = [*not_finite.values(), *flat.values(), *saturated.values(), *bins.values(), content["seconds"]]
-            if not all(isinstance(count, int) and 0 <= count < 2**62 for count in counts):
-                raise ValueError
-        except Exception:  # the text comes from a file and can be anything
+            for place, count in content["histogram"].items():
+                histogram[int(place)] = count
+            not_finite, flat, saturated = (dict(content[key]) for key in ("not_finite", "flat", "saturated"))
+            return cls(valid, not_finite, flat, saturated, histogram, int(content["seconds"]))
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
             raise InputError(f"{where}: quality is no JSON of a scan: make the file again") from None
-        return cls(valid, not_finite, flat, saturated, histogram, content["seconds"])
 
     def percentile(self, p: float) -> float | None:
         """Return the |uV| that p % of the values do not pass, to the width of a bin (12 %); None without values."""
-        return _percentile(self.histogram, p)
+        upto = np.cumsum(self.histogram)
+        if not upto[-1]:
+            return None
+        rank = max(p / 100 * upto[-1], 1)
+        place = int(np.searchsorted(upto, rank))
+        if place in (0, BINS - 1):  # these have one edge only
+            return 0.0 if place == 0 else float(EDGES[-1])
+        low, high = float(EDGES[place - 1]), float(EDGES[place])
+        return low * (high / low) ** float((rank - upto[place - 1]) / self.histogram[place])
 
 
-def _percentile(histogram: np.ndarray, p: float) -> float | None:
-    upto = np.cumsum(histogram)
-    if not upto[-1]:
-        return None
-    rank = max(p / 100 * upto[-1], 1)
-    place = int(np.searchsorted(upto, rank))
-    if place in (0, BINS - 1):  # these have one edge only
-        return 0.0 if place == 0 else float(EDGES[-1])
-    low, high = float(EDGES[place - 1]), float(EDGES[place])
-    return low * (high / low) ** float((rank - upto[place - 1]) / histogram[place])
+def _pieces(eeg: np.ndarray) -> Iterator[np.ndarray]:
+    """Cut a signal into pieces that stay in the processor's cache. eeg: (N, t) -> (N, some samples) float32."""
+    step = max(1, BLOCK // max(1, len(eeg)))
+    for start in range(0, eeg.shape[1], step):
+        with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 is infinite to a model, too
+            piece = np.ascontiguousarray(eeg[:, start : start + step], dtype=np.float32)
+        yield piece
 
 
 def amplitude_histogram(eeg: np.ndarray) -> np.ndarray:
     """Count the finite |uV| in the histogram's bins, (BINS,). eeg: (N, t) uV."""
-    step = max(1, BLOCK // max(1, len(eeg)))
     fine = np.zeros(_UPPER, np.int64)
-    for start in range(0, eeg.shape[1], step):
-        fine += _by_upper_bits(np.ascontiguousarray(eeg[:, start : start + step], dtype=np.float32))
-    return _binned(fine)
-
-
-def _by_upper_bits(eeg: np.ndarray) -> np.ndarray:
-    """Count the values, without their signs, by the upper bits of the float. eeg: contiguous float32."""
-    bits = (eeg.view(np.uint32).ravel() << 1) >> (_LOW_BITS + 1)
-    return np.bincount(bits.astype(np.intp), minlength=_UPPER)
-
-
-def _binned(fine: np.ndarray) -> np.ndarray:
+    for piece in _pieces(eeg):
+        bits = (piece.view(np.uint32).ravel() << 1) >> (_LOW_BITS + 1)  # upper bits without the sign
+        fine += np.bincount(bits.astype(np.intp), minlength=_UPPER)
     return np.add.reduceat(fine[:_INFINITY], np.concatenate([[0], _EDGE_BITS]))
 
 
@@ -131,47 +118,46 @@ class SignalScan:
         self._run = max(STUCK_SAMPLES, math.ceil(STUCK_SECONDS * self.rate))  # samples
         self._seconds = 0  # whole ones so far
         self._rest = np.empty((len(self.electrodes), 0), np.float32)  # of the second that is not whole yet
-        self._pieces: list[tuple[np.ndarray, ...]] = []  # of whole seconds, as `_extremes` gives them
-        self._movements: list[tuple[Any, Any, Any]] = []  # of their seconds: all finite; largest and median, uV
-        self._fine = np.zeros(_UPPER, np.int64)  # |uV| by the upper bits of the float
+        self._parts: list[tuple[np.ndarray, ...]] = []  # of whole seconds, as `_extremes` gives them
+        self._moved = [np.empty((2, 0))]  # of their seconds: the electrodes' largest and median movement, uV
+        self._histogram = np.zeros(BINS, np.int64)
 
     def add(self, eeg: np.ndarray) -> None:
         """Scan the next samples. eeg: (N, t) uV, any t."""
-        step = max(1, BLOCK // max(1, len(self.electrodes)))
-        for start in range(0, eeg.shape[1], step):
-            with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 is infinite to a model, too
-                self._add(np.ascontiguousarray(eeg[:, start : start + step], dtype=np.float32))
+        if self._amplitudes:
+            self._histogram += amplitude_histogram(eeg)
+        for piece in _pieces(eeg):
+            self._add(piece)
 
     def _starts(self, first: int, last: int) -> np.ndarray:
         """Return the first samples of these seconds, both ends included."""
         return np.ceil(np.round(np.arange(first, last + 1) * self.rate, 6)).astype(np.int64)
 
     def _add(self, eeg: np.ndarray) -> None:
-        if self._amplitudes:
-            self._fine += _by_upper_bits(eeg)
         if self._rest.shape[1]:
             eeg = np.concatenate([self._rest, eeg], axis=1)
         starts = self._starts(self._seconds, self._seconds + int(eeg.shape[1] / self.rate) + 1)
         starts -= starts[0]
         starts = starts[starts <= eeg.shape[1]]
         if whole := len(starts) - 1:
-            self._pieces.append(_extremes(eeg, starts, self._run))
-            finite, moved = _movements(*self._pieces[-1][:2])
-            self._movements.append((finite.all(axis=0), moved.max(axis=0), np.median(moved, axis=0)))
+            self._parts.append(_extremes(eeg, starts, self._run))
+            moved = _movement(*self._parts[-1][:2])
+            self._moved.append(np.stack([moved.max(axis=0), np.median(moved, axis=0)]))
             self._seconds += whole
         self._rest = eeg[:, starts[-1] :].copy()
 
     def result(self) -> Quality:
         """Judge all samples up to now."""
-        pieces, part = list(self._pieces), self._rest.shape[1]
-        if part:
-            pieces.append(_extremes(self._rest, np.array([0, part]), self._run))
-        if not pieces:
+        parts, rest = list(self._parts), self._rest.shape[1]
+        if rest:
+            parts.append(_extremes(self._rest, np.array([0, rest]), self._run))
+        if not parts:
             return Quality.merged(())
-        low, high, at_low, at_high = (np.concatenate(parts, axis=1) for parts in zip(*pieces, strict=True))
-        finite, moved = _movements(low, high)
+        low, high, at_low, at_high = (np.concatenate(values, axis=1) for values in zip(*parts, strict=True))
+        moved = _movement(low, high)
+        finite = np.isfinite(moved)
         judged = finite.copy()
-        if 0 < part < MIN_PART * self.rate:
+        if 0 < rest < MIN_PART * self.rate:
             judged[:, -1] = False
         flat = judged & (moved <= _flat_up_to(moved[judged]))
         lowest = np.where(finite, low, np.inf).min(axis=1, keepdims=True)  # (N, 1): of the whole recording
@@ -179,14 +165,7 @@ class SignalScan:
         stuck = (at_low & (low == lowest)) | (at_high & (high == highest))
         valid = np.logical_and(finite.all(axis=0), ~flat.all(axis=0))
         not_finite, flats, saturated = map(self._by_electrode, (~finite, flat, stuck & finite & ~flat))
-        return Quality(valid, not_finite, flats, saturated, _binned(self._fine))
-
-    def _valid(self, first: int, stop: int) -> np.ndarray:
-        """Judge seconds first to stop, those that are complete, by all that was scanned by now: bool."""
-        if not self._movements:
-            return np.zeros(0, bool)
-        finite, largest, median = (np.concatenate(parts) for parts in zip(*self._movements, strict=True))
-        return (finite & (largest > _flat_up_to(median[np.isfinite(median)])))[first:stop]
+        return Quality(valid, not_finite, flats, saturated, self._histogram.copy(), len(valid))
 
     def usable(self, eeg: np.ndarray, at: int, rate: float) -> np.ndarray:
         """Return the samples in usable seconds of the filtered signal, eeg (N, t) from sample `at` on, rate in Hz.
@@ -194,22 +173,20 @@ class SignalScan:
         The others (filtered noise of electrodes that were taken off) say nothing of the unit.
         """
         seconds = ((at + np.arange(eeg.shape[1])) / rate).astype(np.int64)
-        valid = self._valid(seconds[0], seconds[-1] + 1)
-        return eeg if valid.all() else eeg[:, valid[np.minimum(seconds - seconds[0], len(valid) - 1)]]
+        largest, median = np.concatenate(self._moved, axis=1)  # as far as it was scanned by now
+        valid = np.isfinite(largest) & (largest > _flat_up_to(median[np.isfinite(median)]))
+        return eeg if valid.all() else eeg[:, valid[np.minimum(seconds, len(valid) - 1)]]
 
     def _by_electrode(self, bad: np.ndarray) -> dict[str, int]:
         """Count the bad seconds of each electrode that has any. bad: (N, seconds) bool."""
         return {name: int(n) for name, n in zip(self.electrodes, bad.sum(axis=1), strict=True) if n}
 
 
-def _movements(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where electrodes are finite, bool, and how much they move there, uV (else infinity): (N, seconds) each.
-
-    low, high: (N, seconds), smallest and largest values.
-    """
-    finite = np.isfinite(low) & np.isfinite(high)
-    with np.errstate(over="ignore"):
-        return finite, np.subtract(high, low, out=np.full_like(high, np.inf), where=finite)
+def _movement(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return how much electrodes move in each second, uV, infinity where they are not finite. All are (N, seconds)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = high - low
+    return np.where(np.isfinite(moved), moved, np.inf)
 
 
 def _flat_up_to(moved: np.ndarray) -> float:
@@ -233,9 +210,12 @@ def _extremes(eeg: np.ndarray, starts: np.ndarray, run: int) -> tuple[np.ndarray
     for extreme in (low, high):
         at = seconds == extreme[..., None]
         at[:, lengths < width, -1:] = False  # not the repeated one
+        stay = (np.count_nonzero(at, axis=2) >= run) & (low < high)
+        runs = at[stay]  # (k, width): the few seconds in which it may stay
         for _ in range(run - 1):
-            at = at[..., 1:] & at[..., :-1]
-        stays.append(at.any(axis=2) & (low < high))
+            runs = runs[:, 1:] & runs[:, :-1]
+        stay[stay] = runs.any(axis=1)
+        stays.append(stay)
     return low, high, *stays
 
 
@@ -264,7 +244,7 @@ def warnings(quality: Quality) -> list[str]:
 
 def unit_warnings(quality: Quality) -> list[str]:
     """Return a warning if the amplitudes say that the unit is not uV."""
-    median = _percentile(np.concatenate([[0], quality.histogram[1:]]), 50)  # zeros are of no unit
+    median = replace(quality, histogram=np.concatenate([[0], quality.histogram[1:]])).percentile(50)  # 0 has no unit
     if median is None or LIKELY[0] <= median <= LIKELY[1]:
         return []
     if median < VOLTS:
@@ -300,21 +280,17 @@ def split_warnings(
     return texts
 
 
-def compare_with_published(
-    name: str, sizes: Mapping[str, int], published: Mapping[str, Sequence[int]]
-) -> tuple[str, bool] | None:
-    """Compare the samples of train, val and test with the published ones: a sentence, and whether they are the same.
+def compare_with_published(name: str, sizes: Mapping[str, int], published: Mapping[str, Sequence[int]]) -> str | None:
+    """Compare the samples of train, val and test with the published ones; None if nothing is published of this name.
 
-    published: `name`, or `name` and a version, -> samples; returns None if nothing is published under this name.
+    published: `name`, or `name` and a version, -> samples.
     """
     known = {key: tuple(value) for key, value in published.items() if key == name or key.startswith(f"{name} ")}
     own = tuple(sizes.get(split, 0) for split in ("train", "val", "test"))
-    if not known:
-        return None
     if same := [key for key, value in known.items() if value == own]:
-        return f"Samples of train, val and test are those published for {same[0]}.", True
+        return f"Samples of train, val and test are those published for {same[0]}."
     others = "; ".join(f"{key}: {', '.join(map(str, value))}" for key, value in known.items())
-    return f"Samples of train, val and test are {', '.join(map(str, own))}; published are {others}.", False
+    return f"Samples of train, val and test are {', '.join(map(str, own))}; published are {others}." if known else None
 
 
 def first_few(words: Sequence[str], most: int = 5) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from dataset_maker.pipeline import FilterSettings, Pipeline, check_header, read_raw
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
 from eeg_data.hdf5 import SUFFIXES, open_file, printable, readable
-from eeg_data.labelled_files import LabelledFile, Samples, UsableSamples, read_eeg, read_labelled, read_samples
+from eeg_data.labelled_files import LabelledFile, Samples, UsableSamples, read_labelled, read_samples
 from eeg_data.pretraining_files import SAMPLING_RATE, Recording, read_recordings
 from electrodes import resolve
 from errors import InputError, UsageError
@@ -120,8 +120,7 @@ def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
     factor = unit_factor(options, usable.quality, where)
 
     def read(number: int) -> np.ndarray:
-        path, row = usable.place(number)
-        return read_eeg(path, split, row)[rows] * factor
+        return usable.read(number)[rows] * factor
 
     recordings = sorted(set(usable.recordings))
     plain = dict(zip(recordings, unique_names(recordings, [Path(name) for name in recordings]), strict=True))

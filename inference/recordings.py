@@ -228,7 +228,7 @@ def of_array(eeg: np.ndarray, electrodes: Sequence[str] | None, options: Options
     length = pieces.shape[-1]
     valid = np.ones(seconds_of(length), bool)
     histogram = np.sum([amplitude_histogram(piece) for piece in pieces], axis=0)
-    factor = unit_factor(options, Quality(valid, {}, {}, {}, histogram), "array")
+    factor = unit_factor(options, Quality(valid, {}, {}, {}, histogram, len(valid)), "array")
 
     def signal(number: int) -> Signal:
         def read(start: int, samples: int) -> np.ndarray:

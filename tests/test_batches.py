@@ -8,7 +8,7 @@ import pytest
 from eeg_data.batches import EvaluationBatches, Key, TrainingBatches, montage_order
 
 SIZES = [[7], [8], [5, 3, 16], [1, 2, 40], [24, 24]]  # windows of each montage
-SHARES = [(1, 1), (2, 1), (3, 2)]  # processes, micro-batches a step
+SHARES = [(2, 1), (3, 2)]  # processes, micro-batches a step
 
 
 def epoch_of(batches: TrainingBatches, epoch: int = 0) -> list[list[Key]]:
@@ -86,7 +86,7 @@ def test_an_order_is_the_one_that_checkpoints_of_earlier_versions_continue() -> 
     assert montage_order([2, 1, 3], interleaved=False) == [0, 0, 1, 2, 2, 2]
 
 
-@pytest.mark.parametrize("montages", [2, 4, 12, 30])
+@pytest.mark.parametrize("montages", [2, 12])
 def test_any_100_steps_and_every_beginning_hold_each_montages_share_to_within_one_batch(montages: int) -> None:
     generator, judged = np.random.default_rng(montages), 0
     for _ in range(6):
@@ -102,12 +102,11 @@ def test_any_100_steps_and_every_beginning_hold_each_montages_share_to_within_on
     assert judged >= 2, "too short to hold 100 steps"
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_overfit_batch_takes_the_same_windows_at_every_step_and_epoch(accumulation: int) -> None:
-    plan = TrainingBatches([40, 9], 4, seed=3, accumulation=accumulation, overfit_batch=True)
-    ordinary = TrainingBatches([40, 9], 4, seed=3, accumulation=accumulation)
-    expected = epoch_of(ordinary)[:accumulation]
-    assert len({key for batch in expected for key in batch}) == 4 * accumulation
+def test_overfit_batch_takes_the_same_windows_at_every_step_and_epoch() -> None:
+    plan = TrainingBatches([40, 9], 4, seed=3, accumulation=2, overfit_batch=True)
+    ordinary = TrainingBatches([40, 9], 4, seed=3, accumulation=2)
+    expected = epoch_of(ordinary)[:2]
+    assert len({key for batch in expected for key in batch}) == 8
     for epoch in (0, 1, 5):
         assert epoch_of(plan, epoch) == expected * ordinary.steps
 
@@ -118,9 +117,8 @@ def test_evaluation_covers_each_window_exactly_once_in_order_and_evenly() -> Non
             plans = [EvaluationBatches(sizes, 4, rank=rank, processes=processes) for rank in range(processes)]
             parts = [list(plan) for plan in plans]
             assert [len(plan) for plan in plans] == [len(part) for part in parts]
-            assert {plan.rounds for plan in plans} == {max(map(len, parts))} and plans[0].rounds - min(
-                map(len, parts)
-            ) < 2
+            assert {plan.rounds for plan in plans} == {max(map(len, parts))}
+            assert max(map(len, parts)) - min(map(len, parts)) < 2
             counts = Counter(key for part in parts for batch in part for key in batch)
             assert counts == Counter((0, montage, window) for montage, n in enumerate(sizes) for window in range(n))
             for part in parts:

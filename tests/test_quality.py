@@ -1,7 +1,6 @@
 """Scans of signals against a slow one written here second by second, and the warnings that follow."""
 
 import itertools
-import json
 import math
 import tracemalloc
 from typing import Any
@@ -92,20 +91,18 @@ def test_a_scan_finds_what_the_definition_says(rate: float) -> None:
         assert seed == 0 or (expected["flat"] and False in expected["valid"] and True in expected["valid"])
 
 
-@pytest.mark.parametrize("rate", [200, 256.4])
-def test_how_a_signal_is_cut_changes_nothing(rate: float) -> None:
-    eeg = damaged(3, 2311, rate, seed=5)
-    whole = scan(eeg, rate)
-    for block in (1, 7, 199, 200, 640):
-        cut = scan(eeg, rate, block)
+def test_how_a_signal_is_cut_changes_nothing() -> None:
+    eeg = damaged(3, 2311, 256.4, seed=5)
+    whole = scan(eeg, 256.4)
+    for block in (7, 199, 640):
+        cut = scan(eeg, 256.4, block)
         assert result(cut) == result(whole)
         np.testing.assert_array_equal(cut.histogram, whole.histogram)
 
 
-@pytest.mark.parametrize("rate", [200, 256.4])
-def test_only_samples_in_valid_seconds_are_usable(rate: float) -> None:
-    eeg = damaged(3, int(12.4 * rate), rate, seed=6)
-    whole = SignalScan(NAMES[:3], rate)
+def test_only_samples_in_valid_seconds_are_usable() -> None:
+    eeg = damaged(3, int(12.4 * 256.4), 256.4, seed=6)
+    whole = SignalScan(NAMES[:3], 256.4)
     for start in range(0, eeg.shape[1], 640):
         whole.add(eeg[:, start : start + 640])
     valid = whole.result().valid[:12]  # complete ones
@@ -125,15 +122,12 @@ def test_a_block_is_judged_by_all_that_was_scanned_before(scales: tuple[float, .
 
 
 def test_results_can_be_had_in_between_and_nothing_has_no_seconds() -> None:
-    eeg, whole = noise(2, 900), SignalScan(NAMES[:2], 200)
-    whole.add(eeg[:, :0])
+    whole = SignalScan(NAMES[:2], 200)
     empty = whole.result()
     assert len(empty.valid) == empty.seconds == empty.histogram.sum() == 0 and empty.percentile(50) is None
     assert warnings(empty) == []
-    whole.add(eeg[:, :500])
-    assert whole.result().valid.tolist() == [True] * 3
-    whole.add(eeg[:, 500:])
-    assert result(whole.result()) == result(scan(eeg))
+    whole.add(noise(2, 500))
+    assert whole.result().valid.tolist() == whole.result().valid.tolist() == [True] * 3
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1, 1e3])
@@ -143,14 +137,6 @@ def test_what_is_flat_does_not_depend_on_the_unit(unit: float) -> None:
     eeg[1, 400:600] = eeg[1, 400]
     assert scan(eeg * unit).flat == ({"FP1": 1, "C3": 1} if unit <= 1 else {"C3": 1})
     assert scan(eeg * unit).valid.all()
-
-
-def test_a_second_is_valid_as_long_as_one_electrode_moves() -> None:
-    eeg = np.concatenate([np.zeros((3, 1000)), noise(1, 1000)])
-    eeg[3, 400:600] = 0
-    quality = scan(eeg)
-    assert quality.valid.tolist() == [True, True, False, True, True]
-    assert quality.flat == {"FP1": 5, "C3": 5, "CZ": 5, "O2": 1} and not quality.saturated
 
 
 def test_too_little_of_a_last_second_is_not_called_flat() -> None:
@@ -166,14 +152,6 @@ def test_ten_milliseconds_or_three_samples_at_the_extreme_are_saturated(rate: in
             eeg = noise(2, 4 * rate, seed=3)
             eeg[1, rate + 20 : rate + 20 + length] = side * 400
             assert scan(eeg, rate).saturated == counted, length
-
-
-def test_only_the_recordings_own_extreme_is_saturation_and_only_within_a_second() -> None:
-    eeg = noise(2, 1000)
-    eeg[0, 100:110] = 300  # not the largest of all
-    eeg[0, 500] = 301
-    eeg[1, 398:402] = 500  # two samples in each of two seconds
-    assert scan(eeg).saturated == {}
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf, 1e39])
@@ -198,8 +176,7 @@ def test_amplitudes_are_counted_as_numpy_counts_them_in_20_bins_a_decade_whateve
     np.testing.assert_array_equal(amplitude_histogram(eeg), expected)
     assert SignalScan(NAMES, 200, amplitudes=False).result().histogram.sum() == 0
     whole = np.round(noise(2, 1000))
-    for dtype in (np.float64, np.float16, np.int16):
-        np.testing.assert_array_equal(scan(whole.astype(dtype)).histogram, scan(whole).histogram)
+    np.testing.assert_array_equal(scan(whole.astype(np.int16)).histogram, scan(whole).histogram)
 
 
 def test_percentiles_are_numpys_to_the_width_of_a_bin() -> None:
@@ -210,7 +187,7 @@ def test_percentiles_are_numpys_to_the_width_of_a_bin() -> None:
     assert scan(np.full((1, 400), 1e12)).percentile(50) == pytest.approx(1e7, rel=0.01)
 
 
-def test_scans_add_up() -> None:
+def test_scans_add_up_and_json_holds_everything_but_the_valid_seconds() -> None:
     one, other = scan(damaged(3, 3000, 200, 1)), scan(damaged(3, 1700, 200, 2))
     both = Quality.merged([one, other])
     assert both.valid.tolist() == one.valid.tolist() + other.valid.tolist() and both.seconds == 15 + 9
@@ -218,24 +195,14 @@ def test_scans_add_up() -> None:
         own = [getattr(quality, kind) for quality in (one, other)]
         assert getattr(both, kind) == {n: own[0].get(n, 0) + own[1].get(n, 0) for n in {*own[0], *own[1]}}
     np.testing.assert_array_equal(both.histogram, one.histogram + other.histogram)
+    again = Quality.from_json(both.to_json(), both.valid[:2])
+    assert again.to_json() == both.to_json() and len(again.valid) == 2 and "valid" not in both.to_json()
 
 
-def test_json_holds_everything_but_the_valid_seconds() -> None:
-    quality = scan(damaged(3, 3000, 200, 1))
-    text = quality.to_json()
-    again = Quality.from_json(text, quality.valid[:2])
-    assert again.to_json() == text and again.seconds == 15 and len(again.valid) == 2 and "valid" not in text
-
-
-GOOD = {"flat": {}, "saturated": {}, "not_finite": {}, "histogram": {"5": 1}, "seconds": 3}
-BAD = [*({**GOOD, key: value} for key in GOOD for value in (None, -1, [1], {"x": -1}, {"1": 1e9}, "text"))]
-BAD += [{**GOOD, "histogram": {"322": 1}}, {**GOOD, "seconds": 2**63}]
-
-
-def test_a_text_that_is_no_scan_is_refused() -> None:
-    for text in ("", "{", "[]", "{}", b"\xff\xfe{", None, 3.5, "[" * 100_000, *map(json.dumps, BAD)):
-        with pytest.raises(InputError, match=r"a\.hdf5"):
-            Quality.from_json(text, np.ones(3, bool), "a.hdf5")
+@pytest.mark.parametrize("text", ["", "[]", "{}", 3.5, '{"seconds": 3}'], ids=str)
+def test_a_text_that_is_no_scan_is_refused(text: Any) -> None:
+    with pytest.raises(InputError, match=r"a\.hdf5"):
+        Quality.from_json(text, np.ones(3, bool), "a.hdf5")
 
 
 def test_memory_grows_with_seconds_not_with_samples() -> None:
@@ -263,16 +230,7 @@ def test_a_wrong_unit_is_warned_about_with_the_number(unit: float, word: str | N
         assert word == "millivolts" or "millivolts" not in text
 
 
-def test_more_than_one_percent_of_invalid_seconds_are_warned_about() -> None:
-    eeg = noise(2, 200 * 200)
-    eeg[0, :400] = np.nan
-    assert warnings(scan(eeg)) == []
-    eeg[0, 400] = np.nan
-    (text,) = warnings(scan(eeg))
-    assert "3 of 200 seconds (1.5%)" in text
-
-
-def test_flat_and_saturated_electrodes_are_named_the_worst_first_and_five_at_most() -> None:
+def test_invalid_seconds_and_flat_and_saturated_electrodes_are_warned_about_the_worst_first() -> None:
     eeg = noise(8, 200 * 100)
     for n in range(7):
         eeg[n, : 200 * (10 + n)] = 0  # 10 s, 11 s, ... flat
@@ -282,6 +240,12 @@ def test_flat_and_saturated_electrodes_are_named_the_worst_first_and_five_at_mos
     assert "1 electrode(s)" in saturated and "H (2%)" in saturated
     kept = Quality(np.ones(10, bool), {}, {"CZ": 9}, {}, scan(noise(1, 200)).histogram, seconds=100)
     assert warnings(kept) == [], "shares are of the seconds that were scanned"
+    eeg = noise(2, 200 * 200)
+    eeg[0, :400] = np.nan
+    assert warnings(scan(eeg)) == []
+    eeg[0, 400] = np.nan
+    (text,) = warnings(scan(eeg))
+    assert "3 of 200 seconds (1.5%)" in text
 
 
 def test_subjects_on_two_sides_lone_classes_and_classes_that_cannot_be_learned_are_warned_about() -> None:
@@ -298,7 +262,6 @@ def test_sizes_are_compared_with_every_published_version() -> None:
     published = {"TUEV v1": [5, 2, 1], "TUEV v2": [6, 2, 1], "TUEVX": [1, 1, 1], "SEED-V": [3, 2, 1]}
     assert compare_with_published("mine", {"train": 5}, published) is None
     same = compare_with_published("TUEV", {"train": 6, "val": 2, "test": 1}, published)
-    assert same is not None and same[1] and "TUEV v2" in same[0]
     other = compare_with_published("TUEV", {"train": 6, "val": 2}, published)
-    assert other is not None and not other[1] and "6, 2, 0" in other[0]
-    assert "TUEV v1: 5, 2, 1; TUEV v2: 6, 2, 1" in other[0] and "TUEVX" not in other[0]
+    assert same is not None and same.endswith("those published for TUEV v2.")
+    assert other is not None and other.endswith("are 6, 2, 0; published are TUEV v1: 5, 2, 1; TUEV v2: 6, 2, 1.")

@@ -175,7 +175,7 @@ def test_a_second_of_a_window_is_valid_if_none_of_its_samples_lies_in_an_invalid
     length = 1130  # the last second is a part of one
     valid = np.array([first, True, False, True, True, not first])
     eeg = np.arange(length, dtype=float)[None]
-    prepared = Prepared(["CZ"], 200.0, length, eeg, Quality(valid, {}, {}, {}, np.zeros(BINS, int)), {})
+    prepared = Prepared(["CZ"], 200.0, length, eeg, Quality(valid, {}, {}, {}, np.zeros(BINS, int), len(valid)), {})
     windows = (np.array(starts)[:, None] + np.arange(400)) % length  # wrapping round the ends
     expected = np.repeat(valid, 200)[windows].reshape(len(starts), 2, 200).all(axis=2)
     np.testing.assert_array_equal(valid_seconds(prepared, np.array(starts), 400), expected)
