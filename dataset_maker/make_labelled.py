@@ -41,11 +41,8 @@ if TYPE_CHECKING:  # --help does not need them
     import pandas as pd
 
 LAST_SECOND = 1e9  # 30 years: no recording is longer
-BEYOND, CUT, SHORT = (
-    "segments that begin beyond their recording's end, left out",
-    "segments that reach beyond their recording's end, cut there",
-    "segments shorter than a window, left out",
-)
+CUT = "segments that reach beyond their recording's end, cut there"
+SHORT = "segments without room for a window, left out"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,9 +73,6 @@ def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
     notes: Counter[str] = Counter()
     for start, stop, label, split in task["segments"]:
         first, last = (length if s is None else math.ceil(round(s * rate, 6)) for s in (start, stop))
-        if first >= length:
-            notes[BEYOND] += 1
-            continue
         notes[CUT] += last > length
         fitting = range(first, min(last, length) - window + 1, stride)
         notes[SHORT] += not fitting
