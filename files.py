@@ -90,10 +90,10 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file as a whole."""
+def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
+    """Write a JSON file as a whole. durable: whether it must survive a power cut."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    with written_aside(path) as part:
+    with written_aside(path, durable=durable) as part:
         # File names need not be UTF-8. What is not becomes a JSON escape and reads back the same.
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 

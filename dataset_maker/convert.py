@@ -2,7 +2,7 @@
 
 A maker is a module that may define these hooks; only a labelled maker needs any.
 `windows(task, prepared)` says where a labelled recording's windows lie. `read(task)` opens a recording that MNE does
-not read by itself. `prepare(task, pipeline, store)` and `survey(task, pipeline)` take the place of the whole pipeline.
+not read by itself. `prepare(task, pipeline, store)` takes the place of the whole pipeline.
 """
 
 import errno
@@ -10,22 +10,20 @@ import hashlib
 import importlib
 import json
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import ModuleType
 from typing import Any
 
 import h5py
-import numpy as np
 
 from dataset_maker import pipeline
 from dataset_maker.pipeline import Pipeline, Prepared, Store
 from dataset_maker.writers import LabelledShard, PretrainingShard
-from eeg_data.quality import Quality
 from errors import InputError
+from files import digest_of
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -37,7 +35,7 @@ Entry = dict[str, Any]  # what became of a recording
 class Plan:
     """Everything a process needs to know but its recording; it travels to the processes."""
 
-    maker: str  # module with the hooks `read`, `windows`, ... (see above)
+    maker: str  # module with the hooks
     pipeline: Pipeline
     folder: Path  # of the shards
     made: Mapping[str, Any]
@@ -45,13 +43,13 @@ class Plan:
 
     @property
     def notes(self) -> Path:
-        """Return the folder of what is finished."""
+        """Return the folder for notes of what is finished."""
         return self.folder / ".making"
 
     @property
-    def journal(self) -> Path:
-        """Return the list of the parts: a JSON line for each."""
-        return self.notes / "journal"
+    def parts(self) -> Path:
+        """Return the folder for what is in no shard yet."""
+        return self.notes / "parts"
 
     def key(self, task: Task) -> str:
         """Return a digest of a stamped recording and of all that decides what becomes of it."""
@@ -61,12 +59,7 @@ class Plan:
 
     def part(self, task: Task) -> Path:
         """Return the file for what a process makes of a recording."""
-        return self.notes / f"{digest([self.key(task), task['recording']])}.hdf5"
-
-
-def digest(words: Iterable[str]) -> str:
-    """Return a short digest of texts."""
-    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return self.parts / f"{digest_of([self.key(task), task['recording']])}.hdf5"
 
 
 @contextmanager
@@ -89,64 +82,48 @@ def _blamed_on(path: str) -> Iterator[None]:
         raise InputError(f"{path}: cannot be converted ({place})") from None
 
 
-def _open(maker: ModuleType, task: Task) -> Any:
-    raw = maker.read(task) if hasattr(maker, "read") else pipeline.read_raw(Path(task["path"]))
-    pipeline.check_header(raw, task["path"])
+def _open(maker: Any, path: str, task: Task) -> Any:
+    raw = maker.read(task) if hasattr(maker, "read") else pipeline.read_raw(Path(path))
+    pipeline.check_header(raw, path)
     return raw
 
 
-def survey(maker_name: str, options: Pipeline, task: Task) -> Entry:
-    """Return what a recording will give, from its header: electrodes, seconds, rate, windows (labelled makers)."""
-    task, maker = {**task, "path": task["open"]}, importlib.import_module(maker_name)
-    with _blamed_on(task["path"]):
-        if hasattr(maker, "survey"):
-            return maker.survey(task, options)
-        raw = _open(maker, task)
-        with pipeline.recording_readable(task["path"]):
-            raw, _, _ = pipeline.select_electrodes(raw, rename=options.rename, drop=options.drop, where=task["path"])
-            seconds = raw.n_times / raw.info["sfreq"] - options.trim_end
-        rate = options.filter.sampling_rate or float(raw.info["sfreq"])
-        entry = {"electrodes": list(raw.ch_names), "seconds": seconds, "rate": rate}
-        if hasattr(maker, "windows"):
-            eeg = np.empty((len(raw.ch_names), 0), np.float32)  # windows follow from length and rate alone
-            prepared = Prepared(list(raw.ch_names), rate, round(seconds * rate), eeg, Quality.merged(()), {})
-            entry["windows"] = len(maker.windows(task, prepared).starts)
-        return entry
+def survey(plan: Plan, task: Task) -> Entry:
+    """Return a recording's electrodes, from its header. A recording that cannot be read raises anything."""
+    path, options = task["open"], plan.pipeline
+    raw = _open(importlib.import_module(plan.maker), path, {**task, "path": path})
+    raw, _, _ = pipeline.select_electrodes(raw, rename=options.rename, drop=options.drop, where=path)
+    return {"electrodes": list(raw.ch_names)}
 
 
 def convert(plan: Plan, task: Task) -> Entry:
     """Convert one recording into the file `plan.part(task)`; returns what the report says of it."""
-    part, maker = plan.part(task), importlib.import_module(plan.maker)
-    task = {**task, "path": task["open"]}  # as given: beside it lie its other files
-    name = task["recording"]
-    # Not durable: the journal knows a part's size, which a power cut would change.
+    part, maker, path = plan.part(task), importlib.import_module(plan.maker), task["open"]  # beside it lie other files
+    task = {**task, "path": path}
+    # Not durable: a note knows a part's size, which a power cut would change.
     options: dict[str, Any] = {"made": plan.made, "dtype": plan.pipeline.dtype, "durable": False}
-    with _blamed_on(task["path"]):
-        if plan.description is None:
-            with PretrainingShard(part, **options) as shard, _blamed_on(task["path"]):
-                prepared = _prepare(maker, task, plan.pipeline, shard.store(name))
-                shard.finish(prepared)
-            names = f"{' '.join(prepared.electrodes)} @ {prepared.rate:g}"
-            montage = hashlib.sha256(names.encode()).hexdigest()[:6]
-            return _entry(prepared) | {"montage": f"{len(prepared.electrodes)}ch-{montage}"}
-        labelled = LabelledShard(part, description=plan.description, **options)
-        with labelled, ExitStack() as scratch, _blamed_on(task["path"]):
-            store = _scratch(scratch, part.parent, plan.pipeline.block_bytes)
-            prepared = _prepare(maker, task, plan.pipeline, store)
-            windows = maker.windows(task, prepared)
-            who = {"recording": name, "subject": task["subject"], "split": task.get("split")}
-            samples = labelled.append_windows(prepared, windows, where=task["path"], **who)
-            entry = _entry(prepared) | {"samples": samples, "counts": dict(windows.notes)}
-        return entry | {"montage": "shard"}
+    if plan.description is None:
+        with PretrainingShard(part, **options) as shard, _blamed_on(path):
+            prepared = _prepare(maker, task, plan.pipeline, shard.store(task["recording"]))
+            shard.finish(prepared)
+        montage = digest_of([*prepared.electrodes, prepared.rate])[:6]
+        return _entry(prepared) | {"montage": f"{len(prepared.electrodes)}ch-{montage}"}
+    labelled = LabelledShard(part, description=plan.description, **options)
+    with labelled, ExitStack() as scratch, _blamed_on(path):
+        prepared = _prepare(maker, task, plan.pipeline, _scratch(scratch, part.parent, plan.pipeline.block_bytes))
+        windows = maker.windows(task, prepared)
+        samples = labelled.append_windows(prepared, windows, task=task)
+    return _entry(prepared) | {"samples": samples, "counts": dict(windows.notes), "montage": "shard"}
 
 
-def _prepare(maker: ModuleType, task: Task, options: Pipeline, store: Store) -> Prepared:
+def _prepare(maker: Any, task: Task, options: Pipeline, store: Store) -> Prepared:
     """Read a recording and put it through the pipeline; notes what its file lacks."""
+    path = task["path"]
     if hasattr(maker, "prepare"):
         return maker.prepare(task, options, store)
-    raw = _open(maker, task)
-    warning = pipeline.missing_seconds(Path(task["path"]), raw)
-    prepared = pipeline.prepare(raw, options, where=task["path"], store=store)
+    raw = _open(maker, path, task)
+    warning = pipeline.missing_seconds(Path(path), raw)
+    prepared = pipeline.prepare(raw, options, where=path, store=store)
     prepared.report["warnings"] = [warning] if warning else []
     return prepared
 

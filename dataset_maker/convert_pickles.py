@@ -97,13 +97,6 @@ def read_sample(path: Path, kind: Kind) -> tuple[np.ndarray, int]:
     return signal, int(label.item()) - kind.first_label
 
 
-def survey(task: Mapping[str, Any], options: Pipeline) -> dict[str, Any]:
-    """Return what a recording's pickles will give, without opening them."""
-    count = 1 + len(task["also"])
-    seconds = float(count * KINDS[task["kind"]].data_set.window)
-    return {"electrodes": list(tuh.ELECTRODES), "seconds": seconds, "rate": RATE, "windows": count}
-
-
 def prepare(task: Mapping[str, Any], options: Pipeline, store: Store) -> Prepared:
     """Put a recording's samples one behind the other; their labels go into `extra`."""
     import mne

@@ -1,14 +1,13 @@
-"""Many recordings on many processes: resumption, shards, what is left out.
+"""Many recordings on many processes: resuming, shards, what is left out.
 
-A recording is one call in a process of the pool (`pool`). The process writes what it makes of the recording as a file,
-its part, into the hidden folder `.making` of the output folder, and the journal there gets a line about it: a maker
-that was stopped goes on with the recordings that lack one. At the end, parts of consecutive recordings are joined into
-shards; what a shard holds is kept as JSON in `.making`. Which shards there are depends on the recordings alone, never
-on the number of processes.
+A recording is one call in a process of the pool (`pool`). The process writes what it makes of the recording into a file
+of the hidden folder `.making/parts` in the output folder, its part, and a JSON note there tells what the part holds. A
+maker that was stopped goes on with the recordings that lack a note. At the end, parts of consecutive recordings are
+joined into shards, with a note of what they hold in `.making`. Which shards there are depends on the recordings alone,
+never on the number of processes.
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
@@ -18,21 +17,18 @@ from os.path import realpath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from dataset_maker import convert, pool, writers
-from dataset_maker.convert import Entry, Plan, Task, digest
-from dataset_maker.pipeline import Pipeline
+from dataset_maker.convert import Entry, Plan, Task
 from dataset_maker.pool import Spread, add_arguments  # noqa: F401 - makers take them from here
 from dataset_maker.sources import unique_names
 from errors import InputError
-from files import check_writable, write_json, written_aside
+from files import check_writable, digest_of, write_json, written_aside
 
 JOBS = 64  # shards of a small data set
 JOB_BYTES = 512 << 20  # of source: large data sets get more shards
 THREADS = 8  # that join parts: they wait for the disk most of the time
-RESERVE = 1.05  # of the estimated disk space: HDF5's own bookkeeping
 
 
 def stamped(tasks: Iterable[Task]) -> list[Task]:
@@ -73,7 +69,7 @@ def plan_jobs(tasks: Sequence[Task]) -> list[list[Task]]:
 def only_maker(plan: Plan) -> Iterator[None]:
     """Hold the output folder for this maker alone. Raises InputError if another one holds it."""
     check_writable(plan.folder)
-    plan.notes.mkdir(exist_ok=True)
+    plan.parts.mkdir(parents=True, exist_ok=True)
     with (plan.notes / "lock").open("w") as lock:
         try:
             import fcntl
@@ -83,129 +79,117 @@ def only_maker(plan: Plan) -> Iterator[None]:
             raise InputError(f"{plan.folder}: another maker is at work here; wait, or name another --output") from error
         except (ImportError, OSError):  # Windows, file systems without locks
             pass
-        _clear(plan)
         try:
             yield
         finally:
-            _clear(plan)
+            for path in (*plan.folder.glob(".*.part"), *plan.parts.glob(".*.part")):  # of processes that were killed
+                path.unlink(missing_ok=True)
 
 
-def _clear(plan: Plan) -> None:
-    """Remove what killed processes left, and parts that no journal tells of."""
-    left = [*plan.folder.glob(".*.part"), *plan.notes.glob(".*.part")]
-    if not plan.journal.exists():
-        left += plan.notes.glob("*.hdf5")
-    for path in left:
-        path.unlink(missing_ok=True)
+def _recall(plan: Plan, note: Path) -> list[Entry]:
+    """Return what a note tells of files that are all there, uncut. Otherwise remove the files and the note."""
+    job: dict[str, Any] = {"files": {}, "recordings": []}
+    with suppress(ValueError):  # torn by a power cut
+        job = json.loads(note.read_text(encoding="utf-8"))
+    there = {name: (plan.folder / name).stat().st_size for name in job["files"] if (plan.folder / name).exists()}
+    if there == job["files"]:
+        return [entry for entry in job["recordings"] if "error" not in entry]  # older notes name these, too
+    for path in [*map(plan.folder.joinpath, there), note]:
+        path.unlink()
+    return []
 
 
 def in_shards(plan: Plan, tasks: Sequence[Task], *, others_allowed: bool) -> dict[str, Entry]:
     """Return what shards of earlier runs hold of these recordings, by key.
 
-    A shard that is gone or cut is forgotten, with the others of its job. others_allowed: whether the folder may hold
-    other recordings. Raises InputError for those, and for a recording that has changed or was converted in another way.
+    others_allowed: whether the folder may hold other recordings. Raises InputError for those, and for a recording that
+    has changed or was converted in another way.
     """
-    entries: list[Entry] = []
-    for note in sorted(plan.notes.glob("*.json")):
-        job = json.loads(note.read_text(encoding="utf-8"))
-        there = {name: (plan.folder / name).stat().st_size for name in job["files"] if (plan.folder / name).exists()}
-        if there == job["files"]:
-            entries += [entry for entry in job["recordings"] if "error" not in entry]  # older notes name these, too
-        else:
-            for path in [*map(plan.folder.joinpath, there), note]:
-                path.unlink()
+    entries = [entry for note in sorted(plan.notes.glob("*.json")) for entry in _recall(plan, note)]
     keys: dict[str, set[str]] = {}
     for task in tasks:
         keys.setdefault(task["path"], set()).add(plan.key(task))
-    way_out = f"delete {plan.folder}, or name another --output"
-    for entry in entries:
-        if entry["path"] in keys and entry["key"] not in keys[entry["path"]]:
-            reason = "as it was before it changed, or made with other flags"
-            raise InputError(f"{plan.folder} holds {entry['path']} {reason}: {way_out}")
     others = [entry["path"] for entry in entries if entry["path"] not in keys]
-    if others and not others_allowed:
+    changed = [entry["path"] for entry in entries if entry["key"] not in keys.get(entry["path"], {entry["key"]})]
+    if changed:
+        held = f"{changed[0]} as it was before it changed, or made with other flags"
+    elif others and not others_allowed:
         held = f"{len(others)} recordings that are not among these, such as {others[0]}"
-        raise InputError(f"{plan.folder} holds {held}: {way_out}")
-    if others:
-        print(f"{len(others)} recordings of earlier runs are there besides")
-    return {entry["key"]: entry for entry in entries if entry["path"] in keys}
+    else:
+        return {entry["key"]: entry for entry in entries if entry["path"] in keys}
+    raise InputError(f"{plan.folder} holds {held}: delete {plan.folder}, or name another --output")
 
 
 def in_parts(plan: Plan, tasks: Sequence[Task]) -> dict[str, Entry]:
     """Return what a maker that was stopped had converted of these recordings, by key."""
-    parts = {plan.key(task): plan.part(task) for task in tasks}
-    entries = {}
-    for line in plan.journal.read_text(encoding="utf-8").splitlines() if plan.journal.exists() else []:
-        with suppress(ValueError):  # a line of a maker that was killed may be torn
-            entry = json.loads(line)
-            part = parts.get(entry["key"])
-            if part and part.exists() and part.stat().st_size == entry["bytes"]:
-                entries[entry["key"]] = entry
-    return entries
+    notes = {plan.key(task): plan.part(task).with_suffix(".json") for task in tasks}
+    return {key: entry for key, note in notes.items() if note.exists() for entry in _recall(plan, note)}
 
 
 # ---- survey, convert, join
 
 
 def spread_out(
-    executor: Executor,
-    function: Callable[[Task], Entry],
-    tasks: Sequence[Task],
-    what: str,
-    done: Callable[[Task, Entry], Any] = lambda task, entry: None,
-) -> list[Entry]:
-    """Return function(task) for every task, or {"error": reason}, in order, with a progress bar.
-
-    Errors and warnings are printed at once. done: called when a task has succeeded.
-    """
-    futures = {executor.submit(function, task): number for number, task in enumerate(tasks)}
-    entries: list[Entry] = [{}] * len(tasks)
+    executor: Executor, function: Callable[[Task], Entry], tasks: Sequence[Task], what: str
+) -> Iterator[tuple[Task, Entry]]:
+    """Yield each task with function(task), or with {"error": reason}, as they come, under a progress bar."""
+    futures = {executor.submit(function, task): task for task in tasks}
     with tqdm(total=len(tasks), desc=what, unit="recording", disable=None) as bar:
         for future in as_completed(futures):
-            number = futures[future]
-            task, entry = tasks[number], pool.result_of(future, tasks[number]["path"])
-            entries[number] = {key: task[key] for key in ("path", "open", "recording", "subject") if key in task}
-            entries[number] |= entry
-            if "error" in entry:
-                tqdm.write(f"left out: {entry['error']}", file=sys.stderr)
-            else:
-                done(task, entries[number])
-            for warning in entry.get("warnings", ()):
-                tqdm.write(f"warning: {warning}", file=sys.stderr)
+            task = futures[future]
+            yield task, pool.result_of(future, task["path"])
             bar.update()
-    return entries
 
 
-def survey(maker: str, pipeline: Pipeline, tasks: Sequence[Task], executor: Executor) -> list[Entry]:
-    """Look at the recordings' headers; return electrodes, seconds, rate, windows (labelled) or the error of each."""
-    return spread_out(executor, partial(convert.survey, maker, pipeline), tasks, "looking")
+def survey(plan: Plan, tasks: Sequence[Task], executor: Executor) -> list[list[str]]:
+    """Return the electrodes of all recordings that can be read, in order."""
+    found = spread_out(executor, partial(convert.survey, plan), tasks, "looking")
+    electrodes = {plan.key(task): entry.get("electrodes") for task, entry in found}
+    return [names for task in tasks if (names := electrodes[plan.key(task)])]
 
 
-def run(plan: Plan, tasks: Sequence[Task], executor: Executor) -> dict[str, Entry]:
-    """Convert recordings into parts; returns what became of each, by key."""
-    with plan.journal.open("a", encoding="utf-8") as journal:
+def run(
+    plan: Plan, tasks: Sequence[Task], executor: Executor, *, shards: bool = True, others_allowed: bool = False
+) -> tuple[list[Entry], float]:
+    """Convert the recordings that earlier runs have not; returns what became of each, and the new seconds of EEG.
 
-        def note(task: Task, entry: Entry) -> None:
-            entry |= {"key": plan.key(task), "bytes": plan.part(task).stat().st_size}
-            journal.write(json.dumps(entry) + "\n")
-            journal.flush()
-
-        entries = spread_out(executor, partial(convert.convert, plan), tasks, "converting", note)
-    return {plan.key(task): entry for task, entry in zip(tasks, entries, strict=True)}
+    shards: whether to join the parts into shards. others_allowed: of `in_shards`. Errors and warnings are printed.
+    """
+    results = in_shards(plan, tasks, others_allowed=others_allowed) if shards else {}
+    parts = in_parts(plan, [task for task in tasks if plan.key(task) not in results])
+    if results := results | parts:
+        print(f"{len(results)} of {len(tasks)} recordings were converted before")
+    new, seconds = [task for task in tasks if plan.key(task) not in results], 0.0
+    for task, entry in spread_out(executor, partial(convert.convert, plan), new, "converting"):
+        entry |= {key: task[key] for key in ("path", "open", "recording", "subject") if key in task}
+        entry["key"] = key = plan.key(task)
+        results[key] = entry
+        for warning in entry.get("warnings", ()):
+            tqdm.write(f"warning: {warning}", file=sys.stderr)
+        if "error" in entry:
+            tqdm.write(f"left out: {entry['error']}", file=sys.stderr)
+            continue
+        part, parts[key] = plan.part(task), entry
+        files = {str(part.relative_to(plan.folder)): part.stat().st_size}
+        write_json(part.with_suffix(".json"), {"files": files, "recordings": [entry]}, durable=False)
+        seconds += entry["seconds"]
+    if shards:
+        join(plan, tasks, parts)
+    return [results[plan.key(task)] for task in tasks], seconds
 
 
 def join(plan: Plan, tasks: Sequence[Task], entries: Mapping[str, Entry]) -> None:
-    """Join the parts of recordings into shards. entries: what became of those that are in no shard yet, by key."""
+    """Join the parts of recordings into shards. entries: what the parts hold, by key."""
     with ThreadPoolExecutor(THREADS) as threads:
-        jobs = []
+        futures = []
         for number, job in enumerate(plan_jobs(tasks)):
-            known = [(plan.part(task), entries.get(plan.key(task), {"error": "in a shard"})) for task in job]
-            good = {part: entry for part, entry in known if "error" not in entry}
-            name = f"{number:05d}-{digest(entry['key'] for entry in good.values())[:8]}"
-            jobs += [threads.submit(_join, plan, name, good)] if good else []
-        for future in jobs:
+            parts = {plan.part(task): entries[plan.key(task)] for task in job if plan.key(task) in entries}
+            name = f"{number:05d}-{digest_of(entry['key'] for entry in parts.values())[:8]}"
+            futures += [threads.submit(_join, plan, name, parts)] if parts else []
+        for future in futures:
             future.result()
-    plan.journal.unlink()
+    for path in plan.parts.iterdir():  # of recordings that are gone
+        path.unlink()
 
 
 def _join(plan: Plan, job: str, parts: Mapping[Path, Entry]) -> None:
@@ -226,21 +210,4 @@ def _join(plan: Plan, job: str, parts: Mapping[Path, Entry]) -> None:
         write_json(plan.notes / f"{job}.json", {"files": sizes, "recordings": list(parts.values())})
     for part in parts:
         part.unlink(missing_ok=True)
-
-
-def check_disk(folder: Path, needed: float) -> None:
-    """Print the space needed in bytes and refuse to begin without it. Raises InputError."""
-    free = shutil.disk_usage(folder).free
-    print(f"about {size(needed)} of disk needed, {size(free)} free in {folder}")
-    if needed * RESERVE > free:
-        raise InputError(
-            f"{folder}: about {size(needed)} of disk needed, {size(free)} free; free some, name another --output, or "
-            "halve the need with --dtype float16"
-        )
-
-
-def size(count: float) -> str:
-    """Return a number of bytes for people, such as `1.4 GB`."""
-    units = ("B", "kB", "MB", "GB", "TB")
-    power = min(int(np.log10(max(count, 1)) // 3), len(units) - 1)
-    return f"{count / 1000**power:.3g} {units[power]}"
+        part.with_suffix(".json").unlink()

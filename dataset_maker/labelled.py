@@ -141,30 +141,13 @@ def is_made_already(output: Path, fingerprint: str) -> bool:
 def _convert(
     plan: Plan, tasks: Sequence[Task], executor: Executor, single: bool
 ) -> tuple[list[dict[str, Any]], Plan, float]:
-    """Do the jobs that are left. Returns all recordings in order, the plan with its electrodes, new seconds of EEG."""
-    surveys = jobs.survey(plan.maker, plan.pipeline, tasks, executor)
-    seen = [(task, survey) for task, survey in zip(tasks, surveys, strict=True) if "error" not in survey]
+    """Convert what is left. Returns what became of the recordings, the plan with electrodes, new seconds of EEG."""
     description = dict(plan.description or {})
-    description["electrodes"] = description["electrodes"] or common_montage([s["electrodes"] for _, s in seen])
+    if not description["electrodes"]:
+        description["electrodes"] = common_montage(jobs.survey(plan, tasks, executor)) or []
     plan = replace(plan, description=description)
-    failed = {plan.key(t): entry for t, entry in zip(tasks, surveys, strict=True) if "error" in entry}
-    kept = {} if single else jobs.in_shards(plan, tasks, others_allowed=False)
-    parts = jobs.in_parts(plan, tasks)
-    if before := kept | parts:
-        print(f"{len(before)} of {len(tasks)} recordings were converted before")
-    left = sum(survey["windows"] for task, survey in seen if plan.key(task) not in before)
-    if single:  # it is written from the parts
-        left += sum(survey["windows"] for _, survey in seen)
-    sample = len(description["electrodes"] or ()) * round(description["window"] * description["rate"])
-    if left:
-        jobs.check_disk(plan.folder, left * sample * np.dtype(plan.pipeline.dtype).itemsize)
-    new = [task for task in tasks if plan.key(task) not in before | failed]
-    entries = jobs.run(plan, new, executor)
-    if not single:
-        jobs.join(plan, tasks, parts | entries)
-    results = failed | before | entries
-    seconds = sum(entry["seconds"] for entry in entries.values() if "error" not in entry)
-    return [results[plan.key(task)] for task in tasks], plan, seconds
+    entries, seconds = jobs.run(plan, tasks, executor, shards=not single)
+    return entries, plan, seconds
 
 
 def common_montage(montages: Sequence[Sequence[str]]) -> list[str] | None:

@@ -12,8 +12,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from dataset_maker import jobs, pipeline, report
 from dataset_maker.jobs import Plan, Spread
 from dataset_maker.pipeline import Pipeline
@@ -48,24 +46,8 @@ def convert_recordings(
     plan = Plan(maker, pipeline, output, {"source": source} | pipeline.described())
     check_writable(report.report_path(output).parent)
     with jobs.only_maker(plan), spread.executor() as executor:
-        kept = jobs.in_shards(plan, tasks, others_allowed=True)
-        parts = jobs.in_parts(plan, tasks)
-        if before := kept | parts:
-            print(f"{len(before)} of {len(tasks)} recordings were converted before")
-        new = [task for task in tasks if plan.key(task) not in before]
-        surveyed = {
-            plan.key(t): entry for t, entry in zip(new, jobs.survey(maker, pipeline, new, executor), strict=True)
-        }
-        failed = {key: entry for key, entry in surveyed.items() if "error" in entry}
-        good = [entry for entry in surveyed.values() if "error" not in entry]
-        if samples := sum(len(entry["electrodes"]) * entry["seconds"] * entry["rate"] for entry in good):
-            jobs.check_disk(output, samples * np.dtype(pipeline.dtype).itemsize)
-        entries = jobs.run(plan, [task for task in new if plan.key(task) not in failed], executor)
-        jobs.join(plan, tasks, parts | entries)
-    seconds = sum(entry["seconds"] for entry in entries.values() if "error" not in entry)
-    results = failed | before | entries
-    ordered = [results[plan.key(task)] for task in tasks]
-    whole = report.summary(ordered, plan.made, output) | {"montages": report.montages(ordered)}
+        entries, seconds = jobs.run(plan, tasks, executor, others_allowed=True)
+    whole = report.summary(entries, plan.made, output) | {"montages": report.montages(entries)}
     report.finish(whole, seconds, time.monotonic() - began)
     if count := len(whole["left_out"]):
         others = f"the others are in {output}" if whole["converted"] else "nothing was converted"

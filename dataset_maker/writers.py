@@ -156,15 +156,14 @@ class LabelledShard(_Shard):
         """Note what a recording with samples in this split is like, and what could not be done to it."""
         _add_description(self._file[split], quality, Counter(notes))
 
-    def append_windows(
-        self, prepared: Prepared, windows: Windows, *, recording: str, subject: str, split: str | None, where: str
-    ) -> dict[str, dict[str, int]]:
-        """Cut a recording's windows and append them; split: of windows without one.
+    def append_windows(self, prepared: Prepared, windows: Windows, *, task: Mapping[str, Any]) -> dict[str, Any]:
+        """Cut the windows of a task's recording and append them. Its `split` holds for windows without one.
 
         Returns split -> label -> number (label `all` for regression). Raises InputError for other electrodes than the
         data set's.
         """
-        order = montage_order(prepared.electrodes, self.description["electrodes"], where)
+        order = montage_order(prepared.electrodes, self.description["electrodes"], task["path"])
+        recording, subject, split = task["recording"], task["subject"], task.get("split")
         splits = np.asarray(windows.splits if windows.splits is not None else [split] * len(windows.starts))
         labels, starts = np.asarray(windows.labels), np.asarray(windows.starts, dtype=np.int64)
         samples = round(self.description["window"] * prepared.rate)

@@ -47,13 +47,11 @@ def behave(word: str, free: Path) -> None:
 
 
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
-    """Return the recording, or behave as its file says, which may be at the first or the second look at it."""
+    """Return the recording, or behave as its file says."""
     path = Path(task["path"])
-    word, later, _ = path.read_text().partition(" later")
-    looked = path.with_suffix(".looked")
-    if not later or looked.exists():
-        behave(word, path.with_suffix(".free"))
-    looked.touch()
+    word = path.read_text()
+    path.with_suffix(".read").touch()
+    behave(word, path.with_suffix(".free"))
     names = ["PZ", "CZ"] if word == "swapped" else ["CZ", "OZ"] if word == "others" else ["CZ", "PZ"]
     eeg = signal_of(path)[::-1] if word == "swapped" else signal_of(path)
     return mne.io.RawArray(eeg * 1e-6, mne.create_info(names, RATE, "eeg"), verbose="error")
