@@ -155,7 +155,7 @@ def result_of(name: str, folder: Path, seconds: float) -> dict[str, Any]:
     for split in ("test", "val"):
         path = folder / f"predictions-{split}.npz"
         if path.is_file():
-            held = read_predictions(path, TASK)
+            held = read_predictions(path)
             selected = next(line for line in found["log"] if line["epoch"] == held.epoch)
             found["metrics"] = {"selected": selected, "last": found["log"][-1]}
             found["predictions"] = {  # arrays as words in one line

@@ -11,7 +11,7 @@ from errors import InputError
 from files import digest_of, write_json
 from reference.cell import TASK, predictions_of
 from results.read import Predictions
-from results.report import LEVEL, drawn_metrics, subjects_of
+from results.report import drawn_metrics, interval, subjects_of
 from training import metrics
 
 DRAWS = 1000
@@ -40,9 +40,7 @@ class Intervals:
         key = f"{title}, {_digest([*own, *other])}"
         if key not in self._kept:
             values = self._draws(own) - (self._draws(other) if other else 0)
-            values = values[np.isfinite(values).all(axis=1)]
-            tail = (100 - LEVEL) / 2
-            ends = np.percentile(values, [tail, 100 - tail], axis=0)
+            ends = interval(values)
             self._kept[key] = {name: [round(float(end), 4) for end in ends[:, i]] for i, name in enumerate(NAMES)}
         self._used[key] = self._kept[key]
         return self._used[key]

@@ -1,6 +1,6 @@
 """Read what runs leave in their folders: log.txt, environment.json, prediction files; find the epoch that counts.
 
-Nothing in these files is executed. What cannot be used becomes one line in `notes`, so that the other runs still count.
+What cannot be used becomes one line in `notes`, so that the other runs still count.
 """
 
 import json
@@ -16,10 +16,9 @@ import pandas as pd
 
 from eeg_data.hdf5 import printable
 from errors import InputError, UsageError, one_line
+from training.metrics import LOWER_IS_BETTER, SELECT_BY, compute
 
 STAGE_SIGNS = {"train_quant_loss": "tokenizer", "train_mlm_acc": "pretraining"}
-SELECT_BY = {"binary": "roc_auc", "multiclass": "cohen_kappa", "regression": "r2"}  # the paper's rule
-LOWER_IS_BETTER = ("rmse",)
 SAME_VALUE = 5e-5  # half of the last printed digit: batches of another size round differently
 # Flags that say where a run reads, writes and computes: runs that differ in them are still averaged.
 PLACES = {"output_dir", "log_dir", "data_dir", "train_data", "val_data", "dataset", "device", "num_workers", "pin_mem"}
@@ -64,7 +63,6 @@ class RunResult:
     rule: str = ""  # how it was selected
     predictions: dict[str, Predictions] = field(default_factory=dict)  # by set: val, test
     finished: bool = True
-    notes: list[str] = field(default_factory=list)
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -73,17 +71,11 @@ class RunResult:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Flags that make another experiment. Flags of the batch count as windows per step, if these are known."""
-        settings = {name: value for name, value in self.flags.items() if name not in PLACES}
-        total = self.flags.get("total_batch_size")
-        if not isinstance(total, int):
-            hardware = self.environment.get("hardware")
-            parts = [hardware.get("processes") if isinstance(hardware, dict) else None, self.flags.get("batch_size")]
-            parts += [self.flags[name] for name in BATCH_FLAGS - {"batch_size"} if name in self.flags]
-            total = int(np.prod(parts)) if all(isinstance(part, int) for part in parts) else None  # type: ignore[arg-type]
-        if total is None:
-            return settings
-        return {name: settings[name] for name in settings.keys() - BATCH_FLAGS} | {"total_batch_size": total}
+        """Flags that make another experiment. The windows of a step stand for the flags that make them up."""
+        processes = self.environment.get("hardware", {}).get("processes", 1)
+        windows = math.prod([processes, *(self.flags.get(name, 1) for name in BATCH_FLAGS)])
+        settings = {name: value for name, value in self.flags.items() if name not in PLACES | BATCH_FLAGS}
+        return settings | {"total_batch_size": self.flags.get("total_batch_size") or windows}
 
     @property
     def split(self) -> str | None:
@@ -110,18 +102,17 @@ def read_runs(folders: Sequence[Path], *, select_by: str | None = None) -> tuple
     places = list(dict.fromkeys(place for folder in folders for place in run_folders(folder, notes)))
     runs = []
     for folder, label in zip(places, map(printable, short_names(places)), strict=True):
-        run = read_run(folder, label, select_by=select_by)
-        notes += [f"{label}: {note}" for note in run.notes]
-        if len(run.log):
-            runs.append(run)
-    return runs, notes
+        own: list[str] = []
+        runs.append(read_run(folder, label, own, select_by=select_by))
+        notes += [f"{label}: {note}" for note in own]
+    return [run for run in runs if len(run.log)], notes
 
 
 def run_folders(folder: Path, notes: list[str]) -> list[Path]:
     """Return the folder if it holds a log.txt, else its sub-folders that do, in the order of the numbers in names."""
     if (folder / "log.txt").is_file():
         return [folder]
-    inside = [path.parent for path in folder.glob("*/log.txt")] if folder.is_dir() else []
+    inside = [path.parent for path in folder.glob("*/log.txt")]
     if not inside:
         what = "has no log.txt, and none in a sub-folder" if folder.is_dir() else "is no folder"
         notes.append(f"{folder} {what}: give the --output_dir of a run, or a folder of such folders")
@@ -137,61 +128,47 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(part[-length:]) for part in parts]
 
 
-def read_run(folder: Path, label: str, *, select_by: str | None = None) -> RunResult:
+def read_run(folder: Path, label: str, notes: list[str], *, select_by: str | None = None) -> RunResult:
     """Read one folder. Without a whole line in log.txt the `log` of the result is empty."""
-    notes: list[str] = []
     lines = read_log(folder / "log.txt", notes)
     log = pd.DataFrame(lines, index=[int(line["epoch"]) for line in lines])
     environment = _read_environment(folder / "environment.json", notes)
     stage = next((stage for sign, stage in STAGE_SIGNS.items() if sign in log), "classifier")
-    run = RunResult(folder, label, stage, log, environment, notes=notes)
+    run = RunResult(folder, label, stage, log, environment)
     if not lines:
         notes.append("log.txt holds no whole epoch: left out")
         return run
-    stopped = stage == "classifier" and _judge(run, select_by)
-    epochs, done = run.flags.get("epochs"), int(log.index[-1]) + 1
-    if isinstance(epochs, int) and done < epochs and not stopped:
+    stopped = stage == "classifier" and _judge(run, select_by, notes)
+    epochs, done = run.flags.get("epochs", 0), int(log.index[-1]) + 1
+    if done < epochs and not stopped:
         run.finished = False
         notes.append(f"unfinished, {done} of {epochs} epochs: in no mean")
-    if run.epoch is not None:
-        for split in ("val", "test"):
-            _add_predictions(run, split)
     if stage == "classifier":
-        given = run.flags.get("dataset")
         names = [one.name for one in run.predictions.values() if one.name]
-        run.name = names[0] if names else printable(Path(given).stem) if isinstance(given, str) else None
+        run.name = next(iter(names), None) or printable(Path(run.flags.get("dataset") or "").stem) or None
     return run
 
 
 def read_log(path: Path, notes: list[str]) -> list[dict[str, float]]:
     """Read the numbers of log.txt, one dict per epoch, in order; null becomes NaN. Damaged lines are noted."""
     by_epoch: dict[float, dict[str, float]] = {}
-    try:
-        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        notes.append(f"log.txt cannot be read ({error.strerror or error})")
-        return []
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, text in enumerate(texts, start=1):
         try:
             line = {str(n): math.nan if v is None else float(v) for n, v in json.loads(text).items()}
             by_epoch[int(line["epoch"])] = line
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             notes.append(f"line {number} of {len(texts)} of log.txt is damaged or cut off, and left out")
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def _read_environment(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(values, dict) and isinstance(values.get("flags"), dict):
-            return values
-        reason = "holds no flags"
-    except FileNotFoundError:
-        reason = "is missing"
-    except (OSError, ValueError, RecursionError):
-        reason = "cannot be read"
-    notes.append(f"environment.json {reason}: the settings are unknown, and whether the run is finished")
-    return {}
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        reason = "cannot be read" if path.exists() else "is missing"
+        notes.append(f"environment.json {reason}: the settings are unknown, and whether the run is finished")
+        return {}
 
 
 def select_epoch(log: pd.DataFrame, metric: str) -> tuple[int, str]:
@@ -204,61 +181,55 @@ def select_epoch(log: pd.DataFrame, metric: str) -> tuple[int, str]:
     return int(values.idxmax()), f"validation {metric}"
 
 
-def _judge(run: RunResult, select_by: str | None) -> bool:
-    """Find the task of a run of stage 3 and the epoch that counts. Returns True if --patience stopped the training."""
+def _judge(run: RunResult, select_by: str | None, notes: list[str]) -> bool:
+    """Find the task, the epoch that counts and its predictions. Returns True if --patience stopped the training."""
     run.task = next((task for task, metric in SELECT_BY.items() if metric in run.metrics), None)
     if run.task is None:
-        run.notes.append("log.txt holds no validation or test metrics")
+        notes.append("log.txt holds no validation or test metrics")
         return False
     if select_by not in (None, *run.metrics):
         raise UsageError(f"--select_by {select_by}: {run.label} has {', '.join(run.metrics)}")
     run.select_by = select_by or SELECT_BY[run.task]
-    measured = run.log[[name for name in run.log if name.startswith(("val_", "test_"))]]
+    measured = run.log.filter(regex="^(val|test)_")
     evaluated = measured.dropna(how="all") if measured.notna().any(axis=None) else measured
     run.epoch, run.rule = select_epoch(evaluated, run.select_by)
-    trained_by, patience = run.flags.get("select_by"), run.flags.get("patience")
-    waited_for = trained_by if trained_by in run.metrics else SELECT_BY[run.task]
-    waited = int((evaluated.index > select_epoch(evaluated, waited_for)[0]).sum())  # epochs
-    return isinstance(patience, int) and waited >= patience
+    for split in ("val", "test"):
+        if f"{split}_loss" in run.log:
+            _add_predictions(run, split, notes)
+    best, _ = select_epoch(evaluated, run.flags.get("select_by") or SELECT_BY[run.task])
+    waited = int((evaluated.index > best).sum())  # epochs
+    return waited >= (run.flags.get("patience") or math.inf)
 
 
-def _add_predictions(run: RunResult, split: str) -> None:
+def _add_predictions(run: RunResult, split: str, notes: list[str]) -> None:
     """Take up a prediction file if it is of the epoch that counts and agrees with log.txt; else note why not."""
-    path = run.folder / f"predictions-{split}.npz"
-    if f"{split}_loss" not in run.log:
-        return
     assert run.task is not None
-    try:
-        preds = read_predictions(path, run.task, epoch=run.epoch)
-    except InputError as error:
-        run.notes.append(f"{error}: --eval writes it")
-        return
-    # One metric tells whether the file is of this run: accuracy, or the RMSE of a regression.
-    if run.task == "regression":
-        name, value = "rmse", float(np.sqrt(((preds.logits - preds.labels) ** 2).mean(axis=0)).mean())
-    else:
-        name, value = "accuracy", float((predicted_classes(run.task, preds.logits) == preds.labels).mean())
+    path = run.folder / f"predictions-{split}.npz"
+    name = "rmse" if run.task == "regression" else "accuracy"
     logged = run.value(f"{split}_{name}")
-    if preds.epoch != run.epoch:
-        run.notes.append(f"{path.name} is of epoch {preds.epoch}, {run.rule} selects epoch {run.epoch}: it is left out")
-    elif abs(value - logged) > SAME_VALUE:
-        run.notes.append(
-            f"{path.name} and log.txt do not agree on epoch {preds.epoch} ({name} {value:.4f} and {logged:.4f}): the "
-            "file, of other data or weights, is left out"
-        )
+    try:
+        preds = read_predictions(path, epoch=run.epoch)
+        value = compute(run.task, preds.logits, preds.labels)[name]
+    except InputError as error:
+        notes.append(f"{error}: --eval writes it")
+    except ValueError as error:  # arrays that belong to no task
+        notes.append(f"{path.name} is damaged and left out ({one_line(error)[:90]}): --eval writes it")
     else:
-        run.predictions[split] = preds
+        if preds.epoch != run.epoch:
+            notes.append(f"{path.name} is of epoch {preds.epoch}, {run.rule} selects epoch {run.epoch}: it is left out")
+        elif abs(value - logged) > SAME_VALUE:
+            notes.append(
+                f"{path.name} and log.txt do not agree on epoch {preds.epoch} ({name} {value:.4f} and {logged:.4f}): "
+                "the file, of other data or weights, is left out"
+            )
+        else:
+            run.predictions[split] = preds
 
 
-def predicted_classes(task: str, logits: np.ndarray) -> np.ndarray:
-    """Return the class that each window is taken for, (n,). logits: (n, outputs)."""
-    return (logits[:, 0] >= 0).astype(int) if task == "binary" else logits.argmax(axis=1)
-
-
-def read_predictions(path: Path, task: str, *, epoch: int | None = None) -> Predictions:
+def read_predictions(path: Path, *, epoch: int | None = None) -> Predictions:
     """Read a prediction file: its logits of `epoch` if it has them, else of its selected epoch.
 
-    Raises InputError if the file is missing, damaged or does not fit the task.
+    Raises InputError if the file is missing or damaged. Nothing in it is executed.
     """
     if not path.is_file():
         raise InputError(f"{path.name} is missing")
@@ -266,34 +237,14 @@ def read_predictions(path: Path, task: str, *, epoch: int | None = None) -> Pred
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
         last = int(held["last_epoch"]) == epoch != int(held["epoch"])
-        preds = Predictions(
+        return Predictions(
             epoch=int(held["last_epoch" if last else "epoch"]),
             logits=held["last_logits" if last else "logits"],
             labels=held["labels"],
             recordings=held["recording"].astype(str),
             subjects=held["subject"].astype(str),
             name=str(held["name"]) if "name" in held else None,
-            classes=tuple(map(str, held["classes"])) if "classes" in held else (),
+            classes=tuple(map(str, held.get("classes", ()))),
         )
-        if not _fits(preds, task):
-            raise ValueError(f"it does not hold finite logits and labels of a {task} task, one for each sample")
     except Exception as error:  # numpy and zipfile raise many types for damaged files
         raise InputError(f"{path.name} is damaged and left out ({one_line(error)[:90]})") from error
-    return preds
-
-
-def _fits(preds: Predictions, task: str) -> bool:
-    """True if arrays can be the logits and labels of a task."""
-    logits, labels, n = preds.logits, preds.labels, len(preds.labels)
-    if logits.ndim != 2 or not n or not len(logits) == len(preds.recordings) == len(preds.subjects) == n:
-        return False
-    if not all(part.dtype.kind in "fiu" and np.isfinite(part).all() for part in (logits, labels)):
-        return False
-    if task == "regression":
-        return labels.shape == logits.shape
-    classes = 2 if task == "binary" else logits.shape[1]
-    return (
-        labels.ndim == 1
-        and bool(np.isin(labels, np.arange(classes)).all())
-        and (logits.shape[1] == 1) == (task == "binary")
-    )

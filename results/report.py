@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from eeg_data.hdf5 import printable
 from files import written_aside
-from results.read import Predictions, RunResult, predicted_classes
+from results.read import Predictions, RunResult
 from results.tables import Grid, Group, Table, grids, loss_kind, mean_and_std, number
 from training import metrics
 
@@ -56,37 +56,27 @@ class Units(NamedTuple):
     """The recordings or the subjects of a set."""
 
     kind: str  # recording or subject
-    names: list[str]
-    places: list[np.ndarray]  # indices of the samples of each
-
-
-class Intervals(NamedTuple):
-    """Bootstrap intervals: {metric: (lower, upper end)}."""
-
-    mean: dict[str, tuple[float, float]]  # of the mean over runs
-    runs: list[dict[str, tuple[float, float]]]
-    draws: int  # that were used
-    skipped: int  # in which a metric is not defined
+    places: dict[str, np.ndarray]  # indices of the samples of each
 
 
 # Recordings and subjects
 
 
-def units_of(kind: str, names: Sequence[str]) -> Units:
-    """Collect the samples of each name."""
-    groups = pd.Series(range(len(names))).groupby(np.asarray(names)).indices
-    return Units(kind, [str(name) for name in groups], list(groups.values()))
-
-
 def recordings_of(preds: Predictions) -> Units:
     """Return the recordings of a set."""
-    return units_of("recording", preds.recordings.tolist())
+    return Units("recording", pd.Series(range(len(preds.labels))).groupby(preds.recordings).indices)
 
 
 def subjects_of(preds: Predictions) -> Units:
     """Return the subjects of a set; its recordings if a subject is unknown."""
-    names = preds.subjects.tolist()
-    return units_of("subject", names) if all(name.strip() for name in names) else recordings_of(preds)
+    if not all(name.strip() for name in preds.subjects):
+        return recordings_of(preds)
+    return Units("subject", pd.Series(range(len(preds.labels))).groupby(preds.subjects).indices)
+
+
+def predicted_classes(task: str, logits: np.ndarray) -> np.ndarray:
+    """Return the class that each window is taken for, (n,). logits: (n, outputs)."""
+    return (logits[:, 0] >= 0).astype(int) if task == "binary" else logits.argmax(axis=1)
 
 
 def probabilities(task: str, logits: np.ndarray) -> np.ndarray:
@@ -96,26 +86,27 @@ def probabilities(task: str, logits: np.ndarray) -> np.ndarray:
 
 def unit_metrics(task: str, preds: Predictions, units: Units) -> dict[str, float] | None:
     """Measure units by the mean probability of their windows. None if one has windows of several classes."""
-    if task == "regression" or any(len(np.unique(preds.labels[places])) > 1 for places in units.places):
+    every = list(units.places.values())
+    if task == "regression" or any(len(np.unique(preds.labels[places])) > 1 for places in every):
         return None
     scores = probabilities(task, preds.logits)
-    means = np.stack([scores[places].mean(axis=0) for places in units.places])
+    means = np.stack([scores[places].mean(axis=0) for places in every])
     if task == "binary":  # metrics want logits; these keep order and threshold
         means = logit(np.clip(means, ALMOST_SURE, 1 - ALMOST_SURE))
-    return metrics.compute(task, means, np.array([preds.labels[places[0]] for places in units.places]))
+    return metrics.compute(task, means, np.array([preds.labels[places[0]] for places in every]))
 
 
 def unit_table(task: str, runs: Sequence[Predictions], units: Units) -> pd.DataFrame:
     """Tabulate units, means over runs: name, windows, and rmse and pearson, or class, right and probability."""
     rows = []
-    for name, places in zip(units.names, units.places, strict=True):
-        row: dict[str, Any] = {units.kind: name, "windows": len(places)}
+    for name, places in units.places.items():
+        row: dict[str, Any] = {units.kind: str(name), "windows": len(places)}
         if task == "regression":
             each = pd.DataFrame([metrics.regression_metrics(run.logits[places], run.labels[places]) for run in runs])
             row |= each[["rmse", "pearson"]].mean(skipna=False).to_dict()
         else:
-            labels = np.unique(runs[0].labels[places])
-            row["class"] = class_names(task, runs[0])[int(labels[0])] if len(labels) == 1 else f"{len(labels)} classes"
+            names = class_names(task, runs[0])
+            row["class"] = ", ".join(names[int(label)] for label in np.unique(runs[0].labels[places]))
             right = [predicted_classes(task, run.logits[places]) == run.labels[places] for run in runs]
             row["right"] = float(np.mean(right))
             if task == "binary":
@@ -138,33 +129,24 @@ def drawn_metrics(task: str, runs: Sequence[Predictions], units: Units, *, draws
     In a draw without one of the classes no metric is defined: a mean over fewer classes would be of another task.
     """
     generator = np.random.default_rng(seed)
-    labels = runs[0].labels
+    labels, every = runs[0].labels, list(units.places.values())
     classes = 0 if task == "regression" else len(np.unique(labels))
     values = np.full((draws, len(runs), len(metrics.METRICS[task])), math.nan)
     for draw in tqdm(range(draws), desc="drawing subjects", disable=not sys.stderr.isatty(), leave=False):
-        chosen = generator.integers(len(units.places), size=len(units.places))
-        places = np.concatenate([units.places[i] for i in chosen])
+        places = np.concatenate([every[i] for i in generator.integers(len(every), size=len(every))])
         if len(np.unique(labels[places])) >= classes:
             for i, run in enumerate(runs):
                 values[draw, i] = list(metrics.compute(task, run.logits[places], run.labels[places]).values())
     return values
 
 
-def bootstrap(task: str, runs: Sequence[Predictions], units: Units, *, draws: int, seed: int = 0) -> Intervals:
-    """Compute percentile intervals over draws of whole units, the same draws for all runs (of the same samples)."""
-    values = drawn_metrics(task, runs, units, draws=draws, seed=seed)
-    defined = np.isfinite(values).all(axis=(1, 2))
-    values = values[defined]
-    if not len(values):
-        return Intervals({}, [{} for _ in runs], 0, draws)
+def interval(values: np.ndarray) -> np.ndarray:
+    """Return the lower and upper end over the draws in which all is defined. (draws, ...) -> (2, ...); NaN: none is."""
+    defined = np.isfinite(values).reshape(len(values), -1).all(axis=1)
     tail = (100 - LEVEL) / 2
-
-    def ends(one: np.ndarray) -> dict[str, tuple[float, float]]:
-        low, high = np.percentile(one, [tail, 100 - tail], axis=0)
-        return dict(zip(metrics.METRICS[task], zip(low.tolist(), high.tolist(), strict=True), strict=True))
-
-    each = [ends(values[:, i]) for i in range(len(runs))]
-    return Intervals(ends(values.mean(axis=1)), each, len(values), int((~defined).sum()))
+    if not defined.any():
+        return np.full((2, *values.shape[1:]), math.nan)
+    return np.percentile(values[defined], [tail, 100 - tail], axis=0)
 
 
 # Figures
@@ -205,21 +187,18 @@ def curves(runs: Sequence[RunResult], name: str, kinds: dict[str, tuple[str, str
 def confusion(task: str, runs: Sequence[Predictions], classes: Sequence[str]) -> Figure:
     """Draw the share of each class's windows by predicted class, mean over runs."""
     every = np.arange(len(classes))
-    shares = []
-    for run in runs:
-        counts = sk.confusion_matrix(run.labels, predicted_classes(task, run.logits), labels=every)
-        shares.append(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
-    mean = np.mean(shares, axis=0)
+    shares = [
+        sk.confusion_matrix(run.labels, predicted_classes(task, run.logits), labels=every, normalize="true")
+        for run in runs
+    ]
     figure, axes = blank()
     axes.grid(False)
-    axes.imshow(mean, vmin=0, vmax=1, cmap="Blues")
-    names = [short(name) for name in classes]
-    axes.set_xticks(every, names, rotation=45, ha="right")
-    axes.set_yticks(every, names)
+    shown = sk.ConfusionMatrixDisplay(np.mean(shares, axis=0), display_labels=[short(name) for name in classes])
+    shown.plot(
+        ax=axes, cmap="Blues", values_format=".2f", include_values=len(classes) <= ANNOTATED, colorbar=False,
+        xticks_rotation=45, im_kw={"vmin": 0, "vmax": 1},
+    )  # fmt: skip
     axes.set(xlabel="predicted", ylabel="is")
-    for row, column in np.ndindex(mean.shape) if len(classes) <= ANNOTATED else ():
-        colour = "w" if mean[row, column] > 0.5 else "k"
-        axes.text(column, row, f"{mean[row, column]:.2f}", ha="center", va="center", color=colour, size=9)
     return figure
 
 
@@ -261,18 +240,6 @@ def scatter(preds: Sequence[Predictions], output: int, name: str) -> Figure:
     return figure
 
 
-def unit_figure(table: pd.DataFrame, kind: str) -> Figure:
-    """Draw the share of right windows, or the error, of each unit, the worst first."""
-    key = "rmse" if "rmse" in table else "right"
-    values = table[key].dropna().sort_values(ascending=key == "right").to_numpy()
-    figure, axes = blank()
-    axes.plot(np.arange(1, len(values) + 1), values, "o", ms=4)
-    axes.axhline(float(np.median(values)), ls="--", color="0.4", lw=1, label=f"median {np.median(values):.3f}")
-    axes.legend()
-    axes.set(xlabel=f"{kind}s, worst first", ylabel="RMSE" if key == "rmse" else "share of windows right")
-    return figure
-
-
 # The page
 
 
@@ -298,8 +265,7 @@ def _shown(text: str) -> str:
 
 def write(path: Path, tables: Sequence[Table], notes: Sequence[str], *, draws: int = 1000) -> None:
     """Write the page of these tables, whole or not at all. draws: of the bootstrap."""
-    runs = sum(len(table.runs) for table in tables)
-    title = f"{tables[0].title if len(tables) == 1 else 'Results'}: {runs} run{'' if runs == 1 else 's'}"
+    title = tables[0].title if len(tables) == 1 else "Results"
     parts = []
     with rc_context(STYLE):
         for table in tables:
@@ -315,24 +281,18 @@ def write(path: Path, tables: Sequence[Table], notes: Sequence[str], *, draws: i
 
 
 def group_parts(table: Table, group: Group, draws: int) -> list[str]:
-    """Write curves, figures and tables of predictions, and settings, of runs that differ only in their seed."""
+    """Write curves, and figures and tables of predictions, of runs that differ only in their seed."""
     parts = [as_figure(*one) for one in curves_of(table, group)]
     runs = [run for run in group.finished or group.runs if table.split in run.predictions]
-    if runs and table.task is not None:
-        preds = [run.predictions[table.split] for run in runs]
-        parts += [as_figure(*one) for one in prediction_figures(table, preds)]
-        recordings, subjects = recordings_of(preds[0]), subjects_of(preds[0])
-        levels = [recordings, subjects] if subjects.kind == "subject" else [recordings]
-        parts.append(as_table(*levels_grid(table, preds, levels)))
-        for units in levels:
-            each = unit_table(table.task, preds, units)
-            caption = f"Each point is a {units.kind}; mean over {len(preds)} run(s)."
-            parts += [as_figure(unit_figure(each, units.kind), caption), as_table(each)]
-        parts.append(as_table(*intervals_grid(table, runs, preds, levels[-1], draws)))
-    settings = pd.DataFrame([run.flags for run in group.runs], dtype=object)
-    rows = [(f"--{name}", ", ".join(dict.fromkeys(map(str, settings[name])))) for name in sorted(settings)]
-    rows += [(name, str(value)) for name, value in group.runs[0].environment.items() if name != "flags"]
-    return [*parts, as_table(pd.DataFrame(rows, columns=["flag", "value"]))]
+    if not runs or table.task is None:
+        return parts
+    preds = [run.predictions[table.split] for run in runs]
+    parts += [as_figure(*one) for one in prediction_figures(table.task, preds, where=f"{table.split} set")]
+    recordings, subjects = recordings_of(preds[0]), subjects_of(preds[0])
+    levels = [recordings, subjects] if subjects.kind == "subject" else [recordings]
+    parts.append(as_table(*levels_grid(table.task, preds, levels)))
+    parts += [as_table(unit_table(table.task, preds, units)) for units in levels]
+    return [*parts, as_table(*intervals_grid(table.task, runs, preds, levels[-1], draws))]
 
 
 def curves_of(table: Table, group: Group) -> list[tuple[Figure, str]]:
@@ -352,26 +312,26 @@ def curves_of(table: Table, group: Group) -> list[tuple[Figure, str]]:
     return figures
 
 
-def prediction_figures(table: Table, preds: Sequence[Predictions]) -> list[tuple[Figure, str]]:
+def prediction_figures(task: str, preds: Sequence[Predictions], *, where: str) -> list[tuple[Figure, str]]:
     """Draw confusion matrix and curves, or scatter plots of a regression."""
-    assert table.task is not None
-    names = class_names(table.task, preds[0])
-    where = f"{table.split} set, {len(preds)} run(s)"
-    if table.task == "regression":
+    names = class_names(task, preds[0])
+    if task == "regression":
         return [(scatter(preds, i, name), f"Predicted {name}, {where}; dashed: exact.") for i, name in enumerate(names)]
     return [
-        (confusion(table.task, preds, names), f"Share of a class's windows (each row adds up to 1), mean; {where}."),
-        (class_curves(table.task, preds, names, kind="roc"), f"ROC curve of each run; {where}."),
-        (class_curves(table.task, preds, names, kind="pr"), f"Precision-recall curve of each run; {where}."),
+        (
+            confusion(task, preds, names),
+            f"Share of a class's windows (each row adds up to 1), mean over runs; {where}.",
+        ),
+        (class_curves(task, preds, names, kind="roc"), f"ROC curve of each run; {where}."),
+        (class_curves(task, preds, names, kind="pr"), f"Precision-recall curve of each run; {where}."),
     ]
 
 
-def levels_grid(table: Table, preds: Sequence[Predictions], levels: Sequence[Units]) -> Grid:
+def levels_grid(task: str, preds: Sequence[Predictions], levels: Sequence[Units]) -> Grid:
     """Tabulate metrics over windows, recordings and subjects."""
-    assert table.task is not None
-    names, rows = metrics.METRICS[table.task], []
-    windows: list = [metrics.compute(table.task, one.logits, one.labels) for one in preds]
-    each = [(u.kind, len(u.names), [unit_metrics(table.task, one, u) for one in preds]) for u in levels]
+    windows: list = [metrics.compute(task, one.logits, one.labels) for one in preds]
+    each = [(u.kind, len(u.places), [unit_metrics(task, one, u) for one in preds]) for u in levels]
+    names, rows = metrics.METRICS[task], []
     for kind, n, values in [("window", len(preds[0].labels), windows), *each]:
         if values[0] is not None:
             frame = pd.DataFrame(values, columns=list(names)).agg(["mean", "std"], skipna=False)
@@ -381,21 +341,19 @@ def levels_grid(table: Table, preds: Sequence[Predictions], levels: Sequence[Uni
 
 
 def intervals_grid(
-    table: Table, runs: Sequence[RunResult], preds: Sequence[Predictions], units: Units, draws: int
+    task: str, runs: Sequence[RunResult], preds: Sequence[Predictions], units: Units, draws: int
 ) -> Grid:
     """Tabulate bootstrap intervals of each run and of their mean."""
-    assert table.task is not None
-    if len(units.names) < 2:
+    if len(units.places) < 2:
         return Grid(pd.DataFrame(), [f"There is only one {units.kind}: no interval."])
-    drawn = bootstrap(table.task, preds, units, draws=draws)
-    names = metrics.METRICS[table.task]
-    rows = []
-    for label, ends in zip(["mean of runs", *(run.label for run in runs)], [drawn.mean, *drawn.runs], strict=True):
-        rows.append([label, *("{:.4f} to {:.4f}".format(*ends[name]) if name in ends else "-" for name in names)])
-    below = [
-        f"{LEVEL} % percentile intervals over {drawn.draws} draws of {len(units.names)} {units.kind}s with "
-        f"replacement, {table.split} set."
-    ]
-    below += [f"{drawn.skipped} more draws lack a class: left out."] if drawn.skipped else []
+    values = drawn_metrics(task, preds, units, draws=draws)  # (draws, runs, metrics)
+    used = int(np.isfinite(values).all(axis=(1, 2)).sum())
+    each = interval(values)  # (2, runs, metrics)
+    rows = {run.label: each[:, i] for i, run in enumerate(runs)}
+    if len(runs) > 1:
+        rows = {"mean of runs": interval(values.mean(axis=1))} | rows
+    cells = [[label, *(f"{low:.4f} to {high:.4f}" for low, high in ends.T)] for label, ends in rows.items()]
+    below = [f"{LEVEL} % percentile intervals over {used} draws of {len(units.places)} {units.kind}s with replacement."]
+    below += [f"{draws - used} more draws lack a class: left out."] if used < draws else []
     below += ["Subjects are unknown: whole recordings are drawn."] if units.kind != "subject" else []
-    return Grid(pd.DataFrame(rows if len(runs) > 1 else rows[1:], columns=["", *names]), below)
+    return Grid(pd.DataFrame(cells, columns=["", *metrics.METRICS[task]]), below)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from errors import UsageError
+from files import plain
 from results import NO_ROWS, published_sets
 from results.read import RunResult
 
@@ -45,6 +46,13 @@ class Group:
         """Name of the row of means."""
         n = len(self.finished)
         return f"here {self.letter}".strip() + f" ({n} run{'' if n == 1 else 's'})"
+
+    @property
+    def remark(self) -> str:
+        """The runs of one of several groups, and the flags in which it differs; "" if there is one group."""
+        flags = " ".join(f"--{name} {'(default)' if v is None else v}" for name, v in self.differs.items())
+        runs = ", ".join(run.label for run in self.runs)
+        return f"{runs}: {flags or 'other samples, or unknown settings'}" if self.letter else ""
 
     def means(self, split: str) -> pd.DataFrame:
         """Mean and standard deviation of each metric over finished runs: one row each. NaN: not defined."""
@@ -113,7 +121,7 @@ def make_tables(runs: Sequence[RunResult], notes: list[str], *, published: str |
 
 
 def make_groups(runs: Sequence[RunResult], notes: list[str]) -> list[Group]:
-    """Put runs with the same settings and samples together. Notes say in what groups differ."""
+    """Put runs with the same settings and samples together."""
     groups: list[Group] = []
     for run in runs:
         group = next((group for group in groups if all(_same_experiment(run, other) for other in group.runs)), None)
@@ -126,15 +134,12 @@ def make_groups(runs: Sequence[RunResult], notes: list[str]) -> list[Group]:
     for number, group in enumerate(groups):
         if len(groups) > 1:
             group.letter = string.ascii_uppercase[number] if number < 26 else str(number + 1)
-            group.differs = {
-                name: settings[number].get(name)
-                for name in names
-                if any(one.get(name) != settings[number].get(name) for one in settings)
-            }
-            what = as_flags(group.differs) or "other samples, or unknown settings"
-            notes.append(f"group {group.letter} ({', '.join(run.label for run in group.runs)}): {what}")
+        own = settings[number]
+        group.differs = {
+            name: own.get(name) for name in names if any(one.get(name) != own.get(name) for one in settings)
+        }
         seeds = [run.flags.get("seed") for run in group.runs]
-        for seed in sorted({seed for seed in seeds if isinstance(seed, int) and seeds.count(seed) > 1}):
+        for seed in sorted({seed for seed in seeds if seed is not None and seeds.count(seed) > 1}):
             same = " and ".join(run.label for run in group.runs if run.flags.get("seed") == seed)
             notes.append(f"{same} have the same seed {seed} and settings: they are not independent runs")
     return groups
@@ -143,12 +148,7 @@ def make_groups(runs: Sequence[RunResult], notes: list[str]) -> list[Group]:
 def _same_experiment(run: RunResult, other: RunResult) -> bool:
     common = run.predictions.keys() & other.predictions.keys()
     samples = all(run.predictions[split].same_samples(other.predictions[split]) for split in common)
-    return samples and run.settings == other.settings and bool(run.flags) == bool(other.flags)
-
-
-def as_flags(values: dict[str, Any]) -> str:
-    """Write settings as flags."""
-    return " ".join(f"--{name} {'(default)' if value is None else value}" for name, value in values.items())
+    return samples and run.settings == other.settings
 
 
 def _add_published(table: Table, chosen: str | None, notes: list[str]) -> None:
@@ -181,7 +181,7 @@ def means_grid(table: Table) -> Grid:
     for group in table.groups:
         if group.finished:
             means = group.means(table.split)
-            rows.append((group.label, as_flags(group.differs), [mean_and_std(*means[name]) for name in names]))
+            rows.append((group.label, group.remark, [mean_and_std(*means[name]) for name in names]))
     below: list[str] = []
     cells = []
     for label, remark, values in rows:
@@ -200,9 +200,8 @@ def runs_grid(table: Table) -> Grid:
     rows = []
     for run in table.runs:
         values = [run.value(f"val_{run.select_by}"), *(run.value(f"{table.split}_{name}") for name in names)]
-        rows.append([run.label + ("" if run.finished else " *"), str(run.epoch), *map(number, values)])
+        rows.append([run.label, str(run.epoch), *map(number, values)])
     below = [f"val is the selected epoch's {table.rule}."] if table.rule.startswith("validation") else []
-    below += ["* not finished, in no mean"] if any(not run.finished for run in table.runs) else []
     return Grid(pd.DataFrame(rows, columns=["run", "epoch", "val", *names]), below)
 
 
@@ -248,29 +247,21 @@ def grids(table: Table) -> list[Grid]:
 
 
 def as_text(tables: Sequence[Table], notes: Notes) -> str:
-    """Lay tables out for a terminal of 80 columns."""
+    """Lay tables out for a terminal."""
     parts = []
     for table in tables:
-        parts += [_wrapped(table.title), *("\n".join(_lines(grid)) for grid in grids(table))]
+        parts.append(table.title)
+        for cells, below in grids(table):
+            rows = [list(cells.columns), *cells.to_numpy().tolist()]
+            first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+            lines = []
+            for label, *values in rows:
+                numbers = "".join(f"  {cell:>{width}}" for cell, width in zip(values, widths, strict=True))
+                lines.append(f"{label:<{first}}{numbers}".rstrip())
+            parts.append("\n".join([*lines, *map(_wrapped, below)]))
     if notes:
         parts.append("\n".join(_wrapped(f"note: {note}") for note in notes))
     return "\n\n".join(parts) + "\n"
-
-
-def _lines(grid: Grid) -> list[str]:
-    rows = [list(grid.cells.columns), *grid.cells.to_numpy().tolist()]
-    if sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)) - 2 > WIDTH:
-        rows = [[cell.replace(" \u00b1 ", "\u00b1") for cell in row] for row in rows]
-    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-    first = min(first, max(8, WIDTH - sum(widths) - 2 * len(widths)))
-    lines = []
-    for label, *cells in rows:
-        if len(label) > first:  # a long name has a line to itself
-            lines.append(label)
-            label = ""
-        numbers = "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        lines.append(f"{label:<{first}}{numbers}".rstrip())
-    return [*lines, *map(_wrapped, grid.below)]
 
 
 def _wrapped(text: str) -> str:
@@ -302,54 +293,27 @@ def as_latex(tables: Sequence[Table], notes: Notes) -> str:
     return "\n".join([*parts, *(f"% {note}" for note in notes)]) + "\n"
 
 
-def as_csv(tables: Sequence[Table], notes: Notes) -> str:
-    """Write one line for each run with all digits, all tables together."""
+def every_run(tables: Sequence[Table]) -> list[dict[str, Any]]:
+    """List the numbers of each run with all digits: of the epoch that counts; of the last one in stages 1 and 2."""
     rows = []
     for table in tables:
         for group in table.groups:
             for run in group.runs:
                 place = {"table": table.title, "group": group.letter, "run": run.label, "seed": run.flags.get("seed")}
-                rows.append({**place, "finished": run.finished, **_numbers(run)})
-    return pd.DataFrame(rows).to_csv(index=False)
+                line = run.log.iloc[-1] if run.epoch is None else run.log.loc[run.epoch].filter(regex="^(val|test)_")
+                epoch = int(run.log.index[-1] if run.epoch is None else run.epoch)
+                rows.append(place | {"finished": run.finished, **line, "epoch": epoch})
+    return rows
+
+
+def as_csv(tables: Sequence[Table], notes: Notes) -> str:
+    """Write one line for each run, all tables together."""
+    return pd.DataFrame(every_run(tables)).to_csv(index=False)
 
 
 def as_json(tables: Sequence[Table], notes: Notes) -> str:
-    """Write everything with all digits; null: not defined."""
-    parts = []
-    for table in tables:
-        rows = [
-            {"label": label.split(" (")[0], "metrics": {n: {"mean": m, "std": s} for n, (m, s) in values.items()}}
-            | {"remark": label.partition(" (")[2].removesuffix(")")}
-            for label, values in table.published.items()
-        ]
-        groups = []
-        for group in table.groups:
-            means = group.means(table.split) if table.task is not None and group.finished else pd.DataFrame()
-            runs = [
-                {"run": run.label, "seed": run.flags.get("seed"), "finished": run.finished, **_numbers(run)}
-                for run in group.runs
-            ]
-            groups.append({"label": group.label, "differs": group.differs, "means": means.to_dict(), "runs": runs})
-        parts.append(
-            {"title": table.title, "stage": table.stage, "data_set": table.name, "task": table.task}
-            | {"set": table.split, "epoch_by": table.rule, "published": {"source": table.source, "rows": rows}}
-            | {"groups": groups}
-        )
-    return json.dumps(_finite({"tables": parts, "notes": list(notes)}), indent=1, ensure_ascii=False) + "\n"
-
-
-def _numbers(run: RunResult) -> dict[str, float]:
-    """Return the numbers of the epoch that counts; for stages 1 and 2 those of the last epoch."""
-    line = run.log.iloc[-1] if run.epoch is None else run.log.loc[run.epoch].filter(regex="^(val|test)_")
-    return {"epoch": int(run.log.index[-1] if run.epoch is None else run.epoch), **line.drop("epoch", errors="ignore")}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Write one object for each run, and the notes. null: not defined."""
+    return json.dumps(plain({"runs": every_run(tables), "notes": list(notes)}), indent=1, ensure_ascii=False) + "\n"
 
 
 FORMATS: dict[str, Callable[[Sequence[Table], Notes], str]] = {
