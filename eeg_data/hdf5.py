@@ -3,6 +3,7 @@
 Works without torch. `pretraining_files.py` and `labelled_files.py` say what the two kinds of files hold.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,8 +55,14 @@ def open_file(path: Path) -> h5py.File:
 
 
 def open_dataset(path: Path, name: str) -> h5py.Dataset:
-    """Open a data set once a process: opening it again costs more than reading a window of it."""
-    return _open_dataset(path, name, os.getpid())[0]
+    """Open a data set once a process: opening it again costs more than reading a window of it.
+
+    Raises InputError as `open_file` does, for missing sources, and for a file that was cut short since it was opened.
+    """
+    dataset, _, handle, size = _open_dataset(path, name, os.getpid())
+    if os.fstat(handle).st_size < size:  # HDF5 reads zeros where a file ends too early
+        raise InputError(f"{path} was cut short since it was opened: make it again")
+    return dataset
 
 
 @lru_cache(OPEN_FILES)
@@ -69,9 +76,13 @@ def _open_file(path: Path, process: int) -> h5py.File:
 
 
 @lru_cache(OPEN_DATASETS)
-def _open_dataset(path: Path, name: str, process: int) -> tuple[h5py.Dataset, h5py.File]:
-    file = open_file(path)
-    return file[name], file  # which HDF5 closes as soon as nobody holds it
+def _open_dataset(path: Path, name: str, process: int) -> tuple[h5py.Dataset, h5py.File, int, int]:
+    file = open_file(path)  # held, too: HDF5 closes it as soon as nobody does
+    dataset = file[name]
+    if dataset.is_virtual:  # its sources may have gone since it was listed
+        check_stored(dataset, f"{path}, {printable(name)}")
+    stored_in = dataset.file.id  # another file behind an external link
+    return dataset, file, stored_in.get_vfd_handle(), stored_in.get_filesize()
 
 
 def close_files() -> None:
@@ -80,20 +91,37 @@ def close_files() -> None:
     _open_file.cache_clear()
 
 
-def check_sources(dataset: h5py.Dataset, where: str) -> None:
-    """Raise InputError for a virtual data set with a missing source: HDF5 would read zeros in its place."""
-    folder = Path(dataset.file.filename).parent
-    for source in dataset.virtual_sources() if dataset.is_virtual else ():
-        path = Path(dataset.file.filename) if source.file_name == "." else folder / source.file_name
-        try:
-            missing = source.dset_name not in open_file(path)
-        except InputError:
-            missing = True
-        if missing:
-            raise InputError(
-                f"{where} shows {printable(source.dset_name)} of {printable(str(path))}, which is missing or damaged: "
-                "put it back, or make the file again"
-            )
+def check_stored(dataset: h5py.Dataset, where: str) -> None:
+    """Raise InputError for a data set that is only partly there: HDF5 reads zeros in the place of the rest."""
+    with readable(where):
+        if dataset.is_virtual:
+            for source in dataset.virtual_sources():
+                _check_source(dataset, source.file_name, source.dset_name, where)
+            return
+        shape, file_size = dataset.shape or (), dataset.file.id.get_filesize()
+        size = math.prod(shape) * dataset.dtype.itemsize  # bytes; exact, NumPy's integers would overflow
+        if dataset.chunks is None:
+            complete = dataset.shape is None or dataset.id.get_storage_size() >= size
+        else:  # counting chunks takes long, so only of those that must be compressed
+            chunks = math.prod(-(-n // chunk) for n, chunk in zip(shape, dataset.chunks, strict=True))
+            complete = size <= file_size or dataset.id.get_num_chunks() >= chunks
+    if not complete:
+        raise InputError(f"{where}: only a part of it was written, its maker was stopped: make the file again")
+
+
+def _check_source(dataset: h5py.Dataset, file_name: str, name: str, where: str) -> None:
+    """Raise InputError if a source of a virtual data set is missing."""
+    own = Path(dataset.file.filename)
+    path = own if file_name == "." else own.parent / file_name
+    try:
+        file = open_file(path)  # held here, because checking its own sources may open many files
+        source = file[name]
+    except Exception:
+        raise InputError(
+            f"{where} shows {printable(name)} of {printable(str(path))}, which is missing or damaged: put it back, or "
+            "make the file again"
+        ) from None
+    check_stored(source, where)
 
 
 def find_files(paths: Sequence[Path], flag: str) -> list[Path]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from eeg_data.hdf5 import (
     attribute,
-    check_sources,
+    check_stored,
     files_below,
     number,
     open_dataset,
@@ -181,7 +181,7 @@ def _check_split(group: h5py.Group, where: str, electrodes: int) -> int:
         refuse(where, f"`{key}` must be a data set of {wanted}", column.dtype.kind not in kinds)
         length = (column.shape or (0,))[0]
         refuse(where, f"`{key}` holds {length} values for {shape[0]} samples", length != shape[0])
-        check_sources(column, where)
+        check_stored(column, where)
     return int(samples) // SAMPLING_RATE
 
 

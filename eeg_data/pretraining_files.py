@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from eeg_data.hdf5 import attribute, check_sources, number, open_dataset, open_file, printable, readable, texts
+from eeg_data.hdf5 import attribute, check_stored, number, open_dataset, open_file, printable, readable, texts
 from eeg_data.quality import Quality, SignalScan
 from errors import InputError
 
@@ -178,7 +178,7 @@ def _read_recording(
                 f"{where}: sampled at {rate:g} Hz, all files of a run must be at {SAMPLING_RATE} Hz: convert it with "
                 f"--rsfreq {SAMPLING_RATE}"
             )
-        check_sources(eeg, where)
+        check_stored(eeg, where)
         length = int(eeg.shape[1])
         valid = read_valid(group, where, (seconds_of(length),))
         invalid = None if valid is None else stretches(~valid)

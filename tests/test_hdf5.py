@@ -10,7 +10,18 @@ import pytest
 
 from data_helpers import PAIR, TRIO, only_line, signal, write_labelled, write_pretraining
 from eeg_data import hdf5
-from eeg_data.hdf5 import attribute, files_below, find_files, number, open_dataset, open_file, readable, text, texts
+from eeg_data.hdf5 import (
+    attribute,
+    check_stored,
+    files_below,
+    find_files,
+    number,
+    open_dataset,
+    open_file,
+    readable,
+    text,
+    texts,
+)
 from eeg_data.labelled_files import read_eeg
 from eeg_data.pretraining_files import read_recordings
 from errors import InputError
@@ -78,6 +89,52 @@ def test_a_broken_link_is_one_line_that_names_it(tmp_path: Path, name: str) -> N
     with pytest.raises(InputError) as error:
         read_recordings(path)
     only_line(error, path, name, "link")
+
+
+def test_a_source_that_is_lost_after_files_were_listed_is_one_line(tmp_path: Path) -> None:
+    path, _ = joined(tmp_path)
+    recording = next(r for r in read_recordings(path) if r.name == "both")
+    hdf5.close_files()
+    (tmp_path / "parts" / "b.hdf5").unlink()
+    with pytest.raises(InputError, match=r"b\.hdf5"):
+        recording.read(0, 1000)
+
+
+def test_a_file_cut_short_while_it_is_open_raises_and_never_reads_zeros(tmp_path: Path) -> None:
+    path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 40_000)])
+    labelled = write_labelled(tmp_path / "b.hdf5", {"train": (signal(9, 2, 400), [0] * 9)}, names=PAIR)
+    (recording,) = read_recordings(path)
+    reads: dict[Path, Any] = {
+        path: lambda: recording.read(39_600, 400),
+        labelled: lambda: read_eeg(labelled, "train", 8),
+    }
+    for file, read in reads.items():
+        read()
+        os.truncate(file, file.stat().st_size // 2)
+        with pytest.raises(InputError) as error:
+            read()
+        only_line(error, file, "cut short")
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (2, 200)}, {"chunks": (2, 200), "compression": "gzip"}], ids=str)
+def test_a_file_whose_maker_was_stopped_is_refused(tmp_path: Path, options: dict) -> None:
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("someone/eeg", (2, 20_000), "f4", **options)
+        data.attrs.update(chOrder=list(PAIR), rsFreq=200.0)
+        if options:
+            data[:, :10_000] = signal(2, 10_000)
+    with pytest.raises(InputError) as error:
+        read_recordings(path)
+    only_line(error, path, "someone", "only a part")
+
+
+def test_compressed_and_empty_data_sets_are_whole(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file.create_dataset("packed", data=np.zeros((2, 10**5)), chunks=(2, 10**4), compression="gzip")
+        file["empty"], file["nothing"] = np.zeros((3, 0)), h5py.Empty("f4")
+    for data in open_file(tmp_path / "a.hdf5").values():
+        check_stored(data, "here")
 
 
 def test_an_error_of_hdf5_becomes_one_line_that_quotes_nothing_and_ours_pass_through() -> None:
