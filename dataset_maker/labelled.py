@@ -125,17 +125,22 @@ def make(args: argparse.Namespace, maker: str, data_set: DataSet, tasks: Sequenc
 
 
 def is_made_already(output: Path, fingerprint: str) -> bool:
-    """Whether the file was made from the same recordings with the same flags. Raises InputError if not."""
+    """Whether the file was made from the same recordings with the same flags.
+
+    Raises InputError if it is another file, or if recordings were left out when it was made.
+    """
     if not output.exists():
         return False
+    made: dict[str, Any] = {}
     with suppress(OSError, KeyError, ValueError), h5py.File(output, "r", locking=False) as file:
         made = json.loads(file.attrs["made"])
-        if made["fingerprint"] == fingerprint:
-            without = f", without {made['left_out']} of them" if made["left_out"] else ""
-            print(f"{output} is already made from these recordings with these flags{without}")
-            return True
-    refuse_existing(output)
-    return False
+    if made.get("fingerprint") != fingerprint:
+        refuse_existing(output)
+    if count := made["left_out"]:
+        place = report.report_path(output)
+        raise InputError(f"{output} was made without {count} recordings, see {place}: delete it to try again")
+    print(f"{output} is already made from these recordings with these flags")
+    return True
 
 
 def _convert(

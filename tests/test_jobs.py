@@ -349,8 +349,8 @@ def test_a_labelled_file_holds_the_recordings_in_order_their_rows_in_one_order_a
     reasons = {Path(entry["path"]).stem: entry["reason"] for entry in report["left_out"]}
     assert "lacks PZ and has OZ besides" in reasons["c"] and "cannot be read" in reasons["d"] and "7" in reasons["e"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "x.hdf5", "x.report.json"]
-    make_labelled(paths, tmp_path / "x.hdf5")
-    assert "already made from these recordings with these flags, without 3 of them" in capsys.readouterr().out
+    with pytest.raises(InputError, match="made without 3 recordings"):
+        make_labelled(paths, tmp_path / "x.hdf5")
 
 
 def test_a_finished_labelled_file_is_recognised_and_another_is_not_replaced(
