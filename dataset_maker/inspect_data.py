@@ -53,7 +53,6 @@ from files import check_file, write_json, written_aside
 UNPRINTED = ("kind", "path", "files", "name", "task", "classes", "warnings")  # or printed apart
 PERCENTILES = (1, 50, 99, 99.9)
 MOST_SETS, SPECTRUM_WINDOWS, SHOWN = 8, 40, 6  # of the picture: rows, windows of a spectrum, seconds of each trace
-FLOOR = 1e-20  # uV^2/Hz, for the logarithm of zero
 
 Report = dict[str, Any]
 
@@ -211,7 +210,7 @@ def _describe_labelled(path: Path, shards: list[LabelledFile]) -> DataSet:
         }
         for split, own in parts.items()
     }
-    sizes = {split: len(values) for split, values in labels.items()}
+    sizes = {split: entry["samples"] for split, entry in splits.items()}
     report: Report = {"kind": "labelled", "path": str(file.path), "files": list(map(str, file.shards))}
     report |= {"name": file.name, "task": file.task, "classes": list(file.classes), "splits": splits}
     report |= {"hours": sum(sizes.values()) * file.seconds / 3600, "windows": {"seconds": file.seconds}}
@@ -254,16 +253,12 @@ def _words(value: Any) -> str:
 
 def draw(sets: Sequence[DataSet], path: Path) -> None:
     """Write a PNG with a row for each set: two windows as stacked traces, and the power spectrum."""
-    import matplotlib
+    from matplotlib.figure import Figure
     from scipy.signal import welch
 
-    matplotlib.use("Agg")  # there may be no display
-    from matplotlib import pyplot as plt
-
     heights = [2.2 + 0.16 * len(one.report["electrodes"]) for one in sets]
-    ratios = {"width_ratios": [2.3, 1], "height_ratios": heights}
-    size = (13, sum(heights))
-    figure, axes = plt.subplots(len(sets), 2, figsize=size, squeeze=False, layout="constrained", gridspec_kw=ratios)
+    figure = Figure(figsize=(13, sum(heights)), layout="constrained")
+    axes = figure.subplots(len(sets), 2, squeeze=False, width_ratios=[2.3, 1], height_ratios=heights)
     for one, (left, right) in zip(sets, axes, strict=True):
         left.set_title(printable(one.title), loc="left")
         spread = np.unique(np.linspace(0, one.windows, SPECTRUM_WINDOWS, endpoint=False, dtype=int))
@@ -281,14 +276,12 @@ def draw(sets: Sequence[DataSet], path: Path) -> None:
         left.set_yticks(offsets, one.report["electrodes"], fontsize=7)
         left.set_xlabel(f"time in two windows, s; {spacing:.3g} uV from electrode to electrode")
         length = min(windows[0].shape[1], 2 * SAMPLING_RATE)
-        power = np.mean([welch(eeg, SAMPLING_RATE, nperseg=length, axis=1)[1] for eeg in windows], axis=0)[:, 1:]
-        frequencies = np.fft.rfftfreq(length, 1 / SAMPLING_RATE)[1:]
-        right.plot(frequencies, 10 * np.log10(power.T + FLOOR), color="lightgray", linewidth=0.6)
-        right.plot(frequencies, 10 * np.log10(power.mean(axis=0) + FLOOR), color="red")
-        right.set(xlabel=f"frequency, Hz; mean of {len(windows)} windows", ylabel="power, dB re 1 uV²/Hz")
+        frequencies, power = welch(np.stack(windows), SAMPLING_RATE, nperseg=length)  # power: (windows, N, bins)
+        right.semilogy(frequencies[1:], power.mean(axis=0)[:, 1:].T, color="lightgray", linewidth=0.6)
+        right.semilogy(frequencies[1:], power.mean(axis=(0, 1))[1:], color="red")
+        right.set(xlabel=f"frequency, Hz; mean of {len(windows)} windows", ylabel="power, uV²/Hz")
     with written_aside(path) as part:
         figure.savefig(part, dpi=110, format="png")
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from eeg_data.batches import EvaluationBatches, Key, TrainingBatches
-from eeg_data.labelled_files import (
-    DATASETS,
-    LabelledFile,
-    UsableSamples,
-    published_sizes,
-    read_samples,
+from eeg_data.batches import EvaluationBatches, Key
+from eeg_data.labelled_files import DATASETS, LabelledFile, UsableSamples, published_sizes, read_samples
+from eeg_data.pretraining import (
+    Loaders,
+    add_loader_arguments,
+    extent,
+    make_loader,
+    to_units,
+    training_batches,
+    warn_unmarked,
 )
-from eeg_data.pretraining import Loaders, add_loader_arguments, extent, make_loader, to_units, warn_unmarked
 from eeg_data.quality import Quality, compare_with_published, split_warnings, warnings
 from electrodes import PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError
@@ -108,15 +110,7 @@ def collate_labelled(samples: Sequence[tuple[np.ndarray, Tensor, Any, int]]) -> 
 def build_labelled_loaders(args: argparse.Namespace, run: Run, file: LabelledFile, *, accumulation: int = 1) -> Loaders:
     """Make the loaders of stage 3. Raises InputError for a set without training samples, or with one class only."""
     splits = _splits(file, run, table_rows=args.num_electrodes + 1)
-    batches = TrainingBatches(
-        [len(splits["train"])],
-        args.batch_size,
-        seed=args.seed,
-        rank=run.rank,
-        processes=run.processes,
-        accumulation=accumulation,
-        overfit_batch=args.overfit_batch,
-    )
+    batches = training_batches([len(splits["train"])], args, run, accumulation)
     shares = (run.rank, run.processes) if args.dist_eval else (0, 1)
     evaluation = {}
     for split in ("val", "test"):

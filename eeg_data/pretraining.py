@@ -68,13 +68,6 @@ class MontageWindows(Windows):
         super().__init__(recordings, **options)
         self.channels = torch.tensor(embedding_rows(self.montage, table_rows=table_rows, where=str(recordings[0].path)))
 
-    def summary(self) -> dict[str, Any]:
-        """Describe the windows, so that a resumed run can compare them with the saved run's."""
-        runs = (self._owners, self._firsts, self._ends)
-        recordings = [(recording.name, recording.length) for recording in self.recordings]
-        digest = digest_of([self.montage, self.window, self.stride, recordings, *runs])
-        return {"electrodes": len(self.montage), "windows": len(self), "digest": digest}
-
 
 class PretrainingDataset(Dataset):
     """Windows of all montages by key (epoch, montage, window), with a mask where masks are made."""
@@ -99,17 +92,19 @@ class PretrainingDataset(Dataset):
 
     def summary(self) -> dict[str, Any]:
         """Describe the windows, so that a resumed run can compare them with the saved run's."""
-        parts = [windows.summary() for windows in self.montages]
+        parts = []
+        for windows in self.montages:
+            recordings = [(recording.name, recording.length) for recording in windows.recordings]
+            digest = digest_of([windows.montage, windows.window, windows.stride, recordings, *windows.runs])
+            parts.append({"electrodes": len(windows.montage), "windows": len(windows), "digest": digest})
         return {"windows": sum(part["windows"] for part in parts), "digest": digest_of(parts)}
 
     @property
     def groups(self) -> list[str]:
         """A short name of each montage, under which its loss is logged: its electrodes, numbered if need be."""
-        sizes = [len(windows.montage) for windows in self.montages]
-        names = [f"{n}ch" for n in sizes]
-        return [
-            name if names.count(name) == 1 else f"{name}-{names[: i + 1].count(name)}" for i, name in enumerate(names)
-        ]
+        names = [f"{len(windows.montage)}ch" for windows in self.montages]
+        numbers = [f"-{names[: i + 1].count(name)}" if names.count(name) > 1 else "" for i, name in enumerate(names)]
+        return list(map("".join, zip(names, numbers, strict=True)))
 
     def describe(self, key: Key) -> dict[str, Any]:
         """Say where a window is from, and its largest value."""
@@ -283,6 +278,22 @@ def make_loader(
     )
 
 
+def training_batches(
+    sizes: Sequence[int], args: argparse.Namespace, run: Run, accumulation: int, order: str = "interleaved"
+) -> TrainingBatches:
+    """Plan this process's batches. sizes: windows of each montage."""
+    return TrainingBatches(
+        sizes,
+        args.batch_size,
+        seed=args.seed,
+        rank=run.rank,
+        processes=run.processes,
+        accumulation=accumulation,
+        interleaved=order == "interleaved",
+        overfit_batch=args.overfit_batch,
+    )
+
+
 def build_pretraining_loaders(
     args: argparse.Namespace, run: Run, *, accumulation: int = 1, make_mask: MaskMaker | None = None
 ) -> Loaders:
@@ -291,16 +302,7 @@ def build_pretraining_loaders(
     Raises InputError for data that are missing, damaged, of another rate or format, or too short.
     """
     montages = _montages(args.train_data, args, "--train_data", run)
-    batches = TrainingBatches(
-        [len(m) for m in montages],
-        args.batch_size,
-        seed=args.seed,
-        rank=run.rank,
-        processes=run.processes,
-        accumulation=accumulation,
-        interleaved=args.dataset_order == "interleaved",
-        overfit_batch=args.overfit_batch,
-    )
+    batches = training_batches([len(m) for m in montages], args, run, accumulation, args.dataset_order)
     for windows, repeated in zip(montages, batches.repeated, strict=True):
         logger.info(
             f"{len(windows.montage)} electrodes: {len(windows.recordings)} recording(s), {len(windows)} windows of "

@@ -128,18 +128,19 @@ class Windows:
         self.too_short = sum(r.length < self.window for r in self.recordings)
         # Runs of windows, not windows: memory grows with recordings and their invalid stretches.
         runs = [(which, run.start, len(run)) for which, (kept, _) in enumerate(windows) for run in kept]
-        self._owners, self._firsts, lengths = np.array(runs, dtype=np.int64).reshape(-1, 3).T
-        self._ends = np.cumsum(lengths)
+        owners, firsts, lengths = np.array(runs, dtype=np.int64).reshape(-1, 3).T
+        self.runs = owners, firsts, np.cumsum(lengths)  # recording, its first window, number of windows up to its end
 
     def __len__(self) -> int:
         """Number of windows."""
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self.runs[2].max(initial=0))
 
     def locate(self, index: int) -> tuple[Recording, int]:
         """Find the recording and the first sample of a window."""
-        run = int(np.searchsorted(self._ends, index, side="right"))
-        number = int(self._firsts[run]) + index - (int(self._ends[run - 1]) if run else 0)
-        return self.recordings[self._owners[run]], number * self.stride
+        owners, firsts, ends = self.runs
+        run = int(np.searchsorted(ends, index, side="right"))
+        number = int(firsts[run]) + index - (int(ends[run - 1]) if run else 0)
+        return self.recordings[owners[run]], number * self.stride
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Read a window, (N, window) float32 in uV."""

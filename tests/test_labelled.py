@@ -104,17 +104,6 @@ def test_samples_with_an_invalid_second_are_left_out_everywhere_and_counted_alou
     assert any("3 of 9 samples of train" in t for t in texts) and any("2 of 7 samples of val" in t for t in texts)
 
 
-def test_a_file_without_valid_gives_every_sample_and_one_line_says_how_to_change_that(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    signals, labels = two_classes(8)
-    signals[3, 0, 7] = np.nan
-    path = write_labelled(tmp_path / "a.hdf5", {"train": (signals, labels), "val": two_classes(3)})
-    assert len(loaders(path).train.dataset) == 8  # type: ignore[arg-type]
-    (text,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert str(path) in text and "inspect_data --mark" in text
-
-
 def test_a_folder_of_shards_is_trained_on_as_one_file_with_the_same_samples(tmp_path: Path) -> None:
     parts = [two_classes(3 + i, seed=i) for i in range(3)]
     for i, part in enumerate(parts):

@@ -6,7 +6,6 @@ import os
 import signal as signals
 import subprocess
 import sys
-import threading
 import tracemalloc
 from pathlib import Path
 from subprocess import PIPE
@@ -16,7 +15,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from data_helpers import (
     PAIR,
@@ -28,7 +26,7 @@ from data_helpers import (
     write_pretraining,
 )
 from eeg_data.hdf5 import close_files
-from eeg_data.pretraining import MontageWindows, worker_context
+from eeg_data.pretraining import MontageWindows
 from eeg_data.pretraining_files import Recording, read_recordings
 from electrodes import ELECTRODES
 from errors import InputError
@@ -230,26 +228,6 @@ def test_evaluation_masks_stay_the_same_and_without_a_maker_there_are_none(two_m
 
 
 # Workers
-
-held = threading.Lock()  # what a thread of the run holds while workers start
-
-
-class Parents(Dataset):
-    """The parent of the process that reads, once it has the lock."""
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, index: int) -> int:
-        with held:
-            return os.getppid()
-
-
-def test_a_lock_that_a_thread_of_the_run_holds_does_not_stop_a_worker() -> None:
-    with held:
-        (parents,) = list(DataLoader(Parents(), batch_size=2, num_workers=1, multiprocessing_context=worker_context()))
-    assert os.getpid() not in parents
-
 
 WORKER = """
 import multiprocessing.forkserver, os, signal, sys
