@@ -109,6 +109,7 @@ def make(args: argparse.Namespace, maker: str, data_set: DataSet, tasks: Sequenc
             entries, plan, new_seconds = _convert(plan, tasks, executor, single)
         whole = report.labelled(entries, plan, output) | {"expected_samples": data_set.expected}
         problem = why_unusable(whole)
+        report.save(whole)
         if single and not problem:
             made = made | {"fingerprint": fingerprint, "left_out": len(whole["left_out"])}
             parts = [plan.part(task) for task, entry in zip(tasks, entries, strict=True) if "error" not in entry]
@@ -116,7 +117,7 @@ def make(args: argparse.Namespace, maker: str, data_set: DataSet, tasks: Sequenc
                 join(parts, aside, made=made)
     if single and not problem:
         shutil.rmtree(folder)
-    report.finish(whole, new_seconds, time.monotonic() - began)
+    report.show(whole, new_seconds, time.monotonic() - began)
     if problem:
         raise InputError(f"{output}: not made, {problem}; see {report.report_path(output)}")
     print(f"{output}: {whole['name']}, {len(whole['electrodes'])} electrodes, {whole['window']} s")

@@ -48,7 +48,8 @@ def convert_recordings(
     with jobs.only_maker(plan), spread.executor() as executor:
         entries, seconds = jobs.run(plan, tasks, executor, others_allowed=True)
     whole = report.summary(entries, plan.made, output) | {"montages": report.montages(entries)}
-    report.finish(whole, seconds, time.monotonic() - began)
+    report.save(whole)
+    report.show(whole, seconds, time.monotonic() - began)
     if count := len(whole["left_out"]):
         others = f"the others are in {output}" if whole["converted"] else "nothing was converted"
         raise InputError(f"{count} of {len(tasks)} recordings were left out, named above; {others}")

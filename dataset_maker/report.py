@@ -77,13 +77,17 @@ def labelled(entries: Sequence[Entry], plan: Plan, output: Path) -> dict[str, An
     return whole | {"counts": dict(counts), "splits": splits, "subjects_on_two_sides": two_sides}
 
 
-def finish(report: Mapping[str, Any], new_seconds: float, took: float) -> None:
-    """Write the report beside the output; print what people need of it, doubts to standard error.
+def save(report: Mapping[str, Any]) -> None:
+    """Write the report beside the output."""
+    write_json(report_path(Path(report["output"])), report)
+
+
+def show(report: Mapping[str, Any], new_seconds: float, took: float) -> None:
+    """Print what people need of the report; doubts go to standard error.
 
     new_seconds: of EEG that this run converted; took: s.
     """
     output = Path(report["output"])
-    write_json(report_path(output), report)
     for reason, names in report["dropped_channels"].items():
         print(f"dropped, {reason}: " + ", ".join(f"{name!r} ({count}x)" for name, count in names.items()))
     for note, count in report["notes"].items():
