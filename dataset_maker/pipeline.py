@@ -110,16 +110,10 @@ def add_filter_arguments(parser: argparse.ArgumentParser, *, notch: float | None
 def add_arguments(parser: argparse.ArgumentParser, *, notch: float | None = FilterSettings.notch) -> None:
     """Declare the whole pipeline's flags."""
     group = add_filter_arguments(parser, notch=notch)
-    group.add_argument(
-        "--rsfreq",
-        type=float,
-        default=FilterSettings.sampling_rate,
-        metavar="HZ",
-        help="sampling rate to write (default %(default)s)",
-    )
-    group.add_argument(
-        "--trim_end", type=float, default=0.0, metavar="SECONDS", help="cut so much off every recording's end"
-    )
+    rate = FilterSettings.sampling_rate
+    group.add_argument("--rsfreq", type=float, default=rate, metavar="HZ", help="rate to write (default %(default)s)")
+    trim_end = {"type": float, "default": 0.0, "metavar": "SECONDS", "help": "cut so much off every recording's end"}
+    group.add_argument("--trim_end", **trim_end)
     add_name_arguments(parser)
 
 
@@ -297,9 +291,9 @@ def prepare(raw: mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording"
             eeg[:, at : at + block.shape[1]] = narrowed(block, pipeline.dtype, where)
             histogram += amplitude_histogram(source.scan.usable(block, at, new_rate))
             at += block.shape[1]
+    except InputError:
+        raise
     except (ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{where}: cannot be filtered and resampled ({type(error).__name__})") from error
     assert at == length, (at, length)
     quality = replace(source.quality(math.ceil(length / new_rate)), histogram=histogram)

@@ -20,7 +20,6 @@ from errors import InputError
 
 EXTRA_READERS = {".set": "files of MATLAB 7.3 need `pip install pymatreader`", ".cnt": "ANT files need `antio`"}
 LOWEST_RATE = 10.0  # Hz
-MOST_PACKED = 1100  # samples that a byte of a packed file can stand for: deflate reaches 1032
 LISTED = "listed to be left out"  # why a channel is dropped that the caller asked to drop
 EDF = (".edf", ".bdf")
 EDF_ANNOTATIONS = ("EDF Annotations", "BDF Annotations")  # names of signals that are none
@@ -57,10 +56,9 @@ def open_raw(path: Path, **options: Any) -> mne.io.BaseRaw:
 
 
 def read_edf_header(path: Path) -> tuple[float, list[tuple[str, int]]]:
-    """Return what MNE does not tell of an EDF or BDF file: the seconds announced, each signal's name and record length.
+    """Return what MNE does not tell of an EDF or BDF: the seconds announced, and name and samples of each signal.
 
-    A record's length is its samples; annotations are no signal, and a name may come twice. (0, []) for other formats,
-    unreadable headers and files that were never closed, which announce -1 records.
+    Samples: of a record. (0, []) for other formats, unreadable headers, and files never closed (-1 records).
     """
     if not path.name.lower().endswith(EDF):
         return 0.0, []
@@ -79,25 +77,18 @@ def read_edf_header(path: Path) -> tuple[float, list[tuple[str, int]]]:
 
 
 def check_header(raw: mne.io.BaseRaw, where: str) -> None:
-    """Raise InputError for a rate or a length that cannot be: forged ones make seconds of a recording into years."""
+    """Raise InputError for a rate that cannot be: it would make seconds of a recording into years."""
     rate = float(raw.info["sfreq"])
     if not LOWEST_RATE <= rate < math.inf:
         raise InputError(f"{where}: sampled at {rate:g} Hz; EEG needs at least {LOWEST_RATE:g} Hz")
-    files = [Path(name) for name in raw.filenames if name and Path(name).is_file()]
-    packed = any(file.name.lower().endswith((".gz", ".set")) for file in files)
-    held = sum(file.stat().st_size for file in files) * (MOST_PACKED if packed else 1)
-    if files and raw.n_times > held:
-        raise InputError(f"{where}: its header announces {raw.n_times} samples a channel, more than its file can hold")
 
 
 def missing_seconds(path: Path, raw: mne.io.BaseRaw) -> str | None:
     """Return a warning for an EDF or BDF file that holds less than its header announces, or None."""
     announced, _ = read_edf_header(path)
     missing = announced - raw.n_times / raw.info["sfreq"]
-    if missing <= 0:
-        return None
     share = f"{missing:g} of {announced:g} s that its header announces are missing"
-    return f"{path}: cut short, {share}; the rest is converted"
+    return f"{path}: cut short, {share}; the rest is converted" if missing > 0 else None
 
 
 def select_electrodes(
@@ -122,8 +113,7 @@ def _without_faster_channels(raw: mne.io.BaseRaw, kept: list[str]) -> tuple[mne.
     """Open an EDF again without the channels that are sampled faster than those kept.
 
     MNE brings all channels to the fastest one's rate, piece by piece, with errors at the ends of the pieces. Returns
-    the recording and whether all channels that are kept have one rate. A recording that a caller has cut, or whose
-    channels a caller has renamed, stays as it is.
+    the recording and whether all channels that are kept have one rate. A recording that a caller has changed stays.
     """
     path = Path(raw.filenames[0]) if raw.filenames and raw.filenames[0] else Path()
     signals = [] if raw.preload else read_edf_header(path)[1]

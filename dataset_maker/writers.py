@@ -1,7 +1,7 @@
 """The two kinds of HDF5 files that makers write: pre-training and labelled.
 
-Format: docs/data.md. Every recording first becomes a file of its own, which one process writes; `join` puts several
-together. Files are written aside and renamed when they are whole.
+Format: docs/data.md. Every recording first becomes a file, which one process writes; `join` puts several together.
+Files are written aside and renamed when they are whole.
 """
 
 import json
@@ -39,9 +39,12 @@ def refuse_existing(path: Path) -> None:
 
 
 class _Shard:
-    """An HDF5 file that gets its name when the `with` ends well, and is removed when it does not."""
+    """An HDF5 file that gets its name when the `with` ends well, and is removed when it does not.
 
-    def __init__(self, path: Path, made: Mapping[str, Any], dtype: str, durable: bool) -> None:
+    made: what the root attribute of this name says. durable: whether the file must survive a power cut.
+    """
+
+    def __init__(self, path: Path, *, made: Mapping[str, Any], dtype: str = "float32", durable: bool = True) -> None:
         check_writable(path.parent)
         self.dtype = dtype
         self._stack = ExitStack()
@@ -59,16 +62,11 @@ class _Shard:
 
 
 class PretrainingShard(_Shard):
-    """Recordings of one montage as pre-training HDF5.
+    """A recording as pre-training HDF5.
 
-    A group for each recording holds the dataset `eeg` (N, time) in uV, chunks (N, 200), with the attributes chOrder,
-    rsFreq, lFreq (0: no high-pass), hFreq (half the rate: no low-pass), notch (0: none), sourceFreq, notes and quality,
-    and the dataset `valid` (seconds,) bool.
+    Its group holds `valid` (seconds,) bool and `eeg` (N, time) in uV, chunks (N, 200), with the attributes chOrder,
+    rsFreq, lFreq (0: no high-pass), hFreq (half the rate: no low-pass), notch (0: none), sourceFreq, notes, quality.
     """
-
-    def __init__(self, path: Path, *, made: Mapping[str, Any], dtype: str = "float32", durable: bool = True) -> None:
-        """made: what the root attribute of this name says. durable: whether the file must survive a power cut."""
-        super().__init__(path, made, dtype, durable)
 
     def store(self, recording: str) -> Store:
         """Return what gives the dataset for a recording's signal."""
@@ -82,11 +80,9 @@ class PretrainingShard(_Shard):
     def finish(self, prepared: Prepared) -> None:
         """Describe a recording whose signal is written."""
         eeg, report = prepared.eeg, prepared.report
-        eeg.attrs["chOrder"] = list(prepared.electrodes)
-        eeg.attrs["rsFreq"] = prepared.rate
-        eeg.attrs["lFreq"] = report["l_freq"] or 0.0
+        eeg.attrs["chOrder"], eeg.attrs["rsFreq"] = list(prepared.electrodes), prepared.rate
+        eeg.attrs["lFreq"], eeg.attrs["notch"] = report["l_freq"] or 0.0, report["notch"] or 0.0
         eeg.attrs["hFreq"] = report["h_freq"] or min(prepared.rate, report["source_rate"]) / 2
-        eeg.attrs["notch"] = report["notch"] or 0.0
         eeg.attrs["sourceFreq"] = report["source_rate"]
         eeg.attrs["quality"] = prepared.quality.to_json()
         if report["notes"]:
@@ -103,24 +99,15 @@ class LabelledShard(_Shard):
     behind it. A split without samples has no group.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        description: Mapping[str, Any],
-        made: Mapping[str, Any],
-        dtype: str = "float32",
-        durable: bool = True,
-    ) -> None:
+    def __init__(self, path: Path, *, description: Mapping[str, Any], **options: Any) -> None:
         """description: name, task, classes (what labels 0, 1, ... or the outputs mean), electrodes, rate."""
         assert description["task"] in TASKS, description
         assert description["task"] != "binary" or len(description["classes"]) == 2, description
-        super().__init__(path, made, dtype, durable)
+        super().__init__(path, **options)
         self.description = description
         self.counts: Counter[str] = Counter()  # split -> samples
         self._file.attrs.update({key: description[key] for key in ("name", "task")})
-        self._file.attrs["classes"] = list(description["classes"])
-        self._file.attrs["chOrder"] = list(description["electrodes"])
+        self._file.attrs.update(classes=list(description["classes"]), chOrder=list(description["electrodes"]))
         self._file.attrs["rsFreq"] = float(description["rate"])
 
     def append(
@@ -131,11 +118,14 @@ class LabelledShard(_Shard):
         Raises InputError for labels outside the classes and for samples of another shape than the file's.
         """
         assert split in SPLITS, split
-        columns = {"eeg": np.asarray(eeg, self.dtype), "label": self._checked(label, len(eeg), recording)}
-        for key, word in (("recording", recording), ("subject", subject)):
-            columns[key] = np.full(len(eeg), word, dtype=object)
         seconds = max(1, int(eeg.shape[2] // self.description["rate"]))
-        columns["valid"] = np.ones((len(eeg), seconds), bool) if valid is None else valid
+        columns = {
+            "eeg": np.asarray(eeg, self.dtype),
+            "label": self._checked(label, len(eeg), recording),
+            "recording": np.full(len(eeg), recording, dtype=object),
+            "subject": np.full(len(eeg), subject, dtype=object),
+            "valid": np.ones((len(eeg), seconds), bool) if valid is None else valid,
+        }
         group = self._file.require_group(split)
         for key, values in columns.items():
             if key in group and group[key].shape[1:] != values.shape[1:]:
@@ -184,11 +174,10 @@ class LabelledShard(_Shard):
 
 def montage_order(given: list[str], wanted: Sequence[str], where: str) -> list[int]:
     """Return the rows of a recording in the data set's order. Raises InputError where the electrodes differ."""
-    lacks, extra = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
-    if lacks or extra:
-        parts = [f"lacks {', '.join(lacks)}"] if lacks else []
-        parts += [f"has {', '.join(extra)} besides"] if extra else []
-        raise InputError(f"{where}: not the electrodes of this data set: {' and '.join(parts)}")
+    missing, extra = (", ".join(sorted(set(a) - set(b))) for a, b in ((wanted, given), (given, wanted)))
+    if missing or extra:
+        differ = [text for text in (missing and f"lacks {missing}", extra and f"has {extra} besides") if text]
+        raise InputError(f"{where}: not the electrodes of this data set: {' and '.join(differ)}")
     return [given.index(name) for name in wanted]
 
 
@@ -210,15 +199,11 @@ def valid_seconds(prepared: Prepared, starts: np.ndarray, window: int) -> np.nda
 
 
 def join(parts: Sequence[Path], path: Path, *, made: Mapping[str, Any] | None = None) -> None:
-    """Write one file with the recordings of all parts, or their samples, in order. All parts are of one kind.
-
-    made: in place of what the parts say. Raises nothing for `path`: it is for the caller to write aside.
-    """
+    """Write one file with the recordings or samples of all parts, in order. made: in place of what the parts say."""
     with h5py.File(path, "w") as file:
         for part in parts:
             with h5py.File(part, "r") as source:
-                for key, value in source.attrs.items():
-                    file.attrs[key] = value
+                file.attrs.update(source.attrs)
                 for name, group in source.items():
                     if name in SPLITS and "task" in source.attrs:
                         _join_samples(group, file.require_group(name))

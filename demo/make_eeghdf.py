@@ -22,10 +22,10 @@ import numpy as np
 from dataset_maker import jobs, pipeline
 from dataset_maker.make_h5dataset_for_pretrain import convert_recordings
 from dataset_maker.sources import find_files
-from errors import ArgumentParser, InputError, run_script
+from errors import ArgumentParser, run_script
 
 UNITS = {"uV": 1e-6, "µV": 1e-6, "mV": 1e-3, "V": 1.0}  # volts
-AUXILIARY = ("E", "Pg1", "Pg2", "X2", "X3", "X4", "X5", "X6", "X7")  # ground, nasopharyngeal, polygraphy inputs
+GROUND_AND_POLYGRAPHY = ("E", "Pg1", "Pg2", "X2", "X3", "X4", "X5", "X6", "X7")
 BEYOND_TEN_TWENTY = ("A1", "A2", "FT9", "FT10")
 
 
@@ -34,18 +34,15 @@ def get_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help="*.eeg.h5 or folders")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the HDF5 files")
-    parser.add_argument("--all_electrodes", action="store_true", help="keep A1 A2 FT9 FT10 besides the 19 of 10-20")
     pipeline.add_arguments(parser, notch=60.0)
     jobs.add_arguments(parser)
     return parser.parse_args()
 
 
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
-    """Read the one record of an eeghdf file: channels in volts at its nominal rate, nothing else of the file."""
+    """Read the first record of an eeghdf file: channels in volts at its nominal rate, nothing else of the file."""
     path = Path(task["path"])
     with pipeline.recording_readable(path), h5py.File(path, "r", locking=False) as file:
-        if records := [name for name in file if name.startswith("record-") and name != "record-0"]:
-            raise InputError(f"{path}: holds {len(records) + 1} records, but only files with one are read")
         record = file["record-0"]
         names = [name.strip() for name in record["signal_labels"].asstr()[:]]
         units = [UNITS.get(unit.strip()) for unit in record["physical_dimensions"].asstr()[:]]
@@ -63,13 +60,12 @@ def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
 
 def main(args: argparse.Namespace) -> None:
     """Convert every recording found; raises InputError at the end if any was left out."""
-    further = AUXILIARY + (() if args.all_electrodes else BEYOND_TEN_TWENTY)
     convert_recordings(
         find_files(args.input, suffixes=(".eeg.h5",)),
         args.output,
         maker="demo.make_eeghdf",
         source="eeghdf",
-        pipeline=pipeline.build_pipeline(args, drop=further),
+        pipeline=pipeline.build_pipeline(args, drop=GROUND_AND_POLYGRAPHY + BEYOND_TEN_TWENTY),
         spread=jobs.Spread.from_args(args),
     )
 

