@@ -118,8 +118,7 @@ def resolve(
 def embedding_rows(names: Sequence[str], *, table_rows: int = PUBLISHED_ELECTRODES + 1, where: str = "") -> list[int]:
     """Return `input_chans` for electrodes in this order: `[0, row, row, ...]`, length N + 1, row 0 for CLS.
 
-    table_rows: rows of the model's position embedding, CLS included (129 in the published models).
-    Raises InputError for unknown names and for electrodes beyond the table's rows.
+    table_rows: rows of the model's table, CLS included. Raises InputError for unknown names and names without a row.
     """
     where = f"{where}: " if where else ""
     spelt = [canonical_name(name) for name in names]

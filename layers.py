@@ -233,10 +233,9 @@ class Trunk(nn.Module):
     ) -> None:
         """Build the trunk. A subclass adds its norm and head, then calls `initialize`.
 
-        patch_embed: module from the model's input to (B, N*A, D). num_electrodes: electrodes with a row in the
-        position embedding. cls_position_row: "own" gives CLS row 0, "first_electrode" the row of the input's first
-        electrode. masked: add the mask token. drop_path_rate: of the last block; rates rise linearly from 0.
-        grad_checkpoint: keep only the input of each block and compute the block again for the gradient: less memory.
+        patch_embed: module from the model's input to (B, N*A, D). cls_position_row: "own" gives CLS row 0,
+        "first_electrode" the row of the input's first electrode. masked: add the mask token. drop_path_rate: of the
+        last block; rates rise linearly from 0. grad_checkpoint: compute each block again for the gradient.
         """
         super().__init__()
         if cls_position_row not in ("own", "first_electrode"):
@@ -319,10 +318,9 @@ class Trunk(nn.Module):
         return tokens
 
     def initialize(self, *, cut: float = 2.0, convolutions: bool = False) -> None:
-        """Draw all weights from a normal distribution with std 0.02, truncated at +-`cut` (an absolute value).
+        """Draw weights from a normal with std 0.02, cut at +-`cut` (absolute); divide block i's outputs by sqrt(2 i).
 
-        convolutions: draw convolutions the same way, instead of PyTorch's. The output projections of block i, counted
-        from 1, are divided by sqrt(2 i).
+        convolutions: draw them the same way, instead of PyTorch's. i counts from 1.
         """
         for table in (self.cls_token, self.mask_token, self.pos_embed, self.time_embed):
             if table is not None:
@@ -354,10 +352,7 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> None:
 
 
 def load_strictly(module: nn.Module, weights: dict[str, Tensor], *, where: str) -> list[str]:
-    """Load weights that must all fit. Keys under the module's `unused_published_keys` are logged and returned.
-
-    Raises InputError that names the first keys that do not fit.
-    """
+    """Load weights that must all fit (else InputError). Keys under `unused_published_keys` are logged and returned."""
     own = module.state_dict()
     unused = [key for key in weights if key not in own and key.startswith(getattr(module, "unused_published_keys", ()))]
     given = {key: value for key, value in weights.items() if key not in unused}
@@ -382,10 +377,7 @@ def load_strictly(module: nn.Module, weights: dict[str, Tensor], *, where: str) 
 
 
 def register_sizes(sizes: dict[str, dict[str, Any]], build: Callable[..., nn.Module], module_name: str) -> None:
-    """Register each row of a table of sizes with timm: `timm.create_model(name, **kwargs)` is build(**row, **kwargs).
-
-    module_name: the calling module's `__name__`, under which timm lists the models.
-    """
+    """Make `timm.create_model(name, **kwargs)` build(**row, **kwargs). module_name: under which timm lists it."""
     for name, size in sizes.items():
 
         def create(pretrained: bool = False, _name: str = name, _size: Any = size, **kwargs: Any) -> nn.Module:

@@ -29,11 +29,9 @@ class NeuralTransformer(Trunk):
         qkv_bias: bool = False,
         **options: Any,
     ) -> None:
-        """Build the classifier.
+        """num_classes: outputs of the head (0: no head, the model returns features); options: as for Trunk.
 
-        num_classes: outputs of the head (0: no head, the model returns features). use_mean_pooling=False: the head
-        sees CLS. init_scale: factor of the head's first weights. init_values: layer scale. options: depth, heads,
-        drop_rate, attn_drop_rate, drop_path_rate, use_abs_pos_emb, num_electrodes, grad_checkpoint, as for Trunk.
+        use_mean_pooling=False: the head sees CLS. init_scale: factor of the head's first weights.
         """
         super().__init__(
             TemporalConv(width), width=width, qkv_bias=qkv_bias, qk_norm=True, init_values=init_values, **options
@@ -119,9 +117,8 @@ def check_merged(weights: Iterable[str], where: str | Path) -> None:
 def load_pretrained(model: NeuralTransformer, state: dict[str, Tensor], *, where: str = "checkpoint") -> LoadReport:
     """Load the state dict of a masked model (keys under `student.`) or of a classifier into a classifier.
 
-    A head of another shape is dropped. A smaller electrode table fills the first rows of a larger one. Every missing,
-    unexpected and dropped key is reported. Raises InputError that names the first keys of other shapes, and for
-    weights with LoRA adapters, which are not merged.
+    A head of another shape is dropped. A smaller electrode table fills the first rows of a larger one.
+    Raises InputError for keys of other shapes and for LoRA adapters that are not merged.
     """
     check_merged(state, where)
     student = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}

@@ -103,8 +103,8 @@ class _CodeLoss(torch.autograd.Function):
 def code_loss(tokens: Tensor, head: nn.Linear, codes: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the cross-entropy of a linear head: the sum of share x loss over tokens, (), and which are right, (n,).
 
-    tokens: (n, D); codes, shares: (n,). The logits (n, K), larger than all else in the model, are never held as a
-    whole. The gradient is computed together with the loss, so backward may run once only.
+    tokens: (n, D); codes, shares: (n,). The logits (n, K) are never held as a whole. The gradient is computed together
+    with the loss, so backward may run once only.
     """
     with_gradient = torch.is_grad_enabled() and (tokens.requires_grad or head.weight.requires_grad)
     return _CodeLoss.apply(tokens, head.weight, head.bias, codes, shares, with_gradient)
@@ -155,11 +155,7 @@ class MaskedModel(nn.Module):
     unused_published_keys = ("student.lm_head.", "projection_head.")
 
     def __init__(self, *, width: int, vocab_size: int = 8192, init_values: float = 0.1, **options: Any) -> None:
-        """vocab_size: codes of the tokenizer. init_values: layer scale (0.1 base, 1e-5 large, 1e-6 huge).
-
-        options: depth, heads, drop_rate, attn_drop_rate, drop_path_rate, use_abs_pos_emb, num_electrodes and
-        grad_checkpoint, as for Trunk.
-        """
+        """vocab_size: codes of the tokenizer; options: as for Trunk."""
         super().__init__()
         self.student = MaskedTrunk(width=width, init_values=init_values, **options)
         self.lm_head = nn.Linear(width, vocab_size)

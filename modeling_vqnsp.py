@@ -32,10 +32,7 @@ from norm_ema_quantizer import NormEMAVectorQuantizer
 
 
 def standardize(x: Tensor) -> Tensor:
-    """z-score each sample over electrodes, patches and bins, with the unbiased std. x: (B, N, A, T) -> same.
-
-    A sample without variation (a flat recording) becomes zeros, not NaN.
-    """
+    """z-score each sample over all axes, with the unbiased std; a flat one becomes zeros. x: (B, N, A, T) -> same."""
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
     std = x.std(dim=(1, 2, 3), keepdim=True)
     return (x - mean) / torch.where(std > 0, std, 1.0)
@@ -90,8 +87,7 @@ class VQNSP(nn.Module):
     ) -> None:
         """n_code x code_dim: the codebook. decay: of its rows. EEG_size: nominal window in samples, checked only.
 
-        quantize_kmeans_init: start the codebook from k-means of the first training batch. smooth_l1_loss: replaces the
-        mean squared error. num_electrodes: electrodes with a row in the position embedding.
+        quantize_kmeans_init: start from k-means of the first training batch. smooth_l1_loss: instead of squared error.
         """
         super().__init__()
         self.EEG_size = check_window(EEG_size)
@@ -163,9 +159,8 @@ def load_tokenizer(
 ) -> VQNSP:
     """Build tokenizer `name` with the weights of a stage 1 checkpoint, frozen and in evaluation mode.
 
-    The codebook's size and the electrode table's come from the weights. where: their file, for messages.
-    Raises InputError for weights of another size, for another codebook than `codebook_size` x `codebook_dim` (if
-    given) and for fewer electrodes than `num_electrodes`.
+    The sizes of codebook and electrode table come from the weights. where: their file, for messages.
+    Raises InputError if they contradict `codebook_size`, `codebook_dim` or `num_electrodes`.
     """
     n_code, code_dim = weights["quantize.embedding.weight"].shape
     for flag, asked, held in (("size", codebook_size, n_code), ("dim", codebook_dim, code_dim)):

@@ -2,7 +2,6 @@
 
 Paper, section 2.2 ("vector-quantized neural spectrum prediction"). All processes hold the same codebook by
 construction: counts and sums are reduced over processes, and process 0 broadcasts every change of the rows.
-Small pure functions first, then the module, then the revival, which runs outside the module's forward.
 """
 
 import math
@@ -67,10 +66,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def nearest_rows(vectors: Tensor, rows: Tensor) -> Tensor:
-    """Find the nearest row for each vector, all of unit length. (n, width), (K, width) -> (n,) int64.
-
-    The nearest unit vector has the largest dot product. The products (n, K) are never held as a whole.
-    """
+    """Find the row with the largest dot product for each vector, all unit. (n, width), (K, width) -> (n,) int64."""
     n, chunk = len(vectors), max(1, SIMILARITIES[vectors.device.type] // len(rows))
     codes = torch.empty(n, dtype=torch.long, device=vectors.device)
     held = vectors.new_empty(min(n, chunk), len(rows))  # one buffer for all chunks
@@ -111,10 +107,7 @@ def sample_rows(vectors: Tensor, n: int, generator: torch.Generator | None = Non
 
 
 def kmeans(vectors: Tensor, k: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Run ten iterations of cosine k-means from a random sample. (n, width) -> (k, width), all unit vectors.
-
-    An empty cluster keeps its previous centre.
-    """
+    """Run ten steps of cosine k-means; an empty cluster keeps its centre. (n, width) -> (k, width), unit vectors."""
     centres = sample_rows(vectors, k, generator)
     for _ in range(KMEANS_ITERATIONS):
         counts, sums = count_and_sum(vectors, nearest_rows(vectors, centres), k)

@@ -167,8 +167,7 @@ class Update:
     def __call__(self, loss: Tensor) -> bool:
         """Run the backward pass and, with the last micro-batch, the step. Returns True if a step was taken.
 
-        `skipped` is True if the loss or gradient of any process was not finite. Then nothing has changed except the
-        step count and, in fp16, the scale.
+        A skipped step changes nothing except the step count and, in fp16, the scale.
         """
         finite = torch.isfinite(loss.detach())
         # A loss that is not finite makes its gradient NaN, and so the sum that all processes receive.
@@ -297,10 +296,9 @@ def build_update(
     lr_batch: int | None = None,
     paper_batch: int = 512,
 ) -> Update:
-    """Build the optimizer, the schedules and the Update from the flags.
+    """Build the optimizer, the schedules and the Update from the flags. Raises UsageError for an unknown optimizer.
 
     lr_batch: batch that --lr belongs to; the base rate (not --min_lr) is multiplied by total batch / lr_batch.
-    paper_batch: total batch of the paper, for the log line. Raises UsageError for an unknown optimizer.
     """
     one = args.batch_size * run.processes
     total_batch = one * accumulation

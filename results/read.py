@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from eeg_data.hdf5 import printable
-from errors import InputError, UsageError, one_line
-from training.metrics import LOWER_IS_BETTER, SELECT_BY, compute
+from errors import InputError, one_line
+from training.metrics import SELECT_BY, BestEpoch, compute
 
 STAGE_SIGNS = {"train_quant_loss": "tokenizer", "train_mlm_acc": "pretraining"}
 SAME_VALUE = 5e-5  # half of the last printed digit: batches of another size round differently
@@ -40,11 +40,6 @@ class Predictions:
     subjects: np.ndarray  # (samples,) text; empty if unknown
     name: str | None  # of the data set; None if unknown
     classes: tuple[str, ...]  # () if unknown
-
-    def same_samples(self, other: "Predictions") -> bool:
-        """True if both are of the same samples in the same order."""
-        parts = ("labels", "recordings", "subjects")
-        return all(np.array_equal(getattr(self, part), getattr(other, part)) for part in parts)
 
 
 @dataclass
@@ -171,34 +166,25 @@ def _read_environment(path: Path, notes: list[str]) -> dict[str, Any]:
         return {}
 
 
-def select_epoch(log: pd.DataFrame, metric: str) -> tuple[int, str]:
-    """Return the epoch with the best validation metric, and how it was selected. Ties take the earlier epoch."""
-    if f"val_{metric}" not in log:
-        return int(log.index[-1]), "being the last, without validation data"
-    values = log[f"val_{metric}"] * (-1 if metric in LOWER_IS_BETTER else 1)
-    if values.isna().all():
-        return int(log.index[0]), f"default, validation {metric} being undefined"
-    return int(values.idxmax()), f"validation {metric}"
-
-
 def _judge(run: RunResult, select_by: str | None, notes: list[str]) -> bool:
     """Find the task, the epoch that counts and its predictions. Returns True if --patience stopped the training."""
     run.task = next((task for task, metric in SELECT_BY.items() if metric in run.metrics), None)
     if run.task is None:
         notes.append("log.txt holds no validation or test metrics")
         return False
-    if select_by not in (None, *run.metrics):
-        raise UsageError(f"--select_by {select_by}: {run.label} has {', '.join(run.metrics)}")
-    run.select_by = select_by or SELECT_BY[run.task]
     measured = run.log.filter(regex="^(val|test)_")
     evaluated = measured.dropna(how="all") if measured.notna().any(axis=None) else measured
-    run.epoch, run.rule = select_epoch(evaluated, run.select_by)
+    run.select_by = select_by or SELECT_BY[run.task]
+    best = BestEpoch(run.select_by, run.task)  # the rule of training
+    trained = BestEpoch(run.flags.get("select_by") or SELECT_BY[run.task], run.task, patience=run.flags.get("patience"))
+    for epoch, line in evaluated.iterrows():
+        best.update(int(epoch), line.to_dict())
+        trained.update(int(epoch), line.to_dict())
+    run.epoch, run.rule = best.epoch, best.rule
     for split in ("val", "test"):
         if f"{split}_loss" in run.log:
             _add_predictions(run, split, notes)
-    best, _ = select_epoch(evaluated, run.flags.get("select_by") or SELECT_BY[run.task])
-    waited = int((evaluated.index > best).sum())  # epochs
-    return waited >= (run.flags.get("patience") or math.inf)
+    return trained.stopped
 
 
 def _add_predictions(run: RunResult, split: str, notes: list[str]) -> None:

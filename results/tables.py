@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from errors import UsageError
@@ -146,9 +147,11 @@ def make_groups(runs: Sequence[RunResult], notes: list[str]) -> list[Group]:
 
 
 def _same_experiment(run: RunResult, other: RunResult) -> bool:
-    common = run.predictions.keys() & other.predictions.keys()
-    samples = all(run.predictions[split].same_samples(other.predictions[split]) for split in common)
-    return samples and run.settings == other.settings
+    """True if two runs have the same settings and predict the same samples, as far as these are known."""
+    pairs = [(held, other.predictions[split]) for split, held in run.predictions.items() if split in other.predictions]
+    parts = ("labels", "recordings", "subjects")
+    same = all(np.array_equal(getattr(one, part), getattr(two, part)) for one, two in pairs for part in parts)
+    return same and run.settings == other.settings
 
 
 def _add_published(table: Table, chosen: str | None, notes: list[str]) -> None:
