@@ -25,16 +25,12 @@ CHUNK_SLOTS = 11
 
 @contextmanager
 def readable(where: Any, way_out: str = "make the file again") -> Iterator[None]:
-    """Turn whatever h5py raises on damaged bytes into an InputError that quotes nothing of the file.
-
-    where: begins the message; a function where the text takes longer to make than the data to read.
-    """
+    """Turn what h5py raises on damaged bytes into an InputError; it begins with `where` and quotes nothing else."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:  # KeyError, RuntimeError, OverflowError, MemoryError, ...: no list is complete
-        where = where() if callable(where) else where
         raise InputError(
             f"{where}: cannot be read ({type(error).__name__}; damaged, or a lost link): {way_out}"
         ) from None
@@ -63,6 +59,13 @@ def open_dataset(path: Path, name: str) -> h5py.Dataset:
     if os.fstat(handle).st_size < size:  # HDF5 reads zeros where a file ends too early
         raise InputError(f"{path} was cut short since it was opened: make it again")
     return dataset
+
+
+def read_signal(path: Path, name: str, place: Any, where: str) -> np.ndarray:
+    """Read a part of a data set as float32. place: NumPy's index; where: begins the message of an InputError."""
+    with readable(where, "make the file again or leave it out"), np.errstate(over="ignore"):
+        # float64 beyond float32 is infinite to a model, too
+        return open_dataset(path, name)[place].astype(np.float32, copy=False)
 
 
 @lru_cache(OPEN_FILES)

@@ -22,8 +22,8 @@ from eeg_data.hdf5 import (
     check_stored,
     files_below,
     number,
-    open_dataset,
     open_file,
+    read_signal,
     readable,
     text,
     texts,
@@ -260,9 +260,8 @@ class UsableSamples:
 
 def read_eeg(path: Path, split: str, first: int, end: int | None = None) -> np.ndarray:
     """Read one sample of a file, (N, A*T) float32 in uV, or with `end` those from `first` on, (samples, N, A*T)."""
-    with readable(lambda: f"{path}, group {split}, sample {first}"), np.errstate(over="ignore"):
-        eeg = open_dataset(path, f"{split}/eeg")[first if end is None else slice(first, end)]
-        return eeg.astype(np.float32, copy=False)
+    place = first if end is None else slice(first, end)
+    return read_signal(path, f"{split}/eeg", place, f"{path}, group {split}, sample {first}")
 
 
 def published_sizes() -> dict[str, list[int]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from eeg_data.hdf5 import attribute, check_stored, number, open_dataset, open_file, printable, readable, texts
+from eeg_data.hdf5 import attribute, check_stored, number, open_file, printable, read_signal, readable, texts
 from eeg_data.quality import Quality, SignalScan
 from errors import InputError
 
@@ -70,10 +70,8 @@ class Recording:
 
     def read(self, start: int, samples: int) -> np.ndarray:
         """Read a part of the signal, (N, samples) float32 in uV."""
-        place = readable(lambda: f"{self.where}, sample {start}", "make the file again or leave it out")
-        with place, np.errstate(over="ignore"):  # float64 beyond float32 is infinite to a model, too
-            eeg = open_dataset(self.path, f"{self.name}/eeg")[:, start : start + samples]
-            return eeg.astype(np.float32, copy=False)
+        place = np.s_[:, start : start + samples]
+        return read_signal(self.path, f"{self.name}/eeg", place, f"{self.where}, sample {start}")
 
     def windows(self, window: int, stride: int, start: float = 0, end: float = 1) -> tuple[list[range], int]:
         """Find runs of indices of the windows that touch no invalid second, and count the windows that touch one.
