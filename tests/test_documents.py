@@ -10,7 +10,7 @@ from documents import ROOT, Reader, declared_flags, files_named, flags_named, fl
 
 RUN = ["README", *(f"docs/{name}" for name in ("data", "training", "finetuning", "inference", "faq", "tuab_tuev"))]
 ALL = [*RUN, "docs/differences", "docs/faq.zh", "benchmarks/README", "reference/README"]
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def read(name: str) -> str:
