@@ -2,7 +2,7 @@
 
 A maker is a module that may define these hooks; only a labelled maker needs any.
 `windows(task, prepared)` says where a labelled recording's windows lie. `read(task)` opens a recording that MNE does
-not read by itself. `prepare(task, pipeline, store)` takes the place of the whole pipeline.
+not read by itself; what it adds to the task is there for `windows`.
 """
 
 import errno
@@ -119,8 +119,6 @@ def convert(plan: Plan, task: Task) -> Entry:
 def _prepare(maker: Any, task: Task, options: Pipeline, store: Store) -> Prepared:
     """Read a recording and put it through the pipeline; notes what its file lacks."""
     path = task["path"]
-    if hasattr(maker, "prepare"):
-        return maker.prepare(task, options, store)
     raw = _open(maker, path, task)
     warning = pipeline.missing_seconds(Path(path), raw)
     prepared = pipeline.prepare(raw, options, where=path, store=store)
@@ -136,7 +134,7 @@ def _entry(prepared: Prepared) -> Entry:
         "invalid_seconds": int((~prepared.quality.valid).sum()),
         "notes": report["notes"],
         "dropped": report["dropped"],
-        "warnings": report.get("warnings", []),
+        "warnings": report["warnings"],
     }
 
 

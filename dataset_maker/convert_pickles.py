@@ -21,11 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mne
 import numpy as np
 
-from dataset_maker import labelled, make_TUAB, make_TUEV, pipeline, tuh
+from dataset_maker import labelled, make_TUAB, make_TUEV, tuh
 from dataset_maker.labelled import DataSet
-from dataset_maker.pipeline import Pipeline, Prepared, Store, Windows
+from dataset_maker.pipeline import Prepared, Windows
 from eeg_data.labelled_files import SPLITS
 from errors import InputError
 
@@ -97,21 +98,18 @@ def read_sample(path: Path, kind: Kind) -> tuple[np.ndarray, int]:
     return signal, int(label.item()) - kind.first_label
 
 
-def prepare(task: Mapping[str, Any], options: Pipeline, store: Store) -> Prepared:
-    """Put a recording's samples one behind the other; their labels go into `extra`."""
-    import mne
-
+def read(task: dict[str, Any]) -> mne.io.BaseRaw:
+    """Put a recording's samples one behind the other; their labels go into the task."""
     samples = [read_sample(Path(path), KINDS[task["kind"]]) for path in (task["path"], *task["also"])]
-    info = mne.create_info(list(tuh.ELECTRODES), float(RATE), "eeg")
+    task["labels"] = [label for _, label in samples]
     volts = np.concatenate([signal for signal, _ in samples], axis=1) * 1e-6
-    prepared = pipeline.prepare(mne.io.RawArray(volts, info, verbose="error"), options, where=task["path"], store=store)
-    prepared.extra["labels"] = [label for _, label in samples]
-    return prepared
+    info = mne.create_info(list(tuh.ELECTRODES), float(RATE), "eeg")
+    return mne.io.RawArray(volts, info, verbose="error")
 
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
     """Cut at the pickles' borders."""
-    labels = np.array(prepared.extra["labels"], dtype=np.int64)
+    labels = np.array(task["labels"], dtype=np.int64)
     return Windows(np.arange(len(labels), dtype=np.int64) * (prepared.length // len(labels)), labels)
 
 

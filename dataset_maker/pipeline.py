@@ -85,7 +85,6 @@ class Prepared:
     eeg: Any  # (N, length) uV: a NumPy array or an HDF5 dataset
     quality: Quality  # of the source, before any filter; amplitudes after it
     report: dict[str, Any]
-    extra: dict[str, Any] = field(default_factory=dict)  # what a maker's own reader hands on to its `windows`
 
 
 class Windows(NamedTuple):
