@@ -4,7 +4,6 @@
 each attempt in their order; `words`, more flags of each attempt. A fault has the `rank` that it strikes, the optimizer
 step `after` which it is armed, counted over the whole training, and a place `at` which it strikes:
   step      the next call of the update: before it, or behind it if `behind`
-  soon      `seconds` after the next update began, wherever the process is then
   save      `number` writings of a checkpoint later, when half of its bytes are written
   replace   `number` renamings of a file later: before it, or behind it if `behind`
   evaluate  batch `number` of the next evaluation
@@ -21,7 +20,6 @@ import os
 import resource
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,9 +70,6 @@ class Fault:
         """In place of the update."""
         self.step = update.step
         self.armed |= update.step >= self.fault["after"]
-        if self.armed and self.fault["at"] == "soon" and not self.spent:
-            self.spent = True
-            threading.Timer(self.fault["seconds"], self.strike).start()
         if self.passes("step"):
             self.strike()
         result = original(update, *arguments, **options)

@@ -3,11 +3,11 @@
 `process_driver.py PLAN.json`, alone or under torchrun: this process runs the plan.
 `process_driver.py fork 2 A.json 3 B.json`: two forked processes run the first plan, then three the second. They differ
 from torchrun's by the agent only, and libraries are imported once for all; the tiny models are smaller still. What the
-processes say on standard error goes to A.err, their exit codes to A.ended.
+processes say on standard error goes to A.err, their exit codes to A.ended. A plan `nodes.json` is run as on several
+machines: each process works in a folder of its own, node0, node1, beside the plan.
 
 PLAN: a list of {script, flags, record}. With `port` the process group meets there and not at torchrun's own store. With
-`harm` {rank, step, name, alone} a weight is changed on one process after a step; with `alone` each process keeps its
-own rows of the codebook from then on. The first run that fails is the last: the others would wait for this process.
+`harm` {rank, step, name} a weight is changed on one process after a step. The first run that fails is the last.
 
 The record of a run goes to `<record>.<rank>.pt`: exit code, losses and codes of every micro-batch, the codebook after
 each change, a digest of all weights after each step, the beginning of each sample that was evaluated, and how many
@@ -33,7 +33,6 @@ import torch
 import modeling_finetune
 import modeling_pretrain
 import modeling_vqnsp
-import norm_ema_quantizer
 import run_class_finetuning
 import run_labram_pretraining
 import run_vqnsp_training
@@ -81,12 +80,6 @@ def do_harm(harm: dict[str, Any], update: Update) -> int:
     return 1
 
 
-def silent_from(step: int, record: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the quantiser's `broadcast`, which from a step on leaves each process what it has."""
-    send = norm_ema_quantizer.broadcast
-    return lambda tensor: tensor if len(record["digests"]) >= step else send(tensor)
-
-
 def notes_into(record: dict[str, Any], harm: dict[str, Any] | None) -> Iterator[tuple[Any, str, Callable[..., None]]]:
     """Yield what to watch: class, method, and what notes each of its calls in the record."""
     latest: list[torch.Tensor] = []
@@ -122,8 +115,6 @@ def run(script: str, flags: list[str], harm: dict[str, Any] | None) -> dict[str,
     """Run a script; return its exit code and the record of its steps."""
     record: dict[str, Any] = {"losses": [], "codes": [], "codebooks": [], "digests": [], "evaluated": [], "harmed": 0}
     with ExitStack() as patches:
-        if harm and harm["alone"]:
-            patches.enter_context(patch.object(norm_ema_quantizer, "broadcast", silent_from(harm["step"], record)))
         for owner, name, note in notes_into(record, harm):
             patches.enter_context(patch.object(owner, name, watched(getattr(owner, name), note)))
         record["code"] = call(script, *flags)
@@ -150,6 +141,9 @@ def run_as(rank: int, processes: int, plan: Path) -> None:
     if processes > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="localhost")
         os.environ.update(WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
+    if plan.stem == "nodes":
+        os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+        os.chdir(plan.parent / f"node{rank}")
     run_plan(plan)
 
 

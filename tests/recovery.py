@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,12 +59,6 @@ def server() -> subprocess.Popen[str]:
     )
     atexit.register(process.kill)
     return process
-
-
-def pipe(stream: IO[str] | None) -> IO[str]:
-    """Return the stream that is there."""
-    assert stream is not None
-    return stream
 
 
 @dataclass
@@ -142,9 +136,10 @@ class Job:
 
 def serve(request: dict[str, Any], during: Callable[[int], None], seconds: float) -> int:
     """Hand a request to the server; returns torchrun's exit code. It is killed after so many seconds."""
-    process = server()
-    print(json.dumps(request), file=pipe(process.stdin), flush=True)
-    pid = int(pipe(process.stdout).readline())
+    requests, answers = server().stdin, server().stdout
+    assert requests and answers
+    print(json.dumps(request), file=requests, flush=True)
+    pid = int(answers.readline())
     late = threading.Timer(seconds, kill_tree, [pid])
     late.start()
     try:
@@ -153,7 +148,7 @@ def serve(request: dict[str, Any], during: Callable[[int], None], seconds: float
         kill_tree(pid)
         raise
     finally:
-        code = int(pipe(process.stdout).readline())  # else the next request would take it for its process id
+        code = int(answers.readline())  # else the next request would take it for its process id
         late.cancel()
     return code
 
@@ -171,7 +166,7 @@ def data(folder: Path) -> None:
 
 
 STEPS = 5  # an epoch, of two processes with batches of 4
-PLACES = ("step", "save", "replace", "evaluate", "soon")
+PLACES = ("step", "save", "replace", "evaluate")
 EPOCHS = {"tokenizer": 4, "masked": 3, "classifier": 4}
 
 
@@ -205,16 +200,14 @@ def planned(stage: str, n: int, *, seed: int, processes: int = 2) -> list[Fault]
         low, high, place = edges[number], max(edges[number] + 1, edges[number + 1]), str(places[number])
         late = [step for step in range(low, high) if step % steps >= steps - 2]
         after = int(random.choice(late if late and number % 2 == 0 else range(low, high)))
-        if after >= total - steps and place in ("evaluate", "soon"):
+        if after >= total - steps and place == "evaluate":
             place = "step"  # the last epoch might end before
         fault: Fault = {"at": place, "after": after, "rank": int(random.integers(processes)), "signal": "SIGKILL"}
         if place in ("save", "replace"):
             fault |= {"rank": 0, "number": int(random.integers(1, 3 if after >= total - steps else 4))}  # rank 0 writes
         if place in ("step", "replace"):
             fault["behind"] = bool(random.integers(2))
-        if place == "soon":
-            fault["seconds"] = float(random.uniform(0, 0.1))
-        if place in ("step", "soon", "evaluate") and random.random() < 0.4:
+        if place in ("step", "evaluate") and random.random() < 0.4:
             fault["signal"] = str(random.choice(["SIGTERM", "SIGUSR1"]))
         faults.append(fault)
     return faults

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -110,6 +110,24 @@ def call(script: str, *words: Any) -> int:
         finally:
             torch.set_num_threads(threads)
     return 0
+
+
+@contextlib.contextmanager
+def stopped_at(owner: Any, name: str, number: int, *, behind: bool = False) -> Iterator[None]:
+    """Send this process SIGTERM before or, with behind, after the call of that number of a function."""
+    calls, original = [0], getattr(owner, name)
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number and not behind:
+            os.kill(os.getpid(), signal.SIGTERM)
+        result = original(*arguments, **options)
+        if calls[0] == number and behind:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    with patch.object(owner, name, watched):
+        yield
 
 
 def free_port() -> int:

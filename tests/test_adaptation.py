@@ -1,11 +1,5 @@
 """What learns in stage 3: the last blocks, the head on features computed once, LoRA; when a run stops early."""
 
-import json
-import os
-import re
-import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +7,18 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import r2_score
 from timm.models import create_model
 from torch import Tensor, nn
 
 import layers
 import modeling_pretrain
 import run_class_finetuning
-from errors import InputError, UsageError
+from errors import InputError
 from golden_recipe import eeg, fill
 from modeling_finetune import NeuralTransformer
 from optim_factory import Update
 from recovery import log_lines
-from run_helpers import CLASSIFIER, ROOT, call, checkpoint, free_port, labelled_file, log, predictions, start
+from run_helpers import CLASSIFIER, call, checkpoint, labelled_file, log, predictions, stopped_at
 from training import adaptation
 
 TINY = "labram_tiny_patch200_200"
@@ -35,7 +28,6 @@ CHANNELS = [0, 5, 9, 2]
 COUNTS = {"train": 12, "val": 7, "test": 6}
 SCRIPT = "run_class_finetuning"
 MODES = {
-    "everything": [],
     "freeze": ["--freeze_blocks", "3"],
     "probe": ["--linear_probe"],
     "lora": ["--lora", "4", "--lora_dropout", "0.2"],
@@ -63,26 +55,6 @@ def with_random_adapters(model: NeuralTransformer, **options: Any) -> NeuralTran
         if "lora_" in name:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
     return model
-
-
-# What learns
-
-
-@pytest.mark.parametrize(("blocks", "use_mean_pooling"), [(1, True), (3, False), (DEPTH, True)])
-def test_with_frozen_blocks_the_later_ones_the_norm_and_the_head_learn(blocks: int, use_mean_pooling: bool) -> None:
-    model = create_model(TINY, use_mean_pooling=use_mean_pooling)
-    adaptation.freeze_blocks(model, blocks)
-    norm = NORM if use_mean_pooling else {"norm.weight", "norm.bias"}
-    later = {name for name, _ in model.named_parameters() if re.match(rf"blocks\.[{blocks}-{DEPTH}]\.", name)}
-    assert learning(model) == later | norm | HEAD and len(later) == 17 * (DEPTH - blocks)
-
-
-def test_with_lora_adapters_norm_and_head_learn_and_names_only_gain_suffixes() -> None:
-    model, before = create_model(TINY), {name for name, _ in create_model(TINY).named_parameters()}
-    adaptation.add_lora(model, 4)
-    assert learning(model) == ADAPTERS | NORM | HEAD
-    assert {name.replace(".base_layer", "") for name, _ in model.named_parameters() if "lora_" not in name} == before
-    assert {p.shape for n, p in model.named_parameters() if "qkv.lora_" in n} == {(4, 200), (600, 4)}
 
 
 # Frozen parts
@@ -114,27 +86,19 @@ def test_below_the_first_learning_block_no_gradient_is_computed_and_nothing_is_k
 # LoRA
 
 
-@pytest.mark.parametrize(("alpha", "scale"), [(None, 2.0), (6.0, 2.0), (1.5, 0.5)])
-def test_merged_matrices_are_the_base_plus_the_scaled_product(alpha: float | None, scale: float) -> None:
-    model = with_random_adapters(tiny().double(), alpha=alpha)
-    weights, whole = model.state_dict(), adaptation.merged(model).state_dict()
-    assert list(whole) == list(tiny().state_dict())
-    for matrix in ("blocks.0.attn.qkv", "blocks.3.attn.proj"):
-        A, B = (weights[f"{matrix}.lora_{ab}.default.weight"] for ab in "AB")
-        expected = weights[f"{matrix}.base_layer.weight"] + scale * B @ A
-        torch.testing.assert_close(whole[f"{matrix}.weight"], expected, rtol=0, atol=1e-14)
-    assert torch.equal(whole["blocks.1.mlp.fc1.weight"], weights["blocks.1.mlp.fc1.weight"])
-
-
-@pytest.mark.parametrize("qkv_bias", [False, True])
-def test_the_merged_classifier_computes_what_the_adapted_one_does(qkv_bias: bool) -> None:
-    dtype, tolerance = torch.float64, 1e-13
-    model = with_random_adapters(tiny(num_classes=3, qkv_bias=qkv_bias).to(dtype)).eval()
-    x = eeg(1, (2, 3, 2, 200)).to(dtype)
+@pytest.mark.parametrize(("alpha", "scale"), [(None, 2.0), (1.5, 0.5)])
+def test_the_merged_classifier_has_base_plus_scaled_product_and_computes_what_the_adapted_one_does(
+    alpha: float | None, scale: float
+) -> None:
+    model = with_random_adapters(tiny(num_classes=3).double(), alpha=alpha).eval()
+    weights, whole, x = model.state_dict(), adaptation.merged(model), eeg(1, (2, 3, 2, 200)).double()
+    A, B = (weights[f"blocks.0.attn.qkv.lora_{ab}.default.weight"] for ab in "AB")
+    expected = weights["blocks.0.attn.qkv.base_layer.weight"] + scale * B @ A
+    torch.testing.assert_close(whole.state_dict()["blocks.0.attn.qkv.weight"], expected, rtol=0, atol=1e-14)
     with torch.no_grad():
         adapted = model(x, CHANNELS)
-        assert (adapted - tiny(num_classes=3, qkv_bias=qkv_bias).to(dtype).eval()(x, CHANNELS)).abs().max() > 1e-2
-        assert (adaptation.merged(model)(x, CHANNELS) - adapted).abs().max() <= tolerance * adapted.abs().max()
+        assert (adapted - tiny(num_classes=3).double().eval()(x, CHANNELS)).abs().max() > 1e-2
+        assert (whole(x, CHANNELS) - adapted).abs().max() <= 1e-13 * adapted.abs().max()
         assert torch.equal(model(x, CHANNELS), adapted), "merging works on a copy"
 
 
@@ -148,13 +112,6 @@ def test_adapters_are_not_loaded_with_another_scale_than_they_learnt() -> None:
         other.load_state_dict(weights)
 
 
-def test_without_peft_lora_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(UsageError, match=r"--lora needs the package peft.*requirements.txt") as error:
-        adaptation.add_lora(create_model(TINY), 4)
-    assert "\n" not in str(error.value)
-
-
 # Whole runs
 
 
@@ -163,15 +120,14 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny labelled files and a file of stage 2 to start from."""
     folder = tmp_path_factory.mktemp("tasks")
     labelled_file(folder / "binary.hdf5", counts=COUNTS)
-    labelled_file(folder / "regression.hdf5", counts=COUNTS, task="regression", classes=("age", "speed"))
     masked = fill(create_model(TINY_MASKED, vocab_size=8))
     torch.save({"model": masked.state_dict()}, folder / "masked.pth")
     return folder
 
 
-def words(tasks: Path, *more: Any, task: str = "binary") -> list[Any]:
+def words(tasks: Path, *more: Any) -> list[Any]:
     start_from = ["--finetune", tasks / "masked.pth"]
-    return [*CLASSIFIER, "--dataset", tasks / f"{task}.hdf5", *start_from, "--lr", "2e-3", *more]
+    return [*CLASSIFIER, "--dataset", tasks / "binary.hdf5", *start_from, "--lr", "2e-3", *more]
 
 
 def pretrained(tasks: Path) -> dict[str, Tensor]:
@@ -180,14 +136,12 @@ def pretrained(tasks: Path) -> dict[str, Tensor]:
 
 def expected_to_learn(mode: str, names: set[str]) -> set[str]:
     last = {name for name in names if name.startswith("blocks.3.")} | NORM | HEAD
-    return {"everything": names, "freeze": last, "probe": HEAD, "lora": ADAPTERS | NORM | HEAD}[mode]
+    return {"freeze": last, "probe": HEAD, "lora": ADAPTERS | NORM | HEAD}[mode]
 
 
-@pytest.mark.parametrize(("mode", "task"), [*((mode, "binary") for mode in MODES), ("probe", "regression")])
-def test_a_run_changes_what_learns_and_leaves_the_rest_bit_equal(
-    tasks: Path, tmp_path: Path, mode: str, task: str
-) -> None:
-    given = words(tasks, *MODES[mode], "--epochs", "2", "--init_scale", "0", "--layer_decay", "1", task=task)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_changes_what_learns_and_leaves_the_rest_bit_equal(tasks: Path, tmp_path: Path, mode: str) -> None:
+    given = words(tasks, *MODES[mode], "--epochs", "2", "--init_scale", "0", "--layer_decay", "1")
     assert call(SCRIPT, *given, "--output_dir", tmp_path) == 0
     weights, before = checkpoint(tmp_path / "checkpoint.pth")["model"], pretrained(tasks)
     names = {name for name, _ in create_model(TINY).named_parameters()}
@@ -202,8 +156,6 @@ def test_a_run_changes_what_learns_and_leaves_the_rest_bit_equal(
     assert log(tmp_path)[0]["n_parameters"] == sum(v.numel() for n, v in weights.items() if n in wanted)
     found = predictions(tmp_path / "predictions-test.npz")
     assert np.isfinite(found["last_logits"]).all() and np.ptp(found["last_logits"]) > 0
-    if task == "regression":
-        assert log(tmp_path)[1]["test_r2"] == pytest.approx(r2_score(found["labels"], found["last_logits"]), rel=1e-5)
 
 
 def fresh(name: str, value: Tensor) -> Tensor:
@@ -211,33 +163,18 @@ def fresh(name: str, value: Tensor) -> Tensor:
     return torch.full_like(value, {"fc_norm.weight": 1.0, "lora_alpha": 8.0}.get(name, 0.0))
 
 
-def stopped_at(patch: pytest.MonkeyPatch, owner: Any, name: str, number: int) -> None:
-    """Send this process SIGTERM in the call of that number of a function."""
-    calls, original = [0], getattr(owner, name)
-
-    def watched(*arguments: Any, **options: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == number:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments, **options)
-
-    patch.setattr(owner, name, watched)
-
-
-@pytest.mark.parametrize("mode", list(MODES)[1:])
+@pytest.mark.parametrize("mode", ["probe", "lora"])
 def test_a_run_stopped_inside_an_epoch_and_again_before_its_next_step_ends_bit_equal(
-    tasks: Path, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+    tasks: Path, tmp_path: Path, mode: str
 ) -> None:
     given = words(tasks, *MODES[mode], "--epochs", "2", "--drop_path", "0.3", "--model_ema", "--output_dir")
     assert call(SCRIPT, *given, tmp_path / "whole") == 0
-    with monkeypatch.context() as patch:
-        stopped_at(patch, Update, "__call__", 5)
+    with stopped_at(Update, "__call__", 5):
         assert call(SCRIPT, *given, tmp_path / "stopped") == 143
     state = checkpoint(tmp_path / "stopped" / "checkpoint.pth")
     assert (state["epoch"], state["step"]) == (0, 2)
-    with monkeypatch.context() as patch:
-        if mode == "probe":  # while the features are computed again
-            stopped_at(patch, adaptation, "compute_features", 2)
+    if mode == "probe":  # while the features are computed again
+        with stopped_at(adaptation, "compute_features", 2):
             assert call(SCRIPT, *given, tmp_path / "stopped") == 143
     assert call(SCRIPT, *given, tmp_path / "stopped") == 0
     ends = [checkpoint(tmp_path / name / "checkpoint.pth") for name in ("whole", "stopped")]
@@ -250,11 +187,8 @@ def test_a_run_stopped_inside_an_epoch_and_again_before_its_next_step_ends_bit_e
 AVERAGED = ["--model_ema", "--model_ema_decay", "0.5"]
 
 
-@pytest.mark.parametrize(("mode", "averaged"), [("freeze", []), ("probe", AVERAGED), ("lora", AVERAGED)])
-def test_eval_gives_the_predictions_of_the_selected_epoch(
-    tasks: Path, tmp_path: Path, mode: str, averaged: list[str]
-) -> None:
-    given = words(tasks, *MODES[mode], *averaged, "--epochs", "2", "--output_dir", tmp_path)
+def test_eval_of_a_probe_gives_the_predictions_of_the_selected_epoch(tasks: Path, tmp_path: Path) -> None:
+    given = words(tasks, *MODES["probe"], *AVERAGED, "--epochs", "2", "--output_dir", tmp_path)
     assert call(SCRIPT, *given) == 0
     trained = predictions(tmp_path / "predictions-val.npz")
     (tmp_path / "predictions-val.npz").unlink()
@@ -332,12 +266,11 @@ def test_features_are_computed_once_per_sample_whatever_the_number_of_epochs(
 # LoRA's merged file
 
 
-@pytest.mark.parametrize("averaged", [[], AVERAGED], ids=["plain", "averaged"])
-def test_the_merged_file_is_the_selected_classifier_for_eval_and_finetune_without_lora(
-    tasks: Path, tmp_path: Path, averaged: list[str], caplog: pytest.LogCaptureFixture
+def test_the_merged_file_is_the_selected_classifier_for_eval_and_finetune_but_the_adapters_file_is_not(
+    tasks: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = words(tasks, "--epochs", "3", "--output_dir")
-    assert call(SCRIPT, *given, tmp_path / "lora", *MODES["lora"], *averaged) == 0
+    assert call(SCRIPT, *given, tmp_path / "lora", *MODES["lora"], *AVERAGED) == 0
     trained = predictions(tmp_path / "lora" / "predictions-test.npz")
     merged = tmp_path / "lora" / "model-merged.pth"
     assert list(checkpoint(merged)["model"]) == list(create_model(TINY).state_dict())
@@ -348,13 +281,6 @@ def test_the_merged_file_is_the_selected_classifier_for_eval_and_finetune_withou
     caplog.set_level("INFO")
     assert call(SCRIPT, *given, tmp_path / "again", "--finetune", merged, "--epochs", "1") == 0
     assert "missing: none; unexpected: none; dropped: none" in caplog.text
-
-
-def test_a_checkpoint_with_adapters_is_no_start_for_finetuning(
-    tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = words(tasks, "--output_dir")
-    assert call(SCRIPT, *given, tmp_path / "lora", *MODES["lora"]) == 0
     last = tmp_path / "lora" / "checkpoint.pth"
     assert call(SCRIPT, *given, tmp_path / "b", "--finetune", last) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -364,8 +290,8 @@ def test_a_checkpoint_with_adapters_is_no_start_for_finetuning(
 # Patience
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> Callable[[], None]:
-    """Make the validation score of epoch e scores[e]; returns what makes the next run begin at a given epoch."""
+def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
+    """Make the validation score of epoch e scores[e]."""
     original = run_class_finetuning.evaluate
 
     def evaluate(model: nn.Module, loader: Any, *rest: Any, **options: Any) -> tuple[dict[str, float], np.ndarray]:
@@ -375,7 +301,6 @@ def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> Callable[[
         return stats, logits
 
     monkeypatch.setattr(run_class_finetuning, "evaluate", evaluate)
-    return scores.clear
 
 
 def test_patience_stops_after_so_many_epochs_in_a_row_without_a_better_score(
@@ -386,14 +311,10 @@ def test_patience_stops_after_so_many_epochs_in_a_row_without_a_better_score(
     given = words(tasks, "--epochs", "9", "--patience", "2", "--output_dir", tmp_path)
     assert call(SCRIPT, *given) == 0
     assert [line["val_roc_auc"] for line in log(tmp_path)] == [0.5, 0.4, 0.6, 0.6, 0.55]
-    message = "Stopped after epoch 4: --patience 2 epochs in a row without a better validation roc_auc than epoch 2's."
-    assert message in caplog.text
-    for shown in ("selected epoch 2 (validation roc_auc), test", "last epoch 4, test"):
+    for shown in ("Stopped after epoch 4: --patience 2", "selected epoch 2 (validation roc_auc)", "last epoch 4, test"):
         assert shown in caplog.text
-    caplog.clear()
     assert call(SCRIPT, *given) == 0
     assert len(log(tmp_path)) == 5, "a run that stopped early does not go on"
-    assert message in caplog.text and "selected epoch 2" in caplog.text
 
 
 # Flags
@@ -403,10 +324,7 @@ def test_patience_stops_after_so_many_epochs_in_a_row_without_a_better_score(
     ("flags", "said"),
     [
         (["--freeze_blocks", "5"], "--freeze_blocks 5: allowed are whole numbers from 0 to 4"),
-        (["--lora", "0"], "--lora 0: allowed are whole numbers from 1 to 200"),
-        (["--patience", "0"], "--patience 0: allowed are whole numbers from 1"),
         (["--lora", "4", "--lora_alpha", "0"], "--lora_alpha 0"),
-        (["--lora", "4", "--lora_dropout", "1"], "--lora_dropout 1"),
         (["--lora_alpha", "4"], "--lora R"),
         (["--lora", "4", "--freeze_blocks", "2"], "--freeze_blocks and --lora"),
         (["--linear_probe", "--grad_checkpoint"], "leave out --grad_checkpoint"),
@@ -419,66 +337,3 @@ def test_flags_that_make_no_sense_are_refused_in_one_line_before_data_are_read(
     assert call(SCRIPT, *CLASSIFIER, "--dataset", tmp_path / "none.hdf5", "--output_dir", tmp_path, *flags) == 2
     error = capsys.readouterr().err
     assert said in error and error.startswith("error: ") and error.count("\n") == 1
-
-
-# Activation checkpointing and several processes
-
-
-@pytest.mark.parametrize(("mode", "learning_blocks"), [("lora", 4)])
-def test_grad_checkpoint_computes_learning_blocks_twice_and_gives_the_same_run(
-    tasks: Path, tmp_path: Path, mode: str, learning_blocks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = words(tasks, *MODES[mode], "--drop_path", "0.4", "--drop", "0.1", "--attn_drop_rate", "0.1")
-    given += ["--precision", "fp64", "--output_dir"]
-    calls = counted(monkeypatch, layers.Mlp, "forward")
-    assert call(SCRIPT, *given, tmp_path / "kept") == 0
-    once, calls[0] = calls[0], 0
-    assert call(SCRIPT, *given, tmp_path / "again", "--grad_checkpoint") == 0
-    assert calls[0] - once == 3 * learning_blocks, "three steps"
-    kept, again = (checkpoint(tmp_path / name / "checkpoint.pth")["model"] for name in ("kept", "again"))
-    assert all((again[name] - value).abs().max() <= 1e-12 for name, value in kept.items())
-
-
-TOGETHER = {
-    "probe": ["--linear_probe"],
-    "lora": ["--lora", "4"],
-}
-
-
-def exact(tasks: Path, mode: str) -> list[Any]:
-    """Return the flags of a run that does not depend on the number of processes, in float64."""
-    return words(tasks, *TOGETHER[mode], "--drop_path", "0", "--precision", "fp64", "--epochs", "2", "--output_dir")
-
-
-@pytest.fixture(scope="module")
-def in_two_processes(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run every mode in one launch of two processes with half the batch."""
-    folder = tmp_path_factory.mktemp("two")
-    plan = [
-        {
-            "script": SCRIPT,
-            "flags": [str(word) for word in (*exact(tasks, mode), folder / mode, "--batch_size", "2")],
-            "record": str(folder / f"{mode}-record"),
-            "port": free_port(),
-        }
-        for mode in TOGETHER
-    ]
-    (folder / "plan.json").write_text(json.dumps(plan))
-    start([ROOT / "tests" / "process_driver.py", folder / "plan.json"], cwd=folder, processes=2)
-    return folder
-
-
-@pytest.mark.parametrize("mode", TOGETHER)
-def test_two_processes_end_where_one_does_and_no_parameter_is_unused(
-    tasks: Path, in_two_processes: Path, tmp_path: Path, mode: str
-) -> None:
-    records = [torch.load(in_two_processes / f"{mode}-record.{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert [record["code"] for record in records] == [0, 0]
-    assert call(SCRIPT, *exact(tasks, mode), tmp_path) == 0
-    one, two = (checkpoint(folder / "checkpoint.pth")["model"] for folder in (tmp_path, in_two_processes / mode))
-    assert one.keys() == two.keys()
-    assert all((two[name] - value).abs().max() <= 1e-9 for name, value in one.items())
-    ends = [
-        predictions(folder / "predictions-test.npz")["last_logits"] for folder in (tmp_path, in_two_processes / mode)
-    ]
-    np.testing.assert_allclose(*ends, rtol=0, atol=1e-9)

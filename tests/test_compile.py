@@ -17,12 +17,13 @@ from timm.models import create_model
 from torch._dynamo.utils import counters
 
 import modeling_finetune  # noqa: F401  (registers the classifiers)
+import modeling_vqnsp  # noqa: F401
 import utils
 from errors import InputError, friendly_error
 from golden_recipe import eeg, fill
 from layers import compile_blocks
 from recovery import log_lines
-from run_helpers import CLASSIFIER, MASKED, TOKENIZER, call, labelled_file, pretraining_file
+from run_helpers import MASKED, call, pretraining_file
 
 MONTAGES = [(1, 1), (3, 2), (19, 3), (5, 1), (1, 4), (7, 2), (8, 2), (9, 2), (10, 3)]
 eager = functools.partial(compile_blocks, backend="eager")
@@ -73,43 +74,19 @@ def test_graphs_without_end_are_an_error_and_not_a_silent_return_to_uncompiled_c
     assert isinstance(error.value.__cause__, torch._dynamo.exc.FailOnRecompileLimitHit) and "\n" not in str(error.value)
 
 
-def words(stage: str, folder: Path) -> tuple[str, list[Any]]:
-    """Give the command line of a stage on tiny data."""
-    data = folder / "data"
-    if stage == "classifier":
-        task = data / "task.hdf5"
-        task.is_file() or labelled_file(task, counts={"train": 8, "val": 4})
-        return "run_class_finetuning", [*CLASSIFIER, "--dataset", task, "--drop_path", 0.3]
-    if not data.is_dir():
-        pretraining_file(data / "train" / "a.hdf5", seconds=(12,))
-        pretraining_file(data / "train" / "b.hdf5", seconds=(9,), electrodes=("FP1", "O2", "T3"), seed=4)
-    if stage == "tokenizer":
-        return "run_vqnsp_training", [*TOKENIZER, "--train_data", data / "train"]
-    script, flags = words("tokenizer", folder)
-    if not (folder / "tokenizer").is_dir():
-        assert call(script, *flags, "--epochs", 1, "--output_dir", folder / "tokenizer") == 0
-    further = ["--train_data", data / "train", "--tokenizer_weight", folder / "tokenizer" / "checkpoint.pth"]
-    return "run_labram_pretraining", [*MASKED, *further]
-
-
-@pytest.mark.parametrize(
-    ("stage", "further"),
-    [
-        ("masked", ("--grad_checkpoint",)),
-        pytest.param("classifier", (), marks=pytest.mark.nightly),
-        pytest.param("tokenizer", (), marks=pytest.mark.nightly),  # stage 1 has no --grad_checkpoint
-    ],
-    ids=str,
-)
-def test_a_compiled_run_logs_the_numbers_of_one_that_is_not(
-    stage: str, further: tuple[str, ...], tmp_path: Path
-) -> None:
-    script, flags = words(stage, tmp_path)
+def test_a_compiled_run_logs_the_numbers_of_one_that_is_not(tmp_path: Path) -> None:
+    """Of stage 2: the tokenizer, the masked model and recomputed blocks are compiled."""
+    train = tmp_path / "train"
+    pretraining_file(train / "a.hdf5", seconds=(12,))
+    pretraining_file(train / "b.hdf5", seconds=(9,), electrodes=("FP1", "O2", "T3"), seed=4)
+    torch.manual_seed(0)
+    tokenizer = create_model("vqnsp_encoder_tiny_decoder_1x200x4", n_code=16, code_dim=8, quantize_kmeans_init=False)
+    torch.save({"model": tokenizer.state_dict()}, tmp_path / "tokenizer.pth")
+    flags = [*MASKED, "--train_data", train, "--tokenizer_weight", tmp_path / "tokenizer.pth", "--grad_checkpoint"]
     lines = []
     for name in ("compile", "no_compile"):
         with patch.object(utils, "compile_blocks", eager):
-            given = (*flags, *further, "--epochs", 2, f"--{name}", "--output_dir", tmp_path / name)
-            assert call(script, *given) == 0
+            assert call("run_labram_pretraining", *flags, f"--{name}", "--output_dir", tmp_path / name) == 0
         lines.append(log_lines(tmp_path / name))
         assert bool(counters["stats"]["unique_graphs"]) == (name == "compile")
         torch._dynamo.reset()

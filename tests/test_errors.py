@@ -17,7 +17,6 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from data_helpers import only_line
 from errors import (
     GRACE_SECONDS,
-    ArgumentParser,
     InputError,
     Interrupted,
     PeerLost,
@@ -46,14 +45,13 @@ def test_bad_data_end_with_1_and_wrong_usage_with_2_in_one_line(
     assert shown.err == "error: a.hdf5 is bad: make it again\n" and shown.out == ""
 
 
-@pytest.mark.parametrize(("rank", "start"), [("0", "error: "), ("3", "[process 3] error: ")])
 def test_under_torchrun_processes_other_than_the_first_say_which_they_are(
-    rank: str, start: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("RANK", "3")
     with pytest.raises(SystemExit):
         run_script(raising(InputError("bad")), None)
-    assert capsys.readouterr().err == f"{start}bad\n"
+    assert capsys.readouterr().err == "[process 3] error: bad\n"
 
 
 def test_ctrl_c_ends_in_one_line_and_130(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,27 +63,13 @@ def test_ctrl_c_ends_in_one_line_and_130(capsys: pytest.CaptureFixture[str]) -> 
 def test_what_the_file_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="1"):
         run_script(lambda _: Path("x" * 300).exists(), None)
-    assert (
-        capsys.readouterr().err
-        == f"error: {'x' * 300}: File name too long; change its permissions or name another place\n"
-    )
+    assert capsys.readouterr().err.startswith(f"error: {'x' * 300}: File name too long")
 
 
 def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_script(raising(InputError("the class \x1b[2J\x9bé is \udcff unknown")), None)
     assert capsys.readouterr().err == "error: the class \\x1b[2J\\x9bé is \\udcff unknown\n"
-
-
-def test_a_description_is_wrapped_to_the_terminal_but_its_paragraphs_and_lists_stay(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
-    first = "a well-known path/of/many-parts " * 6
-    shown = ArgumentParser(description=f"{first}\n\nColumns\n  one   as it   is\n  two\nand so on").format_help()
-    lines = shown.splitlines()
-    assert max(map(len, lines)) <= 60 and not any(line.endswith("-") for line in lines)
-    assert "\n\nColumns\n  one   as it   is\n  two\nand so on\n" in shown
 
 
 # Errors of torch
@@ -110,10 +94,8 @@ def test_every_way_in_which_torch_lacks_memory_is_one_line(error: Exception) -> 
 @pytest.mark.parametrize(
     ("flags", "way_out"),
     [
-        ({"batch_size": 8, "total_batch_size": 8, "grad_checkpoint": False}, "(--total_batch_size N keeps"),
         ({"batch_size": 8, "grad_checkpoint": False}, "or add --grad_checkpoint"),
         ({"batch_size": 1, "grad_checkpoint": True}, "take a smaller model"),
-        ({"batch_size": 1, "grad_checkpoint": False, "linear_probe": True}, "take a smaller model"),
     ],
 )
 def test_the_way_out_of_too_little_memory_names_only_flags_that_help(flags: dict[str, Any], way_out: str) -> None:
@@ -127,13 +109,11 @@ OURS = InputError("a file of that name: Broken pipe, out of memory")
 LOST = RuntimeError("Connection closed by peer [127.0.0.1]:4711")
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("size mismatch"), ValueError("out of memory"), OF_A_DATASET, OURS, LOST]
-)
-def test_other_errors_stay_as_they_are(error: Exception) -> None:
-    with pytest.raises(type(error)) as caught, friendly_error(Namespace()):
-        raise error
-    assert caught.value is error
+def test_other_errors_stay_as_they_are() -> None:
+    for error in (RuntimeError("size mismatch"), ValueError("out of memory"), OF_A_DATASET, OURS, LOST):
+        with pytest.raises(type(error)) as caught, friendly_error(Namespace()):
+            raise error
+        assert caught.value is error
 
 
 def test_a_lost_connection_is_another_process_that_ended_where_there_are_several() -> None:
@@ -191,22 +171,16 @@ def summary(said: Path) -> str:
     return ChildFailedError("script.py", {0: failure}).format_msg()
 
 
-def test_torchruns_summary_shows_the_line_of_the_process_that_failed_first(
+def test_torchruns_summary_shows_the_line_of_a_users_error_and_the_traceback_of_ours(
     said: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ended(UsageError("a.hdf5 is\nbad")) == 2
     assert capsys.readouterr().err == "error: a.hdf5 is bad\n"
     assert "error: a.hdf5 is bad\n" in summary(said)
-
-
-def test_torchruns_summary_shows_the_traceback_of_an_error_that_only_we_can_cause(
-    said: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    said.unlink()
     assert ended(KeyError("ours")) == 1
-    shown = capsys.readouterr().err
-    assert shown.startswith("Traceback") and "in main\n    raise error\n" in shown and "KeyError: 'ours'" in shown
-    found = [line.strip() for line in summary(said).splitlines()]
-    assert "raise error" in found and "KeyError: 'ours'" in found
+    assert capsys.readouterr().err.startswith("Traceback")
+    assert "raise error" in summary(said) and "KeyError: 'ours'" in summary(said)
 
 
 @pytest.mark.parametrize(

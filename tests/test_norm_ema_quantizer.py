@@ -1,13 +1,11 @@
-"""The codebook: nearest rows, gradients, moving average, k-means, usage and revival, alone and over two processes."""
+"""The codebook: nearest rows, gradients, moving average, k-means, usage and revival; processes: test_processes.py."""
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 import norm_ema_quantizer
@@ -65,10 +63,9 @@ def test_a_code_is_the_row_at_the_smallest_distance_whatever_the_vectors_length(
     np.testing.assert_allclose(quantized.numpy(), rows[expected].reshape(3, 40, WIDTH), atol=1e-15)
 
 
-@pytest.mark.parametrize("chunk", [7, 100])
-def test_nearest_rows_do_not_depend_on_the_chunk(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearest_rows_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     z, rows = random(100, WIDTH).numpy(), unit(random(K, WIDTH, seed=1).numpy())
-    monkeypatch.setitem(norm_ema_quantizer.SIMILARITIES, "cpu", chunk * K + K // 2)
+    monkeypatch.setitem(norm_ema_quantizer.SIMILARITIES, "cpu", 7 * K + K // 2)  # 100 is no multiple of 7
     codes = nearest_rows(torch.tensor(unit(z)), torch.tensor(rows))
     np.testing.assert_array_equal(codes.numpy(), brute_force(z, rows))
 
@@ -106,16 +103,15 @@ def test_gradients_pass_straight_through_and_through_the_normalisation() -> None
 # Moving average
 
 
-@pytest.mark.parametrize("decay", [0.99, 0.5])
-def test_used_rows_follow_the_mean_of_their_inputs_and_unused_rows_stay_to_the_bit(decay: float) -> None:
-    made = quantizer(decay=decay)
+def test_used_rows_follow_the_mean_of_their_inputs_and_unused_rows_stay_to_the_bit() -> None:
+    made = quantizer(decay=0.5)
     z = random(8, WIDTH)
     before = made.embedding.weight.clone()
     codes = made(z)[1]
     unused = np.setdiff1d(np.arange(K), codes.numpy())
     assert 0 < len(unused) < K
     assert torch.equal(made.embedding.weight[unused], before[unused])
-    expected = moved(before.numpy(), z.numpy(), decay)
+    expected = moved(before.numpy(), z.numpy(), 0.5)
     np.testing.assert_allclose(made.embedding.weight.numpy(), expected, rtol=0, atol=1e-15)
 
 
@@ -166,19 +162,12 @@ def test_usage_statistics_are_099_old_plus_001_count_in_training_and_in_evaluati
     assert torch.count_nonzero(made.embedding.cluster_size) == 0, "this entry of the published layout takes no part"
 
 
-@pytest.mark.parametrize(
-    ("counts", "used", "perplexity", "top10"),
-    [
-        ([5] * 32, 32, 32.0, 10 / 32),
-        ([0] * 20, 0, 0.0, 0.0),
-        ([90, *[1] * 10, *[0] * 9], 11, math.exp(-0.9 * math.log(0.9) + 0.1 * math.log(100)), 0.99),
-    ],
-)
-def test_usage_of_known_counts(counts: list[int], used: int, perplexity: float, top10: float) -> None:
-    found = usage(torch.tensor(counts))
-    assert (found["used_code"], found["unused_code"]) == (used, len(counts) - used)
-    assert found["perplexity"] == pytest.approx(perplexity, rel=1e-6)
-    assert found["top10_share"] == pytest.approx(top10, rel=1e-12)
+def test_usage_of_known_counts() -> None:
+    found = usage(torch.tensor([90, *[1] * 10, *[0] * 9]))
+    assert (found["used_code"], found["unused_code"]) == (11, 9)
+    assert found["perplexity"] == pytest.approx(math.exp(-0.9 * math.log(0.9) + 0.1 * math.log(100)), rel=1e-6)
+    assert found["top10_share"] == pytest.approx(0.99, rel=1e-12)
+    assert usage(torch.zeros(20))["perplexity"] == 0, "nothing was counted"
 
 
 # k-means
@@ -218,16 +207,14 @@ def test_the_first_training_batch_initialises_the_rows_once() -> None:
 
 
 @pytest.mark.parametrize("initialised", [True, False])
-def test_whether_the_rows_are_initialised_survives_saving_and_loading(initialised: bool, tmp_path: Path) -> None:
+def test_whether_the_rows_are_initialised_survives_saving_and_loading(initialised: bool) -> None:
     made = quantizer(kmeans_init=True)
     if initialised:
         made(clusters()[0])
-    torch.save(made.state_dict(), tmp_path / "codebook.pth")
     other = quantizer(kmeans_init=True, seed=9)
     assert other.needs_initialization
     parent = torch.nn.Sequential(other)  # loading through a parent must count as well
-    state = torch.load(tmp_path / "codebook.pth", weights_only=True)
-    parent.load_state_dict({f"0.{key}": value for key, value in state.items()})
+    parent.load_state_dict({f"0.{key}": value for key, value in made.state_dict().items()})
     assert other.needs_initialization is not initialised
     assert torch.equal(other.embedding.weight, made.embedding.weight)
     assert not quantizer(kmeans_init=False).needs_initialization
@@ -293,70 +280,11 @@ def test_only_idle_rows_are_reseeded_and_with_distinct_vectors_of_the_step() -> 
     assert matches.sum(1).tolist() == [1, 1, 1] and matches.any(0).sum() == 3
 
 
-@pytest.mark.parametrize(("total", "last"), [(50, 44), (1000, 899)])
-def test_nothing_is_revived_in_the_last_tenth_of_training(total: int, last: int) -> None:
-    for first, expected in ((last - 9, [last]), (last - 8, [])):
+def test_nothing_is_revived_in_the_last_tenth_of_training() -> None:
+    for first, expected in ((890, [899]), (891, [])):
         made = quantizer(k=8)
-        revival = CodebookRevival(made, total_steps=total, seed=0)
-        assert revive_until(made, revival, lambda _: counts_without(7, 100), range(first, total)) == expected
-
-
-def test_while_every_row_is_used_revival_changes_nothing_to_the_bit() -> None:
-    plain, revived = quantizer(k=8), quantizer(k=8)
-    revived.deferred = True
-    revival = CodebookRevival(revived, total_steps=1000, seed=0)
-    random_state = torch.get_rng_state()
-    for step in range(40):
-        rows = plain.embedding.weight.clone()
-        z = rows.repeat(4, 1) + 0.05 * random(32, WIDTH, seed=step)
-        _, codes, _ = plain(z)
-        revived(z)
-        revival(step, *revived.apply_update())
-        assert len(codes.unique()) == 8, "the case does not use every row"
-    assert revival.revived == 0
-    assert all(torch.equal(revived.state_dict()[key], value) for key, value in plain.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), random_state), "the revival drew from the global generator"
-
-
-# Two processes
-
-
-def train(part: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """Train a codebook of 120 rows for 25 steps on `part` of each batch: k-means, updates, revivals; return it all."""
-    made = quantizer(k=120, kmeans_init=True, seed=dist.get_rank() if dist.is_initialized() else 0)
-    made.deferred = True
-    torch.manual_seed(0)
-    made.initialize(part(clusters()[0]))
-    found = {"k-means": made.embedding.weight.clone()}
-    revival = CodebookRevival(made, total_steps=100, seed=3)
-    for step in range(25):
-        z = clusters()[0][torch.randperm(150, generator=torch.Generator().manual_seed(step))]
-        for micro_batch in part(z + 0.3 * random(150, WIDTH, seed=step)).chunk(2):
-            made(micro_batch)
-        counts, vectors = made.apply_update()
-        revival(step, counts, vectors)
-        if step == 4:
-            found["moved"] = made.embedding.weight.clone()
-    return found | {"revived": torch.tensor(revival.revived)} | made.state_dict()
-
-
-def one_of_two_processes(rank: int, folder: str) -> None:
-    """Train on every process's half of each batch (a function of the module, so that it can be spawned)."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(train(lambda batch: batch.chunk(2)[rank]), Path(folder) / f"{rank}.pth")
-    dist.destroy_process_group()
-
-
-def test_two_processes_hold_the_same_codebook_to_the_bit_and_that_of_one_process(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two_processes, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1))
-    alone = train(lambda batch: batch)
-    assert alone["revived"] > 0 and not torch.equal(alone["k-means"], alone["moved"])
-    assert first.keys() == second.keys() == alone.keys()
-    for key, value in alone.items():
-        assert torch.equal(first[key], second[key]), f"{key} differs between the processes"
-        torch.testing.assert_close(first[key], value, rtol=0, atol=1e-12, msg=lambda text, key=key: f"{key}: {text}")
+        revival = CodebookRevival(made, total_steps=1000, seed=0)
+        assert revive_until(made, revival, lambda _: counts_without(7, 100), range(first, 1000)) == expected
 
 
 def test_kmeans_leaves_out_vectors_that_are_not_finite_and_refuses_nothing_but_them() -> None:

@@ -1,7 +1,6 @@
 """Parameter groups and schedules against golden numbers, one optimizer step against the same thing by hand."""
 
 import copy
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -61,9 +60,8 @@ def test_schedules_are_those_of_the_released_code(case: str) -> None:
     assert values.tolist() == golden["values"]
 
 
-@pytest.mark.parametrize("warmup", [{"warmup_epochs": 5}, {"warmup_steps": 50}])
-def test_a_run_shorter_than_its_warm_up_still_has_a_value_for_every_step(warmup: dict[str, int]) -> None:
-    values = cosine_schedule(1.0, 0.1, 2, 10, **warmup)
+def test_a_run_shorter_than_its_warm_up_still_has_a_value_for_every_step() -> None:
+    values = cosine_schedule(1.0, 0.1, 2, 10, warmup_epochs=5)
     np.testing.assert_allclose(values, np.arange(20) / 19, rtol=1e-12)
 
 
@@ -120,20 +118,6 @@ def weights(update: Update) -> dict[str, Tensor]:
     return copy.deepcopy(update.model.module.state_dict())
 
 
-def test_micro_batches_give_what_one_batch_of_all_gives(tmp_path: Path) -> None:
-    accumulation = 4
-    whole, parts = make(tmp_path), make(tmp_path, accumulation=accumulation)
-    for step in range(5):
-        x, y = samples(8, step)
-        assert whole(mse(whole, x, y))
-        pieces = zip(x.chunk(accumulation), y.chunk(accumulation), strict=True)
-        assert [parts(mse(parts, *piece)) for piece in pieces] == [False] * (accumulation - 1) + [True]
-        assert parts.stats["grad_norm"].item() == pytest.approx(whole.stats["grad_norm"].item(), rel=1e-12)
-    assert whole.step == parts.step == 5
-    for name, value in weights(whole).items():
-        torch.testing.assert_close(weights(parts)[name], value, rtol=0, atol=1e-12)
-
-
 def test_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     lr = np.linspace(0.01, 0.1, 6)
     update = make(tmp_path, lr_values=lr, steps=6)
@@ -153,11 +137,8 @@ def test_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
         torch.testing.assert_close(weights(update)[name], value, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize(("clip", "share"), [(0.5, None), (None, 1.0)])
-def test_the_gradient_is_clipped_to_the_norm_and_grad_norm_is_that_before(
-    tmp_path: Path, clip: float | None, share: float | None
-) -> None:
-    update = make(tmp_path, kind=torch.optim.SGD, lr=1.0, decay=0.0, decay_values=np.zeros(99), clip_grad=clip)
+def test_the_gradient_is_clipped_to_the_norm_and_grad_norm_is_that_before(tmp_path: Path) -> None:
+    update = make(tmp_path, kind=torch.optim.SGD, lr=1.0, decay=0.0, decay_values=np.zeros(99), clip_grad=0.5)
     before, (x, y) = weights(update), samples(8)
     model = Small()
     (model(x) - y).square().mean().backward()
@@ -166,9 +147,8 @@ def test_the_gradient_is_clipped_to_the_norm_and_grad_norm_is_that_before(
     assert norm > 0.5
     update(mse(update, x, y))
     assert update.stats["grad_norm"].item() == pytest.approx(norm, rel=1e-12)
-    scale = share if share is not None else 0.5 / norm
     for name, value in weights(update).items():
-        torch.testing.assert_close(before[name] - value, gradients[name] * scale, rtol=1e-5, atol=1e-12)
+        torch.testing.assert_close(before[name] - value, gradients[name] * 0.5 / norm, rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize(("accumulation", "bad"), [(1, math.inf), (2, math.nan)])
@@ -216,31 +196,9 @@ def test_the_schedules_are_applied_at_each_step_and_scaled_by_each_groups_lr_sca
         assert update.stats["weight_decay"] == decay[step]
 
 
-def test_a_state_dict_through_a_file_continues_to_the_last_bit(tmp_path: Path) -> None:
-    lr = np.linspace(0.01, 0.1, 8)
-
-    def train(update: Update, steps: range) -> None:
-        for step in steps:
-            update(mse(update, *samples(4, step)))
-
-    straight = make(tmp_path, lr_values=lr)
-    train(straight, range(8))
-    first = make(tmp_path, lr_values=lr)
-    train(first, range(5))
-    file = io.BytesIO()
-    torch.save({"model": first.model.module.state_dict(), "update": first.state_dict()}, file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
-    second = make(tmp_path, lr_values=lr)
-    second.model.module.load_state_dict(state["model"])
-    second.load_state_dict(state["update"])
-    assert second.step == 5 and second.lr == lr[5]
-    train(second, range(5, 8))
-    assert_equal(weights(straight), weights(second))
-    assert_equal(straight.state_dict(), second.state_dict())
-
-
-def test_options_of_the_optimizer_are_those_of_the_run_that_continues(tmp_path: Path) -> None:
+def test_the_state_of_another_optimizer_is_refused_and_options_are_those_of_the_run_that_continues(
+    tmp_path: Path,
+) -> None:
     first, second = make(tmp_path), make(tmp_path)
     first(mse(first, *samples(4, 0)))
     for group in second.optimizer.param_groups:
@@ -249,14 +207,9 @@ def test_options_of_the_optimizer_are_those_of_the_run_that_continues(tmp_path: 
     for group in second.optimizer.param_groups:
         assert (group["betas"], group["eps"], group["lr_scale"]) == ((0.5, 0.6), 1e-3, 0.25)
     assert_equal(first.optimizer.state_dict()["state"], second.optimizer.state_dict()["state"])
-
-
-def test_the_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
-    update, other = make(tmp_path), make(tmp_path)
-    other.optimizer = torch.optim.SGD(other.optimizer.param_groups, lr=0.1)
-    with pytest.raises(InputError) as error:
-        other.load_state_dict(update.state_dict())
-    only_line(error, "optimizer does not fit this run (it is AdamW, not SGD)")
+    second.optimizer = torch.optim.SGD(second.optimizer.param_groups, lr=0.1)
+    with pytest.raises(InputError, match="it is AdamW, not SGD"):
+        second.load_state_dict(first.state_dict())
 
 
 # From flags
@@ -271,7 +224,7 @@ def built(folder: Path, *words: Any, **options: Any) -> Update:
 
 @pytest.mark.parametrize(
     ("options", "factor"),
-    [({}, 1), ({"lr_batch": 128}, 0.5), ({"lr_batch": 128, "accumulation": 6}, 3), ({"accumulation": 6}, 1)],
+    [({"accumulation": 6}, 1), ({"lr_batch": 128, "accumulation": 6}, 3)],
 )
 def test_only_the_base_rate_is_scaled_by_the_total_batch(tmp_path: Path, options: dict, factor: float) -> None:
     update = built(tmp_path, **options)
@@ -291,27 +244,18 @@ def test_flags_reach_the_optimizer(tmp_path: Path) -> None:
     assert decays == {"first.weight": 0.05, "last.weight": 0.05, "first.bias": 0.0, "last.bias": 0.0}
 
 
-@pytest.mark.parametrize("name", ["sgd", "lamb"])
-def test_optimizers_of_timm_take_steps_that_change_the_weights(tmp_path: Path, name: str) -> None:
-    update = built(tmp_path, "--opt", name, "--warmup_epochs", 0, "--lr", 0.1)
+def test_optimizers_of_timm_take_steps_and_an_unknown_one_is_wrong_usage_that_names_them(tmp_path: Path) -> None:
+    update = built(tmp_path, "--opt", "lamb", "--warmup_epochs", 0, "--lr", 0.1)
     before = weights(update)
     assert update(mse(update, *samples(4)))
     assert all(not torch.equal(before[key], value) for key, value in weights(update).items())
-
-
-def test_an_unknown_optimizer_is_wrong_usage_and_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--opt adamx.*adamw.*lamb"):
         built(tmp_path, "--opt", "adamx")
 
 
-def half_precision(update: Update, scale: float = 2.0**16) -> Update:
-    """Give the update the gradient scaler of fp16; the arithmetic stays float64."""
-    update.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    return update
-
-
 def test_gradient_overflows_in_half_precision_lower_the_scale_and_without_end_are_bad_steps(tmp_path: Path) -> None:
-    update = half_precision(make(tmp_path, steps=99), scale=2.0**60)  # overflows after twenty halvings too
+    update = make(tmp_path, steps=99)
+    update.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)  # overflows after twenty halvings too
     before = weights(update)
     for _ in range(optim_factory.MAX_OVERFLOWS):
         update(mse(update, *samples(4)) * 1e304)
@@ -320,13 +264,8 @@ def test_gradient_overflows_in_half_precision_lower_the_scale_and_without_end_ar
     assert update.skipped and not update.overflowed and update.nonfinite_in_a_row == 1
     assert_equal(before, weights(update))
     assert update.scaler.get_scale() == 2.0 ** (60 - 21)
-
-
-def test_a_loss_that_is_not_finite_is_no_overflow_in_half_precision_either(tmp_path: Path) -> None:
-    update = half_precision(make(tmp_path))
-    before = weights(update)
-    update(mse(update, *samples(4)) * math.nan)
-    assert update.skipped and not update.overflowed and update.nonfinite_in_a_row == 1
+    update(mse(update, *samples(4)) * math.nan)  # no overflow either
+    assert update.skipped and not update.overflowed and update.nonfinite_in_a_row == 2
     assert_equal(before, weights(update))
 
 
@@ -335,7 +274,7 @@ def test_a_loss_that_is_not_finite_is_no_overflow_in_half_precision_either(tmp_p
 
 @pytest.mark.parametrize(
     ("words", "processes", "expected"),
-    [((), 1, 1), (("--update_freq", 3), 2, 3), (("--total_batch_size", 512), 2, 4), (("--total_batch_size", 64), 1, 1)],
+    [(("--update_freq", 3), 2, 3), (("--total_batch_size", 512), 2, 4)],
 )
 def test_the_total_batch_sets_the_micro_batches(tmp_path: Path, words: tuple, processes: int, expected: int) -> None:
     args = parse(words, lambda parser: optim_factory.add_arguments(parser, accumulation="update_freq"), batch_size=64)
@@ -346,7 +285,6 @@ def test_the_total_batch_sets_the_micro_batches(tmp_path: Path, words: tuple, pr
     ("words", "says"),
     [
         (("--total_batch_size", 500), ("500", "64 x 2", "128")),
-        (("--total_batch_size", 0), ("0", "128")),
         (("--total_batch_size", 512, "--gradient_accumulation_steps", 3), ("512", "4 micro-batches", "says 3")),
     ],
 )

@@ -51,13 +51,14 @@ class Layout(NamedTuple):
 WHOLE = Layout(1, 6)
 CUT = [Layout(2, 3), Layout(3, 2), Layout(1, 3, 2), Layout(1, 2, 3), Layout(2, 1, 3)]
 SHARED = [layout for layout in CUT if layout.processes > 1]
-MIDDLE = {"rank": 1, "step": 6, "alone": False}
+MIDDLE = {"rank": 1, "step": 6}
+NODES = ("tokenizer", "masked", "classifier")
 ROW = "quantize.embedding.weight"
 HARM = {  # name: configuration and what happens to it in two processes
     "healed": ("tokenizer", {**MIDDLE, "name": ROW}),
-    "codebook": ("tokenizer", {**MIDDLE, "name": ROW, "alone": True}),
     "weight": ("classifier", {**MIDDLE, "name": "head.weight"}),
 }
+ADAPTED = {"probe": ["--linear_probe"], "lora": ["--lora", "4"]}  # of the classifier, in one and two processes
 PLAIN = [layout for layout in (WHOLE, *CUT) if layout.accumulation == 1]  # also in float32
 PLAIN_SHARED = [layout for layout in PLAIN if layout.processes > 1]
 
@@ -121,6 +122,7 @@ def flags(name: str, data: Path, folder: Path, layout: Layout) -> tuple[str, lis
         return "run_labram_pretraining", [*MASKED, *train, *tokenizer, *common, *micro]
     finetune = ["--finetune", str(folder / str(WHOLE) / "masked" / "checkpoint.pth"), "--drop_path", "0"]
     micro = ["--update_freq", str(layout.accumulation)]
+    micro += ADAPTED.get(kind, [])
     return "run_class_finetuning", [*CLASSIFIER, "--dataset", str(data / "task.hdf5"), *finetune, *common, *micro]
 
 
@@ -135,14 +137,28 @@ def write_data(data: Path) -> None:
     labelled_file(data / "task.hdf5", counts={"train": 61, "val": VAL, "test": TEST}, electrodes=two)
 
 
+def write_nodes_plan(folder: Path) -> Path:
+    """Write all stages for two processes without a common folder: results have relative paths, only node0 has any."""
+    plan = []
+    for name in NODES:
+        script, options = flags(name, folder / "data", Path(), Layout(2, 3))
+        options = [word.replace(f"{WHOLE}/", f"{Layout(2, 3)}/") for word in options]  # weights of its own stages
+        plan.append({"script": script, "flags": options, "record": name, "port": free_port()})
+    for rank in range(2):
+        (folder / f"node{rank}").mkdir()
+    path = folder / "nodes.json"
+    path.write_text(json.dumps(plan))
+    return path
+
+
 def write_plans(folder: Path) -> dict[Path, int]:
     """Write what to run with one process, then with two and with three; return the plans and their processes."""
-    plans = {}
+    plans = {write_nodes_plan(folder): 2}
     for processes in (1, 2, 3):
         plan = []
         for layout in (layout for layout in (WHOLE, *CUT) if layout.processes == processes):
             (folder / str(layout)).mkdir()
-            for name in (*DOUBLE, *(SINGLE if layout in PLAIN else [])):
+            for name in (*DOUBLE, *(SINGLE if layout in PLAIN else []), *(ADAPTED if layout in PLAIN[:2] else [])):
                 script, options = flags(name, folder / "data", folder, layout)
                 record = str(folder / str(layout) / name)
                 plan.append({"script": script, "flags": options, "record": record, "port": free_port()})
@@ -183,18 +199,19 @@ def assert_equal_books(books: list[list[torch.Tensor]]) -> None:
         assert all(torch.equal(mine, other) for other in others), f"change {change}"
 
 
-@pytest.mark.parametrize("name", DOUBLE)
+@pytest.mark.parametrize("name", [*DOUBLE, *SINGLE])
 def test_losses_are_those_of_one_process_with_the_whole_batch(runs: Runs, name: str) -> None:
     expected = runs.losses(WHOLE, name)
-    assert len(expected) == STEPS[name] >= 10
+    assert len(expected) == STEPS[name.removesuffix("-fp32")] >= 10
     assert expected.std() > 1e-3, "losses that do not change would agree whatever the layout"
-    for layout in CUT:
-        np.testing.assert_allclose(runs.losses(layout, name), expected, rtol=0, atol=EXACT, err_msg=str(layout))
+    for layout in CUT if name in DOUBLE else PLAIN_SHARED:
+        exact = EXACT if name in DOUBLE else FLOAT32
+        np.testing.assert_allclose(runs.losses(layout, name), expected, rtol=0, atol=exact, err_msg=str(layout))
 
 
-@pytest.mark.parametrize("name", DOUBLE)
+@pytest.mark.parametrize("name", [*DOUBLE, *ADAPTED])
 def test_parameters_and_codebook_are_those_of_one_process(runs: Runs, name: str) -> None:
-    for layout in CUT:
+    for layout in PLAIN[1:2] if name in ADAPTED else CUT:
         whole, cut = runs.weights(WHOLE, name), runs.weights(layout, name)
         if name == "tokenizer":  # a moving average over batches of the evaluation: other batches, other average
             assert whole.pop("quantize.cluster_size").sum() > 0 and cut.pop("quantize.cluster_size").sum() > 0
@@ -209,13 +226,6 @@ def test_every_patch_has_the_same_code_as_in_one_process(runs: Runs, name: str) 
         actual = runs.codes(layout, name)
         assert len(actual) == len(expected) == STEPS[name]
         assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True)), layout
-
-
-@pytest.mark.parametrize("name", ["tokenizer", "montages"])
-def test_kmeans_pools_the_vectors_of_all_processes_and_micro_batches(runs: Runs, name: str) -> None:
-    for layout in CUT:
-        expected, actual = (runs.records(one, name)[0]["codebooks"][0] for one in (WHOLE, layout))
-        torch.testing.assert_close(actual, expected, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("name", [name for name in (*DOUBLE, *SINGLE) if name.startswith(("tokenizer", "montages"))])
@@ -235,13 +245,12 @@ def test_weights_are_equal_to_the_last_bit_on_all_processes_at_every_step(runs: 
         assert all(other == mine for other in others), layout
 
 
-@pytest.mark.parametrize(("plan", "name"), [("codebook", ROW), ("weight", "head.weight")])
-def test_a_weight_that_differs_between_processes_stops_the_run(runs: Runs, plan: str, name: str) -> None:
-    assert runs.ended(plan) == [1, 1]
-    errors = [line for line in runs.said(plan).splitlines() if "error: " in line]
-    assert errors and all(f"process 1 has another {name} after epoch 0 " in line for line in errors)
-    assert "Traceback" not in runs.said(plan)
-    assert not list((runs.folder / plan).glob("*.pth")), "what is wrong must not be saved"
+def test_a_weight_that_differs_between_processes_stops_the_run(runs: Runs) -> None:
+    assert runs.ended("weight") == [1, 1]
+    errors = [line for line in runs.said("weight").splitlines() if "error: " in line]
+    assert errors and all("process 1 has another head.weight after epoch 0 " in line for line in errors)
+    assert "Traceback" not in runs.said("weight")
+    assert not list((runs.folder / "weight").glob("*.pth")), "what is wrong must not be saved"
 
 
 def test_a_row_that_changed_on_one_process_is_set_right_by_the_next_step(runs: Runs) -> None:
@@ -253,19 +262,26 @@ def test_a_row_that_changed_on_one_process_is_set_right_by_the_next_step(runs: R
     assert_equal_books([record["codebooks"] for record in records])
 
 
+@pytest.mark.parametrize("name", NODES)
+def test_processes_without_a_common_folder_train_as_those_with_one_and_only_the_first_writes(
+    runs: Runs, name: str
+) -> None:
+    assert runs.ended("nodes") == [0, 0], runs.said("nodes")
+    written = runs.folder / "node0" / str(Layout(2, 3)) / name
+    assert_same_tensors(checkpoint(written / "checkpoint.pth")["model"], runs.weights(Layout(2, 3), name))
+    assert len(log(written)) == 1
+    left = {path.name for path in (runs.folder / "node1").rglob("*") if path.is_file()}
+    assert left == {f"{each}.1.pt" for each in NODES}, "more than this test's own records"
+
+
 def test_revived_rows_are_the_same_in_all_layouts(runs: Runs) -> None:
     revived = {str(layout): log(runs.output(layout, "tokenizer"))[0]["train_revived"] for layout in (WHOLE, *CUT)}
     assert set(revived.values()) == {revived[str(WHOLE)]}
     assert revived[str(WHOLE)] > 0, "nothing was revived: this test would prove nothing"
     for layout in CUT:
-        expected, actual = (runs.records(one, "tokenizer")[0]["codebooks"][-1] for one in (WHOLE, layout))
-        torch.testing.assert_close(actual, expected, rtol=0, atol=EXACT)
-
-
-@pytest.mark.parametrize("name", SINGLE)
-def test_losses_in_float32_agree_to_1e_5(runs: Runs, name: str) -> None:
-    for layout in PLAIN_SHARED:
-        np.testing.assert_allclose(runs.losses(layout, name), runs.losses(WHOLE, name), rtol=0, atol=FLOAT32)
+        expected, actual = (runs.records(one, "tokenizer")[0]["codebooks"] for one in (WHOLE, layout))
+        for change in (0, -1):  # k-means, the last step
+            torch.testing.assert_close(actual[change], expected[change], rtol=0, atol=EXACT)
 
 
 def beginnings(path: Path, split: str = "") -> np.ndarray:
@@ -275,7 +291,7 @@ def beginnings(path: Path, split: str = "") -> np.ndarray:
     return eeg[:, :8].astype(np.float64) / UNIT
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "masked", "classifier", "tokenizer-fp32", "masked-fp32"])
+@pytest.mark.parametrize("name", ["tokenizer", "masked", "classifier", "tokenizer-fp32"])
 def test_evaluation_shows_the_model_every_sample_exactly_once(runs: Runs, name: str) -> None:
     data = runs.folder / "data"
     if name == "classifier":
@@ -307,21 +323,12 @@ def test_the_log_has_the_numbers_of_one_process(runs: Runs, name: str) -> None:
             assert cut[key] == pytest.approx(one[key], rel=0, abs=exact), (layout, key)
 
 
-def test_codes_are_counted_once_in_evaluation_whatever_the_number_of_processes(runs: Runs) -> None:
-    lines = [log(runs.output(layout, "tokenizer"))[0] for layout in (WHOLE, *CUT)]
-    for line in lines:
-        assert line["test_used_code"] + line["test_unused_code"] == CODES
-        assert line["test_used_code"] > 1 and 1 < line["test_perplexity"] <= line["test_used_code"]
-    assert len({line["test_used_code"] for line in lines}) == 1
-
-
 @pytest.mark.parametrize(("split", "n"), [("val", VAL), ("test", TEST)])
 def test_predictions_hold_every_sample_once_in_the_files_order(runs: Runs, split: str, n: int) -> None:
     whole = predictions(runs.output(WHOLE, "classifier") / f"predictions-{split}.npz")
     assert len(np.unique(whole["last_logits"])) == n, "equal logits could hide a wrong order"
-    for layout in (WHOLE, *CUT):
+    for layout in CUT:
         found = predictions(runs.output(layout, "classifier") / f"predictions-{split}.npz")
-        assert found["logits"].shape == (n, 1)
         assert found["recording"].tolist() == [f"{split}-{i // 2}" for i in range(n)]
         np.testing.assert_array_equal(found["labels"], np.arange(n) % 2)
         np.testing.assert_allclose(found["last_logits"], whole["last_logits"], rtol=0, atol=1e-8)

@@ -3,7 +3,6 @@
 All runs go through torchrun with two or three processes. LABRAM_SOAK: how many random moments for each stage.
 """
 
-import functools
 import itertools
 import os
 import signal
@@ -16,7 +15,6 @@ import pytest
 from recovery import (
     EPOCHS,
     STEPS,
-    Ended,
     Fault,
     differences,
     log_lines,
@@ -25,7 +23,6 @@ from recovery import (
     scalars,
     unequal,
     usual,
-    workplace,
 )
 from run_helpers import checkpoint, kill_tree
 from waiting import wait_for
@@ -34,18 +31,8 @@ MOMENTS = 4  # at which a run is stopped
 RUNS = -(-int(os.environ.get("LABRAM_SOAK", "4")) // MOMENTS)  # of each stage
 NO_SCALARS = ("epoch", "n_parameters")  # of a line of log.txt
 STAGES = ("tokenizer", "masked", "classifier")
-stopped_runs = pytest.mark.parametrize(("stage", "number"), list(itertools.product(STAGES, range(RUNS))))
 OFTEN = ("--save_every_minutes", 1e-5)  # after every step
 WORKERS = [["--num_workers", number] for number in ("0", "1", "3")]  # of the attempts of stage 2
-
-
-@functools.cache
-def stopped(stage: str, number: int) -> tuple[Ended, Path]:
-    """Return how a stage's run went that was stopped at random moments, and its folder. number: of the plan."""
-    folder = workplace() / f"{stage}-stopped-{number}"
-    faults = planned(stage, MOMENTS, seed=number)
-    words = WORKERS if stage == "masked" else ()
-    return usual(stage, *OFTEN, faults=faults, words=words).run(folder), folder
 
 
 def test_the_runs_have_what_could_differ() -> None:
@@ -58,38 +45,28 @@ def test_the_runs_have_what_could_differ() -> None:
         assert len({line["train_loss"] for line in lines}) == EPOCHS[stage], "nothing was learnt"
 
 
-@stopped_runs
-def test_a_run_stopped_at_random_moments_ends_as_one_that_never_stopped(stage: str, number: int) -> None:
-    ended, folder = stopped(stage, number)
+@pytest.mark.parametrize(("stage", "number"), itertools.product(STAGES, range(RUNS)))
+def test_a_run_stopped_at_random_moments_ends_as_one_that_never_stopped(
+    stage: str, number: int, tmp_path: Path
+) -> None:
+    words = WORKERS if stage == "masked" else ()
+    ended = usual(stage, *OFTEN, faults=planned(stage, MOMENTS, seed=number), words=words).run(tmp_path)
     assert ended.struck() == MOMENTS, "not every fault happened: this test would prove less"
-    assert unequal(reference(stage), folder) == []
-    names, expected = ({path.name for path in (one / "run").iterdir()} for one in (folder, reference(stage)))
+    assert unequal(reference(stage), tmp_path) == []
+    names, expected = ({path.name for path in (one / "run").iterdir()} for one in (tmp_path, reference(stage)))
     assert names == expected
-
-
-@stopped_runs
-def test_a_stopped_run_resumes_inside_epochs_and_never_behind_its_last_checkpoint(stage: str, number: int) -> None:
-    starts = stopped(stage, number)[0].starts()
+    starts = ended.starts()
     assert len(starts) == MOMENTS + 1 and starts[0] == (0, 0)
     assert sum(step > 0 for _, step in starts) >= MOMENTS // 2, starts
     places = [epoch * STEPS + step for epoch, step in starts]
     assert places == sorted(places)
 
 
-@stopped_runs
-def test_tensorboard_shows_the_numbers_of_a_stopped_runs_log_and_each_once(stage: str, number: int) -> None:
-    folder = stopped(stage, number)[1]
-    lines = log_lines(folder / "run")
+@pytest.mark.parametrize("stage", STAGES)
+def test_tensorboard_shows_the_numbers_of_the_log_each_once(stage: str) -> None:
+    lines = log_lines(reference(stage) / "run")
     logged = {(name, line["epoch"]): value for line in lines for name, value in line.items() if name not in NO_SCALARS}
-    shown = scalars(folder / "board")
-    assert {key: len(values) for key, values in shown.items()} == dict.fromkeys(logged, 1)
-    assert all(values == [np.float32(logged[key])] for key, values in shown.items())
-
-
-@pytest.mark.parametrize("workers", [1])
-def test_any_number_of_loading_processes_gives_the_same_run(workers: int, tmp_path: Path) -> None:
-    usual("masked", "--num_workers", workers).run(tmp_path)
-    assert unequal(reference("masked"), tmp_path) == []
+    assert scalars(reference(stage) / "board") == {key: [np.float32(value)] for key, value in logged.items()}
 
 
 def test_a_run_whose_machine_died_ends_by_the_same_command_as_if_it_had_not(tmp_path: Path) -> None:

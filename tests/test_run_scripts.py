@@ -19,6 +19,7 @@ import layers
 import run_class_finetuning
 import run_labram_pretraining
 import run_vqnsp_training
+from files import plain
 from run_helpers import (
     CLASSIFIER,
     MASKED,
@@ -82,13 +83,13 @@ LOGGED = {
 LEARNABLE = {"run_vqnsp_training": 7.52e6, "run_labram_pretraining": 9.15e6 - 1.69e6, "run_class_finetuning": 5.82e6}
 
 
-def words_of(script: str, **replaced: Any) -> tuple[list[str], int]:
-    """Return the arguments for torchrun after its own of a README command, and its number of processes."""
+def words_of(script: str, **replaced: Any) -> list[str]:
+    """Return the arguments of a README command after torchrun's own."""
     words = shlex.split(COMMANDS[script])
     assert words[:4] == ["OMP_NUM_THREADS=1", "torchrun", "--nnodes=1", "--nproc_per_node=8"]
     for flag, value in replaced.items():
         words[words.index(f"--{flag}") + 1] = str(value)
-    return words[4:], 2
+    return words[4:]
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +103,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     counts = {"train": 4, "val": 3, "test": 5}
     labelled_file(folder / "data/TUAB.hdf5", counts=counts, electrodes=TUAB.split(), seconds=2)
     for script in STAGES:
-        words, processes = words_of(script, epochs=1, batch_size=2)
-        start(words, cwd=folder, processes=processes)
+        start(words_of(script, epochs=1, batch_size=2), cwd=folder, processes=2)
         if script in COPIES:
             shutil.copy(*(folder / name for name in COPIES[script]))
     yield folder
@@ -111,27 +111,20 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("script", STAGES)
-def test_the_readme_command_writes_the_log_that_was_promised(chain: Path, script: str) -> None:
-    (line,) = log(chain / OUTPUTS[script])
-    assert not set(EVERY_STAGE + LOGGED[script]) - line.keys()
-    assert line["epoch"] == 0
+def test_the_readme_command_writes_log_checkpoint_description_and_tensorboard(chain: Path, script: str) -> None:
+    output = chain / OUTPUTS[script]
+    (line,) = log(output)
+    assert not set(EVERY_STAGE + LOGGED[script]) - line.keys() and line["epoch"] == 0
     assert line["n_parameters"] == pytest.approx(LEARNABLE[script], abs=0.01e6)
     assert all(value is None or math.isfinite(value) for value in line.values())
-
-
-@pytest.mark.parametrize("script", STAGES)
-def test_the_readme_command_writes_a_checkpoint_a_description_and_tensorboard(chain: Path, script: str) -> None:
-    output = chain / OUTPUTS[script]
     state = checkpoint(output / "checkpoint.pth")
-    assert {"model", "optimizer", "epoch", "scaler", "args"} <= state.keys()
-    assert state["epoch"] == 0 and state["args"]["epochs"] == 1
+    assert {"model", "optimizer", "epoch", "scaler", "args"} <= state.keys() and state["epoch"] == 0
     description = json.loads((output / "environment.json").read_text())
     assert {"code_version", "libraries", "hardware", "flags"} <= description.keys()
-    assert description["libraries"]["torch"] == torch.__version__.split("+")[0]
     assert description["hardware"]["processes"] == 2 and description["flags"]["batch_size"] == 2
-    words, _ = words_of(script)
-    events = list((chain / words[words.index("--log_dir") + 1]).glob("events.out.tfevents.*"))
-    assert len(events) == 1 and b"train_loss" in events[0].read_bytes()
+    words = words_of(script)
+    (events,) = (chain / words[words.index("--log_dir") + 1]).glob("events.out.tfevents.*")
+    assert b"train_loss" in events.read_bytes()
 
 
 def test_each_stage_continues_from_the_copied_checkpoint_of_the_one_before(chain: Path) -> None:
@@ -183,16 +176,6 @@ def stage_three(folder: Path) -> list[Any]:
     return [*CLASSIFIER, "--dataset", folder / "task.hdf5", "--finetune", folder / "masked" / "checkpoint.pth"]
 
 
-FLAGS = {"run_vqnsp_training": stage_one, "run_labram_pretraining": stage_two, "run_class_finetuning": stage_three}
-
-
-def test_a_script_runs_without_torchrun(tiny: Path, tmp_path: Path) -> None:
-    script = STAGES[0]
-    start([ROOT / f"{script}.py", *FLAGS[script](tiny), "--output_dir", tmp_path / "out"], cwd=tmp_path)
-    assert len(log(tmp_path / "out")) == 1
-    assert json.loads((tmp_path / "out" / "environment.json").read_text())["hardware"]["processes"] == 1
-
-
 def said(caplog: pytest.LogCaptureFixture, start_of_line: str) -> dict[str, float]:
     """Return the numbers of the one logged line that starts so."""
     (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith(start_of_line)]
@@ -233,9 +216,6 @@ def test_eval_of_a_tokenizer_gives_the_losses_and_codes_of_training(
     usage = said(caplog, "train_data:")
     assert usage["test_used_code"] + usage["test_unused_code"] == 16
     caplog.clear()
-    assert call("run_vqnsp_training", *words) == 0
-    assert not [r for r in caplog.records if r.getMessage().startswith("train_data:")]
-    caplog.clear()
     assert call("run_vqnsp_training", *words[:-1], "--calculate_codebook_usage") == 0  # alone, as in the released code
     assert said(caplog, "train_data:") == usage and not list(tmp_path.glob("checkpoint*"))
 
@@ -249,7 +229,6 @@ def test_model_ema_is_the_average_that_is_evaluated_and_saved(tiny: Path, tmp_pa
     np.testing.assert_allclose(zero["logits"], plain["logits"], rtol=0, atol=1e-6)  # no memory: the weights themselves
     assert np.abs(one["logits"]).max() < 0.02, "all memory: the weights before training, whose head is near zero"
     assert np.abs(plain["logits"]).max() > 0.02
-    assert "model_ema" in checkpoint(tmp_path / "one" / "checkpoint.pth")["extras"]
     (tmp_path / "one" / "predictions-test.npz").unlink()
     assert call("run_class_finetuning", *words, tmp_path / "one", "--model_ema", "--eval") == 0
     np.testing.assert_allclose(
@@ -286,21 +265,17 @@ def test_a_device_without_memory_ends_a_run_in_one_line(
     assert "too little memory" in line and "lower --batch_size 4" in line
 
 
-def test_balanced_class_weights_reach_the_loss_and_none_is_as_before_there_was_a_flag(tmp_path: Path) -> None:
+def test_balanced_class_weights_reach_the_loss(tmp_path: Path) -> None:
     """With a head of zeros a sample's loss is log 2 times its weight; of labels 0 0 0 1 that is 2/3 or 2."""
     few = labelled_file(tmp_path / "few.hdf5", counts={"train": 4, "val": 4}, labels=[0, 0, 0, 1])
     words = [*CLASSIFIER, "--dataset", few, "--init_scale", "0", "--lr", "0", "--min_lr", "0"]
     words += ["--batch_size", "1", "--overfit_batch"]
     losses = {}
-    for name, flags in (
-        ("plain", []),
-        ("none", ["--class_weights", "none"]),
-        ("even", ["--class_weights", "balanced"]),
-    ):
-        assert call("run_class_finetuning", *words, *flags, "--output_dir", tmp_path / name) == 0
+    for name in ("none", "balanced"):
+        assert call("run_class_finetuning", *words, "--class_weights", name, "--output_dir", tmp_path / name) == 0
         losses[name] = log(tmp_path / name)[0]["train_loss"] / math.log(2)
-    assert losses["plain"] == losses["none"] == pytest.approx(1, rel=1e-6)
-    assert min(abs(losses["even"] - weight) for weight in (2 / 3, 2)) < 1e-6
+    assert losses["none"] == pytest.approx(1, rel=1e-6)
+    assert min(abs(losses["balanced"] - weight) for weight in (2 / 3, 2)) < 1e-6
 
 
 def test_the_file_of_the_selected_epoch_is_that_of_the_best_validation_score(tiny: Path, tmp_path: Path) -> None:
@@ -314,9 +289,8 @@ def test_the_file_of_the_selected_epoch_is_that_of_the_best_validation_score(tin
     assert roc_auc_score(found["labels"], found["logits"][:, 0]) == pytest.approx(max(scores))
 
 
-@pytest.mark.parametrize("script", STAGES[1:2])
-def test_training_in_bfloat16_runs_on_a_cpu_and_keeps_float32_weights(tiny: Path, tmp_path: Path, script: str) -> None:
-    assert call(script, *FLAGS[script](tiny), "--precision", "bf16", "--output_dir", tmp_path) == 0
+def test_training_in_bfloat16_runs_on_a_cpu_and_keeps_float32_weights(tiny: Path, tmp_path: Path) -> None:
+    assert call("run_labram_pretraining", *stage_two(tiny), "--precision", "bf16", "--output_dir", tmp_path) == 0
     assert math.isfinite(log(tmp_path)[0]["train_loss"])
     weights = checkpoint(tmp_path / "checkpoint.pth")["model"]
     assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
@@ -341,31 +315,22 @@ OWN_FLAGS = {
 
 
 @pytest.mark.parametrize("script", STAGES)
-def test_every_flag_of_the_released_script_is_known_and_the_help_fits_80_columns(
-    script: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+def test_every_flag_of_the_released_script_is_known(script: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(script, "--help") == 0
     text = capsys.readouterr().out
     wanted = f"{RUN_FLAGS} {OWN_FLAGS[script]}".split()
     assert not [flag for flag in wanted if not re.search(rf"^  {flag}\b|, {flag}\b", text, re.MULTILINE)]
-    assert max(len(line) for line in text.splitlines()) <= 80
 
 
 @pytest.mark.parametrize("script", STAGES)
 def test_the_readme_command_says_nothing_but_the_defaults_and_the_machine(script: str) -> None:
-    words, _ = words_of(script)
-    with patch("sys.argv", words):
+    with patch("sys.argv", words_of(script)):
         spoken = vars(SCRIPTS[script].get_args())
     with patch("sys.argv", [script]):
         defaults = vars(SCRIPTS[script].get_args())
-    differing = {name for name, value in spoken.items() if plainly(value) != plainly(defaults[name])}
+    differing = {name for name, value in spoken.items() if plain(value) != plain(defaults[name])}
     # Without these flags: no TensorBoard, from scratch, and the size's own layer scale and the tokenizer's own width.
     assert differing <= {"log_dir", "finetune", "layer_scale_init_value", "codebook_dim", "disable_rel_pos_bias"}
-
-
-def plainly(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 @pytest.mark.parametrize(("size", "expected"), [("large", (0.8, 30, 3, 0.1)), ("huge", (0.8, 30, 3, 0.2))])
