@@ -153,9 +153,6 @@ def serve(request: dict[str, Any], during: Callable[[int], None], seconds: float
     return code
 
 
-# Runs of the three stages
-
-
 def data(folder: Path) -> None:
     """Write what the jobs train and evaluate on: two montages and a task, 5 steps an epoch each."""
     pretraining_file(folder / "train" / "a.hdf5", seconds=(24, 16))  # 20 windows of two seconds
@@ -211,9 +208,6 @@ def planned(stage: str, n: int, *, seed: int, processes: int = 2) -> list[Fault]
             fault["signal"] = str(random.choice(["SIGTERM", "SIGUSR1"]))
         faults.append(fault)
     return faults
-
-
-# Equal to the last bit
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:

@@ -57,9 +57,6 @@ def with_random_adapters(model: NeuralTransformer, **options: Any) -> NeuralTran
     return model
 
 
-# Frozen parts
-
-
 def test_frozen_blocks_have_neither_dropout_nor_drop_path_in_training() -> None:
     model, x = tiny(drop_rate=0.5, attn_drop_rate=0.5, drop_path_rate=0.9), eeg(1, (4, 3, 2, 200))
     adaptation.freeze_blocks(model, DEPTH - 1)
@@ -81,9 +78,6 @@ def test_below_the_first_learning_block_no_gradient_is_computed_and_nothing_is_k
     loss.backward()
     assert [(a is None, b is None) for a, b in seen] == [(True, True)] * (DEPTH - 1) + [(True, False)]
     assert {name for name, p in model.named_parameters() if p.grad is not None} == learning(model)
-
-
-# LoRA
 
 
 @pytest.mark.parametrize(("alpha", "scale"), [(None, 2.0), (1.5, 0.5)])
@@ -110,9 +104,6 @@ def test_adapters_are_not_loaded_with_another_scale_than_they_learnt() -> None:
     same.load_state_dict(weights)
     with pytest.raises(InputError, match=r"trained with --lora_alpha 0\.1, not 6"):
         other.load_state_dict(weights)
-
-
-# Whole runs
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +190,6 @@ def test_eval_of_a_probe_gives_the_predictions_of_the_selected_epoch(tasks: Path
     assert np.ptp(trained["logits"]) > 1e-3
 
 
-# The linear probe
-
-
 def read_split(path: Path, split: str) -> tuple[Tensor, Tensor]:
     """Read EEG in units of 100 uV as patches (n, N, A, 200), and labels, without the project's own reader."""
     with h5py.File(path, locking=False) as file:
@@ -263,9 +251,6 @@ def test_features_are_computed_once_per_sample_whatever_the_number_of_epochs(
     assert calls == [DEPTH * (batches + 2 + 2)], "without training there are no features"
 
 
-# LoRA's merged file
-
-
 def test_the_merged_file_is_the_selected_classifier_for_eval_and_finetune_but_the_adapters_file_is_not(
     tasks: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,9 +270,6 @@ def test_the_merged_file_is_the_selected_classifier_for_eval_and_finetune_but_th
     assert call(SCRIPT, *given, tmp_path / "b", "--finetune", last) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert str(last) in error and "model-merged.pth" in error
-
-
-# Patience
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
@@ -315,9 +297,6 @@ def test_patience_stops_after_so_many_epochs_in_a_row_without_a_better_score(
         assert shown in caplog.text
     assert call(SCRIPT, *given) == 0
     assert len(log(tmp_path)) == 5, "a run that stopped early does not go on"
-
-
-# Flags
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,6 @@ def weights_of(stage: str) -> dict[str, Tensor]:
         return create_model(SIZE_OF_STAGE[stage]).state_dict()
 
 
-# Writing
-
-
 def test_the_new_file_reaches_the_disk_before_it_takes_the_old_ones_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,9 +59,6 @@ def test_a_place_that_cannot_be_written_is_a_usage_error(place: str, tmp_path: P
         checkpoints.save(STATE, tmp_path / place)
     only_line(error, place, "cannot be written")
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
-
-
-# Reading
 
 
 def test_files_of_the_released_code_with_a_namespace_and_numpy_scalars_load(tmp_path: Path) -> None:
@@ -223,9 +217,6 @@ def test_a_part_that_is_marked_as_a_folder_is_refused(small: Path, tmp_path: Pat
     path.write_bytes(changed)
     with pytest.raises(InputError, match="damaged"):
         checkpoints.read(path)
-
-
-# Weights and stages
 
 
 @pytest.mark.parametrize(("key", "prefix"), [("model", "module."), ("module", ""), (None, "")])

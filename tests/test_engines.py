@@ -73,50 +73,27 @@ def tokenizer(n_code: int = 32, **options: Any) -> Any:
 
 
 @contextmanager
-def vqnsp_training(folder: Path, data: Path, *words: Any, **options: Any) -> Iterator[SimpleNamespace]:
-    """Give everything that a training of the tiny tokenizer needs."""
-    args = script_args(
-        run_vqnsp_training, *COMMON, *data_words(data), "--output_dir", folder, "--batch_size", 4, *words
-    )
+def training(script: Any, stage: str, model: Any, folder: Path, *words: Any, **options: Any) -> Iterator[Any]:
+    """Give everything that a training of stage 1 or 2 needs; options: of its loaders."""
+    args = script_args(script, *COMMON, "--output_dir", folder, "--batch_size", 4, *words)
+    options["accumulation"] = args.gradient_accumulation_steps
     with setup_run(args) as run:
-        loaders = eeg_data.build_pretraining_loaders(args, run)
-        model = run.distribute(tokenizer(**options))
-        update = build_update(model, args, run, steps_per_epoch=loaders.steps_per_epoch)
-        state = TrainingState(model, update, run, args, stage="tokenizer")
-        yield SimpleNamespace(args=args, run=run, loaders=loaders, model=model.module, update=update, state=state)
-
-
-@contextmanager
-def pretraining(folder: Path, data: Path, *words: Any) -> Iterator[SimpleNamespace]:
-    """Give everything that a training of the tiny masked model needs."""
-    args = script_args(
-        run_labram_pretraining, *COMMON, *data_words(data), "--output_dir", folder, "--batch_size", 4, *words
-    )
-    accumulation = args.gradient_accumulation_steps
-    with setup_run(args) as run:
-        loaders = eeg_data.build_pretraining_loaders(args, run, accumulation=accumulation, make_mask=MASKS)
-        codes = tokenizer(quantize_kmeans_init=False).eval().requires_grad_(False)
-        model = run.distribute(create_model("labram_tiny_patch200_1600_8k_vocab", vocab_size=32))
-        update = build_update(model, args, run, steps_per_epoch=loaders.steps_per_epoch, accumulation=accumulation)
-        state = TrainingState(model, update, run, args, stage="pretraining")
-        yield SimpleNamespace(
-            args=args, run=run, loaders=loaders, model=model.module, update=update, state=state, tokenizer=codes
+        loaders = eeg_data.build_pretraining_loaders(args, run, **options)
+        ddp = run.distribute(model)
+        update = build_update(
+            ddp, args, run, steps_per_epoch=loaders.steps_per_epoch, accumulation=options["accumulation"]
         )
+        state = TrainingState(ddp, update, run, args, stage=stage)
+        yield SimpleNamespace(run=run, loaders=loaders, model=model, update=update, state=state)
 
 
-@contextmanager
-def finetuning(folder: Path, path: Path, *words: Any) -> Iterator[SimpleNamespace]:
-    """Give everything that a training of the tiny classifier needs."""
-    args = script_args(run_class_finetuning, *COMMON, "--output_dir", folder, "--batch_size", 4, *words)
-    with setup_run(args) as run:
-        file = labelled_files.read_labelled(path)
-        loaders = labelled_data.build_labelled_loaders(args, run, file)
-        model = run.distribute(create_model("labram_tiny_patch200_200", num_classes=file.outputs, init_scale=1.0))
-        update = build_update(model, args, run, steps_per_epoch=loaders.steps_per_epoch)
-        state = TrainingState(model, update, run, args, stage="classifier")
-        yield SimpleNamespace(
-            args=args, run=run, loaders=loaders, model=model.module, update=update, state=state, task=file.task
-        )
+def vqnsp_training(folder: Path, data: Path, *words: Any, **options: Any) -> Any:
+    return training(run_vqnsp_training, "tokenizer", tokenizer(**options), folder, *data_words(data), *words)
+
+
+def pretraining(folder: Path, data: Path, *words: Any) -> Any:
+    model = create_model("labram_tiny_patch200_1600_8k_vocab", vocab_size=32)
+    return training(run_labram_pretraining, "pretraining", model, folder, *data_words(data), *words, make_mask=MASKS)
 
 
 def labelled(folder: Path, task: str, n: int = 11) -> Path:
@@ -128,9 +105,6 @@ def labelled(folder: Path, task: str, n: int = 11) -> Path:
     eeg = [signal(n, 3, 400, seed=seed) for seed in (0, 1)]
     splits = {"train": (eeg[0], labels), "val": (eeg[1], labels)}
     return write_labelled(folder / f"{task}.hdf5", splits, task=task, classes=classes)
-
-
-# Losses
 
 
 def test_the_entropy_of_any_counts_is_scipys_and_nothing_counted_is_zero() -> None:
@@ -166,9 +140,6 @@ def test_weights_of_classes_multiply_each_samples_loss_and_the_mean_is_over_samp
     each = [-w * float(row.log_softmax(0)[i]) for w, row, i in zip((4, 0.25), logits, (1, 2), strict=True)]
     found = task_loss("multiclass", logits, torch.tensor([1, 2]), class_weights=torch.tensor([1, 4, 0.25]))
     assert float(found) == pytest.approx(np.mean(each), rel=1e-12)
-
-
-# Tokenizer
 
 
 def numbered(folder: Path) -> Iterator[tuple[tuple[Tensor, list[int]], int]]:
@@ -225,19 +196,17 @@ def test_a_codebook_that_is_mostly_unused_is_warned_of_with_a_size_that_fits(cap
     assert len(caplog.messages) == 1, "a fifth is enough"
 
 
-# Masked model
-
-
 def test_evaluating_a_masked_model_is_the_mean_over_all_windows_under_their_masks(tmp_path: Path, data: Path) -> None:
+    codebook = tokenizer(quantize_kmeans_init=False).eval()
     with pretraining(tmp_path, data) as t:
-        found = engine_for_pretraining.evaluate(t.model, t.loaders.val, t.tokenizer, t.run)
-        again = engine_for_pretraining.evaluate(t.model, t.loaders.val, t.tokenizer, t.run)
+        found = engine_for_pretraining.evaluate(t.model, t.loaders.val, codebook, t.run)
+        again = engine_for_pretraining.evaluate(t.model, t.loaders.val, codebook, t.run)
         losses, hits, counts = [], [], np.zeros(32)
         dataset = t.loaders.val.dataset
         for (eeg, channels), i in numbered(data):
             mask = dataset[0, 0 if len(channels) == 4 else 1, i][2][None]
             with torch.no_grad():
-                codes = t.tokenizer.get_codebook_indices(eeg, channels)
+                codes = codebook.get_codebook_indices(eeg, channels)
                 logits = t.model.eval()(eeg, channels, mask)
             pairs = list(zip(logits, (codes[mask], codes[~mask]), strict=True))
             losses.append(sum(float(-one.log_softmax(1).gather(1, c[:, None]).mean()) for one, c in pairs))
@@ -252,20 +221,18 @@ def test_evaluating_a_masked_model_is_the_mean_over_all_windows_under_their_mask
 def test_a_pre_training_epoch_counts_every_micro_batchs_codes_and_leaves_the_tokenizer_alone(
     tmp_path: Path, data: Path
 ) -> None:
+    codebook = tokenizer(quantize_kmeans_init=False).eval()
     with pretraining(tmp_path, data, "--gradient_accumulation_steps", 2, "--batch_size", 2) as t:
-        before = {key: value.clone() for key, value in t.tokenizer.state_dict().items()}
-        stats = engine_for_pretraining.train_one_epoch(t.state, t.loaders.train, t.tokenizer, 0)
-        after = {key: value for key, value in t.tokenizer.state_dict().items() if "cluster_size" not in key}
+        before = {key: value.clone() for key, value in codebook.state_dict().items()}
+        stats = engine_for_pretraining.train_one_epoch(t.state, t.loaders.train, codebook, 0)
+        after = {key: value for key, value in codebook.state_dict().items() if "cluster_size" not in key}
         assert all(torch.equal(before[key], value) for key, value in after.items())
         assert t.update.step == 3
         t.loaders.train.batch_sampler.set_epoch(0)
-        codes = [t.tokenizer.get_codebook_indices(b.eeg, b.channels).flatten() for b in t.loaders.train]
+        codes = [codebook.get_codebook_indices(b.eeg, b.channels).flatten() for b in t.loaders.train]
         counts = np.bincount(torch.cat(codes).numpy(), minlength=32)
         assert {"loss", "mlm_acc", "mlm_acc_sym", "lr", "grad_norm"} <= t.state.log.means().keys()
     assert stats["train_code_entropy"] == pytest.approx(entropy(counts), rel=1e-9)
-
-
-# Classifier
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
@@ -273,13 +240,17 @@ def test_evaluating_a_classifier_returns_logits_in_the_files_order_and_the_whole
     tmp_path: Path, task: str
 ) -> None:
     path = labelled(tmp_path, task)
-    with finetuning(tmp_path / "run", path) as t:
-        found, logits = engine_for_finetuning.evaluate(t.model, t.loaders.val, t.run, task)
-        with h5py.File(path, locking=False) as file:
-            eeg, labels = torch.tensor(file["val/eeg"][:] / 100), torch.tensor(file["val/label"][:])
-        channels = [0, *(ELECTRODES.index(name) + 1 for name in TRIO)]
-        with torch.no_grad():
-            expected = [t.model.eval()(window.reshape(1, 3, 2, 200), channels)[0] for window in eeg]
+    args = script_args(run_class_finetuning, *COMMON, "--output_dir", tmp_path / "run", "--batch_size", 4)
+    with setup_run(args) as run:
+        file = labelled_files.read_labelled(path)
+        loaders = labelled_data.build_labelled_loaders(args, run, file)
+        model = create_model("labram_tiny_patch200_200", num_classes=file.outputs, init_scale=1.0)
+        found, logits = engine_for_finetuning.evaluate(model, loaders.val, run, task)
+    with h5py.File(path, locking=False) as file:
+        eeg, labels = torch.tensor(file["val/eeg"][:] / 100), torch.tensor(file["val/label"][:])
+    channels = [0, *(ELECTRODES.index(name) + 1 for name in TRIO)]
+    with torch.no_grad():
+        expected = [model.eval()(window.reshape(1, 3, 2, 200), channels)[0] for window in eeg]
     expected = torch.stack(expected).double()
     assert logits.shape == (11, {"binary": 1, "multiclass": 3, "regression": 2}[task])
     np.testing.assert_allclose(logits, expected.numpy(), rtol=1e-4, atol=1e-6)
@@ -330,9 +301,6 @@ def test_an_evaluation_writes_damaged_predictions_anew_and_leaves_those_of_anoth
     save_predictions(path, dataset, selected=(5, one), last=None)
     assert path.read_bytes() == before and "p.npz is of another data set" in caplog.text
     assert int(predictions(tmp_path / "p-age_year_2.npz")["epoch"]) == 5
-
-
-# Learning
 
 
 def test_a_tokenizer_learns_one_batch(tmp_path: Path, data: Path) -> None:

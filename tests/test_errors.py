@@ -15,15 +15,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from data_helpers import only_line
-from errors import (
-    GRACE_SECONDS,
-    InputError,
-    Interrupted,
-    PeerLost,
-    UsageError,
-    friendly_error,
-    run_script,
-)
+from errors import GRACE_SECONDS, InputError, Interrupted, PeerLost, UsageError, friendly_error, run_script
 
 
 def raising(error: BaseException) -> Any:
@@ -91,19 +83,6 @@ def test_every_way_in_which_torch_lacks_memory_is_one_line(error: Exception) -> 
     assert "4711" not in text
 
 
-@pytest.mark.parametrize(
-    ("flags", "way_out"),
-    [
-        ({"batch_size": 8, "grad_checkpoint": False}, "or add --grad_checkpoint"),
-        ({"batch_size": 1, "grad_checkpoint": True}, "take a smaller model"),
-    ],
-)
-def test_the_way_out_of_too_little_memory_names_only_flags_that_help(flags: dict[str, Any], way_out: str) -> None:
-    with pytest.raises(UsageError) as raised, friendly_error(Namespace(device="cpu", **flags)):
-        torch.empty(2**58, dtype=torch.uint8)
-    only_line(raised, way_out)
-
-
 OF_A_DATASET = IndexError("Caught IndexError in DataLoader worker process 0.\nOriginal Traceback: ...")
 OURS = InputError("a file of that name: Broken pipe, out of memory")
 LOST = RuntimeError("Connection closed by peer [127.0.0.1]:4711")
@@ -140,9 +119,6 @@ def test_a_compilers_reason_is_shown_which_stands_on_its_second_line() -> None:
 
     with pytest.raises(InputError, match=r"no C\+\+ compiler.*--no_compile"), friendly_error(Namespace()):
         torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
-
-
-# In a run of several processes
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
-"""A plan of faults: values that are not finite, unreadable files, killed processes, a full disk, signals.
+"""Runs that are killed end, by the same command, as if they had not; bad values, unreadable files, full disks, signals.
 
 Runs of one process stay in the tests' own; what concerns several goes through torchrun.
+LABRAM_SOAK: at how many random moments the runs of each stage are stopped.
 """
 
 import copy
+import itertools
 import json
 import os
 import signal
@@ -22,13 +24,16 @@ import torch
 from eeg_data.batches import TrainingBatches
 from optim_factory import Update
 from recovery import (
+    EPOCHS,
     STEPS,
     Fault,
     data,
     differences,
     job,
     log_lines,
+    planned,
     reference,
+    scalars,
     unequal,
     usual,
 )
@@ -38,11 +43,84 @@ from waiting import wait_for
 
 OFTEN = ("--save_every_minutes", 1e-5)  # after every step
 STAGES = ("tokenizer", "masked", "classifier")
+MOMENTS = 4  # at which a run is stopped
+RUNS = -(-int(os.environ.get("LABRAM_SOAK", "4")) // MOMENTS)  # of each stage
+NO_SCALARS = ("epoch", "n_parameters")  # of a line of log.txt
+WORKERS = [["--num_workers", number] for number in ("0", "1", "3")]  # of the attempts of stage 2
 WINDOW = 2  # seconds
 WINDOWS = [20, 13]  # of the two montages in their order; the first 12 are of train/a.hdf5's first recording
 
 
-# Values that are not finite
+def test_the_runs_have_what_could_differ() -> None:
+    assert log_lines(reference("tokenizer") / "run")[-1]["train_revived"] > 0, "no code was revived"
+    best = checkpoint(reference("classifier") / "run" / "checkpoint.pth")["extras"]
+    assert "model_ema" in best and best["best"]["epoch"] is not None
+    for stage in STAGES:
+        lines = log_lines(reference(stage) / "run")
+        assert [line["epoch"] for line in lines] == list(range(EPOCHS[stage]))
+        assert len({line["train_loss"] for line in lines}) == EPOCHS[stage], "nothing was learnt"
+
+
+@pytest.mark.parametrize(("stage", "number"), itertools.product(STAGES, range(RUNS)))
+def test_a_run_stopped_at_random_moments_ends_as_one_that_never_stopped(
+    stage: str, number: int, tmp_path: Path
+) -> None:
+    words = WORKERS if stage == "masked" else ()
+    ended = usual(stage, *OFTEN, faults=planned(stage, MOMENTS, seed=number), words=words).run(tmp_path)
+    assert ended.struck() == MOMENTS, "not every fault happened: this test would prove less"
+    assert unequal(reference(stage), tmp_path) == []
+    names, expected = ({path.name for path in (one / "run").iterdir()} for one in (tmp_path, reference(stage)))
+    assert names == expected
+    starts = ended.starts()
+    assert len(starts) == MOMENTS + 1 and starts[0] == (0, 0)
+    assert sum(step > 0 for _, step in starts) >= MOMENTS // 2, starts
+    places = [epoch * STEPS + step for epoch, step in starts]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_tensorboard_shows_the_numbers_of_the_log_each_once(stage: str) -> None:
+    lines = log_lines(reference(stage) / "run")
+    logged = {(name, line["epoch"]): value for line in lines for name, value in line.items() if name not in NO_SCALARS}
+    assert scalars(reference(stage) / "board") == {key: [np.float32(value)] for key, value in logged.items()}
+
+
+def test_a_run_whose_machine_died_ends_by_the_same_command_as_if_it_had_not(tmp_path: Path) -> None:
+    def die(pid: int) -> None:
+        wait_for(tmp_path / "notes" / "fault-0")  # process 0 has halted itself, so that the run cannot end before
+        kill_tree(pid)  # torchrun and all processes
+
+    fault = {"at": "step", "after": 3, "rank": 0, "signal": "SIGSTOP"}
+    same = usual("classifier", *OFTEN, faults=[fault], restarts=0)
+    assert same.run(tmp_path, during=die, check=False).code == -signal.SIGKILL
+    again = same.run(tmp_path)
+    assert again.starts()[-1] > (0, 0)
+    assert unequal(reference("classifier"), tmp_path) == []
+
+
+@pytest.mark.nightly
+def test_three_processes_resume_exactly_although_their_sums_depend_on_the_order_of_gradients(tmp_path: Path) -> None:
+    # torch gives gradients other places in their exchange after the first step, so that a sum's rounding may change.
+    words: list[Any] = ["--batch_size", 2]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    usual("classifier", *words, processes=3).run(whole)
+    faults: list[Fault] = [
+        {"at": "step", "after": 3, "behind": True, "rank": 2, "signal": "SIGKILL"},
+        {"at": "step", "after": 11, "rank": 1, "signal": "SIGTERM"},
+    ]
+    ended = usual("classifier", *words, *OFTEN, processes=3, faults=faults).run(cut)
+    assert all(step > 0 for _, step in ended.starts()[1:])
+    assert unequal(whole, cut) == []
+
+
+def test_the_comparison_sees_a_single_bit() -> None:
+    whole = reference("classifier")
+    state = checkpoint(whole / "run" / "checkpoint.pth")
+    other = checkpoint(whole / "run" / "checkpoint.pth")
+    assert list(differences(state, other)) == []
+    weight = other["optimizer"]["state"][0]["exp_avg"]
+    weight.view(-1).numpy().view("uint8")[0] ^= 1
+    assert len(list(differences(state, other))) == 1
 
 
 def poisoned(folder: Path, stage: str, *, window: int) -> dict[str, Any]:
@@ -162,9 +240,6 @@ def test_a_bad_step_of_one_process_is_skipped_by_all_and_resumed_like_any(tmp_pa
     assert [line["train_skipped_steps"] for line in log_lines(cut / "run")] == [1] * 4
 
 
-# What one process cannot read
-
-
 def test_a_window_that_one_process_cannot_read_ends_all_with_that_processs_line(tmp_path: Path) -> None:
     data(tmp_path)
     path = tmp_path / "train" / "a.hdf5"
@@ -201,15 +276,9 @@ def test_a_killed_loading_process_ends_the_run_and_torchrun_starts_it_again(tmp_
     assert unequal(reference("classifier"), tmp_path) == []
 
 
-# A full disk
-
-
 @pytest.mark.parametrize(
     ("limit", "file", "words"),  # limit: bytes of the largest file that can be written; the log of stderr stays below
-    [
-        (1_000_000, "checkpoint.pth", OFTEN),
-        pytest.param(2_800, "predictions-val.npz", (), marks=pytest.mark.nightly),
-    ],
+    [(1_000_000, "checkpoint.pth", OFTEN), pytest.param(2_800, "predictions-val.npz", (), marks=pytest.mark.nightly)],
 )
 def test_a_full_disk_ends_all_with_a_line_and_the_same_command_goes_on_when_there_is_room(
     limit: int, file: str, words: Sequence[Any], tmp_path: Path
@@ -225,9 +294,6 @@ def test_a_full_disk_ends_all_with_a_line_and_the_same_command_goes_on_when_ther
     assert not list((tmp_path / "run").glob(".*.part")), "half a file fills the disk that is full"
     same.run(tmp_path)
     assert unequal(reference("classifier"), tmp_path) == []
-
-
-# Signals
 
 
 def test_a_signal_to_one_process_stops_all_after_a_checkpoint_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -73,9 +73,6 @@ def test_one_class_only_or_targets_that_do_not_vary_give_no_invented_number() ->
     assert math.isnan(found["r2"]) and math.isnan(found["pearson"]) and found["rmse"] == 1
 
 
-# Selection
-
-
 def selected(values: list[float | None], name: str = "roc_auc", task: str = "binary") -> tuple[int | None, list[bool]]:
     best = BestEpoch(name, task)
     news = [best.update(e, {} if v is None else {f"val_{name}": v, "test_x": e}) for e, v in enumerate(values)]

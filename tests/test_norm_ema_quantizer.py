@@ -49,9 +49,6 @@ def moved(rows: np.ndarray, z: np.ndarray, decay: float = 0.99) -> np.ndarray:
     return after
 
 
-# Nearest rows
-
-
 def test_a_code_is_the_row_at_the_smallest_distance_whatever_the_vectors_length() -> None:
     made = quantizer().eval()
     z = random(3, 40, WIDTH) * torch.logspace(-3, 3, 40, dtype=torch.float64)[:, None]
@@ -82,9 +79,6 @@ def test_autocast_does_not_change_codes_though_half_precision_would() -> None:
     assert half.dtype == half_loss.dtype == torch.float32
 
 
-# Loss and gradient
-
-
 def test_gradients_pass_straight_through_and_through_the_normalisation() -> None:
     made = quantizer()
     z = random(20, WIDTH).requires_grad_()
@@ -98,9 +92,6 @@ def test_gradients_pass_straight_through_and_through_the_normalisation() -> None
     expected = (gradient - (gradient * u).sum(1, keepdims=True) * u) / length  # the derivative of x / |x|
     np.testing.assert_allclose(z.grad.numpy(), expected, rtol=1e-12, atol=1e-15)
     assert not [p for p in made.parameters() if p.requires_grad]
-
-
-# Moving average
 
 
 def test_used_rows_follow_the_mean_of_their_inputs_and_unused_rows_stay_to_the_bit() -> None:
@@ -146,9 +137,6 @@ def test_a_discarded_step_leaves_no_trace() -> None:
     assert torch.equal(made.epoch_counts, other.epoch_counts)
 
 
-# Usage
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_usage_statistics_are_099_old_plus_001_count_in_training_and_in_evaluation(training: bool) -> None:
     made = quantizer().train(training)
@@ -168,9 +156,6 @@ def test_usage_of_known_counts() -> None:
     assert found["perplexity"] == pytest.approx(math.exp(-0.9 * math.log(0.9) + 0.1 * math.log(100)), rel=1e-6)
     assert found["top10_share"] == pytest.approx(0.99, rel=1e-12)
     assert usage(torch.zeros(20))["perplexity"] == 0, "nothing was counted"
-
-
-# k-means
 
 
 def clusters() -> tuple[Tensor, np.ndarray]:
@@ -218,9 +203,6 @@ def test_whether_the_rows_are_initialised_survives_saving_and_loading(initialise
     assert other.needs_initialization is not initialised
     assert torch.equal(other.embedding.weight, made.embedding.weight)
     assert not quantizer(kmeans_init=False).needs_initialization
-
-
-# Revival
 
 
 def counts_without(row: int, vectors: int, k: int = 8) -> Tensor:

@@ -27,9 +27,6 @@ SCHEDULES = json.loads((GOLDEN / "cosine_schedules.json").read_text())
 UNUSED = ("student.lm_head.", "projection_head.")  # in the published files only
 
 
-# Parameter groups
-
-
 @pytest.mark.parametrize(
     ("table", "model", "options"),
     [
@@ -50,9 +47,6 @@ def test_parameter_groups_are_those_of_the_released_code(table: str, model: str,
     assert sum(len(group["params"]) for group in groups) == len(found)
 
 
-# Schedules
-
-
 @pytest.mark.parametrize("case", SCHEDULES)
 def test_schedules_are_those_of_the_released_code(case: str) -> None:
     golden = SCHEDULES[case]
@@ -63,9 +57,6 @@ def test_schedules_are_those_of_the_released_code(case: str) -> None:
 def test_a_run_shorter_than_its_warm_up_still_has_a_value_for_every_step() -> None:
     values = cosine_schedule(1.0, 0.1, 2, 10, warmup_epochs=5)
     np.testing.assert_allclose(values, np.arange(20) / 19, rtol=1e-12)
-
-
-# One step
 
 
 class Small(nn.Module):
@@ -212,9 +203,6 @@ def test_the_state_of_another_optimizer_is_refused_and_options_are_those_of_the_
         second.load_state_dict(first.state_dict())
 
 
-# From flags
-
-
 def built(folder: Path, *words: Any, **options: Any) -> Update:
     defaults = {"batch_size": 64, "epochs": 4, "lr": 1e-3, "min_lr": 1e-5, "warmup_epochs": 1, "weight_decay": 0.05}
     args = parse(words, optim_factory.add_arguments, **defaults)
@@ -222,10 +210,7 @@ def built(folder: Path, *words: Any, **options: Any) -> Update:
     return build_update(model, args, plain_run(folder), steps_per_epoch=10, **options)
 
 
-@pytest.mark.parametrize(
-    ("options", "factor"),
-    [({"accumulation": 6}, 1), ({"lr_batch": 128, "accumulation": 6}, 3)],
-)
+@pytest.mark.parametrize(("options", "factor"), [({"accumulation": 6}, 1), ({"lr_batch": 128, "accumulation": 6}, 3)])
 def test_only_the_base_rate_is_scaled_by_the_total_batch(tmp_path: Path, options: dict, factor: float) -> None:
     update = built(tmp_path, **options)
     assert len(update.lr_values) == 40
@@ -269,12 +254,8 @@ def test_gradient_overflows_in_half_precision_lower_the_scale_and_without_end_ar
     assert_equal(before, weights(update))
 
 
-# Batch arithmetic
-
-
 @pytest.mark.parametrize(
-    ("words", "processes", "expected"),
-    [(("--update_freq", 3), 2, 3), (("--total_batch_size", 512), 2, 4)],
+    ("words", "processes", "expected"), [(("--update_freq", 3), 2, 3), (("--total_batch_size", 512), 2, 4)]
 )
 def test_the_total_batch_sets_the_micro_batches(tmp_path: Path, words: tuple, processes: int, expected: int) -> None:
     args = parse(words, lambda parser: optim_factory.add_arguments(parser, accumulation="update_freq"), batch_size=64)

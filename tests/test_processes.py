@@ -28,13 +28,11 @@ from run_helpers import (
 )
 
 EXACT = 1e-9  # of losses, parameters and codebook in float64
-FLOAT32 = 1e-5  # of losses in float32
 UNIT = 100  # uV: what models see is EEG / 100
 CODES = 16  # rows of the codebook
 VAL, TEST, FEW = 7, 2, 2  # samples; FEW: one batch, so that only one process has any
 STEPS = {"tokenizer": 12, "montages": 11, "masked": 11, "classifier": 11}  # of the only epoch
-DOUBLE = list(STEPS)
-SINGLE = [f"{name}-fp32" for name in DOUBLE]
+NAMES = list(STEPS)
 
 
 class Layout(NamedTuple):
@@ -49,7 +47,7 @@ class Layout(NamedTuple):
 
 
 WHOLE = Layout(1, 6)
-CUT = [Layout(2, 3), Layout(3, 2), Layout(1, 3, 2), Layout(1, 2, 3), Layout(2, 1, 3)]
+CUT = [Layout(2, 3), Layout(3, 2), Layout(1, 3, 2), Layout(2, 1, 3)]
 SHARED = [layout for layout in CUT if layout.processes > 1]
 MIDDLE = {"rank": 1, "step": 6}
 NODES = ("tokenizer", "masked", "classifier")
@@ -59,8 +57,7 @@ HARM = {  # name: configuration and what happens to it in two processes
     "weight": ("classifier", {**MIDDLE, "name": "head.weight"}),
 }
 ADAPTED = {"probe": ["--linear_probe"], "lora": ["--lora", "4"]}  # of the classifier, in one and two processes
-PLAIN = [layout for layout in (WHOLE, *CUT) if layout.accumulation == 1]  # also in float32
-PLAIN_SHARED = [layout for layout in PLAIN if layout.processes > 1]
+PLAIN = [layout for layout in (WHOLE, *CUT) if layout.accumulation == 1]
 
 
 class Runs:
@@ -106,23 +103,22 @@ class Runs:
 
 def flags(name: str, data: Path, folder: Path, layout: Layout) -> tuple[str, list[str]]:
     """Return the script and the flags of a configuration."""
-    kind, _, precision = name.partition("-")
-    common = ["--precision", precision or "fp64", "--batch_size", str(layout.batch)]
+    common = ["--precision", "fp64", "--batch_size", str(layout.batch)]
     common += ["--output_dir", str(folder / str(layout) / name)]
     micro = ["--gradient_accumulation_steps", str(layout.accumulation)]
-    val = ["--val_data", str(data / ("few" if precision else "val"))]
-    if kind in ("tokenizer", "montages"):
+    val = ["--val_data", str(data / ("few" if name == "masked" else "val"))]
+    if name in ("tokenizer", "montages"):
         # What is not evaluated keeps the codebook's usage statistics of training, the same however many processes.
-        train = ["--train_data", str(data / kind), *(val if kind == "tokenizer" else ["--disable_eval"])]
+        train = ["--train_data", str(data / name), *(val if name == "tokenizer" else ["--disable_eval"])]
         codebook = ["--codebook_n_emd", str(CODES)]
         return "run_vqnsp_training", [*TOKENIZER, *codebook, *train, *common, *micro, "--lr", "0.06"]
-    if kind == "masked":
+    if name == "masked":
         train = ["--train_data", str(data / "montages"), *val]
         tokenizer = ["--tokenizer_weight", str(folder / str(WHOLE) / "tokenizer" / "checkpoint.pth")]
         return "run_labram_pretraining", [*MASKED, *train, *tokenizer, *common, *micro]
     finetune = ["--finetune", str(folder / str(WHOLE) / "masked" / "checkpoint.pth"), "--drop_path", "0"]
     micro = ["--update_freq", str(layout.accumulation)]
-    micro += ADAPTED.get(kind, [])
+    micro += ADAPTED.get(name, [])
     return "run_class_finetuning", [*CLASSIFIER, "--dataset", str(data / "task.hdf5"), *finetune, *common, *micro]
 
 
@@ -158,7 +154,7 @@ def write_plans(folder: Path) -> dict[Path, int]:
         plan = []
         for layout in (layout for layout in (WHOLE, *CUT) if layout.processes == processes):
             (folder / str(layout)).mkdir()
-            for name in (*DOUBLE, *(SINGLE if layout in PLAIN else []), *(ADAPTED if layout in PLAIN[:2] else [])):
+            for name in (*NAMES, *(ADAPTED if layout in PLAIN[:2] else [])):
                 script, options = flags(name, folder / "data", folder, layout)
                 record = str(folder / str(layout) / name)
                 plan.append({"script": script, "flags": options, "record": record, "port": free_port()})
@@ -182,7 +178,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     write_data(folder / "data")
     plans = write_plans(folder)
     words = [word for path, processes in plans.items() for word in (processes, path)]
-    start([ROOT / "tests" / "process_driver.py", "fork", *words], cwd=folder)
+    start([ROOT / "tests" / "process_driver.py", "fork", *words], cwd=folder, timeout=900)
     return Runs(folder)
 
 
@@ -199,17 +195,16 @@ def assert_equal_books(books: list[list[torch.Tensor]]) -> None:
         assert all(torch.equal(mine, other) for other in others), f"change {change}"
 
 
-@pytest.mark.parametrize("name", [*DOUBLE, *SINGLE])
+@pytest.mark.parametrize("name", NAMES)
 def test_losses_are_those_of_one_process_with_the_whole_batch(runs: Runs, name: str) -> None:
     expected = runs.losses(WHOLE, name)
-    assert len(expected) == STEPS[name.removesuffix("-fp32")] >= 10
+    assert len(expected) == STEPS[name] >= 10
     assert expected.std() > 1e-3, "losses that do not change would agree whatever the layout"
-    for layout in CUT if name in DOUBLE else PLAIN_SHARED:
-        exact = EXACT if name in DOUBLE else FLOAT32
-        np.testing.assert_allclose(runs.losses(layout, name), expected, rtol=0, atol=exact, err_msg=str(layout))
+    for layout in CUT:
+        np.testing.assert_allclose(runs.losses(layout, name), expected, rtol=0, atol=EXACT, err_msg=str(layout))
 
 
-@pytest.mark.parametrize("name", [*DOUBLE, *ADAPTED])
+@pytest.mark.parametrize("name", [*NAMES, *ADAPTED])
 def test_parameters_and_codebook_are_those_of_one_process(runs: Runs, name: str) -> None:
     for layout in PLAIN[1:2] if name in ADAPTED else CUT:
         whole, cut = runs.weights(WHOLE, name), runs.weights(layout, name)
@@ -228,20 +223,20 @@ def test_every_patch_has_the_same_code_as_in_one_process(runs: Runs, name: str) 
         assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True)), layout
 
 
-@pytest.mark.parametrize("name", [name for name in (*DOUBLE, *SINGLE) if name.startswith(("tokenizer", "montages"))])
+@pytest.mark.parametrize("name", ["tokenizer", "montages"])
 def test_the_codebook_is_equal_to_the_last_bit_on_all_processes_at_every_step(runs: Runs, name: str) -> None:
-    for layout in PLAIN_SHARED:
+    for layout in SHARED:
         books = [record["codebooks"] for record in runs.records(layout, name)]
         # k-means, then every step's update and revival
-        assert {len(own) for own in books} == {1 + 2 * STEPS[name.removesuffix("-fp32")]}
+        assert {len(own) for own in books} == {1 + 2 * STEPS[name]}
         assert_equal_books(books)
 
 
-@pytest.mark.parametrize("name", [*DOUBLE, "tokenizer-fp32"])
+@pytest.mark.parametrize("name", NAMES)
 def test_weights_are_equal_to_the_last_bit_on_all_processes_at_every_step(runs: Runs, name: str) -> None:
-    for layout in SHARED if name in DOUBLE else PLAIN_SHARED:
+    for layout in SHARED:
         mine, *others = [record["digests"] for record in runs.records(layout, name)]
-        assert len(set(mine)) == STEPS[name.removesuffix("-fp32")]
+        assert len(set(mine)) == STEPS[name]
         assert all(other == mine for other in others), layout
 
 
@@ -291,35 +286,33 @@ def beginnings(path: Path, split: str = "") -> np.ndarray:
     return eeg[:, :8].astype(np.float64) / UNIT
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "masked", "classifier", "tokenizer-fp32"])
+@pytest.mark.parametrize("name", ["tokenizer", "masked", "classifier"])
 def test_evaluation_shows_the_model_every_sample_exactly_once(runs: Runs, name: str) -> None:
     data = runs.folder / "data"
     if name == "classifier":
         expected = np.concatenate([beginnings(data / "task.hdf5", split) for split in ("val", "test")])
     else:
-        expected = beginnings(data / ("few" if name in SINGLE else "val") / "a.hdf5")
+        expected = beginnings(data / ("few" if name == "masked" else "val") / "a.hdf5")
     assert len(np.unique(expected, axis=0)) == len(expected)
     for layout in PLAIN:
         own = [record["evaluated"] for record in runs.records(layout, name)]
         seen = torch.cat([part for parts in own for part in parts]).double().numpy()
         assert len(seen) == len(expected)
         np.testing.assert_allclose(seen[np.lexsort(seen.T)], expected[np.lexsort(expected.T)], rtol=0, atol=1e-6)
-        if name in SINGLE:  # one batch: the others have none, and end well
+        if name == "masked":  # one batch: the others have none, and end well
             assert [len(parts) for parts in own] == [1] + [0] * (layout.processes - 1)
 
 
-@pytest.mark.parametrize("name", [*DOUBLE, "tokenizer-fp32", "masked-fp32"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_log_has_the_numbers_of_one_process(runs: Runs, name: str) -> None:
-    """Of training in float64, and of every evaluation."""
-    prefixes = ("test_", "val_") + (("train_",) if name in DOUBLE else ())
+    """Of training and of every evaluation."""
     one = log(runs.output(WHOLE, name))[0]
     assert one.keys() >= {"train_loss", "train_lr", "train_weight_decay", "train_grad_norm"}
-    for layout in CUT if name in DOUBLE else PLAIN[1:]:
+    for layout in CUT:
         cut = log(runs.output(layout, name))[0]
         assert one.keys() == cut.keys()
-        for key in (key for key in one if key.startswith(prefixes)):
-            # Accuracies of a batch are float32 shares in every precision.
-            exact = FLOAT32 if name in SINGLE else 1e-7 if "acc" in key else EXACT
+        for key in (key for key in one if key.startswith(("train_", "test_", "val_"))):
+            exact = 1e-7 if "acc" in key else EXACT  # accuracies of a batch are float32 shares in every precision
             assert cut[key] == pytest.approx(one[key], rel=0, abs=exact), (layout, key)
 
 

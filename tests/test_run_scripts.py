@@ -139,17 +139,6 @@ def test_each_stage_continues_from_the_copied_checkpoint_of_the_one_before(chain
     torch.testing.assert_close(classifier[key], masked[f"student.{key}"], rtol=0, atol=1e-7)
 
 
-def test_predictions_hold_every_sample_of_the_selected_and_the_last_epoch(chain: Path) -> None:
-    for split, n in (("val", 3), ("test", 5)):
-        found = predictions(chain / f"checkpoints/finetune_tuab_base/predictions-{split}.npz")
-        assert found["logits"].shape == found["last_logits"].shape == (n, 1)
-        assert found["epoch"] == found["last_epoch"] == 0
-        assert found["labels"].tolist() == [i % 2 for i in range(n)]
-        assert found["recording"].tolist() == [f"{split}-{i // 2}" for i in range(n)]
-        assert found["subject"].tolist() == [f"s{i // 4}" for i in range(n)]
-    assert (chain / "checkpoints/finetune_tuab_base/checkpoint-best.pth").is_file()
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small data, a tokenizer and a masked model of two epochs with their outputs."""
@@ -223,10 +212,8 @@ def test_eval_of_a_tokenizer_gives_the_losses_and_codes_of_training(
 def test_model_ema_is_the_average_that_is_evaluated_and_saved(tiny: Path, tmp_path: Path) -> None:
     words = [*stage_three(tiny), "--drop_path", "0", "--output_dir"]
     assert call("run_class_finetuning", *words, tmp_path / "plain") == 0
-    assert call("run_class_finetuning", *words, tmp_path / "zero", "--model_ema", "--model_ema_decay", "0") == 0
     assert call("run_class_finetuning", *words, tmp_path / "one", "--model_ema", "--model_ema_decay", "1") == 0
-    plain, zero, one = (predictions(tmp_path / name / "predictions-test.npz") for name in ("plain", "zero", "one"))
-    np.testing.assert_allclose(zero["logits"], plain["logits"], rtol=0, atol=1e-6)  # no memory: the weights themselves
+    plain, one = (predictions(tmp_path / name / "predictions-test.npz") for name in ("plain", "one"))
     assert np.abs(one["logits"]).max() < 0.02, "all memory: the weights before training, whose head is near zero"
     assert np.abs(plain["logits"]).max() > 0.02
     (tmp_path / "one" / "predictions-test.npz").unlink()

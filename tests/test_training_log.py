@@ -56,17 +56,6 @@ def test_a_log_forgets_a_skipped_step() -> None:
     assert log.mean("loss") == 1.0 and log.total("codes", 2).tolist() == [0, 0]
 
 
-def show(shown: Progress, monkeypatch: pytest.MonkeyPatch, *, seconds: float = 0) -> None:
-    """Take all steps, each so long."""
-    now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    shown._started = shown._shown = 0.0
-    for i in range(shown.total):
-        shown.step(f"loss {i}.5" if shown.due() else None)
-        now[0] += seconds
-    shown.close()
-
-
 @pytest.mark.parametrize(("terminal", "main"), [(True, True), (False, True), (True, False)])
 def test_a_terminal_shows_a_bar_a_file_lines_and_other_processes_nothing(
     terminal: bool, main: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -74,23 +63,13 @@ def test_a_terminal_shows_a_bar_a_file_lines_and_other_processes_nothing(
     caplog.set_level(logging.INFO)
     screen = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)
-    show(Progress(main, "epoch 7", 5), monkeypatch)
+    shown = Progress(main, "epoch 7", 5)
+    for i in range(shown.total):
+        shown.step(f"loss {i}.5" if shown.due() else None)
+    shown.close()
     assert ("epoch 7" in screen.getvalue() and "loss 0.5" in screen.getvalue()) == (terminal and main)
     lines = ["epoch 7, step 1/5: loss 0.5", "epoch 7, step 5/5: loss 4.5"]
     assert caplog.messages == (lines if main and not terminal else [])
-
-
-def test_without_a_terminal_a_line_comes_every_half_minute(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    show(Progress(True, "epoch 1", 100), monkeypatch, seconds=4)
-    steps = [int(text.split("step ")[1].split("/")[0]) for text in caplog.messages]
-    assert steps == [1, 9, 17, 25, 33, 41, 49, 57, 65, 73, 81, 89, 97, 100]  # every 8 steps of 4 s
-
-
-# Files of a run
 
 
 def epochs(path: Path) -> list[int]:

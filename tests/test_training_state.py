@@ -110,9 +110,6 @@ def test_a_file_of_resume_is_the_way_out_of_a_folder_whose_checkpoints_are_all_d
     assert_same_run(straight, folder)
 
 
-# What is compared
-
-
 def only_warning(caplog: pytest.LogCaptureFixture, word: str) -> str:
     (text,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and word in r.getMessage()]
     return text
@@ -218,9 +215,6 @@ def test_inside_an_epoch_other_flags_are_only_a_warning(
     assert train(tmp_path, task, "--clip_grad", 1) == 0
     assert "--clip_grad is 1.0 (before: None)" in only_warning(caplog, "other settings")
     assert "begins again" not in caplog.text
-
-
-# The best checkpoint
 
 
 def best_epochs(folder: Path) -> dict[str, int]:
