@@ -56,18 +56,13 @@ def output_length(samples: int, rate: float, new_rate: float) -> int:
     return max(round(new_rate / rate * samples), 1) if changes_rate(rate, new_rate) else samples
 
 
-def reach(taps: np.ndarray) -> int:
-    """Return how many samples on either side of it an output depends on."""
-    return len(taps) // 2
-
-
 def _mirrored(eeg: np.ndarray, before: int, after: int) -> np.ndarray:
     """Continue eeg (N, time) by odd reflection at its ends."""
     return np.pad(eeg, ((0, 0), (before, after)), mode="reflect", reflect_type="odd")
 
 
 def _apply(eeg: np.ndarray, taps: np.ndarray) -> np.ndarray:
-    """Filter eeg (N, time + 2 * reach); returns the (N, time) in its middle."""
+    """Filter eeg (N, time + len(taps) - 1); returns the (N, time) in its middle."""
     if len(taps) == 1:
         return eeg
     groups = (eeg[start : start + ROWS] for start in range(0, len(eeg), ROWS))
@@ -75,11 +70,11 @@ def _apply(eeg: np.ndarray, taps: np.ndarray) -> np.ndarray:
 
 
 def process_whole(eeg: np.ndarray, rate: float, taps: np.ndarray, new_rate: float) -> np.ndarray:
-    """Filter and resample eeg (N, time) float64, longer than the kernel's reach, as MNE does."""
-    eeg = _apply(_mirrored(eeg, reach(taps), reach(taps)), taps)
-    if changes_rate(rate, new_rate):
-        eeg = mne.filter.resample(eeg, new_rate, rate, npad="auto", verbose="error")
-    return eeg
+    """Filter and resample eeg (N, time) float64, at least as long as the kernel, as MNE does."""
+    eeg = _apply(_mirrored(eeg, len(taps) // 2, len(taps) // 2), taps)
+    return (
+        mne.filter.resample(eeg, new_rate, rate, npad="auto", verbose="error") if changes_rate(rate, new_rate) else eeg
+    )
 
 
 def process_blocks(
@@ -103,8 +98,8 @@ def process_blocks(
         ratio = _ratio(rate, new_rate, samples)
         up, down = ratio.numerator, ratio.denominator
         smoothing = _resampling_kernel(rate, new_rate, up, h_freq)
-    overlap = down * -(-(reach(smoothing) // up + 1) // down) if up != down else 0  # source samples
-    margin = overlap + reach(taps)
+    overlap = down * -(-(len(smoothing) // 2 // up + 1) // down) if up != down else 0  # source samples
+    margin = overlap + len(taps) // 2
     step = down * -(-max(block_samples, margin, 1) // down)  # a whole number of outputs
     left = output_length(samples, rate, new_rate)
     for start in range(0, samples, step):

@@ -2,10 +2,9 @@
 
 Paper, section 2 and appendix on pre-processing. Signals go into files in uV; models divide by 100 when they read.
 `reading` opens a recording and judges its header, `prepare` filters and resamples its signal (`filters`) and hands
-it to a store. Whatever speaks against a recording is an InputError raised in `reading` or in `prepare`.
+it to a store. Whatever speaks against a recording is an InputError.
 
-Of a recording's header only channel names and the sampling rate are kept. Names of people, birth dates and recording
-dates stay behind, and messages never quote a reader, which may quote the header.
+Of a header only channel names and the sampling rate are kept, and messages never quote a reader, which may quote it.
 """
 
 from __future__ import annotations  # the types of mne would load half of it
@@ -243,7 +242,7 @@ def _processed(
     """Return the length of the filtered, resampled signal and its consecutive blocks (N, t) in volts."""
     electrodes, rate, new_rate = len(source.raw.ch_names), source.rate, stages["sampling_rate"]
     taps = filters.kernel(rate, stages["l_freq"], stages["h_freq"], stages["notch"])
-    short = source.samples <= 2 * filters.reach(taps)  # mirrored at both ends it would be more mirror than signal
+    short = source.samples < len(taps)  # mirrored at both ends it would be more mirror than signal
     if source.samples * electrodes * 8 <= block_bytes or short:
         whole = (
             source.by_mne(stages)
@@ -266,10 +265,9 @@ def prepare(raw: mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording"
     """Pick EEG, band-pass, notch, resample, in this order, with MNE's defaults. Source: paper, section 2.
 
     raw: in volts, changed in place. store: gives the place for the result, (N, samples) uV, once the size is known.
-    The result has canonical electrode names in the file's order; its `report` holds `plan_stages`' keys and `dropped`
-    (channel -> reason). A source too slow for a stage skips it. NaN and infinity are bridged by straight lines and
-    their seconds marked invalid. A recording of more than `pipeline.block_bytes` is never held as a whole.
-    Raises InputError for unknown electrodes, for signals that cannot be read and where no second is valid.
+    The result's `report` holds `plan_stages`' keys and `dropped` (channel -> reason). NaN and infinity are bridged by
+    straight lines and their seconds marked invalid. A recording of more than `pipeline.block_bytes` is never held as
+    a whole. Raises InputError for unknown electrodes, signals that cannot be read, and where no second is valid.
     """
     with recording_readable(where):
         raw, dropped, one_rate = select_electrodes(raw, rename=pipeline.rename, drop=pipeline.drop, where=where)

@@ -8,7 +8,7 @@ from __future__ import annotations  # the types of mne would load half of it
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ EXTRA_READERS = {".set": "files of MATLAB 7.3 need `pip install pymatreader`", "
 LOWEST_RATE = 10.0  # Hz
 LISTED = "listed to be left out"  # why a channel is dropped that the caller asked to drop
 EDF = (".edf", ".bdf")
-EDF_ANNOTATIONS = ("EDF Annotations", "BDF Annotations")  # names of signals that are none
 
 
 @contextmanager
@@ -55,27 +54,6 @@ def open_raw(path: Path, **options: Any) -> mne.io.BaseRaw:
         return mne.io.read_raw(path, verbose="error", **options)  # "error": MNE's warnings may quote header texts
 
 
-def read_edf_header(path: Path) -> tuple[float, list[tuple[str, int]]]:
-    """Return what MNE does not tell of an EDF or BDF: the seconds announced, and name and samples of each signal.
-
-    Samples: of a record. (0, []) for other formats, unreadable headers, and files never closed (-1 records).
-    """
-    if not path.name.lower().endswith(EDF):
-        return 0.0, []
-    try:
-        with path.open("rb") as file:
-            fixed = file.read(256)
-            signals = int(fixed[252:256])
-            header = file.read(256 * signals)
-        seconds = int(fixed[236:244]) * float(fixed[244:252])
-        names = [header[16 * i : 16 * (i + 1)].decode("latin1").strip() for i in range(signals)]
-        lengths = [int(header[216 * signals + 8 * i :][:8]) for i in range(signals)]
-    except (OSError, ValueError):
-        return 0.0, []
-    found = [pair for pair in zip(names, lengths, strict=True) if pair[0] not in EDF_ANNOTATIONS]
-    return (seconds if 0 < seconds < math.inf else 0.0), found
-
-
 def check_header(raw: mne.io.BaseRaw, where: str) -> None:
     """Raise InputError for a rate that cannot be: it would make seconds of a recording into years."""
     rate = float(raw.info["sfreq"])
@@ -85,10 +63,15 @@ def check_header(raw: mne.io.BaseRaw, where: str) -> None:
 
 def missing_seconds(path: Path, raw: mne.io.BaseRaw) -> str | None:
     """Return a warning for an EDF or BDF file that holds less than its header announces, or None."""
-    announced, _ = read_edf_header(path)
-    missing = announced - raw.n_times / raw.info["sfreq"]
-    share = f"{missing:g} of {announced:g} s that its header announces are missing"
-    return f"{path}: cut short, {share}; the rest is converted" if missing > 0 else None
+    if path.name.lower().endswith(EDF):
+        with suppress(ValueError), path.open("rb") as file:  # a file that was never closed announces -1 records
+            fixed = file.read(256)
+            announced = int(fixed[236:244]) * float(fixed[244:252])
+            missing = announced - raw.n_times / raw.info["sfreq"]
+            if 0 < missing < math.inf:
+                share = f"{missing:g} of {announced:g} s that its header announces are missing"
+                return f"{path}: cut short, {share}; the rest is converted"
+    return None
 
 
 def select_electrodes(
@@ -116,9 +99,12 @@ def _without_faster_channels(raw: mne.io.BaseRaw, kept: list[str]) -> tuple[mne.
     the recording and whether all channels that are kept have one rate. A recording that a caller has changed stays.
     """
     path = Path(raw.filenames[0]) if raw.filenames and raw.filenames[0] else Path()
-    signals = [] if raw.preload else read_edf_header(path)[1]
-    lengths = dict(signals)
-    if len({length for _, length in signals}) < 2:
+    if raw.preload or not path.name.lower().endswith(EDF):
+        return raw, True
+    header: Any = raw._raw_extras[0]  # MNE has no other name for the rates in the file
+    pairs = zip(header["ch_names"], header["n_samps"][header["sel"]], strict=True)
+    lengths = {name: int(samples) for name, samples in pairs}  # samples of a record
+    if len(set(lengths.values())) < 2:
         return raw, True
     own = {lengths.get(name) for name in kept}  # None: the header does not know the name
     if len(own) > 1 or None in own:
