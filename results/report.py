@@ -194,10 +194,8 @@ def confusion(task: str, runs: Sequence[Predictions], classes: Sequence[str]) ->
     figure, axes = blank()
     axes.grid(False)
     shown = sk.ConfusionMatrixDisplay(np.mean(shares, axis=0), display_labels=[short(name) for name in classes])
-    shown.plot(
-        ax=axes, cmap="Blues", values_format=".2f", include_values=len(classes) <= ANNOTATED, colorbar=False,
-        xticks_rotation=45, im_kw={"vmin": 0, "vmax": 1},
-    )  # fmt: skip
+    numbers = {"values_format": ".2f", "include_values": len(classes) <= ANNOTATED}
+    shown.plot(ax=axes, cmap="Blues", colorbar=False, xticks_rotation=45, im_kw={"vmin": 0, "vmax": 1}, **numbers)
     axes.set(xlabel="predicted", ylabel="is")
     return figure
 

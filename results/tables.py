@@ -51,9 +51,11 @@ class Group:
     @property
     def remark(self) -> str:
         """The runs of one of several groups, and the flags in which it differs; "" if there is one group."""
+        if not self.letter:
+            return ""
         flags = " ".join(f"--{name} {'(default)' if v is None else v}" for name, v in self.differs.items())
-        runs = ", ".join(run.label for run in self.runs)
-        return f"{runs}: {flags or 'other samples, or unknown settings'}" if self.letter else ""
+        differs = flags or "other samples" if self.runs[0].flags else "unknown settings"
+        return f"{', '.join(run.label for run in self.runs)}: {differs}"
 
     def means(self, split: str) -> pd.DataFrame:
         """Mean and standard deviation of each metric over finished runs: one row each. NaN: not defined."""

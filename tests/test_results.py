@@ -288,7 +288,9 @@ def test_runs_on_other_samples_are_not_averaged(tmp_path: Path) -> None:
     change_predictions(tmp_path / "seed-1", recording=np.array(["x"] * WINDOWS))
     (tmp_path / "seed-2" / "predictions-test.npz").unlink()  # nothing speaks against it
     table, _ = table_of(tmp_path)
-    assert [[run.label for run in group.runs] for group in table.groups] == [["seed-0", "seed-2"], ["seed-1"]]
+    assert [group.remark for group in table.groups] == ["seed-0, seed-2: other samples", "seed-1: other samples"]
+    (tmp_path / "seed-1" / "environment.json").unlink()
+    assert table_of(tmp_path)[0].groups[1].remark == "seed-1: unknown settings"
 
 
 def test_the_same_seed_twice_is_named(tmp_path: Path) -> None:
