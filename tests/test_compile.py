@@ -23,7 +23,7 @@ from layers import compile_blocks
 from recovery import log_lines
 from run_helpers import MASKED, call, pretraining_file
 
-MONTAGES = [(1, 1), (3, 2), (19, 3), (5, 1), (1, 4), (7, 2), (8, 2), (9, 2), (10, 3)]
+MONTAGES = [(1, 1), (3, 2), (19, 3), (5, 1), (1, 4)]  # electrodes, seconds
 eager = functools.partial(compile_blocks, backend="eager")
 
 
