@@ -139,11 +139,12 @@ def test_a_shard_that_was_removed_or_cut_is_made_again_and_its_job_doubles_nothi
     assert recordings(tmp_path / "out").keys() == {"a", "b", "c", "d"} and not first.exists()
 
 
-@pytest.mark.parametrize("at", ["converted", "joined", "noted"])
+@pytest.mark.parametrize(("at", "shards"), [("converted", 0), ("joined", 1), ("noted", 1), ("removed", 2)])
 def test_a_maker_that_is_stopped_anywhere_ends_with_the_files_of_one_never_stopped(
-    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: str, shards: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "JOBS", 2)
+    monkeypatch.setattr(jobs, "THREADS", 1)
     paths = write(tmp_path / "in", a="fine", b="fine", c="fine", d="fine")
     convert(paths, tmp_path / "once")
     joins: list[Any] = []
@@ -160,12 +161,14 @@ def test_a_maker_that_is_stopped_anywhere_ends_with_the_files_of_one_never_stopp
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         if at == "noted":  # the shard is written, its name is not given yet
             patch.setattr(jobs, "write_json", interrupted(jobs.write_json, 6))  # after 4 parts and a shard
+        elif at == "removed":  # of the first shard's parts one is removed: 6 files were written aside before
+            patch.setattr(Path, "unlink", interrupted(Path.unlink, 8))
         elif at == "joined":
             patch.setattr(jobs.writers, "join", interrupted(jobs.writers.join, 2))
         else:
             patch.setattr(jobs.pool, "result_of", interrupted(jobs.pool.result_of, 3))
         convert(paths, tmp_path / "out")
-    assert len(content(tmp_path / "out")) == (0 if at == "converted" else 1)
+    assert len(content(tmp_path / "out")) == shards
     convert(paths, tmp_path / "out")
     assert_whole(tmp_path / "out", paths)
     assert content(tmp_path / "out") == content(tmp_path / "once")
