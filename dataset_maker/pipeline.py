@@ -21,7 +21,7 @@ import mne
 import numpy as np
 
 from dataset_maker import filters
-from dataset_maker.reading import (  # noqa: F401 - makers reach all of it through this module
+from dataset_maker.reading import (  # noqa: F401 - for makers
     LISTED,
     check_header,
     missing_seconds,

@@ -38,27 +38,18 @@ def refuse_existing(path: Path) -> None:
         raise InputError(f"{path} exists already: delete it, or name another --output")
 
 
-class _Shard:
+class _Shard(ExitStack):
     """An HDF5 file that gets its name when the `with` ends well, and is removed when it does not.
 
     made: what the root attribute of this name says. durable: whether the file must survive a power cut.
     """
 
     def __init__(self, path: Path, *, made: Mapping[str, Any], dtype: str = "float32", durable: bool = True) -> None:
+        super().__init__()
         check_writable(path.parent)
         self.dtype = dtype
-        self._stack = ExitStack()
-        aside = self._stack.enter_context(written_aside(path, durable=durable))
-        self._file = self._stack.enter_context(h5py.File(aside, "w"))
+        self._file = self.enter_context(h5py.File(self.enter_context(written_aside(path, durable=durable)), "w"))
         self._file.attrs["made"] = made_attribute(made)
-
-    def __enter__(self) -> Any:
-        """Begin."""
-        return self
-
-    def __exit__(self, *error: Any) -> bool | None:
-        """Close and name the file, or remove it after an error."""
-        return self._stack.__exit__(*error)
 
 
 class PretrainingShard(_Shard):
@@ -143,7 +134,7 @@ class LabelledShard(_Shard):
         return label
 
     def describe(self, split: str, quality: Quality, notes: Sequence[str] = ()) -> None:
-        """Note what a recording with samples in this split is like, and what could not be done to it."""
+        """Note the quality of a recording with samples in this split, and what could not be done to it."""
         _add_description(self._file[split], quality, Counter(notes))
 
     def append_windows(self, prepared: Prepared, windows: Windows, *, task: Mapping[str, Any]) -> dict[str, Any]:
