@@ -1,6 +1,7 @@
 """What the demo shows at its end: losses and baselines."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def load_windows(folder: Path, stride: int) -> tuple[Tensor, Tensor]:
     """All windows of the demo's one montage: EEG (n, N, A, T) in units of 100 uV, channels (N + 1,)."""
     recordings = [recording for path in find_files([folder], "--train_data") for recording in read_recordings(path)]
     windows = MontageWindows(recordings, stride=stride)
-    return to_units([windows[i] for i in range(len(windows))]), windows.channels
+    return to_units([partial(windows.__getitem__, i) for i in range(len(windows))]), windows.channels
 
 
 def selected(folder: Path) -> dict[str, Any]:

@@ -43,7 +43,8 @@ UNIT = 100.0  # uV: files hold microvolts, models see EEG / 100
 DEFAULT_VAL_DATA = Path("data/pretrain_val")
 
 MaskMaker = Callable[..., Tensor]  # (patches, generator=...) -> (1, patches) bool
-Sample = tuple[np.ndarray, Tensor, Tensor]  # EEG (N, A*T) in uV, channels (N + 1,), mask (N*A,)
+Read = Callable[[], np.ndarray]  # reads a window, (N, A*T) in uV, when its place in the batch is there: no copy
+Sample = tuple[Read, Tensor, Tensor]  # EEG, channels (N + 1,), mask (N*A,)
 
 
 class Batch(NamedTuple):
@@ -79,10 +80,10 @@ class PretrainingDataset(Dataset):
         self.make_mask = make_mask
 
     def __getitem__(self, key: Key) -> Sample:
-        """Read a window, and draw its mask."""
+        """Return a function that reads the window, its channels and a mask."""
         _, montage, window = key
         windows = self.montages[montage]
-        eeg = windows[window]
+        eeg = partial(windows.__getitem__, window)
         if self.make_mask is None:
             return eeg, windows.channels, torch.empty(0, dtype=torch.bool)
         state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
@@ -119,17 +120,19 @@ def extent(eeg: np.ndarray) -> dict[str, Any]:
     return {"largest_uv": float(np.abs(eeg[finite]).max(initial=0)), "finite": bool(finite.all())}
 
 
-def to_units(windows: Sequence[np.ndarray]) -> Tensor:
-    """Stack B windows (N, A*T) in uV -> (B, N, A, T) in units of 100 uV."""
-    eeg = np.stack(windows)
-    eeg /= UNIT
+def to_units(reads: Sequence[Read]) -> Tensor:
+    """Read B windows (N, A*T) in uV -> (B, N, A, T) in units of 100 uV."""
+    first = reads[0]()
+    eeg = np.empty((len(reads), *first.shape), first.dtype)
+    for i, read in enumerate(reads):
+        np.divide(read() if i else first, UNIT, out=eeg[i])  # while it is in the processor's cache
     return rearrange(torch.from_numpy(eeg), "B N (A T) -> B N A T", T=PATCH_SAMPLES)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Make a batch of samples of one montage."""
-    eeg, channels, masks = zip(*samples, strict=True)
-    return Batch(to_units(eeg), channels[0], torch.stack(masks))
+    reads, channels, masks = zip(*samples, strict=True)
+    return Batch(to_units(reads), channels[0], torch.stack(masks))
 
 
 @dataclass(frozen=True)

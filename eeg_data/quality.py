@@ -206,16 +206,15 @@ def _extremes(eeg: np.ndarray, starts: np.ndarray, run: int) -> tuple[np.ndarray
     else:  # the rate is no whole number: shorter seconds repeat their last sample, which changes no extreme
         seconds = eeg[:, np.minimum(starts[:-1, None] + np.arange(width), starts[1:, None] - 1)]
     low, high = seconds.min(axis=2), seconds.max(axis=2)
-    stays = []
-    for extreme in (low, high):
-        at = seconds == extreme[..., None]
-        at[:, lengths < width, -1:] = False  # not the repeated one
-        stay = (np.count_nonzero(at, axis=2) >= run) & (low < high)
-        runs = at[stay]  # (k, width): the few seconds in which it may stay
+    same = seconds[..., 1:] == seconds[..., :-1]
+    rows, places = np.nonzero((same[..., 1:] & same[..., :-1]).any(axis=2) & (low < high))  # few: 3 equal ones in a row
+    stays = np.zeros((2, *low.shape), bool)
+    for stay, extreme in zip(stays, (low, high), strict=True):
+        at = seconds[rows, places] == extreme[rows, places, None]
+        at[lengths[places] < width, -1] = False  # not the repeated one
         for _ in range(run - 1):
-            runs = runs[:, 1:] & runs[:, :-1]
-        stay[stay] = runs.any(axis=1)
-        stays.append(stay)
+            at = at[:, 1:] & at[:, :-1]
+        stay[rows, places] = at.any(axis=1)
     return low, high, *stays
 
 
