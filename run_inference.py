@@ -4,15 +4,13 @@
 """
 
 import argparse
-import errno
 import inspect
 import logging
-import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import torch
 
 import inference
@@ -32,8 +30,7 @@ from errors import (
     run_script,
 )
 from files import code_version
-from inference import export, plots
-from inference.output import Entry, Results, check_output
+from inference import export, output, plots
 from inference.recording_files import KINDS, find
 from inference.recordings import BLOCK_BYTES, Options, Windows
 from training.checkpoints import checkpoint_place, fetched
@@ -61,28 +58,22 @@ def get_args() -> argparse.Namespace:
     sub = verbs.add_parser("export", help=words, description=words)
     _add_checkpoint(sub)
     export.add_arguments(sub)
-    sub.set_defaults(run=lambda args: export.run(fetched(args.checkpoint), args))
+    sub.set_defaults(run=export_model)
     return parser.parse_args()
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Flags of all verbs."""
-    parser.add_argument(
-        "--checkpoint",
-        type=checkpoint_place,
-        required=True,
-        metavar="FILE",
-        help="of stage 1, 2 or 3; a path, or a URL that ends with #sha256=DIGEST",
-    )
+    what = "of stage 1, 2 or 3; a path, or a URL that ends with #sha256=DIGEST"
+    parser.add_argument("--checkpoint", type=checkpoint_place, required=True, metavar="FILE", help=what)
     parser.add_argument("--averaged", action="store_true", help="the averaged weights of --model_ema")
 
 
 def _add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     """Flags of the verbs that read recordings."""
-    parser.add_argument(
-        "--input", type=Path, nargs="+", required=True, metavar="RECORDING", help="files, or folders of them"
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".npz, .hdf5, .h5 or .csv")
+    required: dict[str, Any] = {"type": Path, "required": True}
+    parser.add_argument("--input", nargs="+", metavar="RECORDING", help="files, or folders of them", **required)
+    parser.add_argument("--output", metavar="FILE", help=".npz, .hdf5, .h5 or .csv", **required)
     if verb in PLOTS:
         parser.add_argument("--plot", type=Path, metavar="FILE.png", help=PLOTS[verb])
     if verb == "embed":
@@ -99,86 +90,78 @@ def _add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     add_name_arguments(parser)
 
 
+def export_model(args: argparse.Namespace) -> None:
+    """Export a checkpoint as the flags say."""
+    options = {name: getattr(args, name) for name in ("to", "output", "electrodes", "averaged")}
+    export.export(fetched(args.checkpoint), seconds=args.time_window, **options)
+
+
 def infer(args: argparse.Namespace) -> None:
     """Run a verb on every recording; raises InputError at the end if any was left out."""
     if args.batch_size < 1:
         raise UsageError(f"--batch_size {args.batch_size}: must be at least 1")
-    check_output(args.output)
+    output.check_output(args.output)
     if plot := getattr(args, "plot", None):
         plots.check_plot(plot)
-    _check_overwriting(args)
+    for path in (*find_files(args.input, KINDS), args.checkpoint):
+        if isinstance(path, Path) and path.exists() and args.output.exists() and args.output.samefile(path):
+            raise UsageError(f"--output {args.output} would overwrite {path}, which is read: choose another name")
     pipeline = build_pipeline(args, block_bytes=BLOCK_BYTES)
     model = inference.load(fetched(args.checkpoint), device=args.device, averaged=args.averaged)
     model.check(args.verb)
     usual_window = model.description.window_seconds or None
     options = Options(pipeline, args.prepared, args.scale, args.window, args.stride, usual_window)
     recordings = list(find(args.input, options, split=args.split))
-    if args.split and not any(where.endswith(f", group {args.split}") for where, _ in recordings):
-        raise UsageError(
-            f"--split {args.split}: is for labelled HDF5, and none that can be read is in --input: leave the flag out"
-        )
-    try:
-        _infer(args, model, recordings)
-    except OSError as error:  # all other files are opened where their errors are known
-        reason = os.strerror(error.errno or errno.EIO)
-        raise UsageError(
-            f"temporary files cannot be written in {tempfile.gettempdir()} ({reason}): free space, or name "
-            "another folder in the environment variable TMPDIR"
-        ) from error
+    with output.results_file(args.output, _description(args, model)) as file:
+        left_out = _infer(args, model, recordings, file)
+        count = len(file)
+        points = plots.mean_features(list(file.values())) if args.verb == "embed" and plot else None
+    if points:
+        plots.tsne(args.plot, *points)
+    logger.info("%d recording(s) in %s", count, args.output)
+    if left_out:
+        raise InputError(f"{left_out} of {len(recordings)} recordings are left out of {args.output}: see above")
 
 
-def _check_overwriting(args: argparse.Namespace) -> None:
-    """Raise UsageError if the output would take the place of a recording or the checkpoint."""
-    if not args.output.exists():
-        return
-    for path in (*find_files(args.input, KINDS), *([args.checkpoint] if isinstance(args.checkpoint, Path) else [])):
-        if path.exists() and args.output.samefile(path):
-            raise UsageError(f"--output {args.output} would overwrite {path}, which is read: choose another name")
-
-
-def _infer(args: argparse.Namespace, model: inference.Model, recordings: list[Any]) -> None:
-    """Run a verb on recordings, as `find` gives them, and write the results."""
-    left_out = 0
-    results = Results(_description(args, model))
+def _infer(args: argparse.Namespace, model: inference.Model, recordings: list[Any], file: h5py.File) -> int:
+    """Run a verb on recordings, as `find` gives them; return how many are left out."""
     for _, opener in recordings:
+        group = None
         try:
             windows = opener()
-            entry = results.begin(windows)
-            _run_verb(args, model, replace(windows, name=entry.name), entry, many=len(recordings) > 1)
-            results.keep(entry)
+            group = output.begin(file, windows)
+            windows = replace(windows, name=output.name_of(group))
+            _run_verb(args, model, windows, group, many=len(recordings) > 1)
         except UsageError:
             raise
         except InputError as error:
             if len(recordings) == 1:
                 raise
-            left_out += 1
+            if group is not None:
+                del file[group.name]
             logger.error("left out: %s", one_line(error))
-    entries = list(results.entries.values())
-    if not entries:
+    if not len(file):
         raise InputError(f"none of {len(recordings)} recordings could be used, nothing is written: see above")
-    results.write(args.output)
-    if args.verb == "embed" and args.plot:
-        plots.tsne(args.plot, entries)
-    logger.info("%d recording(s) in %s", len(entries), args.output)
-    if left_out:
-        raise InputError(f"{left_out} of {len(recordings)} recordings are left out of {args.output}: see above")
+    return len(recordings) - len(file)
 
 
-def _run_verb(args: argparse.Namespace, model: inference.Model, windows: Windows, entry: Entry, *, many: bool) -> None:
+def _run_verb(
+    args: argparse.Namespace, model: inference.Model, windows: Windows, group: h5py.Group, *, many: bool
+) -> None:
     """Run the verb on one recording of one or many, and draw it."""
     pool = getattr(args, "pool", "patches")
     for part, arrays in model.batches(args.verb, windows, batch_size=args.batch_size, pool=pool, visible=True):
-        entry.add(part, arrays)
+        output.add(group, part, arrays)
     if args.verb == "predict":
-        entry.attributes["outputs"] = list(model.classes)
-        entry.add_means()
+        group.attrs["outputs"] = list(model.classes)
+        output.add_means(group)
         if windows.labels is None:
-            means = zip(model.classes, entry.arrays["recording_probabilities"][0], strict=True)
+            means = zip(model.classes, group["recording_probabilities"][0], strict=True)
             text = ", ".join(f"{name} {value:.3f}" for name, value in means)
             logger.info("%s, %d windows: %s", windows.name, len(windows), text)
     draw = {"predict": plots.timeline, "reconstruct": plots.spectra}.get(args.verb)
     if draw and args.plot:
-        draw(plots.path_of(args.plot, windows.name) if many else args.plot, windows, entry, model)
+        draw(plots.path_of(args.plot, windows.name) if many else args.plot, windows, group, model)
 
 
 def _description(args: argparse.Namespace, model: inference.Model) -> dict[str, Any]:

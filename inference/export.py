@@ -45,12 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--time_window", type=int, metavar="SECONDS", help=f"{window} floor(256 / electrodes))")
 
 
-def run(path: Path, args: argparse.Namespace) -> None:
-    """Export a checkpoint as the flags say."""
-    options = {name: getattr(args, name) for name in ("to", "output", "electrodes", "averaged")}
-    export(path, seconds=args.time_window, **options)
-
-
 def export(
     path: str | Path,
     *,

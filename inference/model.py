@@ -49,48 +49,27 @@ VERBS = {  # and the stages of checkpoints that can do each
 
 @dataclass(frozen=True)
 class Result:
-    """What a model gives for the windows of one recording: W windows, N electrodes, A patches of T samples."""
+    """What a model gives for the windows of one recording: W windows, N electrodes, A patches of T samples.
+
+    A verb sets its own arrays; the others are None. Spectra are z-scored over a patch's T frequencies; frequency k is
+    k Hz (above T/2: negative).
+    """
 
     recording: str
     electrodes: tuple[str, ...]
     times: np.ndarray  # (W,) s, where each window begins
     window: float  # s
-
-
-@dataclass(frozen=True)
-class Codes(Result):
-    """Result of `tokenize`."""
-
-    codes: np.ndarray  # (W, N, A) int64
-
-
-@dataclass(frozen=True)
-class Features(Result):
-    """Result of `embed`."""
-
-    features: np.ndarray  # (W, N, A, D), (W, N, D) or (W, D) float32: of patches, electrodes or windows
-
-
-@dataclass(frozen=True)
-class Spectra(Result):
-    """Result of `reconstruct`: z-scored over a patch's T frequencies; frequency k is k Hz (above T/2: negative)."""
-
-    codes: np.ndarray  # (W, N, A) int64
-    amplitude: np.ndarray  # (W, N, A, T) float32, of the signal
-    phase: np.ndarray
-    predicted_amplitude: np.ndarray  # by the decoder, from the codes
-    predicted_phase: np.ndarray
-    amplitude_error: np.ndarray  # (W, N, A): mean squared difference over the frequencies
-    phase_error: np.ndarray
-
-
-@dataclass(frozen=True)
-class Predictions(Result):
-    """Result of `predict`."""
-
-    classes: tuple[str, ...]  # or names of the outputs of a regression
-    probabilities: np.ndarray  # (W, classes) float32; of a regression the values
-    recording_probabilities: np.ndarray  # (classes,): the mean over the windows
+    codes: Any = None  # tokenize, reconstruct: (W, N, A) int64
+    features: Any = None  # embed: (W, N, A, D), (W, N, D) or (W, D) float32: of patches, electrodes or windows
+    amplitude: Any = None  # reconstruct: (W, N, A, T) float32, of the signal
+    phase: Any = None
+    predicted_amplitude: Any = None  # by the decoder, from the codes
+    predicted_phase: Any = None
+    amplitude_error: Any = None  # (W, N, A): mean squared difference over the frequencies
+    phase_error: Any = None
+    classes: tuple[str, ...] = ()  # predict: or names of the outputs of a regression
+    probabilities: Any = None  # (W, classes) float32; of a regression the values
+    recording_probabilities: Any = None  # (classes,): the mean over the windows
 
 
 class Model:
@@ -98,19 +77,13 @@ class Model:
 
     def __init__(self, module: nn.Module, description: Description, *, where: str, device: str = "cpu") -> None:
         """description: of the module's weights; where: for messages."""
-        self.description, self.where = description, where
+        self.description, self.where, self.stage = description, where, description.stage
         self.device = find_device(device)
         self.module: Any = module.eval().requires_grad_(False).to(self.device)
         outputs = description.settings.get("num_classes", 0)
         self.is_binary = description.task == "binary" or (not description.task and outputs == 1)
-        count = 2 if self.is_binary else outputs
-        names = map(printable, description.classes)
-        self.classes = tuple(names) or tuple(f"class {number}" for number in range(count))
-
-    @property
-    def stage(self) -> str:
-        """Kind of the checkpoint: tokenizer, pretraining or classifier."""
-        return self.description.stage
+        unnamed = (f"class {number}" for number in range(2 if self.is_binary else outputs))
+        self.classes = tuple(map(printable, description.classes)) or tuple(unnamed)
 
     def check(self, verb: str) -> None:
         """Raise UsageError if this is no model for the verb."""
@@ -171,7 +144,6 @@ class Model:
             raise UsageError(f"--pool {pool}: allowed are {', '.join(POOLS)}")
         if batch_size < 1:
             raise UsageError(f"--batch_size {batch_size}: must be at least 1")
-        self._compare_electrodes(windows)
         compute = partial(self._embed, pool=pool) if verb == "embed" else getattr(self, f"_{verb}")
         channels = self._channels(windows)
         hidden = None if visible else True  # None: shown on a terminal only
@@ -189,21 +161,19 @@ class Model:
                 bar.update(part.stop - part.start)
 
     def _channels(self, windows: Windows) -> Tensor:
-        """Rows of the position embedding, (N + 1,). Raises InputError for an electrode without one."""
+        """Rows of the position embedding, (N + 1,). Raises InputError for an electrode without one.
+
+        Warns of other electrodes than a classifier was trained with.
+        """
+        trained, given = self.description.electrodes, windows.electrodes
+        if self.stage == "classifier" and trained and set(trained) != set(given):
+            missing, new = [n for n in trained if n not in given], [n for n in given if n not in trained]
+            differences = f"missing: {', '.join(missing) or 'none'}; new: {', '.join(new) or 'none'}"
+            text = "%s: other electrodes than %s was trained with (%s): predictions may be worse."
+            logger.warning(text, windows.where, self.where, differences)
         trunk = self.module.encoder if self.stage == "tokenizer" else self.module
         rows = trunk.pos_embed.shape[1] if trunk.pos_embed is not None else 1 << 30
-        channels = embedding_rows(windows.electrodes, table_rows=rows, where=windows.where)
-        return torch.tensor(channels).to(self.device)
-
-    def _compare_electrodes(self, windows: Windows) -> None:
-        """Warn of a recording with other electrodes than a classifier was trained with."""
-        trained, given = self.description.electrodes, windows.electrodes
-        if self.stage != "classifier" or not trained or set(trained) == set(given):
-            return
-        missing, new = [n for n in trained if n not in given], [n for n in given if n not in trained]
-        differences = f"missing: {', '.join(missing) or 'none'}; new: {', '.join(new) or 'none'}"
-        text = "%s: other electrodes than %s was trained with (%s): predictions may be worse."
-        logger.warning(text, windows.where, self.where, differences)
+        return torch.tensor(embedding_rows(given, table_rows=rows, where=windows.where)).to(self.device)
 
     # Whole recordings
 
@@ -232,41 +202,38 @@ class Model:
             f"{type(eeg).__name__} is no recording: give mne.io.Raw, mne.Epochs, a NumPy array or a tensor"
         )
 
-    def _run(self, verb: str, eeg: Any, options: dict[str, Any], **batching: Any) -> dict[str, Any]:
-        """Fields of a verb's result. options: of `windows`."""
+    def _run(self, verb: str, eeg: Any, options: dict[str, Any], **batching: Any) -> Result:
+        """Run a verb on a whole recording. options: of `windows`."""
         self.check(verb)
         if isinstance(eeg, Windows) and options:
             raise UsageError(f"{', '.join(options)}: the windows are cut already; give it to the call that cuts them")
         windows = eeg if isinstance(eeg, Windows) else self.windows(eeg, **options)
         parts = [arrays for _, arrays in self.batches(verb, windows, **batching)]
-        return {
-            "recording": windows.name,
-            "electrodes": windows.electrodes,
-            "times": windows.starts,
-            "window": windows.samples / PATCH_SAMPLES,
-            **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
-        }
+        arrays: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if verb == "predict":
+            mean = arrays["probabilities"].mean(axis=0, dtype=np.float64)
+            arrays |= {"classes": self.classes, "recording_probabilities": mean}
+        seconds = windows.samples / PATCH_SAMPLES
+        return Result(windows.name, windows.electrodes, windows.starts, seconds, **arrays)
 
-    def tokenize(self, eeg: Any, *, batch_size: int = BATCH, **options: Any) -> Codes:
+    def tokenize(self, eeg: Any, *, batch_size: int = BATCH, **options: Any) -> Result:
         """Code of every patch, by a tokenizer."""
-        return Codes(**self._run("tokenize", eeg, options, batch_size=batch_size))
+        return self._run("tokenize", eeg, options, batch_size=batch_size)
 
-    def reconstruct(self, eeg: Any, *, batch_size: int = BATCH, **options: Any) -> Spectra:
+    def reconstruct(self, eeg: Any, *, batch_size: int = BATCH, **options: Any) -> Result:
         """True spectrum of every patch, and the one that a tokenizer predicts from the codes."""
-        return Spectra(**self._run("reconstruct", eeg, options, batch_size=batch_size))
+        return self._run("reconstruct", eeg, options, batch_size=batch_size)
 
-    def embed(self, eeg: Any, *, pool: str = "patches", batch_size: int = BATCH, **options: Any) -> Features:
+    def embed(self, eeg: Any, *, pool: str = "patches", batch_size: int = BATCH, **options: Any) -> Result:
         """Features of a masked model or a classifier: of every patch, or means over time or over time and electrodes.
 
         The mean over both is the input of a classifier's head, if that takes the mean and not the CLS token.
         """
-        return Features(**self._run("embed", eeg, options, batch_size=batch_size, pool=pool))
+        return self._run("embed", eeg, options, batch_size=batch_size, pool=pool)
 
-    def predict(self, eeg: Any, *, batch_size: int = BATCH, **options: Any) -> Predictions:
+    def predict(self, eeg: Any, *, batch_size: int = BATCH, **options: Any) -> Result:
         """Probability of every class, by a classifier, or the values of a regression."""
-        fields = self._run("predict", eeg, options, batch_size=batch_size)
-        mean = fields["probabilities"].mean(axis=0, dtype=np.float64)
-        return Predictions(**fields, classes=self.classes, recording_probabilities=mean)
+        return self._run("predict", eeg, options, batch_size=batch_size)
 
 
 def load(path: str | Path, *, device: str = "cpu", averaged: bool = False) -> Model:

@@ -1,7 +1,7 @@
 """Result files of `run_inference.py`: HDF5, NPZ or CSV by suffix, whole or not there.
 
-Arrays wait in a temporary file and are copied piece by piece, so memory does not grow with a recording's length.
-Of a recording only its file's name, its electrodes and its times are kept.
+Results are streamed into an HDF5 file, a group for each recording; NPZ and CSV are made of it at the end. So memory
+does not grow with a recording's length. Of a recording only its file's name, its electrodes and its times are kept.
 """
 
 import csv
@@ -9,9 +9,9 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,14 +19,11 @@ import numpy as np
 from eeg_data.pretraining_files import SAMPLING_RATE
 from errors import UsageError
 from files import check_file, written_aside
-from inference.recordings import DiskArray, Windows, reserve
+from inference.recordings import Windows
 
 SUFFIXES = (".npz", ".hdf5", ".h5", ".csv")
 ROWS = 64  # windows copied at a time
 CSV_VALUES = ("codes", "features", "probabilities", "amplitude_error", "phase_error")
-HDF5_OVERHEAD = 1 << 16  # bytes a group, more than enough
-
-Array = np.ndarray | DiskArray
 
 
 def check_output(path: Path) -> None:
@@ -36,118 +33,108 @@ def check_output(path: Path) -> None:
     check_file(path)
 
 
-@dataclass
-class Entry:
-    """The results of one recording, or of a labelled split."""
+@contextmanager
+def results_file(path: Path, description: Mapping[str, Any]) -> Iterator[h5py.File]:
+    """Yield an open HDF5 file for results; at the end they are written to `path` as its suffix says.
 
-    name: str
-    attributes: dict[str, Any]  # electrodes, window_seconds; classes of the labels, outputs of a prediction
-    arrays: dict[str, Array]
-    file: IO[bytes]  # of the arrays on the disk
-
-    def add(self, part: slice, arrays: Mapping[str, np.ndarray]) -> None:
-        """Store the arrays of some windows."""
-        windows = len(self.arrays["start_seconds"])
-        for name, array in arrays.items():
-            if name not in self.arrays:
-                self.arrays[name] = DiskArray((windows, *array.shape[1:]), array.dtype, self.file)
-            self.arrays[name][part] = array
-
-    @property
-    def recordings(self) -> list[str]:
-        """Name of each window's recording."""
-        if "recording" not in self.arrays:
-            return [self.name] * len(self.arrays["start_seconds"])
-        return [f"{self.name}/{name}" for name in self.arrays["recording"][:]]
-
-    def add_means(self) -> None:
-        """Add the mean probabilities of each recording."""
-        names, owners = np.unique(self.arrays.get("recording", self.recordings)[:], return_inverse=True)
-        probabilities = self.arrays["probabilities"][:]
-        sums = np.zeros((len(names), probabilities.shape[1]))
-        np.add.at(sums, owners, probabilities)
-        self.arrays |= {"recordings": names, "recording_probabilities": sums / np.bincount(owners)[:, None]}
-
-
-class Results:
-    """The results of all recordings of one command."""
-
-    def __init__(self, description: Mapping[str, Any]) -> None:
-        """description: how they were made; plain JSON values."""
-        self.description = {
-            name: value if isinstance(value, str | int | float) else json.dumps(value)
-            for name, value in description.items()
-        }
-        self.entries: dict[str, Entry] = {}
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (it goes with the results)
-
-    def begin(self, windows: Windows) -> Entry:
-        """Make an entry of the recording's name, numbered if there is one already; `keep` adds it to the results."""
-        name, number = windows.name, 1
-        while name in self.entries:
-            number += 1
-            name = f"{windows.name}-{number}"
-        attributes = {"electrodes": list(windows.electrodes), "window_seconds": windows.samples / SAMPLING_RATE}
-        entry = Entry(name, attributes, {"start_seconds": windows.starts}, self._file)
-        if windows.labels is not None:
-            entry.arrays |= {"label": windows.labels, "recording": np.array(windows.recordings, dtype=str)}
-            attributes["classes"] = list(windows.classes)
-        return entry
-
-    def keep(self, entry: Entry) -> None:
-        """Add an entry to the results."""
-        self.entries[entry.name] = entry
-
-    def write(self, path: Path) -> None:
-        """Write everything as the suffix of the path says."""
-        entries = list(self.entries.values())
-        with written_aside(path) as part:
-            if path.suffix.lower() == ".npz":
-                _write_npz(self.description, entries, part)
-            elif path.suffix.lower() == ".csv":
-                _write_csv(part, _window_rows(entries))
-                if "recording_probabilities" in entries[0].arrays:
+    description: how they were made; JSON values. On any error `path` stays as it was.
+    """
+    suffix = path.suffix.lower()
+    plain = {
+        key: value if isinstance(value, str | int | float) else json.dumps(value) for key, value in description.items()
+    }
+    with written_aside(path) as part:
+        in_place = suffix in (".hdf5", ".h5")
+        # HDF5 writes through Python's file: with its own driver the process crashes when the disk is full.
+        with (
+            part.open("w+b") if in_place else tempfile.TemporaryFile(dir=path.parent) as disk,
+            h5py.File(disk, "w", track_order=True) as file,
+        ):
+            file.attrs.update(plain)
+            yield file
+            if suffix == ".npz":
+                _write_npz(file, plain, part)
+            elif suffix == ".csv":
+                groups = list(file.values())
+                _write_csv(part, _window_rows(groups))
+                if "recording_probabilities" in groups[0]:
                     with written_aside(path.with_name(f"{path.stem}-recordings{path.suffix}")) as table:
-                        _write_csv(table, _recording_rows(entries))
-            else:
-                _write_hdf5(self.description, entries, part)
+                        _write_csv(table, _recording_rows(groups))
 
 
-def _write_hdf5(description: Mapping[str, Any], entries: Sequence[Entry], path: Path) -> None:
-    """Write a group for each recording. Raises OSError if the disk is full, where HDF5 itself may crash."""
-    size = sum(array.nbytes for entry in entries for array in entry.arrays.values())
-    with tempfile.TemporaryFile(dir=path.parent) as file:
-        reserve(file, 0, size + HDF5_OVERHEAD * (1 + len(entries)))
-    with h5py.File(path, "w", track_order=True) as file:
-        file.attrs.update(description)
-        for entry in entries:
-            group = file.create_group(entry.name, track_order=True)
-            group.attrs.update(entry.attributes)
-            for name, array in entry.arrays.items():
-                text = array.dtype.kind == "U"
-                data = group.create_dataset(name, array.shape, h5py.string_dtype() if text else array.dtype)
-                for first in range(0, len(array), ROWS):
-                    piece = array[first : first + ROWS]
-                    data[first : first + ROWS] = piece.astype(object) if text else piece
+# A group holds the results of one recording, or of a labelled split
 
 
-def _write_npz(description: Mapping[str, Any], entries: Sequence[Entry], path: Path) -> None:
+def begin(file: h5py.File, windows: Windows) -> h5py.Group:
+    """Make a group of the recording's name, numbered if there is one already."""
+    name, number = windows.name, 1
+    while name in file:
+        number += 1
+        name = f"{windows.name}-{number}"
+    group = file.create_group(name, track_order=True)
+    group.attrs.update(electrodes=list(windows.electrodes), window_seconds=windows.samples / SAMPLING_RATE)
+    group["start_seconds"] = windows.starts
+    if windows.labels is not None:
+        group["label"], group["recording"] = windows.labels, list(windows.recordings)
+        group.attrs["classes"] = list(windows.classes)
+    return group
+
+
+def name_of(group: h5py.Group) -> str:
+    """Name of the recording."""
+    return str(group.name).strip("/")
+
+
+def add(group: h5py.Group, part: slice, arrays: Mapping[str, np.ndarray]) -> None:
+    """Store the arrays of consecutive windows."""
+    for name, array in arrays.items():
+        shape = (len(group["start_seconds"]), *array.shape[1:])
+        group.require_dataset(name, shape, array.dtype)[part] = array
+
+
+def add_means(group: h5py.Group) -> None:
+    """Add the mean probabilities of each recording."""
+    probabilities = group["probabilities"][:]
+    owners = group["recording"].asstr()[:].tolist() if "recording" in group else [name_of(group)] * len(probabilities)
+    names, numbers = np.unique(owners, return_inverse=True)
+    sums = np.zeros((len(names), probabilities.shape[1]))
+    np.add.at(sums, numbers, probabilities)
+    group["recordings"] = names.tolist()
+    group["recording_probabilities"] = sums / np.bincount(numbers)[:, None]
+
+
+def recordings_of(group: h5py.Group, array: str = "recording") -> list[str]:
+    """Recording of each window, or with `recordings` of each mean; of a labelled split `test/recording`."""
+    if "recording" not in group:
+        return [name_of(group)] * len(group["start_seconds"])
+    return [f"{name_of(group)}/{name}" for name in group[array].asstr()[:]]
+
+
+# NPZ and CSV
+
+
+def _write_npz(file: h5py.File, description: Mapping[str, Any], path: Path) -> None:
     """Write arrays named `recording/array`, as `numpy.load` reads them, and `description`, a JSON text."""
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
-        _add_array(archive, "description", np.array(json.dumps(dict(description))))
-        for entry in entries:
-            for name, value in entry.attributes.items():
-                _add_array(archive, f"{entry.name}/{name}", np.array(value))
-            for name, array in entry.arrays.items():
-                _add_array(archive, f"{entry.name}/{name}", array)
+        _add_array(archive, "description", np.array(json.dumps(description)))
+        for recording, group in file.items():
+            for name, value in group.attrs.items():
+                _add_array(archive, f"{recording}/{name}", np.array(value.tolist()))
+            for name, data in group.items():
+                text = h5py.check_string_dtype(data.dtype)
+                _add_array(archive, f"{recording}/{name}", np.array(data.asstr()[:].tolist()) if text else data)
 
 
-def _add_array(archive: zipfile.ZipFile, name: str, array: Array) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+def _add_array(archive: zipfile.ZipFile, name: str, array: np.ndarray | h5py.Dataset) -> None:
+    """Write an array, piece by piece if it is on the disk."""
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        if isinstance(array, np.ndarray):
+            np.lib.format.write_array(member, array)
+            return
+        header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
         np.lib.format.write_array_header_1_0(member, header)
-        for first in range(0, len(array) if array.shape else 1, ROWS):
-            member.write((array[first : first + ROWS] if array.shape else array[()]).tobytes())
+        for first in range(0, len(array), ROWS):
+            member.write(array[first : first + ROWS].tobytes())
 
 
 def _write_csv(path: Path, rows: Iterator[list[Any]]) -> None:
@@ -155,48 +142,48 @@ def _write_csv(path: Path, rows: Iterator[list[Any]]) -> None:
         csv.writer(text).writerows(rows)
 
 
-def _recording_rows(entries: Sequence[Entry]) -> Iterator[list[Any]]:
+def _recording_rows(groups: Sequence[h5py.Group]) -> Iterator[list[Any]]:
     """Yield the header and the mean probabilities of each recording."""
-    yield ["recording", *entries[0].attributes["outputs"]]
-    for entry in entries:
-        for name, values in zip(entry.arrays["recordings"][:], entry.arrays["recording_probabilities"][:], strict=True):
-            yield [f"{entry.name}/{name}" if "recording" in entry.arrays else name, *values.tolist()]
+    yield ["recording", *groups[0].attrs["outputs"]]
+    for group in groups:
+        for name, values in zip(recordings_of(group, "recordings"), group["recording_probabilities"][:], strict=False):
+            yield [name, *values.tolist()]
 
 
-def _window_rows(entries: Sequence[Entry]) -> Iterator[list[Any]]:
+def _window_rows(groups: Sequence[h5py.Group]) -> Iterator[list[Any]]:
     """Yield the header and a row for each window, each electrode of it or each patch, as the results are."""
-    labels = max((_label_columns(entry) for entry in entries), key=len)  # recordings without a label leave them empty
-    axes = ["electrode", "second"][: _values(entries[0], slice(1))[0].ndim - 2]
-    yield ["recording", "start_seconds", *axes, *labels, *_value_columns(entries[0])]
-    for entry in entries:
-        names, starts, electrodes = entry.recordings, entry.arrays["start_seconds"][:], entry.attributes["electrodes"]
-        for first in range(0, len(starts), ROWS):
-            values = _values(entry, slice(first, first + ROWS))
+    labels = max((_label_columns(group) for group in groups), key=len)  # recordings without a label leave them empty
+    axes = ["electrode", "second"][: _values(groups[0], slice(1))[0].ndim - 2]
+    yield ["recording", "start_seconds", *axes, *labels, *_value_columns(groups[0])]
+    for group in groups:
+        names, starts, electrodes = recordings_of(group), group["start_seconds"][:], group.attrs["electrodes"]
+        targets = group["label"][:].reshape(len(names), -1).tolist() if "label" in group else [[]] * len(names)
+        for first in range(0, len(names), ROWS):
+            values = _values(group, slice(first, first + ROWS))
             for offset, *place in np.ndindex(values[0].shape[:-1]):
                 window = first + offset
-                label = np.ravel(entry.arrays["label"][window]).tolist() if "label" in entry.arrays else []
-                label += [""] * (len(labels) - len(label))
+                label = targets[window] + [""] * (len(labels) - len(targets[window]))
                 where = [electrodes[place[0]], *place[1:]] if place else []
                 numbers = [number for array in values for number in array[(offset, *place)].tolist()]
                 yield [names[window], starts[window], *where, *label, *numbers]
 
 
-def _values(entry: Entry, part: slice) -> list[np.ndarray]:
+def _values(group: h5py.Group, part: slice) -> list[np.ndarray]:
     """Results of some windows, (windows, [N, [A,]] values) each."""
-    arrays = ((name, array[part]) for name, array in entry.arrays.items() if name in CSV_VALUES)
+    arrays = ((name, group[name][part]) for name in group if name in CSV_VALUES)
     return [array if name in ("features", "probabilities") else array[..., None] for name, array in arrays]
 
 
-def _value_columns(entry: Entry) -> list[str]:
+def _value_columns(group: h5py.Group) -> list[str]:
     """Names of the values in a row."""
-    if "probabilities" in entry.arrays:
-        return list(entry.attributes["outputs"])
-    if "features" in entry.arrays:
-        return [f"f{number}" for number in range(entry.arrays["features"].shape[-1])]
-    return ["code" if name == "codes" else name for name in entry.arrays if name in CSV_VALUES]
+    if "probabilities" in group:
+        return list(group.attrs["outputs"])
+    if "features" in group:
+        return [f"f{number}" for number in range(group["features"].shape[-1])]
+    return ["code" if name == "codes" else name for name in group if name in CSV_VALUES]
 
 
-def _label_columns(entry: Entry) -> list[str]:
+def _label_columns(group: h5py.Group) -> list[str]:
     """Names of the labels in a row: one class number, or the targets of a regression."""
-    shape = entry.arrays["label"].shape if "label" in entry.arrays else (0, 0)
+    shape = group["label"].shape if "label" in group else (0, 0)
     return ["label"] if len(shape) == 1 else [f"label_{number}" for number in range(shape[1])]

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from dataset_maker.pipeline import FilterSettings, Pipeline, check_header, read_raw
+from dataset_maker.pipeline import FilterSettings, check_header, read_raw
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
 from eeg_data.hdf5 import SUFFIXES, open_file, printable, readable
-from eeg_data.labelled_files import LabelledFile, Samples, UsableSamples, read_labelled, read_samples
+from eeg_data.labelled_files import LabelledFile, UsableSamples, read_labelled, read_samples
 from eeg_data.pretraining_files import SAMPLING_RATE, Recording, read_recordings
 from electrodes import resolve
 from errors import InputError, UsageError
-from inference.recordings import Options, Signal, Windows, cut, signal_of_raw, unit_factor
+from inference.recordings import Options, Windows, cut, prepared_windows, unit_factor
 
 logger = logging.getLogger(__name__)
 
@@ -36,39 +36,27 @@ def find(inputs: Sequence[Path], options: Options, *, split: str | None = None) 
     """
     paths = find_files(inputs, KINDS)
     raws = [path for path in paths if path.suffix.lower() not in SUFFIXES]
-    if options.prepared and (flags := _filter_flags(options)):
-        raise UsageError(f"{' '.join(flags)}: --prepared says that signals are filtered: leave one of the two out")
+    ready = ["--prepared"] if options.prepared else [str(path) for path in paths if path not in raws]
+    default, filters = FilterSettings(), options.pipeline.filter
+    flags = [f"--{name}" for name in ("l_freq", "h_freq", "notch") if getattr(filters, name) != getattr(default, name)]
+    if ready and flags:
+        raise UsageError(f"{' '.join(flags)}: {ready[0]} is EEG that is filtered already: leave one of the two out")
     names = dict(zip(raws, unique_names([path.stem for path in raws], raws), strict=True))
-    logged: set[str] = set()  # the same channels of all recordings are named once
     for path in paths:
         if path in names:
-            yield str(path), partial(_open_raw, path, names[path], options, logged)
+            yield str(path), partial(_open_raw, path, names[path], options)
         else:
             yield from _find_in_hdf5(path, options, split)
 
 
-def _open_raw(path: Path, name: str, options: Options, logged: set[str]) -> Windows:
+def _open_raw(path: Path, name: str, options: Options) -> Windows:
     raw = read_raw(path)
     check_header(raw, str(path))
-    return cut(signal_of_raw(raw, options, str(path), name, logged), options)
-
-
-def _filter_flags(options: Options) -> list[str]:
-    """Flags that ask for other filters than the default ones."""
-    default, filters = FilterSettings(), options.pipeline.filter
-    return [f"--{name}" for name in ("l_freq", "h_freq", "notch") if getattr(filters, name) != getattr(default, name)]
-
-
-def _refuse(flags: Sequence[str], reason: str) -> None:
-    """Raise UsageError for flags that an HDF5 file cannot follow."""
-    if flags:
-        way_out = "leave the flag out, or give the recordings that the file was made of"
-        raise UsageError(f"{' '.join(flags)}: {reason}: {way_out}")
+    return prepared_windows(raw, options, str(path), name)
 
 
 def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[tuple[str, Opener]]:
     """Yield the recordings or splits of one file; a damaged file is one entry that fails when it is opened."""
-    _refuse(_filter_flags(options), f"{path} holds EEG that is filtered and at {SAMPLING_RATE} Hz already")
     try:
         file = open_file(path)
         with readable(path):
@@ -81,10 +69,11 @@ def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[t
     for recording in recordings:
         yield recording.where, partial(_open_recording, recording, options)
     if description is not None:
-        seconds = description.seconds
-        flags = [f"--stride {options.stride:g}"] if options.stride is not None else []
-        flags += [f"--window {options.window}"] if options.window not in (None, seconds) else []
-        _refuse(flags, f"the windows of {path} are its samples of {seconds} s")
+        if options.stride is not None or options.window not in (None, description.seconds):
+            raise UsageError(
+                f"--window and --stride: the windows of {path} are its samples of {description.seconds} s: leave the "
+                "flags out, or give the recordings that the file was made of"
+            )
         for name in (split,) if split else description.splits:
             yield f"{path}, group {name}", partial(_open_split, description, name, options)
 
@@ -94,17 +83,17 @@ def _failed(error: InputError) -> Windows:
 
 
 def _open_recording(recording: Recording, options: Options) -> Windows:
-    names, rows = _kept(recording.montage, options.pipeline, recording.where)
+    where = recording.where
+    names, rows = _kept(recording.montage, options, where)
     quality = recording.quality()
     if quality is None or recording.invalid is None:  # the file does not say
         quality = recording.scan()
-    factor = unit_factor(options, quality, recording.where)
+    factor = unit_factor(options, quality, where)
 
     def read(start: int, samples: int) -> np.ndarray:
         return recording.read(start, samples)[rows] * factor
 
-    name = plain_name(recording.name)
-    return cut(Signal(recording.where, name, names, recording.length, read, quality.valid), options)
+    return cut(options, where, plain_name(recording.name), names, recording.length, read, valid=quality.valid)
 
 
 def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
@@ -112,8 +101,12 @@ def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
     where = f"{file.path}, group {split}"
     if split not in file.splits:
         raise InputError(f"{file.path}: has no group {split}, only {', '.join(file.splits)}; correct --split")
-    parts = [_scanned(part, file) for part in read_samples(file, split)]
-    names, rows = _kept(file.montage, options.pipeline, where)
+    parts = read_samples(file, split)
+    for number, part in enumerate(parts):
+        if part.valid is None or part.quality is None:  # the file does not say
+            quality = part.scan(file.montage, file.seconds)
+            parts[number] = replace(part, valid=quality.valid.reshape(len(part), file.seconds), quality=quality)
+    names, rows = _kept(file.montage, options, where)
     usable = UsableSamples(parts)
     if not len(usable):
         raise InputError(f"{where}: no sample can be used: make the file again")
@@ -138,21 +131,13 @@ def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
     )
 
 
-def _scanned(part: Samples, file: LabelledFile) -> Samples:
-    """Samples with their valid seconds and amplitudes, scanned if their file does not hold these."""
-    if part.valid is not None and part.quality is not None:
-        return part
-    quality = part.scan(file.montage, file.seconds)
-    return replace(part, valid=quality.valid.reshape(len(part), file.seconds), quality=quality)
-
-
-def _kept(montage: Sequence[str], pipeline: Pipeline, where: str) -> tuple[tuple[str, ...], Any]:
+def _kept(montage: Sequence[str], options: Options, where: str) -> tuple[tuple[str, ...], Any]:
     """Electrodes of an HDF5 file after --drop and --rename, and their rows: an index into the first axis.
 
     Seconds that a dropped electrode made unusable stay unusable: the file does not say which one it was.
     """
     names = list(montage)
-    kept = resolve(names, rename=pipeline.rename, drop=pipeline.drop, where=where).kept
+    kept = resolve(names, rename=options.pipeline.rename, drop=options.pipeline.drop, where=where).kept
     if len(kept) == len(names):
         return tuple(kept.values()), slice(None)
     logger.warning("%s: left out: %s.", where, ", ".join(printable(name) for name in names if name not in kept))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import joblib
 import mne
@@ -21,7 +21,7 @@ from scipy import fft
 
 from dataset_maker.pipeline import LISTED, FilterSettings, Pipeline, check_header, prepare
 from eeg_data.hdf5 import printable
-from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, Recording, default_window, seconds_of, stretches
+from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, Recording, default_window, stretches
 from eeg_data.quality import Quality, amplitude_histogram, unit_warnings
 from electrodes import canonical_name, resolve
 from errors import InputError, UsageError
@@ -31,43 +31,7 @@ logger = logging.getLogger(__name__)
 IN_MEMORY = 64 << 20  # bytes; a longer prepared signal goes into a temporary file
 BLOCK_BYTES = 64 << 20  # of a recording in float64; a longer one is filtered in blocks
 
-
-class DiskArray:
-    """An array in a temporary file. It is mapped into memory only while a part of it is read or written.
-
-    Its room is reserved at once: on a full disk that is an OSError, where a write to a map would end the process.
-    """
-
-    def __init__(self, shape: Sequence[int], dtype: Any, file: IO[bytes] | None = None) -> None:
-        """file: shared by several arrays, because a process can open only about a thousand."""
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
-        self._file = file or tempfile.TemporaryFile()  # noqa: SIM115 (it goes with the array)
-        self._offset = self._file.seek(0, os.SEEK_END)
-        reserve(self._file, self._offset, self.nbytes)
-
-    def __len__(self) -> int:
-        """Length of the first axis."""
-        return self.shape[0]
-
-    def _mapped(self) -> np.ndarray:
-        return np.memmap(self._file, self.dtype, "r+", self._offset, self.shape)
-
-    def __getitem__(self, place: Any) -> np.ndarray:
-        """Return a copy of a part."""
-        return np.array(self._mapped()[place])
-
-    def __setitem__(self, place: Any, values: np.ndarray) -> None:
-        """Write a part."""
-        self._mapped()[place] = values
-
-
-def reserve(file: IO[bytes], offset: int, size: int) -> None:
-    """Make room on the disk for `size` bytes of a file. Raises OSError if there is too little."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), offset, max(size, 1))
-    else:
-        file.truncate(offset + size)
+Read = Callable[[int, int], np.ndarray]  # (first sample, samples) -> (N, samples) in uV
 
 
 @dataclass(frozen=True)
@@ -80,6 +44,7 @@ class Options:
     window: int | None = None  # s; None: `usual_window`
     stride: float | None = None  # s; None: the window
     usual_window: int | None = None  # s; a classifier's own; None: as many as 256 patches allow, 16 at most
+    logged: set[str] = field(default_factory=set)  # notes that are not logged again; it grows
 
     def __post_init__(self) -> None:
         """Raise UsageError for values that are not allowed."""
@@ -94,10 +59,11 @@ class Options:
         if not self.prepared and rate != SAMPLING_RATE:
             raise UsageError(f"a pipeline to {rate or 'the rate of the source'}: the models take {SAMPLING_RATE} Hz")
 
-    @property
-    def seconds(self) -> int | None:
-        """Length of a window; None: as many seconds as 256 patches allow."""
-        return self.usual_window if self.window is None else self.window
+    def log(self, text: str, where: str, level: int = logging.WARNING) -> None:
+        """Log a note on a recording, if it was not logged for another one already."""
+        if text not in self.logged:
+            logger.log(level, "%s: %s.", where, text)
+        self.logged.add(text)
 
 
 @dataclass(frozen=True)
@@ -124,51 +90,48 @@ class Windows:
         return np.stack([self.read(number) for number in range(first, min(stop, len(self)))])
 
 
-@dataclass(frozen=True)
-class Signal:
-    """One recording at 200 Hz in uV, from which windows are cut."""
+def cut(
+    options: Options,
+    where: str,
+    name: str,
+    electrodes: tuple[str, ...],
+    length: int,
+    read: Read,
+    *,
+    valid: np.ndarray | None = None,
+    is_piece: bool = False,
+) -> Windows:
+    """Cut a signal of `length` samples into windows that touch no unusable second.
 
-    where: str
-    name: str
-    electrodes: tuple[str, ...]
-    length: int  # samples
-    read: Callable[[int, int], np.ndarray]  # first sample, samples -> (N, samples)
-    valid: np.ndarray  # (seconds,) bool
-
-
-def cut(signal: Signal, options: Options) -> Windows:
-    """Cut a recording into windows that touch no unusable second.
-
-    Raises InputError if the recording is shorter than a window or no window is left.
+    valid: (seconds,) bool; None: all are. is_piece: by default a window is no longer than the signal.
+    Raises InputError if the signal is shorter than a window or no window is left.
     """
-    window = options.seconds * SAMPLING_RATE if options.seconds else default_window(len(signal.electrodes))
-    stride = round(min(options.stride * SAMPLING_RATE, signal.length)) if options.stride else window
-    if signal.length < window:
-        lasts, whole = f"{signal.where}: lasts {signal.length / SAMPLING_RATE:.2f} s", signal.length // SAMPLING_RATE
-        if not whole:
-            raise InputError(f"{lasts}, but one patch is 1 s: leave it out")
-        raise InputError(f"{lasts}, a window {window // SAMPLING_RATE} s: choose a --window of at most {whole} s")
-    recording = Recording(Path(), signal.name, signal.electrodes, signal.length, stretches(~signal.valid))
-    runs, left_out = recording.windows(window, stride)
-    numbers = np.concatenate([np.arange(run.start, run.stop) for run in runs]) if runs else np.empty(0, int)
+    window = default_window(len(electrodes))
+    if seconds := options.window or options.usual_window:
+        window = seconds * SAMPLING_RATE
+    elif is_piece:
+        window = max(1, min(window, length) // SAMPLING_RATE) * SAMPLING_RATE
+    stride = round(min(options.stride * SAMPLING_RATE, length)) if options.stride else window
+    if length < window:
+        raise InputError(
+            f"{where}: lasts {length / SAMPLING_RATE:.2f} s, a window {window // SAMPLING_RATE} s: choose a shorter "
+            "--window (at least 1 s), or leave it out"
+        )
+    invalid = () if valid is None else stretches(~valid)
+    runs, left_out = Recording(Path(), name, electrodes, length, invalid).windows(window, stride)
+    numbers = np.concatenate([np.empty(0, int), *(np.arange(run.start, run.stop) for run in runs)])
     touch = "unusable seconds (not finite, or all electrodes flat)"
     if not len(numbers):
         raise InputError(
-            f"{signal.where}: all windows of {window // SAMPLING_RATE} s touch {touch}: choose a shorter --window, or "
-            "leave bad electrodes out with --drop (of our HDF5 files when they are made)"
+            f"{where}: all windows of {window // SAMPLING_RATE} s touch {touch}: choose a shorter --window, or leave "
+            "bad electrodes out with --drop (of our HDF5 files when they are made)"
         )
     if left_out:
         total = left_out + len(numbers)
-        logger.warning("%s: %d of %d windows touch %s and are left out.", signal.where, left_out, total, touch)
+        logger.warning("%s: %d of %d windows touch %s and are left out.", where, left_out, total, touch)
     first = numbers * stride
     return Windows(
-        signal.where,
-        signal.name,
-        signal.electrodes,
-        window,
-        first / SAMPLING_RATE,
-        lambda number: signal.read(int(first[number]), window),
-        left_out,
+        where, name, electrodes, window, first / SAMPLING_RATE, lambda n: read(int(first[n]), window), left_out
     )
 
 
@@ -188,22 +151,21 @@ def of_raw(raw: mne.io.BaseRaw, options: Options) -> Windows:
     """Windows of an MNE recording, which is not changed. Raises InputError if it cannot be used."""
     if not raw.preload:  # data in memory may have more samples than their file, after resampling
         check_header(raw, "recording")
-    return cut(signal_of_raw(raw.copy(), options, "recording", "recording", set()), options)
+    return prepared_windows(raw.copy(), options, "recording", "recording")
 
 
 def of_epochs(epochs: mne.BaseEpochs, options: Options) -> Windows:
     """Windows of MNE epochs, as many as fit into each; they start at the times of `epochs.events`."""
     data = epochs.get_data(copy=True)  # before the events are read: this drops bad epochs
     rate = getattr(epochs, "_raw_sfreq", None) or epochs.info["sfreq"]  # of the events, also after resampling
-    logged: set[str] = set()
 
-    def signal(number: int) -> Signal:
+    def piece(number: int) -> Windows:
         raw = mne.io.RawArray(data[number], epochs.info, verbose="error")
-        return signal_of_raw(raw, options, f"epochs, epoch {number}", "epochs", logged)
+        return prepared_windows(raw, options, f"epochs, epoch {number}", "epochs", is_piece=True)
 
     if not len(data):
         raise InputError("epochs: there is no epoch")
-    return _of_pieces(signal, epochs.events[:, 0] / rate + epochs.tmin, options, "epochs")
+    return _joined(piece, epochs.events[:, 0] / rate + epochs.tmin, "epochs")
 
 
 def of_array(eeg: np.ndarray, electrodes: Sequence[str] | None, options: Options) -> Windows:
@@ -226,43 +188,37 @@ def of_array(eeg: np.ndarray, electrodes: Sequence[str] | None, options: Options
             f"{bad[0][2] / SAMPLING_RATE:.2f} s: interpolate them, or cut that stretch out"
         )
     length = pieces.shape[-1]
-    valid = np.ones(seconds_of(length), bool)
     histogram = np.sum([amplitude_histogram(piece) for piece in pieces], axis=0)
-    factor = unit_factor(options, Quality(valid, {}, {}, {}, histogram, len(valid)), "array")
+    factor = unit_factor(options, Quality(np.ones(1, bool), {}, {}, {}, histogram, 1), "array")
 
-    def signal(number: int) -> Signal:
+    def piece(number: int) -> Windows:
         def read(start: int, samples: int) -> np.ndarray:
             return pieces[number, :, start : start + samples].astype(np.float32, copy=False) * factor
 
-        return Signal("array", "array", names, length, read, valid)
+        return cut(options, "array", "array", names, length, read, is_piece=True)
 
-    return _of_pieces(signal, np.arange(len(pieces)) * length / SAMPLING_RATE, options, "array")
+    return _joined(piece, np.arange(len(pieces)) * length / SAMPLING_RATE, "array")
 
 
 def _electrodes_of_array(electrodes: Sequence[str] | None, rows: int) -> tuple[str, ...]:
-    if electrodes is None:
-        raise InputError("array: it does not say which electrodes it is of: name them with electrodes=[...]")
-    if len(electrodes) != rows:
-        raise InputError(f"array: {len(electrodes)} electrode names for {rows} rows of EEG")
+    if electrodes is None or len(electrodes) != rows:
+        count = "no" if electrodes is None else len(electrodes)
+        raise InputError(f"array: {count} electrode names for {rows} rows of EEG: name them with electrodes=[...]")
     resolution = resolve(list(electrodes), where="array")
     if resolution.dropped:
         raise InputError(f"array: not EEG by their names: {', '.join(resolution.dropped)}; leave these rows out")
     return tuple(resolution.kept.values())
 
 
-def _of_pieces(signal: Callable[[int], Signal], onsets: np.ndarray, options: Options, where: str) -> Windows:
-    """Windows of equally long pieces of one recording, each cut on its own; pieces without any are left out.
+def _joined(piece: Callable[[int], Windows], onsets: np.ndarray, where: str) -> Windows:
+    """Join the windows of equally long pieces of one recording; pieces without any are left out.
 
-    signal: number of a piece -> its signal. onsets: (pieces,) s. Raises InputError if no window is left.
+    piece: number -> its windows. onsets: (pieces,) s. Raises InputError if no window is left.
     """
     parts, failed = list[Windows](), list[InputError]()
     for number, onset in enumerate(onsets):
         try:
-            piece = signal(number)
-            if options.seconds is None:  # as many whole seconds as fit into a piece
-                longest = min(default_window(len(piece.electrodes)), piece.length) // SAMPLING_RATE
-                options = replace(options, window=max(1, longest))
-            part = cut(piece, options)
+            part = piece(number)
             parts.append(replace(part, starts=part.starts + onset))
         except InputError as error:
             failed.append(error)
@@ -279,47 +235,71 @@ def _of_pieces(signal: Callable[[int], Signal], onsets: np.ndarray, options: Opt
     )
 
 
-def signal_of_raw(raw: mne.io.BaseRaw, options: Options, where: str, name: str, logged: set[str]) -> Signal:
-    """Filter and resample a recording, in place. logged: texts that are not logged again; it grows."""
-    pipeline = options.pipeline
+def prepared_windows(
+    raw: mne.io.BaseRaw, options: Options, where: str, name: str, *, is_piece: bool = False
+) -> Windows:
+    """Filter and resample a recording, in place, and cut it."""
+    pipeline, rate = options.pipeline, float(raw.info["sfreq"])
     if options.prepared:
-        rate = float(raw.info["sfreq"])
         if not math.isclose(rate, SAMPLING_RATE, rel_tol=1e-6):
             raise InputError(
                 f"{where}: sampled at {rate:g} Hz, the models take {SAMPLING_RATE} Hz: leave --prepared out, or "
                 "resample it"
             )
         pipeline = replace(pipeline, filter=FilterSettings(None, None, None, None))
-    with fft.set_workers(joblib.cpu_count()):
-        prepared = prepare(raw, pipeline, where=where, store=_store)
+    try:
+        with fft.set_workers(joblib.cpu_count()):
+            prepared = prepare(raw, pipeline, where=where, store=_store)
+    except OSError as error:  # errors of the recording's own file are InputError
+        raise UsageError(
+            f"temporary files cannot be written in {tempfile.gettempdir()} ({error.strerror or error}): free space, or "
+            "name another folder in the environment variable TMPDIR"
+        ) from error
     for note in prepared.report["notes"]:
-        if (key := f"{name}: {note}") not in logged:  # once for all epochs, and once for every file
-            logger.warning("%s: %s.", where, note)
-        logged.add(key)
-    _log_dropped(prepared.report["dropped"], where, logged)
-    factor = unit_factor(options, prepared.quality, where)
-    eeg = prepared.eeg
+        options.log(note, where)
+    _log_dropped(prepared.report["dropped"], where, options)
+    factor, eeg = unit_factor(options, prepared.quality, where), prepared.eeg
 
     def read(start: int, samples: int) -> np.ndarray:
         return eeg[:, start : start + samples] * factor
 
-    return Signal(where, name, tuple(prepared.electrodes), prepared.length, read, prepared.quality.valid)
+    electrodes, valid = tuple(prepared.electrodes), prepared.quality.valid
+    return cut(options, where, name, electrodes, prepared.length, read, valid=valid, is_piece=is_piece)
 
 
-def _log_dropped(dropped: Mapping[str, str], where: str, logged: set[str]) -> None:
+def _log_dropped(dropped: Mapping[str, str], where: str, options: Options) -> None:
     """Name the channels that are left out and that nobody listed. dropped: channel -> reason."""
     for reason in dict.fromkeys(dropped.values()):
         names = [name for name, its in dropped.items() if its == reason]
-        text = f"left out, {reason}: {', '.join(map(printable, names))}"
-        if reason == LISTED or text in logged:
-            continue
-        logged.add(text)
         # A known electrode that its file calls a muscle or nothing at all is probably EEG.
         odd = any(canonical_name(name) is not None for name in names)
-        logger.log(logging.WARNING if odd else logging.INFO, "%s: %s.", where, text)
+        if reason != LISTED:
+            text = f"left out, {reason}: {', '.join(map(printable, names))}"
+            options.log(text, where, logging.WARNING if odd else logging.INFO)
 
 
 def _store(electrodes: Sequence[str], rate: float, length: int) -> Any:
     """Return a place for a prepared signal, (N, length) float32: in memory, or on the disk if it is long."""
     shape = len(electrodes), length
-    return np.empty(shape, np.float32) if 4 * math.prod(shape) <= IN_MEMORY else DiskArray(shape, np.float32)
+    return np.empty(shape, np.float32) if 4 * math.prod(shape) <= IN_MEMORY else DiskArray(shape)
+
+
+class DiskArray:
+    """An array of float32 in a temporary file, mapped into memory only while a part of it is read or written."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        """Reserve the room. Raises OSError on a full disk, where a write to a map would end the process."""
+        self.shape, self._file = shape, tempfile.TemporaryFile()  # noqa: SIM115 (it goes with the array)
+        reserve = getattr(os, "posix_fallocate", lambda file, start, size: os.ftruncate(file, size))
+        reserve(self._file.fileno(), 0, 4 * math.prod(shape))
+
+    def _mapped(self) -> np.ndarray:
+        return np.memmap(self._file, np.float32, "r+", shape=self.shape)
+
+    def __getitem__(self, place: Any) -> np.ndarray:
+        """Return a copy of a part."""
+        return np.array(self._mapped()[place])
+
+    def __setitem__(self, place: Any, values: np.ndarray) -> None:
+        """Write a part."""
+        self._mapped()[place] = values

@@ -44,7 +44,6 @@ SIZES = {
     "classifier": modeling_finetune.SIZES,
 }
 TOKENIZER = {"width": 200, "heads": 10}  # of all sizes: their table does not name them
-DATA_ENTRIES = {"name": str, "task": str, "classes": list, "electrodes": list, "window_seconds": int}
 
 # braindecode's `Labram` (1.8) is the same network under other names. It cuts windows into patches itself, so it takes
 # windows of one length; its time embedding has one row more than these have patches, and the last is never used.
@@ -81,8 +80,13 @@ class Description:
     @property
     def data(self) -> dict[str, Any]:
         """What checkpoints hold under `data_set`."""
-        values = (self.data_set, self.task, list(self.classes), list(self.electrodes), self.window_seconds)
-        return dict(zip(DATA_ENTRIES, values, strict=True))
+        return {
+            "name": self.data_set,
+            "task": self.task,
+            "classes": list(self.classes),
+            "electrodes": list(self.electrodes),
+            "window_seconds": self.window_seconds,
+        }
 
 
 # Recognise
@@ -141,10 +145,10 @@ def _name(stage: str, size: Mapping[str, int], where: str | Path) -> str:
         if size.items() <= numbers.items():
             return name
     known = "; ".join(f"{name}: {', '.join(str(numbers[key]) for key in size)}" for name, numbers in sizes.items())
+    given = ", ".join(f"{key} {number}" for key, number in size.items())
     raise InputError(
-        f"{where} holds {checkpoints.STAGES[stage]} of an unknown size: "
-        f"{', '.join(f'{key} {number}' for key, number in size.items())}; known are ({', '.join(size)}) {known}; "
-        "add a row to SIZES of the model's file"
+        f"{where} holds {checkpoints.STAGES[stage]} of an unknown size: {given}; known are "
+        f"({', '.join(size)}) {known}; add a row to SIZES of the model's file"
     )
 
 
@@ -160,8 +164,7 @@ def read(path: str | Path, *, averaged: bool = False) -> tuple[dict[str, Tensor]
     weights = checkpoints.averaged_state(state, path) if averaged else checkpoints.model_state(state, path)
     seconds = 0
     if {THEIR_TIME, "patch_embed.temporal_conv.conv1.weight"} <= weights.keys():
-        seconds = _braindecode_seconds(weights, path)
-        weights = _from_braindecode(weights, path, rest=_entry(state, TIME, path))
+        weights, seconds = _from_braindecode(weights, path, rest=_entry(state, TIME, path))
     description = replace(recognise(weights, path), window_seconds=seconds)
     if description.model in PUBLISHED_MODELS and (name := published_name(path)):
         logger.info("%s is the published %s.", path, name)
@@ -179,11 +182,9 @@ def _entry(state: Mapping[str, Any], name: str, where: str | Path) -> Any:
     """An entry of a checkpoint; a safetensors file holds it as JSON text."""
     metadata = state.get("metadata")
     text = metadata.get(name) if isinstance(metadata, dict) else None
-    if not isinstance(text, str):
-        return state.get(name)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return json.loads(text) if isinstance(text, str) else state.get(name)
+    except ValueError as error:
         raise InputError(f"{where}: its text {name} is no JSON: export it again") from error
 
 
@@ -191,22 +192,16 @@ def _with_data(description: Description, data: Any, where: str | Path) -> Descri
     """Add a file's entry on its data. Raises InputError if it is not what a checkpoint holds, or fits no head."""
     if data is None:
         return description
-    entries = data if isinstance(data, dict) else {}
-    names = [name for key in ("classes", "electrodes") for name in (entries.get(key) or ())]
-    valid = all(isinstance(entries.get(key), kind) for key, kind in DATA_ENTRIES.items())
-    valid = valid and all(isinstance(name, str) for name in names) and entries["window_seconds"] >= 0
-    if not valid or entries["task"] not in ("", *TASKS):
-        raise InputError(f"{where}: its entry data_set is not what a checkpoint holds: make the file again")
-    outputs = 1 if entries["task"] == "binary" else len(entries["classes"])
-    if entries["classes"] and description.settings.get("num_classes") not in (0, None, outputs):
-        raise InputError(f"{where}: its head does not fit the classes of its entry data_set: make the file again")
+    try:
+        name, task, classes, electrodes = data["name"], data["task"], tuple(data["classes"]), tuple(data["electrodes"])
+        seconds = int(data["window_seconds"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: its entry data_set is not what a checkpoint holds: make the file again") from error
+    outputs = 1 if task == "binary" else len(classes)
+    if task not in ("", *TASKS) or (classes and description.settings.get("num_classes") not in (0, None, outputs)):
+        raise InputError(f"{where}: its head does not fit its entry data_set: make the file again")
     return replace(
-        description,
-        data_set=entries["name"],
-        task=entries["task"],
-        classes=tuple(entries["classes"]),
-        electrodes=tuple(entries["electrodes"]),
-        window_seconds=entries["window_seconds"],
+        description, data_set=name, task=task, classes=classes, electrodes=electrodes, window_seconds=seconds
     )
 
 
@@ -250,22 +245,8 @@ def features(weights: dict[str, Tensor], description: Description, where: str | 
     return trunk.eval(), replace(description, model=model, settings=settings)
 
 
-# braindecode's layout
-
-
-def _braindecode_seconds(weights: Mapping[str, Tensor], where: str | Path) -> int:
-    """Length of a `Labram`'s windows. Raises InputError for a time embedding that no model has."""
-    shape = tuple(weights[THEIR_TIME].shape)
-    if len(shape) != 3 or shape[0] != 1 or not 2 <= shape[1] <= MAX_PATCHES + 1:
-        raise InputError(
-            f"{where}: {THEIR_TIME} is {shape}; allowed are (1, rows, width) with 2 to {MAX_PATCHES + 1} rows, for "
-            f"windows of 1 to {MAX_PATCHES} seconds"
-        )
-    return int(shape[1]) - 1
-
-
-def _from_braindecode(weights: Mapping[str, Tensor], where: str | Path, rest: Any) -> dict[str, Tensor]:
-    """State dict of the classifier from a `Labram`'s.
+def _from_braindecode(weights: Mapping[str, Tensor], where: str | Path, rest: Any) -> tuple[dict[str, Tensor], int]:
+    """State dict of the classifier from a `Labram`'s, and the length of its windows in seconds.
 
     rest: the later rows of the time embedding, as an export of ours holds them. Without them they are zero: the later
     seconds of longer windows get no position. Raises InputError if they do not fit.
@@ -273,14 +254,16 @@ def _from_braindecode(weights: Mapping[str, Tensor], where: str | Path, rest: An
     renamed = dict(weights)
     for ours, theirs in RENAMED:
         renamed = {key.replace(theirs, ours): value for key, value in renamed.items()}
-    time = renamed[TIME][:, :MAX_PATCHES]
-    padding = time.new_zeros(1, MAX_PATCHES - time.shape[1], time.shape[2])
-    if rest:
-        try:
-            later = torch.tensor(rest, dtype=time.dtype)[None]
-        except (RuntimeError, TypeError, ValueError, OverflowError):
-            later = time.new_empty(0)
-        if later.shape != padding.shape:
-            raise InputError(f"{where}: its entry {TIME} does not fit the time embedding: export it again")
-        padding = later
-    return {**renamed, TIME: torch.cat((time, padding), dim=1)}
+    try:
+        _, rows, width = renamed[TIME].shape
+        time = renamed[TIME][:, :MAX_PATCHES]
+        missing = (1, MAX_PATCHES - time.shape[1], width)
+        later = torch.tensor(rest, dtype=time.dtype)[None] if rest else time.new_zeros(missing)
+        if not 2 <= rows <= MAX_PATCHES + 1 or later.shape != missing:
+            raise ValueError(rows)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{where}: {THEIR_TIME} is {tuple(renamed[TIME].shape)}; expected are (1, rows, width) with 2 to "
+            f"{MAX_PATCHES + 1} rows, and in an entry {TIME} the others: export it again"
+        ) from error
+    return {**renamed, TIME: torch.cat((time, later), dim=1)}, rows - 1

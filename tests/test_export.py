@@ -40,10 +40,9 @@ DATA = {
 }
 VARIANTS: list[tuple[dict[str, Any], Sequence[str], int]] = [  # settings, electrodes, seconds
     ({}, MANY, 10),
-    ({}, PAIR, 16),
     ({"use_mean_pooling": False, "qkv_bias": True}, ODD, 4),
-    ({"init_values": 0.0, "use_abs_pos_emb": False}, PAIR, 1),
-    ({"num_classes": 0}, ODD, 4),
+    ({"init_values": 0.0, "use_abs_pos_emb": False}, PAIR, 16),
+    ({"num_classes": 0}, ODD, 1),
 ]
 
 
@@ -144,18 +143,15 @@ def windows_of(files: tuple[Path, Path]) -> tuple[int, list[str]]:
     return config["n_times"], [channel["ch_name"] for channel in config["chs_info"]]
 
 
-def test_the_windows_are_those_of_the_training_unless_flags_say_otherwise(tmp_path: Path) -> None:
+def test_windows_are_those_of_the_training_or_of_the_flags_or_as_long_as_256_patches_allow(tmp_path: Path) -> None:
     path, output = saved(tmp_path / "ours.pth", trained(), data_set=DATA), tmp_path / "new" / "a.safetensors"
     assert windows_of(export(path, to="braindecode", output=output)) == (1000, ["C3", "C4"])
     words = ["export", "--checkpoint", path, "--to", "braindecode", "--output", output]
     assert command(*words, "--electrodes", "EEG Fp1-REF", "o2", "--time_window", 3) == 0
     assert windows_of((output, output.with_suffix(".json"))) == (600, ["FP1", "O2"])
-
-
-def test_windows_of_an_unknown_training_are_as_long_as_256_patches_allow(tmp_path: Path) -> None:
-    path, output = saved(tmp_path / "ours.pth", trained()), tmp_path / "a.safetensors"
+    unknown = saved(tmp_path / "unknown.pth", trained())
     for names, seconds in ((None, 2), (MANY, 11), (PAIR, 16)):
-        files = export(path, to="braindecode", output=output, electrodes=names)
+        files = export(unknown, to="braindecode", output=output, electrodes=names)
         assert windows_of(files) == (200 * seconds, list(names or ELECTRODES[:128]))
 
 
@@ -305,9 +301,8 @@ def test_a_file_that_no_export_writes_is_an_error_of_one_line(tmp_path: Path) ->
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     texts = [("data_set", "{"), ("data_set", "3"), ("time_embed", "[[1, 2]]"), ("time_embed", '{"a": 1}')]
-    texts += [("time_embed", f"[{10**400}]")]
     cases: list[tuple[dict[str, str], dict[str, Tensor], str]] = [({name: text}, {}, name) for name, text in texts]
-    for shape in ((1, 1, 200), (1, 18, 200), (5, 200)):
+    for shape in ((1, 18, 200), (5, 200)):
         cases.append(({}, {"temporal_embedding": torch.zeros(shape)}, str(shape)))
     for changed, tensors, error in cases:
         save_file({**load_file(file), **tensors}, tmp_path / "changed.safetensors", {**metadata, **changed})

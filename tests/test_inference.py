@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import inference
 from data_helpers import TINY, signal
+from dataset_maker.pipeline import FilterSettings, Pipeline
 from electrodes import ELECTRODES
 from errors import InputError, UsageError
 from inference.model import Model
@@ -200,6 +201,8 @@ def test_values_that_are_not_allowed_are_named(models: dict[str, Model]) -> None
         "--window 1.5": {"window": 1.5},
         "--batch_size 0": {"batch_size": 0},
         "--scale": {"scale": 1e300},
+        "--stride": {"stride": 0},
+        "the models take 200 Hz": {"pipeline": Pipeline(filter=FilterSettings(sampling_rate=None))},
         "--pool time": {"pool": "time"},
         "list is no recording": {"eeg": [[1.0]]},
         "electrodes name an array's rows": {"eeg": raw_of(["F3", "FZ", "F4"], 200, noise(3, 8, 200))},

@@ -132,15 +132,6 @@ def test_a_file_describes_how_it_was_made(checkpoints: dict[str, Path], recordin
         assert json.loads(str(arrays["description"]))["checkpoint"] == "masked.pth"
 
 
-def test_flags_that_a_file_of_ours_can_follow_are_followed(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    path, out = write_pretraining(tmp_path / "a.hdf5", TRIO, [signal(3, 1000)]), tmp_path / "out.npz"
-    words = ["--window", 3, "--stride", 1, "--drop", TRIO[1], "--notch", 50]  # as without the last
-    assert run("tokenize", checkpoints["tokenize"], [path], out, *words) == 0
-    assert read(out, "recording0", "codes").shape == (3, 2, 3)
-    with np.load(out) as file:
-        assert json.loads(str(file["description"]))["pipeline"] == "as it is", "it was filtered when the file was made"
-
-
 @pytest.mark.parametrize("suffix", [".csv", ".h5"])
 def test_any_class_name_can_be_written_and_drawn(recording: Path, tmp_path: Path, suffix: str) -> None:
     data = DATA | {"task": "multiclass", "classes": ["a,\n\x1b[31mb", r"$\foo$", 'q"\0']}
@@ -174,13 +165,14 @@ def test_recordings_that_fail_do_not_stop_the_others(
 ) -> None:
     save(tmp_path / "in" / "s1" / "rest_raw.fif", NAMES)
     save(tmp_path / "in" / "s2" / "rest_raw.fif", NAMES, seed=2)
-    (tmp_path / "in" / "t.edf").write_bytes(b"no recording")
+    for broken in ("t.edf", "t.hdf5"):
+        (tmp_path / "in" / broken).write_bytes(b"no recording")
     save(tmp_path / "in" / "u_raw.fif", ["C3", "E7"])
     for name in ("x", "y"):
         write_pretraining(tmp_path / "in" / f"{name}.hdf5", TRIO, [signal(3, 1000), signal(3, 300)])
     assert run("tokenize", checkpoints["tokenize"], [tmp_path / "in"], tmp_path / "o.h5", "--window", 2) == 1
-    assert "4 of 8 recordings are left out of" in error_of(capsys)
-    assert [r.message.count("left out: ") for r in caplog.records if r.levelname == "ERROR"] == [1] * 4
+    assert "5 of 9 recordings are left out of" in error_of(capsys)
+    assert [r.message.count("left out: ") for r in caplog.records if r.levelname == "ERROR"] == [1] * 5
     assert "'E7'" in caplog.text and "lasts 1.50 s, a window 2 s" in caplog.text
     with h5py.File(tmp_path / "o.h5") as file:
         names = list(file)
@@ -264,19 +256,19 @@ def test_a_full_disk_of_temporary_files_is_named(
     assert "temporary files cannot be written in" in error_of(capsys) and not (tmp_path / "o.npz").exists()
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".h5", ".csv"])
+@pytest.mark.parametrize(("suffix", "room"), [(".npz", 60_000), (".h5", 3000), (".h5", 60_000), (".csv", 200)])
 def test_results_that_find_no_room_are_named_and_leave_the_old_file(
-    checkpoints: dict[str, Path], recording: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+    checkpoints: dict[str, Path],
+    recording: Path,
+    tmp_path: Path,
+    suffix: str,
+    room: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path, write = tmp_path / f"o{suffix}", output.Results.write
+    path = tmp_path / f"o{suffix}"
     path.write_bytes(b"before")
-
-    def cramped(self: output.Results, path: Path) -> None:
-        with small_disk(8000):
-            write(self, path)
-
-    with patch.object(output.Results, "write", cramped):
-        assert run("embed", checkpoints["embed"], [recording], path, "--window", 1) == 2
+    with small_disk(room):
+        assert run("reconstruct", checkpoints["reconstruct"], [recording], path, "--window", 1) == 2
     assert f"o{suffix} cannot be written (" in error_of(capsys)
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
 
@@ -284,7 +276,7 @@ def test_results_that_find_no_room_are_named_and_leave_the_old_file(
 def test_ctrl_c_leaves_nothing_and_says_so(
     checkpoints: dict[str, Path], recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with patch.object(output.Results, "write", side_effect=KeyboardInterrupt):
+    with patch.object(output, "add_means", side_effect=KeyboardInterrupt):
         assert run("predict", checkpoints["predict"], [recording], tmp_path / "o.npz") == 130
     assert "begins anew" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
@@ -357,7 +349,6 @@ def test_flags_that_are_not_allowed_are_one_line_and_write_nothing(
         ("predict", "--device abacus", "--device abacus"),
         ("predict", "--checkpoint missing.pth", "missing.pth"),
         ("predict", "--input nowhere", "nowhere: does not exist; correct --input"),
-        ("embed", "--split val", "--split val: is for labelled HDF5"),
         ("embed", "--prepared --notch 60", "--notch: --prepared"),
     ]
     for verb, words, error in cases:
