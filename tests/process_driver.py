@@ -1,13 +1,12 @@
 """Run training scripts one after the other in one process or in one of several, and record what each step saw.
 
-`process_driver.py PLAN.json`, alone or under torchrun: this process runs the plan.
-`process_driver.py fork 2 A.json 3 B.json`: two forked processes run the first plan, then three the second. They differ
+`process_driver.py 2 A.json 3 B.json`: two forked processes run the first plan, then three the second. They differ
 from torchrun's by the agent only, and libraries are imported once for all; the tiny models are smaller still. What the
-processes say on standard error goes to A.err, their exit codes to A.ended. A plan `nodes.json` is run as on several
-machines: each process works in a folder of its own, node0, node1, beside the plan.
+processes write to standard error goes to A.err, their exit codes to A.ended. A plan `nodes.json` is run as on several
+machines: the processes work in different folders, node0 and node1 in the plan's.
 
-PLAN: a list of {script, flags, record}. With `port` the process group meets there and not at torchrun's own store. With
-`harm` {rank, step, name} a weight is changed on one process after a step. The first run that fails is the last.
+A plan is a list of {script, flags, record, port}; the process group meets at the port. With `harm` {rank, step, name}
+a weight is changed on one process after a step. The first run that fails is the last.
 
 The record of a run goes to `<record>.<rank>.pt`: exit code, losses and codes of every micro-batch, the codebook after
 each change, a digest of all weights after each step, the beginning of each sample that was evaluated, and how many
@@ -125,9 +124,7 @@ def run_plan(plan: Path) -> None:
     """Run a whole plan in this process."""
     torch.set_num_threads(1)
     for step in json.loads(plan.read_text()):
-        if "port" in step:
-            os.environ["MASTER_PORT"] = str(step["port"])  # a new group cannot meet at the port of the one before
-            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+        os.environ["MASTER_PORT"] = str(step["port"])  # a new group cannot meet at the port of the one before
         record = run(step["script"], step["flags"], step.get("harm"))
         torch.save(record, f"{step['record']}.{os.environ.get('RANK', '0')}.pt")
         if record["code"]:
@@ -161,11 +158,8 @@ def fork(processes: int, plan: Path) -> None:
 def main() -> None:
     """Run the plans of the command line."""
     assert {script.__name__ for script in SCRIPTS} == set(STAGES)
-    if sys.argv[1] != "fork":
-        run_plan(Path(sys.argv[1]))
-        return
     smaller_sizes()
-    for processes, plan in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
+    for processes, plan in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
         fork(int(processes), Path(plan))
 
 

@@ -178,7 +178,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     write_data(folder / "data")
     plans = write_plans(folder)
     words = [word for path, processes in plans.items() for word in (processes, path)]
-    start([ROOT / "tests" / "process_driver.py", "fork", *words], cwd=folder, timeout=900)
+    start([ROOT / "tests" / "process_driver.py", *words], cwd=folder, timeout=900)
     return Runs(folder)
 
 
