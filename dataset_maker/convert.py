@@ -89,7 +89,7 @@ def _open(maker: Any, path: str, task: Task) -> Any:
 
 
 def survey(plan: Plan, task: Task) -> Entry:
-    """Return a recording's electrodes, from its header. A recording that cannot be read raises anything."""
+    """Return a recording's electrodes, from its header. Raises whatever its reader raises."""
     path, options = task["open"], plan.pipeline
     raw = _open(importlib.import_module(plan.maker), path, {**task, "path": path})
     raw, _, _ = pipeline.select_electrodes(raw, rename=options.rename, drop=options.drop, where=path)

@@ -142,9 +142,9 @@ def spread_out(
 
 
 def survey(plan: Plan, tasks: Sequence[Task], executor: Executor) -> list[list[str]]:
-    """Return the electrodes of all recordings that can be read, in order."""
-    found = spread_out(executor, partial(convert.survey, plan), tasks, "looking")
-    electrodes = {plan.key(task): entry.get("electrodes") for task, entry in found}
+    """Return the electrodes of all recordings that can be read, in order. Converting names the others."""
+    entries = spread_out(executor, partial(convert.survey, plan), tasks, "looking")
+    electrodes = {plan.key(task): entry.get("electrodes") for task, entry in entries}
     return [names for task in tasks if (names := electrodes[plan.key(task)])]
 
 
@@ -153,7 +153,7 @@ def run(
 ) -> tuple[list[Entry], float]:
     """Convert the recordings that earlier runs have not; returns what became of each, and the new seconds of EEG.
 
-    shards: whether to join the parts into shards. others_allowed: of `in_shards`. Errors and warnings are printed.
+    shards: whether to join the parts into shards. others_allowed: see `in_shards`. Errors and warnings are printed.
     """
     results = in_shards(plan, tasks, others_allowed=others_allowed) if shards else {}
     parts = in_parts(plan, [task for task in tasks if plan.key(task) not in results])
