@@ -1,7 +1,6 @@
 """Weights in other layouts: braindecode's model computes the same with them, and they come back to the last bit."""
 
 import argparse
-import errno
 import json
 import warnings
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from data_helpers import only_line
 from electrodes import ELECTRODES, embedding_rows
-from errors import InputError, UsageError
+from errors import InputError
 from golden_recipe import eeg, fill, published_weights
 from inference import weights
 from inference.export import export
@@ -180,25 +179,6 @@ def test_exports_of_one_checkpoint_are_equal_byte_for_byte(tmp_path: Path) -> No
     with safe_open(output, "pt") as file:
         assert file.metadata() == header["__metadata__"]
         assert json.loads(file.metadata()["data_set"])["name"] == data["name"]
-
-
-def test_a_write_that_fails_half_way_leaves_the_old_files_whole_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = saved(tmp_path / "ours.pth", trained())
-    export(path, to="safetensors", output=tmp_path / "a.safetensors")
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-
-    def write_half(file: Path, data: bytes) -> None:
-        with file.open("wb") as opened:
-            opened.write(data[: len(data) // 2])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", write_half)
-    with pytest.raises(UsageError) as caught:
-        export(path, to="braindecode", output=tmp_path / "a.safetensors")
-    only_line(caught, "a.safetensors cannot be written", "No space left on device")
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 # And back

@@ -167,12 +167,6 @@ def test_predictions_are_named_and_scaled_as_the_task_says(
     assert result.classes == tuple(printable.get(name, name) for name in classes)
 
 
-def test_the_batch_size_changes_nothing(models: dict[str, Model]) -> None:
-    eeg = signal(3, 14 * 200)
-    one, other = (models["classifier"].predict(eeg, electrodes=NAMES, window=2, batch_size=size) for size in (3, 100))
-    np.testing.assert_allclose(other.probabilities, one.probabilities, atol=1e-6)
-
-
 def test_any_number_of_electrodes_and_seconds(models: dict[str, Model]) -> None:
     for electrodes, seconds in ((1, 1), (1, 16), (128, 2)):
         options: dict[str, Any] = {"electrodes": ELECTRODES[:electrodes], "window": seconds}
@@ -210,11 +204,6 @@ def test_values_that_are_not_allowed_are_named(models: dict[str, Model]) -> None
     for error, options in cases.items():
         with pytest.raises(InputError, match=error):
             models["pretraining"].embed(**{"eeg": signal(3, 800), "electrodes": NAMES, **options})
-
-
-def test_a_device_that_is_not_there_is_named(tmp_path: Path, modules: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="--device cuda:77"):
-        inference.load(saved(tmp_path / "a.pth", modules["classifier"]), device="cuda:77")
 
 
 def test_results_that_are_not_finite_are_refused(tmp_path: Path) -> None:
