@@ -72,7 +72,7 @@ def logistic_regression(task: Path) -> float:
     features, labels = {}, {}
     for split in file.splits:
         data = LabelledWindows(file, split)
-        eeg = np.stack([data[(0, 0, i)][0] for i in range(len(data))])  # (n, N, A*T)
+        eeg = np.stack([data.read(i) for i in range(len(data))])  # (n, N, A*T)
         features[split] = eeg.reshape(*eeg.shape[:2], -1, 100).mean(-1).reshape(len(eeg), -1)
         labels[split] = data.labels
     model = make_pipeline(StandardScaler(), LogisticRegression())
