@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -17,7 +16,7 @@ from errors import InputError
 from files import written_aside
 from training import metrics
 from training.state import TrainingState
-from utils import Run
+from utils import Run, gather
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +85,7 @@ def evaluate(model: nn.Module, loader: DataLoader, run: Run, task: str) -> tuple
             logits.append(model(eeg, channels))
         samples.append(index)
     own = (torch.cat(logits).double().cpu().numpy(), torch.cat(samples).numpy()) if logits else None
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, own)
-    parts = [part for part in gathered if part is not None]
+    parts = [part for part in gather(own) if part is not None]
     dataset: Any = loader.dataset  # LabelledWindows
     labels = dataset.labels
     whole = np.full((len(labels), parts[0][0].shape[1]), np.nan)

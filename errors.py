@@ -6,13 +6,11 @@ code. What only we can cause is an `assert` or an ordinary exception with its tr
 
 import argparse
 import errno
-import itertools
 import json
 import os
 import re
 import signal
 import sys
-import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -58,20 +56,8 @@ class Interrupted(BaseException):  # no Exception: code that handles errors must
         self.exit_code = exit_code
 
 
-class HelpFormatter(argparse.HelpFormatter):
-    """Adds useful defaults to the help of flags and keeps the paragraphs of a description."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Wrap paragraphs to the terminal; indented lines (lists) stay as they are."""
-        parts: list[str] = []
-        for paragraph in text.strip().split("\n\n"):
-            for indented, group in itertools.groupby(paragraph.splitlines(), key=lambda line: line.startswith(" ")):
-                lines = list(group)
-                if not indented:
-                    lines = textwrap.wrap(" ".join(lines), width, break_long_words=False, break_on_hyphens=False)
-                parts += lines
-            parts.append("")
-        return "\n".join(parts).rstrip()
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Adds useful defaults to the help of flags and leaves a description as it is."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -131,8 +117,11 @@ def run_script(main: Callable[[Any], None], args: Any) -> None:
 def _end(text: str, code: int, distributed: bool, *, quiet: bool = False) -> NoReturn:
     """Print how this process ends, and end it. quiet: another process prints the reason."""
     rank = os.environ.get("RANK", "0")
-    if distributed and not quiet:
-        _report_to_torchrun(text)
+    summary = os.environ.get("TORCHELASTIC_ERROR_FILE")  # where torchrun looks for the first error
+    if distributed and not quiet and summary:
+        details = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            Path(summary).write_text(json.dumps({"message": {"message": text, "extraInfo": details}}))
     if distributed and (quiet or os.environ.get("LOCAL_RANK", "0") != "0"):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun ends the other processes with it
         time.sleep(GRACE_SECONDS)
@@ -143,21 +132,9 @@ def _end(text: str, code: int, distributed: bool, *, quiet: bool = False) -> NoR
     sys.exit(code)
 
 
-def _report_to_torchrun(text: str) -> None:
-    """Leave the message where torchrun's summary looks for the first error."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        details = {"py_callstack": text, "timestamp": str(int(time.time()))}
-        with suppress(OSError):
-            Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": details}}))
-
-
 @contextmanager
 def friendly_error(args: argparse.Namespace, *, processes: int = 1) -> Iterator[None]:
-    """Turn torch's errors that a user can act on into an InputError of one line; all others stay as they are.
-
-    args: the script's flags; the message names those that help. processes: of the run.
-    """
+    """Turn torch's errors that a user can act on into an InputError of one line; all others stay as they are."""
     try:
         yield
     except InputError:
@@ -188,20 +165,9 @@ def _translate(error: Exception, flags: dict[str, Any], processes: int) -> Input
         )
     if isinstance(error, RuntimeError) and any(sign in text for sign in NO_MEMORY):
         reason = ". ".join(reason.split(". ")[:2])  # how much was wanted; what follows says who holds the rest
-        device = flags.get("device", "cpu")
-        return UsageError(f"--device {device} has too little memory ({reason}): {_save_memory(flags)}")
+        ways = ["lower --batch_size", *(["add --grad_checkpoint"] if flags.get("grad_checkpoint") is False else [])]
+        ways += ["use shorter windows or a smaller model"]
+        return UsageError(f"--device {flags.get('device', 'cpu')} has too little memory ({reason}): {', '.join(ways)}")
     if type(error).__module__.startswith(COMPILER_MODULES):
         return InputError(f"--compile: torch.compile failed ({reason}): leave it out with --no_compile")
     return None
-
-
-def _save_memory(flags: dict[str, Any]) -> str:
-    """Name the flags of a script with which it needs less memory."""
-    ways = []
-    if flags.get("batch_size", 1) > 1:
-        same = " (--total_batch_size N keeps the windows of a step)" if "total_batch_size" in flags else ""
-        ways.append(f"lower --batch_size {flags['batch_size']}{same}")
-    learns = not (flags.get("eval") or flags.get("linear_probe"))  # else no block keeps anything for its gradient
-    if learns and flags.get("grad_checkpoint") is False:
-        ways.append("add --grad_checkpoint")
-    return ", or ".join(ways) or "take a smaller model, shorter windows, or a device with more memory"

@@ -58,8 +58,6 @@ def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
                 with part.open("rb") as file:
                     os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
             os.replace(part, path)
-            if durable:
-                sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"{path} cannot be written ({reason}): free space or choose another folder") from error
@@ -67,16 +65,6 @@ def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
         if not special:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to the disk, if the file system can: else a power cut may undo a rename."""
-    with suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
 
 
 def plain(value: Any) -> Any:
@@ -96,14 +84,6 @@ def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
     with written_aside(path, durable=durable) as part:
         # File names need not be UTF-8. What is not becomes a JSON escape and reads back the same.
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def cache_folder() -> Path:
-    """Return the folder of downloaded checkpoints. Raises RuntimeError for a user without a home."""
-    if chosen := os.environ.get("LABRAM_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "labram"
 
 
 def sha256(path: Path) -> str:

@@ -19,7 +19,7 @@ from eeg_data.pretraining import Loaders
 from engine_for_finetuning import Selected, evaluate, save_predictions, train_one_epoch
 from errors import ArgumentParser, InputError, UsageError, run_script
 from training import adaptation, checkpoints
-from training.checkpoints import checkpoint_place, fetched
+from training.checkpoints import fetched
 from training.metrics import SELECT_BY, BestEpoch
 from training.state import TrainingState
 
@@ -40,22 +40,17 @@ def get_args() -> argparse.Namespace:
     labelled_data.add_labelled_arguments(parser)
     optim_factory.add_arguments(parser, accumulation="update_freq")
     task = parser.add_argument_group("fine-tuning")
-    task.add_argument("--layer_decay", type=float, default=0.65, help="0.8 for large and huge")
-    task.add_argument("--smoothing", type=float, default=0.1, help="label smoothing for more than two classes")
-    task.add_argument(
-        "--class_weights",
-        choices=("none", "balanced"),
-        default="none",
-        help="balanced: in training each class counts alike, however many samples it has",
-    )
-    task.add_argument("--select_by", default=None, help="metric that selects the epoch (default: the paper's rule)")
-    task.add_argument("--model_ema", action="store_true", help="average the weights and evaluate the average")
-    task.add_argument("--model_ema_decay", type=float, default=0.9999)
-    task.add_argument("--model_ema_warmup", action="store_true", help="let the decay rise to --model_ema_decay")
-    task.add_argument("--eval", action="store_true", help="evaluate a checkpoint and stop")
-    task.add_argument(
-        "--disable_eval_during_finetuning", action="store_true", help="evaluate after the last epoch only"
-    )
+    add = task.add_argument
+    add("--layer_decay", type=float, default=0.65, help="0.8 for large and huge")
+    add("--smoothing", type=float, default=0.1, help="label smoothing for more than two classes")
+    words = "balanced: in training each class counts alike, however many samples it has"
+    add("--class_weights", choices=("none", "balanced"), default="none", help=words)
+    add("--select_by", help="metric that selects the epoch (default: the paper's rule)")
+    add("--model_ema", action="store_true", help="average the weights and evaluate the average")
+    add("--model_ema_decay", type=float, default=0.9999)
+    add("--model_ema_warmup", action="store_true", help="let the decay rise to --model_ema_decay")
+    add("--eval", action="store_true", help="evaluate a checkpoint and stop")
+    add("--disable_eval_during_finetuning", action="store_true", help="evaluate after the last epoch only")
     adaptation.add_arguments(parser)
     utils.add_arguments(parser)
     parser.set_defaults(
@@ -78,20 +73,8 @@ def get_args() -> argparse.Namespace:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the classifier."""
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        default="labram_base_patch200_200",
-        choices=modeling_finetune.SIZES,
-        metavar="NAME",
-        help=", ".join(modeling_finetune.SIZES),
-    )
-    model.add_argument(
-        "--finetune",
-        type=checkpoint_place,
-        metavar="FILE",
-        default=None,
-        help="checkpoint of stage 2; a path, or a URL that ends with #sha256=DIGEST (default: from scratch)",
-    )
+    utils.add_size(model, "model", modeling_finetune.SIZES, "labram_base_patch200_200")
+    checkpoints.add_checkpoint(model, "finetune", "checkpoint of stage 2 (default: from scratch)")
     utils.add_trunk_arguments(model)
     model.add_argument("--init_scale", type=float, default=0.001, help="of the head's weights")
     model.add_argument("--use_cls", action="store_true", help="CLS token in place of the mean of the patch tokens")
@@ -115,9 +98,8 @@ def build_model(args: argparse.Namespace, run: utils.Run, outputs: int) -> model
     if args.finetune is None:
         logger.info("No --finetune: the classifier starts from random weights.")
     else:
-        weights = checkpoints.model_state(
-            run.run_on_rank0(lambda: checkpoints.read(fetched(args.finetune))), args.finetune
-        )
+        state = run.run_on_rank0(lambda: checkpoints.read(fetched(args.finetune)))
+        weights = checkpoints.model_state(state, args.finetune)
         checkpoints.check_stage(weights, ["pretraining", "classifier"], args.finetune)
         report = modeling_finetune.load_pretrained(model, weights, where=f"{args.finetune} into {args.model}")
         logger.info("%s: %s", args.finetune, report)
@@ -201,25 +183,11 @@ def main(args: argparse.Namespace) -> None:
             epoch = checkpoints.load_for_evaluation(model.module, args, run, stage="classifier", averaged=averaged)
             show(evaluation(model.module, epoch, training=False)[0], f"epoch {epoch}")
             return
-        update = optim_factory.build_update(
-            model,
-            args,
-            run,
-            steps_per_epoch=loaders.steps_per_epoch,
-            accumulation=accumulation,
-            layer_decay=args.layer_decay,
-        )
+        steps = {"steps_per_epoch": loaders.steps_per_epoch, "accumulation": accumulation}
+        update = optim_factory.build_update(model, args, run, layer_decay=args.layer_decay, **steps)
         extras = {"best": best, "selected": evaluation.selected, **({"model_ema": ema} if ema else {})}
-        state = TrainingState(
-            model,
-            update,
-            run,
-            args,
-            stage="classifier",
-            extras=extras,
-            data=loaders.summary(),
-            data_set=file.description,
-        )
+        data = {"data": loaders.summary(), "data_set": file.description}
+        state = TrainingState(model, update, run, args, stage="classifier", extras=extras, **data)
         with run.interruption.listening():
             fine_tune(state, loaders, evaluation, args, ema)
 
@@ -260,18 +228,13 @@ def fine_tune(
             stats, selected = evaluation(judged, epoch)
             evaluation.selected.last = stats
         if selected and args.lora is not None and args.save_ckpt:
-            adaptation.save_merged(judged, args, run, epoch, data_set=state.data_set)
+            adaptation.save_merged(judged, state, epoch)
         state.finish_epoch(epoch, stats, best=selected)
         epoch += 1
     if run.is_main and best.epoch is not None:
         if best.stopped:
-            logger.info(
-                "Stopped after epoch %d: --patience %d epochs in a row without a better %s than epoch %d's.",
-                epoch - 1,
-                best.patience,
-                f"validation {best.name}",
-                best.epoch,
-            )
+            rule = f"--patience {best.patience} epochs in a row without a better validation {best.name}"
+            logger.info("Stopped after epoch %d: %s than epoch %d's.", epoch - 1, rule, best.epoch)
         show(best.stats, f"selected epoch {best.epoch} ({best.rule})")
         show(evaluation.selected.last, f"last epoch {epoch - 1}")
 

@@ -33,7 +33,7 @@ from files import code_version
 from inference import export, output, plots
 from inference.recording_files import KINDS, find
 from inference.recordings import BLOCK_BYTES, Options, Windows
-from training.checkpoints import checkpoint_place, fetched
+from training.checkpoints import add_checkpoint, fetched
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,7 @@ def get_args() -> argparse.Namespace:
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Flags of all verbs."""
-    what = "of stage 1, 2 or 3; a path, or a URL that ends with #sha256=DIGEST"
-    parser.add_argument("--checkpoint", type=checkpoint_place, required=True, metavar="FILE", help=what)
+    add_checkpoint(parser, "checkpoint", "of stage 1, 2 or 3", required=True)
     parser.add_argument("--averaged", action="store_true", help="the averaged weights of --model_ema")
 
 

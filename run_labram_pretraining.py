@@ -14,7 +14,7 @@ from eeg_data import pretraining as eeg_data
 from engine_for_pretraining import evaluate, train_one_epoch
 from errors import ArgumentParser, UsageError, run_script
 from training import checkpoints
-from training.checkpoints import checkpoint_place, digest_of_weights, fetched
+from training.checkpoints import digest_of_weights, fetched
 from training.state import TrainingState
 
 
@@ -22,27 +22,9 @@ def get_args() -> argparse.Namespace:
     """Return the flags, with the defaults of stage 2."""
     parser = ArgumentParser(description=__doc__)
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        default="labram_base_patch200_1600_8k_vocab",
-        choices=modeling_pretrain.SIZES,
-        metavar="NAME",
-        help=", ".join(modeling_pretrain.SIZES),
-    )
-    model.add_argument(
-        "--tokenizer_model",
-        default="vqnsp_encoder_base_decoder_3x200x12",
-        choices=modeling_vqnsp.SIZES,
-        metavar="NAME",
-        help=", ".join(modeling_vqnsp.SIZES),
-    )
-    model.add_argument(
-        "--tokenizer_weight",
-        type=checkpoint_place,
-        metavar="FILE",
-        default=Path("checkpoints/vqnsp.pth"),
-        help="of stage 1; a path, or a URL that ends with #sha256=DIGEST",
-    )
+    utils.add_size(model, "model", modeling_pretrain.SIZES, "labram_base_patch200_1600_8k_vocab")
+    utils.add_size(model, "tokenizer_model", modeling_vqnsp.SIZES, "vqnsp_encoder_base_decoder_3x200x12")
+    checkpoints.add_checkpoint(model, "tokenizer_weight", "of stage 1", default=Path("checkpoints/vqnsp.pth"))
     model.add_argument("--codebook_size", type=int, default=None, help="codes (default: the tokenizer's)")
     model.add_argument("--codebook_dim", type=int, default=None, help="width of a code (default: the tokenizer's)")
     model.add_argument("--mask_ratio", type=float, default=0.5, help="share of a window's patches that is masked")
@@ -86,18 +68,10 @@ def main(args: argparse.Namespace) -> None:
         loaders = eeg_data.build_pretraining_loaders(args, run, accumulation=accumulation, make_mask=make_mask)
         model = create_model(args.model, vocab_size=tokenizer.quantize.codebook_size, **utils.trunk_options(args))
         model = run.distribute(model)
-        update = optim_factory.build_update(
-            model, args, run, steps_per_epoch=loaders.steps_per_epoch, accumulation=accumulation
-        )
-        state = TrainingState(
-            model,
-            update,
-            run,
-            args,
-            stage="pretraining",
-            data=loaders.summary(),
-            weights={"tokenizer": digest_of_weights(weights)},
-        )
+        steps = loaders.steps_per_epoch
+        update = optim_factory.build_update(model, args, run, steps_per_epoch=steps, accumulation=accumulation)
+        compared = {"data": loaders.summary(), "weights": {"tokenizer": digest_of_weights(weights)}}
+        state = TrainingState(model, update, run, args, stage="pretraining", **compared)
         first = state.resume(args)
         with run.interruption.listening():
             run.prepare(tokenizer)

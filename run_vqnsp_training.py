@@ -26,13 +26,7 @@ def get_args() -> argparse.Namespace:
     """Return the flags, with the defaults of stage 1."""
     parser = ArgumentParser(description=__doc__)
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        default="vqnsp_encoder_base_decoder_3x200x12",
-        choices=modeling_vqnsp.SIZES,
-        metavar="NAME",
-        help=", ".join(modeling_vqnsp.SIZES),
-    )
+    utils.add_size(model, "model", modeling_vqnsp.SIZES, "vqnsp_encoder_base_decoder_3x200x12")
     model.add_argument("--codebook_n_emd", type=int, default=8192, help="codes")
     model.add_argument("--codebook_emd_dim", type=int, default=64, help="width of a code")
     model.add_argument("--ema_decay", type=float, default=0.99, help="of the codebook's moving average")
@@ -78,20 +72,11 @@ def main(args: argparse.Namespace) -> None:
         accumulation = optim_factory.micro_batches(args, run)
         loaders = eeg_data.build_pretraining_loaders(args, run, accumulation=accumulation)
         steps = loaders.steps_per_epoch
-        update = optim_factory.build_update(
-            model,
-            args,
-            run,
-            steps_per_epoch=steps,
-            accumulation=accumulation,
-            lr_batch=LR_BATCH,
-            paper_batch=PAPER_BATCH,
-        )
-        total_steps = args.epochs * steps
-        revival = CodebookRevival(model.module.quantize, total_steps=total_steps, seed=args.seed)
-        state = TrainingState(
-            model, update, run, args, stage="tokenizer", extras={"revival": revival}, data=loaders.summary()
-        )
+        batches = {"accumulation": accumulation, "lr_batch": LR_BATCH, "paper_batch": PAPER_BATCH}
+        update = optim_factory.build_update(model, args, run, steps_per_epoch=steps, **batches)
+        revival = CodebookRevival(model.module.quantize, total_steps=args.epochs * steps, seed=args.seed)
+        extras = {"revival": revival}
+        state = TrainingState(model, update, run, args, stage="tokenizer", extras=extras, data=loaders.summary())
         first = state.resume(args)
         initialize_codebook(model.module, loaders.train, run, epoch=first, accumulation=accumulation)
         with run.interruption.listening():

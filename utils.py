@@ -9,10 +9,11 @@ import itertools
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -27,7 +28,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from errors import INTERRUPTED, TERMINATED, InputError, Interrupted, PeerLost, UsageError, friendly_error
 from files import check_writable
-from layers import MAX_PATCHES, check_window, compile_blocks
+from layers import MAX_PATCHES, PATCH_SAMPLES, compile_blocks
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -36,13 +37,15 @@ ALMOST_ONE = 0.999  # dropping everything leaves nothing to learn from
 FLAG_LIMITS = {
     **dict.fromkeys(("epochs", "save_ckpt_freq", "batch_size", "update_freq"), (1, math.inf)),
     **dict.fromkeys(("gradient_accumulation_steps", "codebook_n_emd", "codebook_emd_dim"), (1, math.inf)),
+    **dict.fromkeys(("lora", "patience", "window_stride"), (1, math.inf)),  # the last in samples
     **dict.fromkeys(("seed", "start_epoch", "num_workers", "warmup_epochs", "keep_last"), (0, math.inf)),
+    **dict.fromkeys(("freeze_blocks", "lora_alpha"), (0, math.inf)),
     **dict.fromkeys(("lr", "min_lr", "weight_decay", "weight_decay_end", "clip_grad", "opt_eps"), (0, math.inf)),
-    **dict.fromkeys(("drop", "drop_path", "attn_drop_rate", "smoothing"), (0, ALMOST_ONE)),
+    **dict.fromkeys(("drop", "drop_path", "attn_drop_rate", "smoothing", "lora_dropout"), (0, ALMOST_ONE)),
     **dict.fromkeys(("ema_decay", "model_ema_decay", "layer_decay"), (0, 1)),
     "opt_betas": (0, math.nextafter(1, 0)),
-    "window_stride": (1, math.inf),  # samples
     "time_window": (1, MAX_PATCHES),  # seconds
+    "input_size": (PATCH_SAMPLES, MAX_PATCHES * PATCH_SAMPLES),
 }
 LOCAL_FLAGS = {"output_dir", "log_dir", "device", "num_workers"}  # may differ between the processes of a run
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,61 +64,46 @@ def add_switch(parser: Any, name: str, *, default: bool | None, help: str) -> No
     parser.add_argument(f"--no_{name}", dest=name, action="store_false", help=f"not: {help}")
 
 
+def add_size(group: Any, name: str, sizes: Iterable[str], default: str) -> None:
+    """Add the flag `--name` for a model's size."""
+    names = list(sizes)
+    group.add_argument(f"--{name}", choices=names, default=default, metavar="NAME", help=", ".join(names))
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the run itself: output, device, seed, length, checkpoints, resumption."""
     group = parser.add_argument_group("run")
-    group.add_argument("--output_dir", type=Path, help="folder for checkpoints, log.txt and environment.json")
-    group.add_argument("--log_dir", type=Path, default=None, help="folder for TensorBoard scalars (default: none)")
-    group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
-    group.add_argument(
-        "--precision",
-        choices=["auto", *PRECISIONS],
-        default="auto",
-        help="auto: bf16 where the GPU has it, else fp16 with a gradient scaler, fp32 on a CPU",
-    )
-    add_switch(
-        group,
-        "compile",
-        default=None,
-        help="compile transformer blocks, which takes minutes at first (default: on GPUs, not on CPUs)",
-    )
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--epochs", type=int)
-    group.add_argument("--start_epoch", type=int, default=0, help="first epoch of a run that resumes nothing")
-    group.add_argument("--resume", type=Path, default=None, help="checkpoint to continue from")
+    add = group.add_argument
+    add("--output_dir", type=Path, help="folder for checkpoints, log.txt and environment.json")
+    add("--log_dir", type=Path, help="folder for TensorBoard scalars (default: none)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    words = "auto: bf16 where the GPU has it, else fp16 with a gradient scaler, fp32 on a CPU"
+    add("--precision", choices=["auto", *PRECISIONS], default="auto", help=words)
+    words = "compile transformer blocks, which takes minutes at first (default: on GPUs, not on CPUs)"
+    add_switch(group, "compile", default=None, help=words)
+    add("--seed", type=int, default=0)
+    add("--epochs", type=int)
+    add("--start_epoch", type=int, default=0, help="first epoch of a run that resumes nothing")
+    add("--resume", type=Path, help="checkpoint to continue from")
     add_switch(group, "auto_resume", default=True, help="continue from output_dir/checkpoint.pth if it exists")
-    group.add_argument(
-        "--resume_anyway", action="store_true", help="begin an epoch again if its steps would now hold other windows"
-    )
-    group.add_argument("--save_ckpt_freq", type=int, help="also keep checkpoint-<epoch>.pth every so many epochs")
-    group.add_argument(
-        "--save_every_minutes",
-        type=float,
-        default=30.0,
-        metavar="M",
-        help="also write checkpoint.pth inside an epoch (default: %(default)s; 0: never)",
-    )
-    group.add_argument(
-        "--keep_last", type=int, default=0, metavar="N", help="keep only the last N checkpoint-<epoch>.pth (0: all)"
-    )
+    add("--resume_anyway", action="store_true", help="begin an epoch again if its steps would now hold other windows")
+    add("--save_ckpt_freq", type=int, help="also keep checkpoint-<epoch>.pth every so many epochs")
+    words = "also write checkpoint.pth inside an epoch (default: %(default)s; 0: never)"
+    add("--save_every_minutes", type=float, default=30.0, metavar="M", help=words)
+    add("--keep_last", type=int, default=0, metavar="N", help="keep only the last N checkpoint-<epoch>.pth (0: all)")
     add_switch(group, "save_ckpt", default=True, help="write checkpoints")
 
 
 def add_trunk_arguments(group: Any) -> None:
     """Add the flags of the transformer that stages 2 and 3 share."""
-    group.add_argument(
-        "--layer_scale_init_value",
-        type=float,
-        metavar="VALUE",
-        default=None,
-        help="default: 0.1 base, 1e-5 large, 1e-6 huge",
-    )
-    group.add_argument("--drop_path", type=float, help="rate of the last block; 0.2 for huge in stage 3")
-    group.add_argument("--drop", type=float, default=0.0, help="dropout")
-    group.add_argument("--attn_drop_rate", type=float, default=0.0)
-    group.add_argument("--input_size", type=int, help="nominal samples, only checked: windows follow the data")
+    add = group.add_argument
+    add("--layer_scale_init_value", type=float, metavar="VALUE", help="default: 0.1 base, 1e-5 large, 1e-6 huge")
+    add("--drop_path", type=float, help="rate of the last block; 0.2 for huge in stage 3")
+    add("--drop", type=float, default=0.0, help="dropout")
+    add("--attn_drop_rate", type=float, default=0.0)
+    add("--input_size", type=int, help="nominal samples, only checked: windows follow the data")
     add_switch(group, "abs_pos_emb", default=True, help="electrode embedding")
-    group.add_argument("--grad_checkpoint", action="store_true", help="less memory, slower: compute the blocks twice")
+    add("--grad_checkpoint", action="store_true", help="less memory, slower: compute the blocks twice")
 
 
 def trunk_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -131,11 +119,17 @@ def trunk_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-class Interruption:
-    """Signals that ask a run to stop, shared between its processes so that all stop at the same call.
+def gather(own: T) -> list[T]:
+    """Collect every rank's object, on all ranks, in their order. Every process must call it."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, own)
+    return gathered
 
-    Clusters send SIGTERM or SIGUSR1 before they take a machine away. While `listening()`, these and Ctrl-C are only
-    noted; `sync_signals()`, called after every micro-batch and every batch of an evaluation, shares the notes.
+
+class Interruption:
+    """Signals that ask a run to stop (clusters send SIGTERM or SIGUSR1), shared so that all ranks stop at one call.
+
+    While `listening()`, they are only noted. `sync_signals()`, called after every micro-batch, shares the notes.
     """
 
     def __init__(self, cpu_group: Any = None) -> None:
@@ -176,19 +170,16 @@ class Interruption:
         if self._cpu_group is None:
             number, wanted = request.tolist()
         else:
-            number, wanted = self._finish_exchange()
+            number, wanted = 0, 0
+            if self._under_way is not None:
+                shared, work = self._under_way
+                work.wait()
+                number, wanted = shared.tolist()
             work = dist.all_reduce(request, op=dist.ReduceOp.MAX, group=self._cpu_group, async_op=True)
             self._under_way = request, work
         if number:
             self.on_stop(signal.Signals(number))
         return bool(wanted)
-
-    def _finish_exchange(self) -> list[int]:
-        if self._under_way is None:
-            return [0, 0]
-        shared, work = self._under_way
-        work.wait()
-        return shared.tolist()
 
     @staticmethod
     def _stop(number: signal.Signals) -> NoReturn:
@@ -231,10 +222,9 @@ class Run:
         if self.is_main:
             try:
                 outcome = [(work(), None)]
-            except InputError as error:
-                outcome = [(None, error)]
             except Exception as error:  # the others must not wait for ever
-                original, outcome = error, [(None, PeerLost("ended because process 0 did"))]
+                original = error
+                outcome = [(None, error if isinstance(error, InputError) else PeerLost("ended because process 0 did"))]
         if self.cpu_group is not None:
             dist.broadcast_object_list(outcome, src=0, group=self.cpu_group)
         if original is not None:
@@ -246,8 +236,7 @@ class Run:
 
     def check_same(self, values: Mapping[str, Any], way_out: str) -> None:
         """Raise InputError, on all ranks, that names the first value that differs between ranks. way_out: its end."""
-        gathered: list[Any] = [None] * self.processes
-        dist.all_gather_object(gathered, dict(values))
+        gathered = gather(dict(values))
         for rank, other in enumerate(gathered):
             for name in sorted(gathered[0].keys() | other.keys()):
                 first, own = gathered[0].get(name), other.get(name)
@@ -320,10 +309,10 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
 def _common_flags(args: argparse.Namespace) -> dict[str, Any]:
     """Flags that must match on every rank. Paths may differ between machines, so only their presence is compared."""
 
-    def value_of(flag: Any) -> Any:
-        return True if any(isinstance(part, Path) for part in (flag if isinstance(flag, list) else [flag])) else flag
+    def has_path(value: Any) -> bool:
+        return isinstance(value, Path) or (isinstance(value, list) and any(map(has_path, value)))
 
-    return {f"--{name}": value_of(value) for name, value in vars(args).items() if name not in LOCAL_FLAGS}
+    return {f"--{name}": has_path(flag) or flag for name, flag in vars(args).items() if name not in LOCAL_FLAGS}
 
 
 def _init_groups(device: torch.device) -> Any:
@@ -351,10 +340,9 @@ def _init_groups(device: torch.device) -> Any:
 
 def find_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the device that --device names. Raises UsageError if there is no such device."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"--device {name} is no device; allowed: cuda, cuda:<index>, cpu") from error
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"--device {name} is not supported; allowed: cuda, cuda:<index>, cpu")
+    device = torch.device(name)
     if device.type == "cuda":
         if device.index is not None and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UsageError(f"--device {name}: several processes cannot share one GPU; use --device cuda")
@@ -368,8 +356,6 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False  # as torch has it for products: float32 is float32
-    elif device.type != "cpu":
-        raise UsageError(f"--device {name} is not supported; allowed: cuda, cuda:<index>, cpu")
     return device
 
 
@@ -394,7 +380,3 @@ def _check_flags(args: argparse.Namespace) -> None:
             if isinstance(number, int | float) and not low <= number <= high:
                 allowed = f"numbers from {low}" + ("" if high == math.inf else f" to {high}")
                 raise UsageError(f"--{name} {number}: allowed are {allowed}")
-    try:
-        check_window(args.input_size)
-    except InputError as error:
-        raise UsageError(f"--input_size {args.input_size}: {error}") from error

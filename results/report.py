@@ -102,7 +102,7 @@ def unit_table(task: str, runs: Sequence[Predictions], units: Units) -> pd.DataF
     for name, places in units.places.items():
         row: dict[str, Any] = {units.kind: str(name), "windows": len(places)}
         if task == "regression":
-            each = pd.DataFrame([metrics.regression_metrics(run.logits[places], run.labels[places]) for run in runs])
+            each = pd.DataFrame([metrics.compute("regression", run.logits[places], run.labels[places]) for run in runs])
             row |= each[["rmse", "pearson"]].mean(skipna=False).to_dict()
         else:
             names = class_names(task, runs[0])

@@ -302,11 +302,9 @@ def test_patience_stops_after_so_many_epochs_in_a_row_without_a_better_score(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--freeze_blocks", "5"], "--freeze_blocks 5: allowed are whole numbers from 0 to 4"),
-        (["--lora", "4", "--lora_alpha", "0"], "--lora_alpha 0"),
+        (["--freeze_blocks", "5"], "--freeze_blocks 5"),
         (["--lora_alpha", "4"], "--lora R"),
         (["--lora", "4", "--freeze_blocks", "2"], "--freeze_blocks and --lora"),
-        (["--linear_probe", "--grad_checkpoint"], "leave out --grad_checkpoint"),
         (["--patience", "2", "--disable_eval_during_finetuning"], "leave out --disable_eval_during_finetuning"),
     ],
 )

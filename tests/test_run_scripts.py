@@ -249,7 +249,7 @@ def test_a_device_without_memory_ends_a_run_in_one_line(
     with patch.object(layers.Block, "forward", full):
         assert call("run_vqnsp_training", *stage_one(tiny), "--output_dir", tmp_path) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error", "Traceback"))]
-    assert "too little memory" in line and "lower --batch_size 4" in line
+    assert "too little memory" in line and "lower --batch_size" in line
 
 
 def test_balanced_class_weights_reach_the_loss(tmp_path: Path) -> None:

@@ -9,23 +9,22 @@ import argparse
 import copy
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 import modeling_finetune
 from eeg_data.batches import EvaluationBatches, Key
 from eeg_data.labelled import LabelledBatch, LabelledWindows, collate_labelled
 from eeg_data.pretraining import Loaders, make_loader
 from errors import InputError, UsageError
-from files import plain
 from modeling_finetune import NeuralTransformer
 from training import checkpoints
+from training.state import TrainingState
 from utils import Run
 
 logger = logging.getLogger(__name__)
@@ -37,70 +36,29 @@ ALPHA = "lora_alpha"  # buffer
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags for what learns, and for how long."""
     group = parser.add_argument_group("adaptation (default: everything learns)")
-    group.add_argument(
-        "--freeze_blocks",
-        type=int,
-        default=0,
-        metavar="K",
-        help="freeze the embeddings and the first K blocks (the paper's best TUEV result: 4 of 12)",
-    )
-    group.add_argument("--linear_probe", action="store_true", help="train only the head, on features computed once")
-    group.add_argument(
-        "--lora",
-        type=int,
-        default=None,
-        metavar="R",
-        help="train adapters of rank R on attention, the norm and the head",
-    )
-    group.add_argument("--lora_alpha", type=float, default=None, help="scale adapters by alpha/R (default: 2 R)")
-    group.add_argument("--lora_dropout", type=float, default=None, help="dropout before each adapter (default: 0)")
-    group.add_argument(
-        "--patience", type=int, default=None, metavar="P", help="stop after P epochs in a row without a better score"
-    )
+    add = group.add_argument
+    add("--freeze_blocks", type=int, default=0, metavar="K", help="freeze the embeddings and the first K blocks")
+    add("--linear_probe", action="store_true", help="train only the head, on features computed once")
+    add("--lora", type=int, metavar="R", help="train adapters of rank R on attention, the norm and the head")
+    add("--lora_alpha", type=float, help="scale adapters by alpha/R (default: 2 R)")
+    add("--lora_dropout", type=float, help="dropout before each adapter (default: 0)")
+    add("--patience", type=int, metavar="P", help="stop after P epochs in a row without a better score")
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Raise UsageError for values and combinations that make no sense, before any data are read."""
-    depth, width = (modeling_finetune.SIZES[args.model][name] for name in ("depth", "width"))
-    for name, low, high in (("freeze_blocks", 0, depth), ("lora", 1, width), ("patience", 1, math.inf)):
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            why = f" ({args.model} has {depth} blocks)" if name == "freeze_blocks" else ""
-            allowed = f"from {low}" if high == math.inf else f"from {low} to {high}"
-            raise UsageError(f"--{name} {value}: allowed are whole numbers {allowed}{why}")
+    """Raise UsageError for combinations that make no sense, before any data are read."""
+    depth = modeling_finetune.SIZES[args.model]["depth"]
+    if args.freeze_blocks > depth:
+        raise UsageError(f"--freeze_blocks {args.freeze_blocks}: {args.model} has {depth} blocks: give at most {depth}")
     modes = [name for name in ("freeze_blocks", "linear_probe", "lora") if getattr(args, name)]
     if len(modes) > 1:
         raise UsageError(f"--{modes[0]} and --{modes[1]} exclude each other: choose one of them")
     if args.lora is None and (args.lora_alpha is not None or args.lora_dropout is not None):
         raise UsageError("--lora_alpha and --lora_dropout belong to --lora R: add it or leave them out")
-    if args.lora_alpha is not None and not 0 < args.lora_alpha < math.inf:
-        raise UsageError(f"--lora_alpha {args.lora_alpha}: allowed are numbers above 0")
-    if args.lora_dropout is not None and not 0 <= args.lora_dropout < 1:
-        raise UsageError(f"--lora_dropout {args.lora_dropout}: allowed are numbers from 0 to below 1")
-    if args.linear_probe and args.grad_checkpoint:
-        raise UsageError("--linear_probe computes no gradient in the blocks: leave out --grad_checkpoint")
     if args.patience is not None and args.disable_eval_during_finetuning:
         raise UsageError("--patience needs a score after every epoch: leave out --disable_eval_during_finetuning")
-    if args.lora is not None:
-        import_peft()
     if modes and args.finetune is None and not args.eval:
         logger.warning("--%s without --finetune: the frozen part keeps its random weights.", modes[0])
-
-
-def import_peft() -> Any:
-    """Import the `peft` package; only --lora does, because it takes seconds. Raises UsageError if it is not there."""
-    try:
-        import peft
-    except ImportError as error:
-        raise UsageError(
-            f"--lora needs the package peft, which cannot be imported ({error}): pip install --requirement "
-            "requirements.txt --constraint constraints.txt"
-        ) from error
-    return peft
-
-
-def _scale(rank: int, alpha: float | None) -> float:
-    return float(2 * rank if alpha is None else alpha)
 
 
 def setup_adaptation(model: NeuralTransformer, args: argparse.Namespace) -> None:
@@ -108,7 +66,8 @@ def setup_adaptation(model: NeuralTransformer, args: argparse.Namespace) -> None
     if args.freeze_blocks:
         freeze_blocks(model, args.freeze_blocks)
     if args.linear_probe:
-        freeze_all_but_head(model)
+        freeze_blocks(model, len(model.blocks))
+        _learn(model, [model.head])  # not the norm before it either, so that features do not change
         model.takes_features = not args.eval
     if args.lora is not None:
         add_lora(model, args.lora, alpha=args.lora_alpha, dropout=args.lora_dropout or 0.0)
@@ -124,12 +83,6 @@ def freeze_blocks(model: NeuralTransformer, blocks: int) -> None:
     model.frozen = (model.embed_drop, model.patch_embed, *model.blocks[:blocks])
 
 
-def freeze_all_but_head(model: NeuralTransformer) -> None:
-    """Let only the head learn. The norm before it is frozen, too, so that features do not change."""
-    freeze_blocks(model, len(model.blocks))
-    _learn(model, [model.head])
-
-
 def _learn(model: NeuralTransformer, parts: Iterable[nn.Module | None]) -> None:
     model.requires_grad_(False)
     for part in parts:
@@ -142,11 +95,12 @@ def add_lora(model: NeuralTransformer, rank: int, *, alpha: float | None = None,
 
     New adapters add nothing. The blocks keep dropout and drop path in training.
     """
-    peft = import_peft()
-    scale = _scale(rank, alpha)
-    config = peft.LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=ADAPTED)
+    import peft  # takes seconds
+
+    scale = float(2 * rank if alpha is None else alpha)
+    options: dict[str, Any] = {"r": rank, "lora_alpha": scale, "lora_dropout": dropout, "target_modules": ADAPTED}
     # Into the model, not around it: names get a suffix and no prefix.
-    peft.inject_adapter_in_model(config, model)
+    peft.inject_adapter_in_model(peft.LoraConfig(**options), model)
     adapters = [part for name, part in model.named_modules() if name.split(".")[-1] in ("lora_A", "lora_B")]
     _learn(model, [*adapters, model.norm, model.fc_norm, model.head])
     # Saved with the weights, which are useless without it.
@@ -172,21 +126,11 @@ def merged(model: NeuralTransformer) -> NeuralTransformer:
     return whole
 
 
-def save_merged(
-    model: NeuralTransformer, args: argparse.Namespace, run: Run, epoch: int, *, data_set: dict[str, Any] | None = None
-) -> None:
-    """Write a classifier with LoRA as an ordinary one, model-merged.pth, for --finetune and --eval.
-
-    data_set: description of the data, as in a run's checkpoints.
-    """
-
-    def write() -> None:
-        state = {"model": merged(model).state_dict(), "epoch": epoch, "stage": "classifier", "args": plain(vars(args))}
-        if data_set is not None:
-            state["data_set"] = data_set
-        checkpoints.save(state, run.output_dir / "model-merged.pth")
-
-    run.run_on_rank0(write)
+def save_merged(model: NeuralTransformer, state: TrainingState, epoch: int) -> None:
+    """Write a classifier with LoRA as an ordinary one, model-merged.pth, for --finetune and --eval."""
+    content = {"model": merged(model).state_dict(), "epoch": epoch, "stage": state.stage}
+    content |= {"args": state.flags, "data_set": state.data_set}
+    state.run.run_on_rank0(lambda: checkpoints.save(content, state.run.output_dir / "model-merged.pth"))
 
 
 class FeatureWindows(LabelledWindows):
@@ -206,12 +150,10 @@ class FeatureWindows(LabelledWindows):
         return self.windows.describe(key)
 
 
-def collate_features(samples: Sequence[tuple[Tensor, Tensor, Any, int]]) -> LabelledBatch:
+def collate_features(samples: list[tuple[Tensor, Tensor, Any, int]]) -> LabelledBatch:
     """Make a labelled batch whose `eeg` are features (B, D)."""
-    features, channels, labels, index = zip(*samples, strict=True)
-    return LabelledBatch(
-        torch.stack(features), channels[0], torch.from_numpy(np.stack(labels)), torch.tensor(index, dtype=torch.long)
-    )
+    features, channels, labels, index = default_collate(samples)
+    return LabelledBatch(features, channels[0], labels, index)
 
 
 def build_feature_loaders(model: NeuralTransformer, loaders: Loaders, args: argparse.Namespace, run: Run) -> Loaders:
@@ -220,13 +162,12 @@ def build_feature_loaders(model: NeuralTransformer, loaders: Loaders, args: argp
     Every process must call it; they share the work, and each keeps all features in memory.
     """
     model.eval()
-    size = 0
 
     def convert(loader: DataLoader) -> DataLoader:
-        nonlocal size
         windows: Any = loader.dataset
         features = compute_features(model, windows, args, run)
-        size += features.nbytes
+        size = features.nbytes / 1e6
+        logger.info("Features of all samples of %s: %.1f MB in memory of each process.", windows.split, size)
         # No loading processes: there is nothing to read, and each would need a copy of the features.
         return DataLoader(
             FeatureWindows(windows, features),
@@ -236,10 +177,8 @@ def build_feature_loaders(model: NeuralTransformer, loaders: Loaders, args: argp
             generator=torch.Generator(),  # else the loader draws from the global one
         )
 
-    train = convert(loaders.train)
     val, test = (convert(loader) if loader is not None else None for loader in (loaders.val, loaders.test))
-    logger.info("Linear probe: features of every sample are computed, %.1f MB in memory of each process.", size / 1e6)
-    return Loaders(train, val, test)
+    return Loaders(convert(loaders.train), val, test)
 
 
 @torch.no_grad()

@@ -12,9 +12,9 @@ import os
 import re
 import shutil
 import sys
-import urllib.error
 import zipfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from errors import InputError
-from files import cache_folder, digest_of, sha256, written_aside
+from files import digest_of, sha256, written_aside
 from layers import load_strictly
 from utils import Run
 
@@ -37,7 +37,7 @@ STAGES = {
 }
 LATEST = "checkpoint.pth"  # of a run; other names in its folder are copies of what it once was
 BEST, OLD_BEST = "checkpoint-best.pth", "checkpoint-best.previous.pth"  # of the selected epoch; of an older run
-URL = re.compile(r"(?P<address>(?:https?|file)://[^#]+)#sha256=(?P<digest>[0-9a-fA-F]{64})")
+URL = re.compile(r"(https?|file)://[^#]+#sha256=[0-9a-fA-F]{64}")
 
 _SCALAR = np.float64(0).__reduce__()[0]
 # Harmless types in files of the released code. Nothing else but plain data and tensors is unpickled.
@@ -90,8 +90,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        inside = sorted(path.glob("checkpoint*.pth"))
-        raise InputError(f"{path} is a folder, not a checkpoint: name a file in it{f', {inside[0]}' if inside else ''}")
+        raise InputError(f"{path} is a folder, not a checkpoint: name a file in it")
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist{_nearest(path)}")
     try:
@@ -144,20 +143,16 @@ def _nearest(path: Path) -> str:
 
 
 def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Read the newest checkpoint of a run that is not damaged; None if there is none at all.
+    """Read the newest checkpoint of a run that is not damaged; None if there is none. Damaged ones are named.
 
-    Damaged ones are named, and a whole one replaces checkpoint.pth. Raises InputError if all are damaged.
+    Raises InputError if all are damaged.
     """
     candidates = [path for path in (folder / LATEST, *_numbered(folder)) if path.is_file()]
     for path in candidates:
         try:
-            state = read(path)
+            return path, read(path)
         except InputError as error:
             logger.warning("%s; falling back to an older checkpoint.", error)
-            continue
-        if path != folder / LATEST:
-            copy(path, folder / LATEST)
-        return path, state
     if candidates:
         raise InputError(
             f"all {len(candidates)} checkpoints in {folder} are damaged: put a whole one there, or begin anew with "
@@ -166,36 +161,26 @@ def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def restore_best(folder: Path, state: dict[str, Any]) -> None:
-    """Make checkpoint-best.pth hold the epoch that the run had selected in `state`, from which it continues.
+def restore_best(folder: Path, state: dict[str, Any], path: Path | None = None) -> None:
+    """Let checkpoint-best.pth be of the epoch that `state`, the checkpoint at `path`, selected, or rename it.
 
-    state: a checkpoint's, {} for a new run. Another file may be there after a kill, from an older run, or because the
-    run goes back to an earlier epoch. It is renamed if no file of the selected epoch can replace it.
+    Without a path a new run begins ({}). The file can be of another epoch after a kill, or if the run goes back.
     """
-    best = folder / BEST
-    selected = state.get("extras", {}).get("best", {})
-    # The checkpoint of the end of the selected epoch holds the same.
-    sources = [folder / name for name in (BEST, LATEST, f"checkpoint-{selected.get('epoch')}.pth")]
-    source = next((path for path in sources if _ends_selected_epoch(path, selected)), None)
-    if source is None and best.is_file():
+    best, selected = folder / BEST, _selection(state)
+    if path is not None and selected[0] == state["epoch"] and not state["step"]:
+        copy(path, best)
+    elif best.is_file():
+        with suppress(InputError):
+            if path is not None and _selection(read(best)) == selected:
+                return
         os.replace(best, folder / OLD_BEST)
         logger.warning("%s is not of the epoch that this run has selected: it is now %s.", best, OLD_BEST)
-    elif source is not None and source != best:
-        copy(source, best)
 
 
-def _ends_selected_epoch(path: Path, selected: dict[str, Any]) -> bool:
-    """True for a checkpoint of the end of the epoch that a run selected. selected: state of its BestEpoch."""
-    if selected.get("epoch") is None or not path.is_file():
-        return False
-    try:
-        state = read(path)
-        place = state["epoch"], state["step"], state["extras"]["best"]["epoch"]
-        # Metrics tell runs apart. They are compared as text, because NaN is not equal to itself.
-        same_run = repr(state["extras"]["best"]["stats"]) == repr(selected["stats"])
-    except (InputError, KeyError, TypeError):
-        return False
-    return same_run and place == (selected["epoch"], 0, selected["epoch"])
+def _selection(state: dict[str, Any]) -> tuple[int | None, str]:
+    """Return the epoch that a run has selected, and its metrics as text, because NaN is not equal to itself."""
+    best = state.get("extras", {}).get("best", {})
+    return best.get("epoch"), str(best.get("stats"))
 
 
 # Weights and stages
@@ -252,14 +237,12 @@ def load_for_evaluation(
     kept = [run.output_dir / name for name in (BEST, LATEST)]
     path = run.run_on_rank0(lambda: args.resume or next((path for path in kept if path.is_file()), kept[-1]))
     state = run.run_on_rank0(lambda: read(path))
-    check_stage(model_state(state, path), [stage], path)
     weights = averaged_state(state, path) if averaged else model_state(state, path)
+    check_stage(weights, [stage], path)
     load_strictly(model, weights, where=str(path))
     logger.info("Evaluating %s.", path)
     if not averaged and "model_ema" in state.get("extras", {}):
         logger.warning("%s: training evaluated the averaged weights that it also holds: --model_ema takes them.", path)
-    if state.get("step"):
-        logger.warning("%s is from inside an epoch (step %s), for which training has no metrics.", path, state["step"])
     epoch = state.get("epoch", 0)
     return epoch if isinstance(epoch, int) else 0
 
@@ -271,6 +254,12 @@ def digest_of_weights(weights: Mapping[str, Tensor]) -> str:
 
 
 # Checkpoints that a flag names by URL
+
+
+def add_checkpoint(group: Any, name: str, what: str, **options: Any) -> None:
+    """Add a flag for a checkpoint. options: as for argparse."""
+    words = f"{what}; a path, or a URL that ends with #sha256=DIGEST"
+    group.add_argument(f"--{name}", type=checkpoint_place, metavar="FILE", help=words, **options)
 
 
 def checkpoint_place(text: str) -> Path | str:
@@ -285,22 +274,20 @@ def checkpoint_place(text: str) -> Path | str:
 
 
 def fetched(place: Path | str) -> Path:
-    """Return a path as it is; for a URL the file in the cache folder, fetched if it is not there."""
+    """Return a path as it is; for a URL the file in $LABRAM_CACHE or ~/.cache/labram, fetched if it is not there."""
     if isinstance(place, Path):
         return place
-    match = URL.fullmatch(place)
-    assert match is not None, "flags are checked by checkpoint_place"
-    address, digest = match["address"], match["digest"].lower()
+    address, digest = place.split("#sha256=")
+    digest = digest.lower()
     try:
-        path = cache_folder() / "checkpoints" / f"{digest}.pth"
-        if path.is_file() and sha256(path) == digest:
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        logger.info("Fetching %s", address)
-        torch.hub.download_url_to_file(address, str(path), hash_prefix=digest, progress=sys.stderr.isatty())
+        cache = os.environ.get("LABRAM_CACHE") or Path.home() / ".cache" / "labram"
+        path = Path(cache) / "checkpoints" / f"{digest}.pth"
+        if not path.is_file() or sha256(path) != digest:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            logger.info("Fetching %s", address)
+            torch.hub.download_url_to_file(address, str(path), hash_prefix=digest, progress=sys.stderr.isatty())
     except (OSError, ValueError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise InputError(f"{address} cannot be fetched ({reason}): fetch it by hand and name the file") from error
+        raise InputError(f"{address} cannot be fetched ({error}): fetch it by hand and name the file") from error
     except RuntimeError as error:  # another digest, or no home for the cache
         raise InputError(f"{address}: {error}: correct the #sha256= or do not use the file") from error
     return path

@@ -8,20 +8,20 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from tensorboardX import SummaryWriter
 from torch import Tensor
 from tqdm import tqdm
 
 from errors import UsageError
 from files import code_version, plain, written_aside
-from utils import Run
+from utils import Run, gather
 
 logger = logging.getLogger(__name__)
 
@@ -45,31 +45,24 @@ class MetricLog:
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
         self._counts: dict[str, Tensor] = {}
-        self._waiting: list[tuple[dict[str, Tensor], float, dict[str, Tensor]]] = []
+        self._waiting: list[tuple[dict[str, Any], str, Any]] = []  # where a value is to be added
 
     def add(self, stats: Mapping[str, Tensor | float], n: int = 1) -> None:
         """Add values (scalars) that are means over n samples."""
-        values = {
-            name: value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-            for name, value in stats.items()
-        }
-        if self.group is not None and "loss" in values:
-            values[f"loss_{self.group}"] = values["loss"]
-        self._waiting.append((values, n, {}))
+        if self.group is not None and "loss" in stats:
+            stats = {**stats, f"loss_{self.group}": stats["loss"]}
+        for name, value in stats.items():
+            scalar = value.detach().double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            self._waiting += [(self._sums, name, scalar * n), (self._weights, name, n)]
 
     def count(self, name: str, counts: Tensor) -> None:
         """Add to a vector of counts that only this process keeps."""
-        self._waiting.append(({}, 0, {name: counts.detach()}))
+        self._waiting.append((self._counts, name, counts.detach().clone()))
 
     def commit(self) -> None:
         """Take up what was added."""
-        for values, n, counts in self._waiting:
-            for name, value in values.items():
-                value = value.double() * n
-                self._sums[name] = self._sums[name] + value if name in self._sums else value
-                self._weights[name] = self._weights.get(name, 0.0) + n
-            for name, vector in counts.items():
-                self._counts[name] = self._counts[name] + vector if name in self._counts else vector.clone()
+        for sums, name, value in self._waiting:
+            sums[name] = sums[name] + value if name in sums else value
         self._waiting.clear()
 
     def discard(self) -> None:
@@ -88,8 +81,7 @@ class MetricLog:
         """Commit; return means over all processes. Every process must call it; a name may be missing on some."""
         self.commit()
         own = {name: (float(self._sums[name]), self._weights[name]) for name in self._sums}
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, own)
+        gathered = gather(own)
         names = sorted({name for part in gathered for name in part})
         pairs = {name: [part[name] for part in gathered if name in part] for name in names}
         return {name: sum(p[0] for p in pair) / sum(p[1] for p in pair) for name, pair in pairs.items()}
@@ -113,8 +105,8 @@ class Progress:
 
     def __init__(self, visible: bool, title: str, total: int, *, done: int = 0) -> None:
         """visible: on the main process; title: for example `epoch 3`; total: steps, of which `done` are."""
-        self._visible = visible
-        self.title, self.total, self.done, self.first = title, total, done, done
+        self._visible, self._first = visible, done
+        self.title, self.total, self.done = title, total, done
         self._started = self._shown = time.monotonic()
         self._bar = tqdm(
             total=total,
@@ -122,19 +114,18 @@ class Progress:
             desc=title,
             disable=not (visible and sys.stderr.isatty()),
             leave=False,
-            dynamic_ncols=True,
             bar_format="{desc} {n_fmt}/{total_fmt} {bar}{postfix}",
         )
 
     @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.monotonic() - self._started
+    def step_seconds(self) -> float:
+        """Mean time of a step so far, the one under way included."""
+        return (time.monotonic() - self._started) / (self.done + 1 - self._first)
 
     def due(self) -> bool:
         """True when it is time to show numbers (reading them makes a GPU wait)."""
         pause = 1 if not self._bar.disable else PROGRESS_SECONDS
-        return self._visible and (time.monotonic() - self._shown >= pause or self.done in (self.first, self.total - 1))
+        return self._visible and (time.monotonic() - self._shown >= pause or self.done in (self._first, self.total - 1))
 
     def step(self, text: str | None) -> None:
         """Count a step. text: numbers to show, or None."""
@@ -150,12 +141,6 @@ class Progress:
     def close(self) -> None:
         """Remove the bar."""
         self._bar.close()
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 class RunLog:
@@ -197,13 +182,10 @@ class RunLog:
     def _add_scalars(self, epoch: int, numbers: Mapping[str, float]) -> None:
         """Write an event file. TensorBoard hides what earlier files say of this epoch and later ones."""
         options = {"purge_step": epoch, "max_queue": 10 + len(numbers), "filename_suffix": f".{time.time_ns()}"}
-        try:
-            # Closed at once: a writer's thread would still hold numbers when a checkpoint says that they are written.
-            with SummaryWriter(str(self.tensorboard), **options) as writer:
-                for name, value in numbers.items():
-                    writer.add_scalar(name, value, epoch)
-        except OSError as error:
-            raise _cannot_write(self.tensorboard, error, "choose another --log_dir") from error
+        # Closed at once: a writer's thread would still hold numbers when a checkpoint says that they are written.
+        with _writing(self.tensorboard, "--log_dir"), SummaryWriter(str(self.tensorboard), **options) as writer:
+            for name, value in numbers.items():
+                writer.add_scalar(name, value, epoch)
 
     def add_bad_step(self, line: Mapping[str, Any]) -> None:
         """Write a line about a step that was skipped."""
@@ -211,17 +193,19 @@ class RunLog:
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
+    with _writing(path, "--output_dir"), path.open("a") as file:
+        file.write(json.dumps(plain(line)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # as checkpoints are
+
+
+@contextmanager
+def _writing(path: Path | None, flag: str) -> Iterator[None]:
     try:
-        with path.open("a") as file:
-            file.write(json.dumps(plain(line)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # as checkpoints are
+        yield
     except OSError as error:
-        raise _cannot_write(path, error, "choose another --output_dir") from error
-
-
-def _cannot_write(path: Path | None, error: OSError, way_out: str) -> UsageError:
-    return UsageError(f"{path} cannot be written ({error.strerror or error}): free space, or {way_out}")
+        reason = error.strerror or error
+        raise UsageError(f"{path} cannot be written ({reason}): free space, or choose another {flag}") from error
 
 
 def _place_of(line: str) -> tuple[float, float]:
@@ -235,9 +219,8 @@ def _place_of(line: str) -> tuple[float, float]:
 
 def list_windows(windows: Sequence[Mapping[str, Any]]) -> str:
     """Name the first windows of a bad step; if some hold values that are not finite, only those."""
-    broken = [window for window in windows if not window["finite"]]
     texts = []
-    for window in (broken or windows)[:NAMED_WINDOWS]:
+    for window in ([w for w in windows if not w["finite"]] or windows)[:NAMED_WINDOWS]:
         place = f"at {window['start_seconds']:g} s" if "start_seconds" in window else f"sample {window['sample']}"
         value = f"largest {window['largest_uv']:.3g} uV" if window["finite"] else "holds values that are not finite"
         texts.append(f"{window['file']}, {window['recording']}, {place} ({value})")
@@ -246,7 +229,6 @@ def list_windows(windows: Sequence[Mapping[str, Any]]) -> str:
 
 def environment(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     """Describe a run for environment.json: versions of code and libraries, hardware, flags."""
-    gpu = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else None
     return {
         "code_version": code_version(),
         "python": platform.python_version(),
@@ -256,7 +238,7 @@ def environment(args: argparse.Namespace, run: Run) -> dict[str, Any]:
             "cpu_cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "device": str(run.device),
-            "gpu": gpu,
+            "gpu": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else None,
             "processes": run.processes,
         },
         "flags": plain(vars(args)),

@@ -24,45 +24,49 @@ LOWER_IS_BETTER = ("rmse",)
 SELECT_BY = {"binary": "roc_auc", "multiclass": "cohen_kappa", "regression": "r2"}  # the paper's rule
 
 
-def binary_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """logits: (n,) or (n, 1); labels: (n,) of 0 and 1 -> accuracy, balanced_accuracy, pr_auc, roc_auc."""
+def _binary(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """logits: (n,) or (n, 1); labels: (n,) of 0 and 1."""
     logits = logits.reshape(len(labels))
     predicted = (expit(logits) >= 0.5).astype(int)
     both = len(np.unique(labels)) == 2
     return {
-        "accuracy": float(sk.accuracy_score(labels, predicted)),
-        "balanced_accuracy": _balanced_accuracy(labels, predicted),
-        "pr_auc": float(sk.average_precision_score(labels, logits)) if both else math.nan,
-        "roc_auc": float(sk.roc_auc_score(labels, logits)) if both else math.nan,
+        "accuracy": sk.accuracy_score(labels, predicted),
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted),
+        "pr_auc": sk.average_precision_score(labels, logits) if both else math.nan,
+        "roc_auc": sk.roc_auc_score(labels, logits) if both else math.nan,
     }
 
 
-def multiclass_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """logits: (n, classes); labels: (n,) -> accuracy, balanced_accuracy, cohen_kappa, f1_weighted."""
+def _multiclass(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """logits: (n, classes); labels: (n,)."""
     predicted = logits.argmax(axis=1)
     return {
-        "accuracy": float(sk.accuracy_score(labels, predicted)),
-        "balanced_accuracy": _balanced_accuracy(labels, predicted),
-        "cohen_kappa": _quiet(sk.cohen_kappa_score, labels, predicted),
-        "f1_weighted": _quiet(sk.f1_score, labels, predicted, average="weighted", zero_division=0),
+        "accuracy": sk.accuracy_score(labels, predicted),
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted),
+        "cohen_kappa": sk.cohen_kappa_score(labels, predicted),
+        "f1_weighted": sk.f1_score(labels, predicted, average="weighted", zero_division=0),
     }
 
 
-def regression_metrics(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """outputs, targets: (n, outputs) -> pearson, r2 and rmse, each the mean over outputs."""
+def _regression(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """outputs, targets: (n, outputs); each metric is the mean over outputs."""
     outputs, targets = outputs.reshape(len(targets), -1), targets.reshape(len(targets), -1)
-    correlations = [_quiet_pearson(outputs[:, i], targets[:, i]) for i in range(targets.shape[1])]
+    pairs = zip(outputs.T, targets.T, strict=True)
+    r2 = sk.r2_score(targets, outputs, force_finite=False)
     return {
-        "pearson": float(np.mean(correlations)),
-        "r2": _r2(outputs, targets),
-        "rmse": float(np.mean(np.sqrt(np.mean((outputs - targets) ** 2, axis=0)))),
+        "pearson": np.mean([pearsonr(*pair).statistic if len(targets) > 1 else math.nan for pair in pairs]),
+        "r2": r2 if math.isfinite(r2) else math.nan,  # infinite where targets do not vary
+        "rmse": np.mean(np.sqrt(np.mean((outputs - targets) ** 2, axis=0))),
     }
 
 
 def compute(task: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Metrics of a task (a key of METRICS) from the logits and labels of every sample of a set."""
-    functions = {"binary": binary_metrics, "multiclass": multiclass_metrics, "regression": regression_metrics}
-    return functions[task](np.asarray(logits, dtype=np.float64), np.asarray(labels))
+    """Compute the METRICS of a task from the logits and labels of every sample of a set."""
+    function = {"binary": _binary, "multiclass": _multiclass, "regression": _regression}[task]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a class without samples, say: the numbers show it
+        values = function(np.asarray(logits, dtype=np.float64), np.asarray(labels))
+    return {name: float(value) for name, value in values.items()}
 
 
 class BestEpoch:
@@ -117,26 +121,3 @@ class BestEpoch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.epoch, self.stats, self.waited = state["epoch"], dict(state["stats"]), state["waited"]
-
-
-def _r2(outputs: np.ndarray, targets: np.ndarray) -> float:
-    """Return the mean over outputs; NaN if targets do not vary, where scikit-learn's default would be 0 or 1."""
-    if len(targets) < 2:
-        return math.nan
-    value = _quiet(sk.r2_score, targets, outputs, force_finite=False)
-    return value if math.isfinite(value) else math.nan
-
-
-def _balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
-    return _quiet(sk.balanced_accuracy_score, labels, predicted)
-
-
-def _quiet(function, *arguments, **options) -> float:  # type: ignore[no-untyped-def]  # scikit-learn's own signatures
-    """Call a metric whose warnings (a class without samples, say) the numbers already show."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return float(function(*arguments, **options))
-
-
-def _quiet_pearson(output: np.ndarray, target: np.ndarray) -> float:
-    return _quiet(lambda a, b: pearsonr(a, b).statistic, output, target) if len(output) > 1 else math.nan

@@ -9,14 +9,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from errors import InputError, Interrupted
 from files import code_version, plain, sha256, write_json
@@ -24,8 +24,8 @@ from layers import load_strictly
 from optim_factory import MAX_NONFINITE, Update
 from training import checkpoints
 from training.checkpoints import digest_of_weights
-from training.log import MetricLog, Progress, RunLog, duration, environment, list_windows
-from utils import EXIT_CODES, Run
+from training.log import MetricLog, Progress, RunLog, environment, list_windows
+from utils import EXIT_CODES, Run, gather
 
 logger = logging.getLogger(__name__)
 
@@ -41,36 +41,26 @@ ORDER = {"processes", "train data", "--batch_size", "--seed", "--dataset_order",
 ORDER |= {f"--{name}" for name in ACCUMULATION}
 
 
-def make_fingerprint(
-    args: argparse.Namespace, update: Update, data: Mapping[str, Any], weights: Mapping[str, str]
-) -> dict[str, Any]:
-    """Collect what decides the numbers of a run, for its checkpoints. Arguments: as for TrainingState."""
+def describe_settings(args: argparse.Namespace, update: Update, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect what decides the numbers of a run, for its checkpoints. inputs: summaries of data and weights."""
     flags = {name: value for name, value in vars(args).items() if name not in FREE_FLAGS}
+    flags |= {name: update.accumulation for name in ACCUMULATION if name in flags}
     return {
-        "flags": plain(flags | {name: update.accumulation for name in ACCUMULATION if name in flags}),
-        "data": {name: dict(values) for name, values in data.items()},
-        "weights": dict(weights),
+        **plain({f"--{name}": value for name, value in flags.items()}),
+        **inputs,
         "processes": update.run.processes,
         "device": update.run.device.type,
         "precision": str(update.run.amp_dtype or update.run.dtype).removeprefix("torch."),
-        "code": {"version": code_version(), "torch": str(torch.__version__)},
+        "code version": code_version(),
+        "torch version": str(torch.__version__),
     }
 
 
-def differences(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, str]:
-    """Name what differs between two fingerprints, each with its value and the one before."""
-    old, new = _flat(saved), _flat(current)
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """Name the settings that differ, each with its value and the one before."""
     # A flag that was not there, or is switched off, is no difference.
     changed = [name for name in sorted(old | new) if (old.get(name) or None) != (new.get(name) or None)]
     return {name: f"{name} is {new.get(name)} (before: {old.get(name)})" for name in changed}
-
-
-def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    flat = {name: fingerprint[name] for name in ("processes", "device", "precision")}
-    flat |= {f"{name} of the code": fingerprint["code"].get(name) for name in ("version", "torch")}
-    for part, pattern in {"flags": "--{}", "data": "{} data", "weights": "{} weights"}.items():
-        flat |= {pattern.format(name): value for name, value in fingerprint[part].items()}
-    return flat
 
 
 class TrainingState:
@@ -96,9 +86,10 @@ class TrainingState:
         """
         self.model, self.update, self.run, self.stage = model, update, run, stage
         self.extras, self.data_set = extras or {}, data_set
-        self.fingerprint = make_fingerprint(args, update, data or {}, weights or {})
-        self.epochs = args.epochs
-        self.flags = plain(vars(args))
+        self.inputs = {f"{name} data": summary for name, summary in (data or {}).items()}
+        self.inputs |= {f"{name} weights": digest for name, digest in (weights or {}).items()}
+        self.settings = describe_settings(args, update, self.inputs)
+        self.epochs, self.flags = args.epochs, plain(vars(args))
         self.save_every = args.save_ckpt_freq if args.save_ckpt else None
         self.save_seconds = args.save_every_minutes * 60 if args.save_ckpt else 0.0
         self.keep_last = args.keep_last
@@ -123,8 +114,7 @@ class TrainingState:
 
         Returns the epoch to continue with; `steps()` begins at the right step of it.
         """
-        same = {**self.fingerprint["data"], **self.fingerprint["weights"]}
-        self.run.check_same(same, "start all machines with the same data")
+        self.run.check_same(self.inputs, "start all machines with the same data")
         newest = self.run.run_on_rank0(lambda: self._find(args))
         if newest is None:
             self.epoch = int(args.start_epoch)
@@ -140,21 +130,19 @@ class TrainingState:
 
     def _find(self, args: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
         """Find the checkpoint to continue. A command with --resume that is started again continues its own last one."""
-        folder, newest = self.run.output_dir, None
+        folder = self.run.output_dir
         for part in folder.glob(".*.part"):  # of a process that was killed while it wrote
             part.unlink(missing_ok=True)
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         if not args.resume:
+            restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
             return checkpoints.read_newest(folder) if args.auto_resume or restarted else None
-        if args.resume.is_file():  # if not, reading it says what to do
-            self.resumed_from = sha256(args.resume)
-            try:
-                newest = checkpoints.read_newest(folder)
-            except InputError as error:  # the file of --resume may be the way out
-                logger.warning("%s", error)
-        if newest is not None and newest[1].get("resumed_from") == self.resumed_from:
-            return newest
-        return args.resume, checkpoints.read(args.resume)
+        given = args.resume, checkpoints.read(args.resume)
+        self.resumed_from = sha256(args.resume)
+        with suppress(InputError):  # if all in the folder are damaged, the file of --resume is the way out
+            newest = checkpoints.read_newest(folder)
+            if newest is not None and newest[1].get("resumed_from") == self.resumed_from:
+                return newest
+        return given
 
     def _continue(self, path: Path, state: dict[str, Any], *, anyway: bool) -> None:
         weights = checkpoints.model_state(state, path)
@@ -166,7 +154,7 @@ class TrainingState:
             )
         self.resumed_from = self.resumed_from or state.get("resumed_from")
         self.epoch, self.step = int(state["epoch"]) + 1, int(state["step"])
-        self._compare(state.get("fingerprint"), path, anyway=anyway)
+        self._compare(state.get("settings", self.settings), path, anyway=anyway)
         load_strictly(self.model.module, weights, where=str(path))
         self.update.load_state_dict(state["update"] | {"optimizer": state["optimizer"], "scaler": state["scaler"]})
         for name, extra in self.extras.items():
@@ -176,22 +164,21 @@ class TrainingState:
         if self.step:
             self._continued = state["processes"][self.run.rank]
         self.run.run_on_rank0(lambda: self._cut_files(path, state))
-        place = f"step {self.step} of epoch {self.epoch}" if self.step else f"epoch {self.epoch} of {self.epochs}"
-        done = self.epoch >= self.epochs
-        logger.info("Continuing from %s: %s.", path, f"all {self.epochs} epochs are done" if done else place)
+        logger.info("Continuing from %s: step %d of epoch %d of %d.", path, self.step, self.epoch, self.epochs)
 
-    def _compare(self, saved: dict[str, Any] | None, path: Path, *, anyway: bool) -> None:
+    def _compare(self, saved: dict[str, Any], path: Path, *, anyway: bool) -> None:
         """Warn of differences from the run that made a checkpoint. Inside an epoch, refuse a change of its windows."""
-        changed = differences(saved, self.fingerprint) if saved else {}
+        changed = differences(saved, self.settings)
         if changed:
             logger.warning("%s is continued with other settings: %s.", path, "; ".join(changed.values()))
-        if not self.step or not ORDER & changed.keys():
+        moved = [changed[name] for name in sorted(ORDER & changed.keys())]
+        if not self.step or not moved:
             return
         if not anyway:
             raise InputError(
                 f"{path} is from inside epoch {self.epoch}, whose steps would now hold other windows: "
-                f"{'; '.join(changed[name] for name in sorted(ORDER & changed.keys()))}: start it as before, begin the "
-                "epoch again with --resume_anyway, or resume a checkpoint of a whole epoch with --resume FILE"
+                f"{'; '.join(moved)}: start it as before, begin the epoch again with --resume_anyway, or resume a "
+                "checkpoint of a whole epoch with --resume FILE"
             )
         logger.warning("Steps hold other windows than in %s: epoch %d begins again.", path, self.epoch)
         self.step = 0
@@ -202,7 +189,7 @@ class TrainingState:
         if self.save_every is not None and path.resolve() != latest.resolve():
             checkpoints.copy(path, latest)
         self.run_log.cut(self.epoch, self.step)
-        checkpoints.restore_best(self.run.output_dir, state)
+        checkpoints.restore_best(self.run.output_dir, state, path)
 
     # The loop
 
@@ -287,16 +274,13 @@ class TrainingState:
 
     def _report_bad_step(self, loader: Any) -> None:
         """Name the windows of a step whose loss or gradient is not finite; stop if asked to or after too many."""
-        finite = [bool(one) for one in self.update.finite]
         keys = loader.batch_sampler.step_keys(self.epoch, self.step)
         own = [
-            {**loader.dataset.describe(key), "loss_finite": ok}
-            for ok, batch in zip(finite, keys, strict=True)
+            {**loader.dataset.describe(key), "loss_finite": bool(finite)}
+            for finite, batch in zip(self.update.finite, keys, strict=True)
             for key in batch
         ]
-        gathered: list[Any] = [None] * self.run.processes
-        dist.all_gather_object(gathered, own)
-        windows = [window for part in gathered for window in part]
+        windows = [window for part in gather(own) for window in part]
         # First those that must be the cause, then those of micro-batches with a bad loss, then the largest values.
         windows.sort(key=lambda window: (window["finite"], window["loss_finite"], -window["largest_uv"]))
         line = {"epoch": self.epoch, "step": self.step, "taken": False, "windows": windows}
@@ -311,10 +295,9 @@ class TrainingState:
         logger.warning("%s.", text)
 
     def _numbers(self, progress: Progress, epoch: int) -> str:
-        done = progress.done + 1
-        left = progress.seconds / (done - progress.first) * (progress.total * (self.epochs - epoch) - done)
-        rate = self.samples / max(self.seconds, 1e-9)
-        return f"loss {self.log.mean('loss'):.4f}, lr {self.update.lr:.2g}, {rate:.1f} samples/s, left {duration(left)}"
+        steps = progress.total * (self.epochs - epoch) - progress.done - 1
+        left, rate = tqdm.format_interval(progress.step_seconds * steps), self.samples / max(self.seconds, 1e-9)
+        return f"loss {self.log.mean('loss'):.4f}, lr {self.update.lr:.2g}, {rate:.1f} samples/s, left {left}"
 
     def finish_epoch(self, epoch: int, stats: dict[str, Any] | None = None, *, best: bool = False) -> dict[str, Any]:
         """Write the epoch's line to log.txt and TensorBoard, and the checkpoints. Every process must call it.
@@ -355,15 +338,14 @@ class TrainingState:
             return
         numbers = {"log": self.log.state_dict(), "seconds": self.seconds, "skipped_steps": self.skipped_steps}
         own = self._continued or self._mark | numbers  # before a continued epoch's first step still the checkpoint's
-        gathered: list[Any] = [None] * self.run.processes
-        dist.all_gather_object(gathered, own)
+        gathered = gather(own)
         numbered = whole_epoch and self.epoch % self.save_every == 0
         self.run.run_on_rank0(lambda: self._write(self._checkpoint(gathered), numbered=numbered, best=best))
         self._saved = time.monotonic()
 
     def _checkpoint(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
         update = self.update.state_dict()
-        state = {
+        return {
             "model": self.model.module.state_dict(),
             "optimizer": update.pop("optimizer"),
             "scaler": update.pop("scaler"),
@@ -375,9 +357,9 @@ class TrainingState:
             "extras": {name: extra.state_dict() for name, extra in self.extras.items()},
             "processes": processes,
             "resumed_from": self.resumed_from,
-            "fingerprint": self.fingerprint,
+            "settings": self.settings,
+            **({"data_set": self.data_set} if self.data_set else {}),
         }
-        return state if self.data_set is None else state | {"data_set": self.data_set}
 
     def _write(self, state: dict[str, Any], *, numbered: bool, best: bool) -> None:
         folder = self.run.output_dir
@@ -391,10 +373,7 @@ class TrainingState:
     def _stop(self, number: signal.Signals) -> NoReturn:
         """Save and end the run; all processes call it at the same moment."""
         self.save()
-        onward = "the same command continues from here"
-        if self.save_every is None:
-            onward = "nothing is saved (--no_save_ckpt)"
-        elif not self.flags["auto_resume"] and not self.flags["resume"]:
-            onward = f"{onward}, without --no_auto_resume"
+        saved = self.save_every is not None
+        onward = "the same command continues from here" if saved else "nothing is saved (--no_save_ckpt)"
         place = f"after step {self.step} of epoch {self.epoch}"
         raise Interrupted(f"stopped by {number.name} {place}; {onward}", EXIT_CODES[number])
