@@ -154,7 +154,10 @@ class TrainingState:
             )
         self.resumed_from = self.resumed_from or state.get("resumed_from")
         self.epoch, self.step = int(state["epoch"]) + 1, int(state["step"])
-        self._compare(state.get("settings", self.settings), path, anyway=anyway)
+        if "settings" in state:
+            self._compare(state["settings"], path, anyway=anyway)
+        else:
+            logger.warning("%s does not say with which settings it was made: they are not compared.", path)
         load_strictly(self.model.module, weights, where=str(path))
         self.update.load_state_dict(state["update"] | {"optimizer": state["optimizer"], "scaler": state["scaler"]})
         for name, extra in self.extras.items():
