@@ -61,7 +61,7 @@ def test_the_runs_have_what_could_differ() -> None:
         assert len({line["train_loss"] for line in lines}) == EPOCHS[stage], "nothing was learnt"
 
 
-@pytest.mark.parametrize(("stage", "number"), itertools.product(STAGES, range(RUNS)))
+@pytest.mark.parametrize(("stage", "number"), list(itertools.product(STAGES, range(RUNS))))
 def test_a_run_stopped_at_random_moments_ends_as_one_that_never_stopped(
     stage: str, number: int, tmp_path: Path
 ) -> None:
