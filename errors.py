@@ -165,8 +165,13 @@ def _translate(error: Exception, flags: dict[str, Any], processes: int) -> Input
         )
     if isinstance(error, RuntimeError) and any(sign in text for sign in NO_MEMORY):
         reason = ". ".join(reason.split(". ")[:2])  # how much was wanted; what follows says who holds the rest
-        ways = ["lower --batch_size", *(["add --grad_checkpoint"] if flags.get("grad_checkpoint") is False else [])]
-        ways += ["use shorter windows or a smaller model"]
+        learns = not (flags.get("eval") or flags.get("linear_probe"))  # else no block keeps anything for its gradient
+        ways = ["use shorter windows or a smaller model"]
+        if learns and flags.get("grad_checkpoint") is False:
+            ways.insert(0, "add --grad_checkpoint")
+        if flags.get("batch_size", 1) > 1:
+            same = " (--total_batch_size N keeps the windows of a step)" if "total_batch_size" in flags else ""
+            ways.insert(0, f"lower --batch_size {flags['batch_size']}{same}")
         return UsageError(f"--device {flags.get('device', 'cpu')} has too little memory ({reason}): {', '.join(ways)}")
     if type(error).__module__.startswith(COMPILER_MODULES):
         return InputError(f"--compile: torch.compile failed ({reason}): leave it out with --no_compile")

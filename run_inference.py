@@ -111,6 +111,8 @@ def infer(args: argparse.Namespace) -> None:
     usual_window = model.description.window_seconds or None
     options = Options(pipeline, args.prepared, args.scale, args.window, args.stride, usual_window)
     recordings = list(find(args.input, options, split=args.split))
+    if args.split and not any(where.endswith(f", group {args.split}") for where, _ in recordings):
+        raise UsageError(f"--split {args.split}: is for labelled HDF5, and --input has none: leave the flag out")
     with output.results_file(args.output, _description(args, model)) as file:
         left_out = _infer(args, model, recordings, file)
         count = len(file)

@@ -39,7 +39,8 @@ FLAG_LIMITS = {
     **dict.fromkeys(("gradient_accumulation_steps", "codebook_n_emd", "codebook_emd_dim"), (1, math.inf)),
     **dict.fromkeys(("lora", "patience", "window_stride"), (1, math.inf)),  # the last in samples
     **dict.fromkeys(("seed", "start_epoch", "num_workers", "warmup_epochs", "keep_last"), (0, math.inf)),
-    **dict.fromkeys(("freeze_blocks", "lora_alpha"), (0, math.inf)),
+    "freeze_blocks": (0, math.inf),
+    "lora_alpha": (math.nextafter(0, 1), math.inf),
     **dict.fromkeys(("lr", "min_lr", "weight_decay", "weight_decay_end", "clip_grad", "opt_eps"), (0, math.inf)),
     **dict.fromkeys(("drop", "drop_path", "attn_drop_rate", "smoothing", "lora_dropout"), (0, ALMOST_ONE)),
     **dict.fromkeys(("ema_decay", "model_ema_decay", "layer_decay"), (0, 1)),

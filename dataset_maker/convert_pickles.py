@@ -102,7 +102,7 @@ def read(task: dict[str, Any]) -> mne.io.BaseRaw:
     """Put a recording's samples one behind the other; their labels go into the task."""
     samples = [read_sample(Path(path), KINDS[task["kind"]]) for path in (task["path"], *task["also"])]
     task["labels"] = [label for _, label in samples]
-    volts = np.concatenate([signal for signal, _ in samples], axis=1) * 1e-6
+    volts = np.concatenate([signal for signal, _ in samples], axis=1).astype(np.float64) * 1e-6
     info = mne.create_info(list(tuh.ELECTRODES), float(RATE), "eeg")
     return mne.io.RawArray(volts, info, verbose="error")
 

@@ -112,7 +112,7 @@ def in_shards(plan: Plan, tasks: Sequence[Task], *, others_allowed: bool) -> dic
     others = [entry["path"] for entry in entries if entry["path"] not in keys]
     changed = [entry["path"] for entry in entries if entry["key"] not in keys.get(entry["path"], {entry["key"]})]
     if changed:
-        held = f"{changed[0]} as it was before it changed, or made with other flags"
+        held = f"{changed[0]} as it was before it changed, or made with other flags or by another version"
     elif others and not others_allowed:
         held = f"{len(others)} recordings that are not among these, such as {others[0]}"
     else:
@@ -186,8 +186,12 @@ def join(plan: Plan, tasks: Sequence[Task], entries: Mapping[str, Entry]) -> Non
             parts = {plan.part(task): entries[plan.key(task)] for task in job if plan.key(task) in entries}
             name = f"{number:05d}-{digest_of(entry['key'] for entry in parts.values())[:8]}"
             futures += [threads.submit(_join, plan, name, parts)] if parts else []
-        for future in futures:
-            future.result()
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:  # a signal, too: what is under way ends, the rest is left for the next start
+            threads.shutdown(cancel_futures=True)
+            raise
     for path in plan.parts.iterdir():  # of recordings that are gone
         path.unlink()
 

@@ -13,6 +13,7 @@ sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by 
 
 import argparse
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,9 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
             tasks.append(task | {"split": split, "label": int(parts[3]) - 1})
     if not tasks:
         raise InputError(f"--root {args.root}: no SubjectNN_1.edf (rest), SubjectNN_2.edf (task) there")
+    halves = Counter(task["subject"] for task in tasks)
+    if single := [subject for subject, count in halves.items() if count == 1]:
+        print(f"warning: only one of the two recordings is there: {', '.join(single)}", file=sys.stderr)
     if args.folds is None:
         return replace(DATA_SET, expected=labelled.published_counts("MentalArithmetic")), tasks
     split_of = sources.folds((task["subject"] for task in tasks), args.folds, args.fold)

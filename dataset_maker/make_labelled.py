@@ -96,7 +96,10 @@ def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
         text = pd.read_csv(path, encoding="utf-8-sig", **options)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as CSV (UTF-8, commas, decimal points): {reason}") from None
+        raise InputError(
+            f"{path}: cannot be read as CSV (UTF-8, commas, decimal points, quotation marks around texts with commas): "
+            f"{reason}"
+        ) from None
     text = text.apply(lambda column: column.str.strip()).set_axis(text.index + 1)
     columns = text.iloc[0].to_list()
     targets = _check_columns(columns, f"{path}, line 1")
@@ -161,12 +164,23 @@ def choose_window(table: "pd.DataFrame", window: int | None, stride: float | Non
     return window, float(window) if stride is None else stride
 
 
+def _number(label: str) -> float | str:
+    try:
+        return float(label)
+    except ValueError:
+        return label
+
+
 def choose_classes(labels: "pd.Series", wanted: Sequence[str] | None, where: str) -> list[str]:
     """Return the classes in order: as wanted, else sorted, as numbers if all are. Raises InputError."""
     classes = list(wanted or sorted(set(labels)))
     if not wanted:
         with suppress(ValueError):  # texts
             classes.sort(key=float)
+        if len({_number(label) for label in classes}) < len(classes):
+            raise InputError(
+                f"{where}: some labels are one number in two spellings, such as 1 and 1.0; use one of them"
+            )
     if len(set(classes)) < len(classes):
         raise UsageError(f"--classes {' '.join(classes)}: names one twice")
     for line, label in labels[~labels.isin(classes)].items():

@@ -50,6 +50,8 @@ def find_root(root: Path, tree: str) -> Path:
     for folder in (root, root / "edf"):
         if all((folder / part).is_dir() for part in PARTS):
             return folder
+    if not root.is_dir():
+        raise InputError(f"--root {root}: there is no such folder")
     raise InputError(f"--root {root}: no folders {' and '.join(PARTS)} there; name the folder that holds {tree}")
 
 

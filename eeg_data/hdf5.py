@@ -5,6 +5,7 @@ Works without torch. `pretraining_files.py` and `labelled_files.py` say what the
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,6 +22,9 @@ OPEN_FILES = 64  # handles that a process keeps
 OPEN_DATASETS = 1024  # that a process keeps, of all its files; each takes 40 KB and at most CHUNK_CACHE
 CHUNK_CACHE = 2**17  # bytes: a usual chunk is read in one piece; more gains nothing where windows are shuffled
 CHUNK_SLOTS = 11
+
+Datasets = dict[str, tuple[h5py.Dataset, int, int]]  # open ones of a file by name; the system's handle, its size
+_opened: deque[tuple[Datasets, str]] = deque()  # data sets of this process, in the order of opening
 
 
 @contextmanager
@@ -47,7 +51,7 @@ def open_file(path: Path) -> h5py.File:
 
     Raises InputError if it cannot be read.
     """
-    return _open_file(path, os.getpid())  # a forked process must not share handles
+    return _open_file(path, os.getpid())[0]  # a forked process must not share handles
 
 
 def open_dataset(path: Path, name: str) -> h5py.Dataset:
@@ -55,10 +59,38 @@ def open_dataset(path: Path, name: str) -> h5py.Dataset:
 
     Raises InputError as `open_file` does, for missing sources, and for a file that was cut short since it was opened.
     """
-    dataset, _, handle, size = _open_dataset(path, name, os.getpid())
+    file, datasets = _open_file(path, os.getpid())
+    if name not in datasets:
+        dataset = file[name]
+        if dataset.is_virtual:  # its sources may have gone since it was listed
+            check_stored(dataset, f"{path}, {printable(name)}")
+        stored_in = dataset.file.id  # another file behind an external link
+        datasets[name] = dataset, stored_in.get_vfd_handle(), stored_in.get_filesize()
+        _opened.append((datasets, name))
+        if len(_opened) > OPEN_DATASETS:
+            longest, first = _opened.popleft()
+            longest.pop(first, None)
+    dataset, handle, size = datasets[name]
     if os.fstat(handle).st_size < size:  # HDF5 reads zeros where a file ends too early
         raise InputError(f"{path} was cut short since it was opened: make it again")
     return dataset
+
+
+@lru_cache(OPEN_FILES)
+def _open_file(path: Path, process: int) -> tuple[h5py.File, Datasets]:
+    """Open a file and a place for its data sets, which HDF5 closes with it."""
+    try:
+        return h5py.File(path, "r", locking=False, rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=CHUNK_SLOTS), {}
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file; give the path of one that a maker has made") from error
+    except Exception as error:  # not only OSError where the first bytes are damaged
+        raise InputError(f"{path} is no readable HDF5 file (damaged or cut short): make it again") from error
+
+
+def close_files() -> None:
+    """Forget all files and data sets, so that changed ones are opened again."""
+    _opened.clear()
+    _open_file.cache_clear()
 
 
 def read_signal(path: Path, name: str, place: Any, where: str) -> np.ndarray:
@@ -66,32 +98,6 @@ def read_signal(path: Path, name: str, place: Any, where: str) -> np.ndarray:
     with readable(where, "make the file again or leave it out"), np.errstate(over="ignore"):
         # float64 beyond float32 is infinite to a model, too
         return open_dataset(path, name)[place].astype(np.float32, copy=False)
-
-
-@lru_cache(OPEN_FILES)
-def _open_file(path: Path, process: int) -> h5py.File:
-    try:
-        return h5py.File(path, "r", locking=False, rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=CHUNK_SLOTS)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file; give the path of one that a maker has made") from error
-    except Exception as error:  # not only OSError where the first bytes are damaged
-        raise InputError(f"{path} is no readable HDF5 file (damaged or cut short): make it again") from error
-
-
-@lru_cache(OPEN_DATASETS)
-def _open_dataset(path: Path, name: str, process: int) -> tuple[h5py.Dataset, h5py.File, int, int]:
-    file = open_file(path)  # held, too: HDF5 closes it as soon as nobody does
-    dataset = file[name]
-    if dataset.is_virtual:  # its sources may have gone since it was listed
-        check_stored(dataset, f"{path}, {printable(name)}")
-    stored_in = dataset.file.id  # another file behind an external link
-    return dataset, file, stored_in.get_vfd_handle(), stored_in.get_filesize()
-
-
-def close_files() -> None:
-    """Forget all files and data sets, so that changed ones are opened again."""
-    _open_dataset.cache_clear()
-    _open_file.cache_clear()
 
 
 def check_stored(dataset: h5py.Dataset, where: str) -> None:

@@ -110,6 +110,8 @@ def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
     usable = UsableSamples(parts)
     if not len(usable):
         raise InputError(f"{where}: no sample can be used: make the file again")
+    if usable.left_out:
+        logger.warning("%s: %d samples touch unusable seconds and are left out.", where, usable.left_out)
     factor = unit_factor(options, usable.quality, where)
 
     def read(number: int) -> np.ndarray:

@@ -44,7 +44,7 @@ class Options:
     window: int | None = None  # s; None: `usual_window`
     stride: float | None = None  # s; None: the window
     usual_window: int | None = None  # s; a classifier's own; None: as many as 256 patches allow, 16 at most
-    logged: set[str] = field(default_factory=set)  # notes that are not logged again; it grows
+    logged: set[tuple[str, str]] = field(default_factory=set)  # notes that are not logged again; it grows
 
     def __post_init__(self) -> None:
         """Raise UsageError for values that are not allowed."""
@@ -59,11 +59,11 @@ class Options:
         if not self.prepared and rate != SAMPLING_RATE:
             raise UsageError(f"a pipeline to {rate or 'the rate of the source'}: the models take {SAMPLING_RATE} Hz")
 
-    def log(self, text: str, where: str, level: int = logging.WARNING) -> None:
-        """Log a note on a recording, if it was not logged for another one already."""
-        if text not in self.logged:
+    def log(self, text: str, where: str, level: int = logging.WARNING, *, of: str = "") -> None:
+        """Log a note on a recording, if it was not logged before. of: what it counts for; empty: all recordings."""
+        if (of, text) not in self.logged:
             logger.log(level, "%s: %s.", where, text)
-        self.logged.add(text)
+        self.logged.add((of, text))
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def prepared_windows(
             "name another folder in the environment variable TMPDIR"
         ) from error
     for note in prepared.report["notes"]:
-        options.log(note, where)
+        options.log(note, where, of=where.partition(", epoch ")[0])  # once for all epochs
     _log_dropped(prepared.report["dropped"], where, options)
     factor, eeg = unit_factor(options, prepared.quality, where), prepared.eeg
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from eeg_data.hdf5 import printable
 from errors import InputError, one_line
-from training.metrics import SELECT_BY, BestEpoch, compute
+from training.metrics import METRICS, SELECT_BY, BestEpoch, compute
 
 STAGE_SIGNS = {"train_quant_loss": "tokenizer", "train_mlm_acc": "pretraining"}
 SAME_VALUE = 5e-5  # half of the last printed digit: batches of another size round differently
@@ -94,9 +94,12 @@ def read_runs(folders: Sequence[Path], *, select_by: str | None = None) -> tuple
     select_by: a metric that replaces the paper's rule. Raises UsageError if the task of a run does not have it.
     """
     notes: list[str] = []
-    places = list(dict.fromkeys(place for folder in folders for place in run_folders(folder, notes)))
+    places: dict[Path, Path] = {}  # each run once, however its folder is written
+    for folder in folders:
+        for place in run_folders(folder, notes):
+            places.setdefault(place.resolve(), place)
     runs = []
-    for folder, label in zip(places, map(printable, short_names(places)), strict=True):
+    for folder, label in zip(places.values(), map(printable, short_names([*places.values()])), strict=True):
         own: list[str] = []
         runs.append(read_run(folder, label, own, select_by=select_by))
         notes += [f"{label}: {note}" for note in own]
@@ -118,7 +121,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     """Return the ends of the paths, as long as needed to tell them apart."""
     parts = [folder.absolute().parts for folder in folders]
     length = 1
-    while len({part[-length:] for part in parts}) < len(parts):
+    while len({part[-length:] for part in parts}) < len(parts) and length < max(map(len, parts)):
         length += 1
     return ["/".join(part[-length:]) for part in parts]
 
@@ -152,14 +155,15 @@ def read_log(path: Path, notes: list[str]) -> list[dict[str, float]]:
         try:
             line = {str(n): math.nan if v is None else float(v) for n, v in json.loads(text).items()}
             by_epoch[int(line["epoch"])] = line
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             notes.append(f"line {number} of {len(texts)} of log.txt is damaged or cut off, and left out")
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def _read_environment(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        values = dict(json.loads(path.read_text(encoding="utf-8")))
+        return values | {name: dict(values.get(name, {})) for name in ("flags", "hardware")}
     except (OSError, ValueError, TypeError):
         reason = "cannot be read" if path.exists() else "is missing"
         notes.append(f"environment.json {reason}: the settings are unknown, and whether the run is finished")
@@ -176,7 +180,11 @@ def _judge(run: RunResult, select_by: str | None, notes: list[str]) -> bool:
     evaluated = measured.dropna(how="all") if measured.notna().any(axis=None) else measured
     run.select_by = select_by or SELECT_BY[run.task]
     best = BestEpoch(run.select_by, run.task)  # the rule of training
-    trained = BestEpoch(run.flags.get("select_by") or SELECT_BY[run.task], run.task, patience=run.flags.get("patience"))
+    trained_by = run.flags.get("select_by")
+    trained_by = trained_by if trained_by in METRICS[run.task] else SELECT_BY[run.task]
+    trained = BestEpoch(trained_by, run.task, patience=run.flags.get("patience"))
+    if trained_by != run.select_by:
+        notes.append(f"trained with --select_by {trained_by}, judged here by {run.select_by} (--select_by changes it)")
     for epoch, line in evaluated.iterrows():
         best.update(int(epoch), line.to_dict())
         trained.update(int(epoch), line.to_dict())
@@ -203,7 +211,7 @@ def _add_predictions(run: RunResult, split: str, notes: list[str]) -> None:
     else:
         if preds.epoch != run.epoch:
             notes.append(f"{path.name} is of epoch {preds.epoch}, {run.rule} selects epoch {run.epoch}: it is left out")
-        elif abs(value - logged) > SAME_VALUE:
+        elif not abs(value - logged) <= SAME_VALUE:  # a logged NaN agrees with nothing
             notes.append(
                 f"{path.name} and log.txt do not agree on epoch {preds.epoch} ({name} {value:.4f} and {logged:.4f}): "
                 "the file, of other data or weights, is left out"

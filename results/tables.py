@@ -145,6 +145,8 @@ def make_groups(runs: Sequence[RunResult], notes: list[str]) -> list[Group]:
         for seed in sorted({seed for seed in seeds if seed is not None and seeds.count(seed) > 1}):
             same = " and ".join(run.label for run in group.runs if run.flags.get("seed") == seed)
             notes.append(f"{same} have the same seed {seed} and settings: they are not independent runs")
+        if len(versions := {str(run.environment.get("code_version")) for run in group.runs}) > 1:
+            notes.append(f"runs of {len(versions)} code versions are averaged: {', '.join(sorted(versions))}")
     return groups
 
 

@@ -77,7 +77,10 @@ CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: c
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(CUDA), LIBRARY, CPU], ids=["cuda", "library", "cpu"])
 def test_every_way_in_which_torch_lacks_memory_is_one_line(error: Exception) -> None:
-    with pytest.raises(UsageError) as raised, friendly_error(Namespace(device="cuda", grad_checkpoint=False)):
+    with (
+        pytest.raises(UsageError) as raised,
+        friendly_error(Namespace(device="cuda", grad_checkpoint=False, batch_size=8)),
+    ):
         raise error
     text = only_line(raised, "--device cuda has too little memory", "lower --batch_size", "add --grad_checkpoint")
     assert "4711" not in text

@@ -193,9 +193,14 @@ def test_windows_of_more_files_than_stay_open_are_right(tmp_path: Path) -> None:
     recordings = [recording for path in paths for recording in read_recordings(path)]
     for which in np.random.default_rng(0).integers(n, size=300):
         assert (recordings[which].read(100, 200) == which).all()
+    assert len(open_ones(paths)) <= hdf5.OPEN_FILES
     hdf5.close_files()
-    open_files = {os.path.realpath(entry) for entry in Path("/proc/self/fd").iterdir()}
-    assert not open_files & set(map(str, paths))
+    assert not open_ones(paths)
+
+
+def open_ones(paths: list[Path]) -> set[str]:
+    """Return those of the files that this process holds open."""
+    return {os.path.realpath(entry) for entry in Path("/proc/self/fd").iterdir()} & set(map(str, paths))
 
 
 def test_texts_and_numbers_are_read_however_they_were_stored(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def test_regression_keeps_targets_in_order_and_names_them(tmp_path: Path) -> Non
         ("10 9 x", (), ["10", "9", "x"]),
         ("b b", ("b", "a"), ["b", "a"]),
         ("a a", (), "only label"),
+        ("1 1.0 2", (), "two spellings"),
         ("a c", ("a", "b"), "line 3, column label: 'c'"),
         ("a b", ("a", "b", "a"), "twice"),
     ],

@@ -232,10 +232,10 @@ def test_predictions_that_give_other_metrics_than_the_log_are_left_out(tmp_path:
     assert f"predictions-test.npz and log.txt do not agree on epoch {best}" in note and set(run.predictions) == {"val"}
 
 
-def test_runs_are_taken_in_the_order_of_their_seeds(tmp_path: Path) -> None:
+def test_runs_are_taken_once_in_the_order_of_their_seeds(tmp_path: Path) -> None:
     for seed in (10, 2, 0):
         write_run(tmp_path / f"seed-{seed}", seed)
-    runs, _ = read_runs([tmp_path, tmp_path / "seed-2"])
+    runs, _ = read_runs([tmp_path, tmp_path / "seed-2", tmp_path / "seed-10" / ".." / "seed-2"])
     assert [run.label for run in runs] == ["seed-0", "seed-2", "seed-10"]
 
 

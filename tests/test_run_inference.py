@@ -344,6 +344,7 @@ def test_flags_that_are_not_allowed_are_one_line_and_write_nothing(
         ("predict", "--plot a.jpg", ".png"),
         ("predict", "--device abacus", "--device abacus"),
         ("predict", "--checkpoint missing.pth", "missing.pth"),
+        ("predict", "--split test", "--split test"),
         ("predict", "--input nowhere", "nowhere: does not exist; correct --input"),
         ("embed", "--prepared --notch 60", "--notch: --prepared"),
     ]

@@ -268,7 +268,8 @@ def test_a_run_that_goes_back_sets_the_best_checkpoint_of_a_later_epoch_aside(tm
         assert train(tmp_path, task) == 0
         back = ["--resume", tmp_path / "checkpoint-1.pth"]
         assert train(tmp_path, task, *back, epochs=2) == 0  # trains nothing
-        assert best_epochs(tmp_path) == {"checkpoint-best.previous.pth": 2}
+        assert best_epochs(tmp_path) == {"checkpoint-best.previous.pth": 2, "checkpoint-best.pth": 0}
+        assert checkpoint(tmp_path / "checkpoint.previous.pth")["epoch"] == 2, "the newest state is kept"
         assert train(tmp_path, task, *back) == 0
         assert best_epochs(tmp_path)["checkpoint-best.pth"] == 2
 

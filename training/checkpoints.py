@@ -36,6 +36,7 @@ STAGES = {
     "classifier": "a classifier of stage 3 (run_class_finetuning.py)",
 }
 LATEST = "checkpoint.pth"  # of a run; other names in its folder are copies of what it once was
+OLD_LATEST = "checkpoint.previous.pth"  # what --resume FILE took the place of
 BEST, OLD_BEST = "checkpoint-best.pth", "checkpoint-best.previous.pth"  # of the selected epoch; of an older run
 URL = re.compile(r"(https?|file)://[^#]+#sha256=[0-9a-fA-F]{64}")
 
@@ -170,11 +171,34 @@ def restore_best(folder: Path, state: dict[str, Any], path: Path | None = None) 
     if path is not None and selected[0] == state["epoch"] and not state["step"]:
         copy(path, best)
     elif best.is_file():
-        with suppress(InputError):
-            if path is not None and _selection(read(best)) == selected:
-                return
+        if path is not None and _has_selected(best, selected):
+            return
         os.replace(best, folder / OLD_BEST)
-        logger.warning("%s is not of the epoch that this run has selected: it is now %s.", best, OLD_BEST)
+        numbered = folder / f"checkpoint-{selected[0]}.pth"
+        if path is not None and _has_selected(numbered, selected):
+            copy(numbered, best)
+            return
+        logger.warning(
+            "%s is not of the epoch that this run has selected: it is now %s, --eval takes %s until a better epoch.",
+            best,
+            OLD_BEST,
+            LATEST,
+        )
+
+
+def _has_selected(path: Path, selected: tuple[int | None, str]) -> bool:
+    """Whether a file is a whole checkpoint of a run that has selected this epoch."""
+    with suppress(InputError):
+        return path.is_file() and _selection(read(path)) == selected
+    return False
+
+
+def set_aside(latest: Path, source: Path) -> None:
+    """Rename a run's newest checkpoint before another file takes its place."""
+    old = latest.with_name(OLD_LATEST)
+    if latest.is_file() and source.resolve() != old.resolve():
+        os.replace(latest, old)
+        logger.warning("%s takes the place of %s, which is now %s.", source, latest, OLD_LATEST)
 
 
 def _selection(state: dict[str, Any]) -> tuple[int | None, str]:
@@ -241,6 +265,8 @@ def load_for_evaluation(
     check_stage(weights, [stage], path)
     load_strictly(model, weights, where=str(path))
     logger.info("Evaluating %s.", path)
+    if state.get("step"):
+        logger.warning("%s is from inside an epoch: log.txt has no line of it.", path)
     if not averaged and "model_ema" in state.get("extras", {}):
         logger.warning("%s: training evaluated the averaged weights that it also holds: --model_ema takes them.", path)
     epoch = state.get("epoch", 0)

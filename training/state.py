@@ -123,7 +123,7 @@ class TrainingState:
         else:
             self._continue(*newest, anyway=args.resume_anyway)
         self.update.step = self.epoch * self.update.steps_per_epoch + self.step
-        if self.run.is_main:
+        if self.run.is_main and self.epoch < self.epochs:  # a finished run keeps the flags it was trained with
             write_json(self.run.output_dir / "environment.json", environment(args, self.run))
         self.run.interruption.on_stop = self._stop
         return self.epoch
@@ -167,7 +167,9 @@ class TrainingState:
         if self.step:
             self._continued = state["processes"][self.run.rank]
         self.run.run_on_rank0(lambda: self._cut_files(path, state))
-        logger.info("Continuing from %s: step %d of epoch %d of %d.", path, self.step, self.epoch, self.epochs)
+        place = f"step {self.step} of epoch {self.epoch} of {self.epochs}"
+        done = f"all {self.epochs} epochs are done, nothing is trained (another run: another --output_dir)"
+        logger.info("Continuing from %s: %s.", path, place if self.epoch < self.epochs else done)
 
     def _compare(self, saved: dict[str, Any], path: Path, *, anyway: bool) -> None:
         """Warn of differences from the run that made a checkpoint. Inside an epoch, refuse a change of its windows."""
@@ -190,6 +192,7 @@ class TrainingState:
         """Bring the log and the checkpoints of the folder to the state of the checkpoint."""
         latest = self.run.output_dir / checkpoints.LATEST
         if self.save_every is not None and path.resolve() != latest.resolve():
+            checkpoints.set_aside(latest, path)
             checkpoints.copy(path, latest)
         self.run_log.cut(self.epoch, self.step)
         checkpoints.restore_best(self.run.output_dir, state, path)
