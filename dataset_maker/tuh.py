@@ -50,9 +50,8 @@ def find_root(root: Path, tree: str) -> Path:
     for folder in (root, root / "edf"):
         if all((folder / part).is_dir() for part in PARTS):
             return folder
-    if not root.is_dir():
-        raise InputError(f"--root {root}: there is no such folder")
-    raise InputError(f"--root {root}: no folders {' and '.join(PARTS)} there; name the folder that holds {tree}")
+    wrong = f"no folders {' and '.join(PARTS)} there" if root.is_dir() else "there is no such folder"
+    raise InputError(f"--root {root}: {wrong}; name the folder that holds {tree}")
 
 
 def split_subjects(args: argparse.Namespace, tasks: Sequence[dict[str, Any]]) -> None:
