@@ -5,6 +5,7 @@ Works without torch. `pretraining_files.py` and `labelled_files.py` say what the
 
 import math
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,8 +24,12 @@ OPEN_DATASETS = 1024  # that a process keeps, of all its files; each takes 40 KB
 CHUNK_CACHE = 2**17  # bytes: a usual chunk is read in one piece; more gains nothing where windows are shuffled
 CHUNK_SLOTS = 11
 
-Datasets = dict[str, tuple[h5py.Dataset, int, int]]  # open ones of a file by name; the system's handle, its size
-_opened: deque[tuple[Datasets, str]] = deque()  # data sets of this process, in the order of opening
+
+class Datasets(dict[str, tuple[h5py.Dataset, int, int]]):
+    """Open data sets of a file by name, with its handle and size. A plain dict takes no weak references."""
+
+
+_opened: deque[tuple["weakref.ref[Datasets]", str]] = deque()  # data sets of this process, in the order of opening
 
 
 @contextmanager
@@ -66,10 +71,11 @@ def open_dataset(path: Path, name: str) -> h5py.Dataset:
             check_stored(dataset, f"{path}, {printable(name)}")
         stored_in = dataset.file.id  # another file behind an external link
         datasets[name] = dataset, stored_in.get_vfd_handle(), stored_in.get_filesize()
-        _opened.append((datasets, name))
+        _opened.append((weakref.ref(datasets), name))  # weak: HDF5 keeps a file open as long as a data set of it
         if len(_opened) > OPEN_DATASETS:
-            longest, first = _opened.popleft()
-            longest.pop(first, None)
+            owner, first = _opened.popleft()
+            if (others := owner()) is not None:  # else its file is closed
+                others.pop(first, None)
     dataset, handle, size = datasets[name]
     if os.fstat(handle).st_size < size:  # HDF5 reads zeros where a file ends too early
         raise InputError(f"{path} was cut short since it was opened: make it again")
@@ -80,7 +86,7 @@ def open_dataset(path: Path, name: str) -> h5py.Dataset:
 def _open_file(path: Path, process: int) -> tuple[h5py.File, Datasets]:
     """Open a file and a place for its data sets, which HDF5 closes with it."""
     try:
-        return h5py.File(path, "r", locking=False, rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=CHUNK_SLOTS), {}
+        return h5py.File(path, "r", locking=False, rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=CHUNK_SLOTS), Datasets()
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file; give the path of one that a maker has made") from error
     except Exception as error:  # not only OSError where the first bytes are damaged
