@@ -94,6 +94,8 @@ def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
     options: Any = {"header": None, "dtype": str, "keep_default_na": False, "skip_blank_lines": False}
     try:
         text = pd.read_csv(path, encoding="utf-8-sig", **options)
+    except FileNotFoundError:
+        raise InputError(f"{path}: cannot be read, there is no such file; correct --manifest") from None
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         reason = " ".join(str(error).split())
         raise InputError(

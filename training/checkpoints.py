@@ -9,6 +9,7 @@ import argparse
 import difflib
 import logging
 import os
+import pickle
 import re
 import shutil
 import sys
@@ -102,6 +103,8 @@ def read(path: str | Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and zipfile raise many types for files that are no checkpoints
         reason = str(error).strip().split("\n")[0][:200]
+        if isinstance(error, pickle.UnpicklingError):  # torch advises weights_only=False, which would run the code
+            reason = "not plain tensors and numbers"
         raise InputError(
             f"{path} is no readable checkpoint (damaged, cut short, or holding code): get or train it again ({reason})"
         ) from error
