@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--jobs", type=int, default=joblib.cpu_count(), metavar="N", help="processes (default: cores)")
     group.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work instead")
     group.add_argument("--time_limit", type=float, default=Spread.seconds, metavar="SECONDS", help="for one recording")
-    group.add_argument("--memory_limit", type=float, default=Spread.gigabytes, metavar="GB", help="of a process")
+    group.add_argument("--memory_limit", type=float, default=Spread.gigabytes, metavar="GB", help="for one recording")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Spread:
     jobs: int = 1
     dask: str | None = None
     seconds: float = 3600.0
-    gigabytes: float = 4.0  # of address space, of which about 1 is the libraries'
+    gigabytes: float = 3.0  # of address space, beside what the libraries take
 
     def __post_init__(self) -> None:
         """Raise UsageError for values under which nothing can be done."""
@@ -64,8 +64,8 @@ class Spread:
             raise UsageError(f"--jobs {self.jobs}: must be 1 or more")
         if not 0 < self.seconds < float("inf"):
             raise UsageError(f"--time_limit {self.seconds:g}: must be a positive number of seconds")
-        if not 1.5 <= self.gigabytes < 1e6:
-            raise UsageError(f"--memory_limit {self.gigabytes:g}: must be at least 1.5 GB, the libraries need about 1")
+        if not 0.5 <= self.gigabytes < 1e6:
+            raise UsageError(f"--memory_limit {self.gigabytes:g}: must be at least 0.5 GB")
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "Spread":
@@ -156,10 +156,17 @@ def _start_reader(gigabytes: float) -> None:
     except ImportError:  # Windows
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold headers
-    limit = int(gigabytes * 2**30)
+    limit = _address_space() + int(gigabytes * 2**30)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     with suppress(ValueError, OSError):  # macOS has the limit but refuses to set it
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _address_space() -> int:
+    """Return the bytes that this process has mapped; 0 where the system does not tell, and has no limit either."""
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def _end_with_maker() -> None:

@@ -23,7 +23,7 @@ from odd_maker import signal_of
 from waiting import children, wait_for, wait_until, wait_until_gone
 
 PLAIN = Pipeline(FilterSettings(None, None, None, 200.0))
-LIMITS: dict[str, float] = {"seconds": 120.0, "gigabytes": 3.0}
+LIMITS: dict[str, float] = {"seconds": 120.0, "gigabytes": 2.0}
 
 
 def write(folder: Path, **words: str) -> list[Path]:
@@ -98,6 +98,23 @@ def test_processes_that_cannot_start_stop_the_maker_and_blame_no_recording(
     monkeypatch.setattr(pool, "_start_reader", os._exit)
     with pytest.raises(UsageError, match="--memory_limit"):
         convert(write(tmp_path / "in", a="fine"), tmp_path / "out")
+
+
+def test_the_memory_limit_is_for_the_recording_and_not_for_what_was_mapped_before(tmp_path: Path) -> None:
+    code = """
+import mmap
+from dataset_maker import pool
+libraries = mmap.mmap(-1, 3 << 30)
+pool._end_with_maker = lambda: None
+pool._start_reader(1.0)
+bytearray(1 << 29)
+try:
+    bytearray(2 << 30)
+except MemoryError:
+    raise SystemExit(3)
+"""
+    root = Path(pool.__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 3
 
 
 def test_a_recording_that_was_mended_is_converted_and_the_others_stay(
@@ -269,7 +286,7 @@ def test_no_space_left_stops_the_maker_and_blames_no_recording(tmp_path: Path) -
     assert not content(tmp_path / "out")
 
 
-@pytest.mark.parametrize("wrong", [{"jobs": 0}, {"time_limit": np.nan}, {"memory_limit": 0.5}])
+@pytest.mark.parametrize("wrong", [{"jobs": 0}, {"time_limit": np.nan}, {"memory_limit": 0.1}])
 def test_limits_that_cannot_be_are_wrong_usage(wrong: dict[str, float]) -> None:
     args = {"jobs": 1, "dask": None, "time_limit": 1.0, "memory_limit": 4.0} | wrong
     with pytest.raises(UsageError, match=f"--{next(iter(wrong))}"):
