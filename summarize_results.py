@@ -18,7 +18,7 @@ from results import NO_ROWS, published_sets
 logger = logging.getLogger(__name__)
 
 NAME = "report.html"
-FORMATS = ("text", "markdown", "latex", "csv", "json")
+FORMATS = ("text", "markdown", "csv", "json")
 
 
 def get_args() -> argparse.Namespace:

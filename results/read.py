@@ -1,10 +1,11 @@
 """Read what runs leave in their folders: log.txt, environment.json, prediction files; find the epoch that counts.
 
-What cannot be used becomes one line in `notes`, so that the other runs still count.
+What cannot be used becomes a line in `notes`, so that the other runs still count.
 """
 
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import pandas as pd
 
 from eeg_data.hdf5 import printable
 from errors import InputError, one_line
-from training.metrics import METRICS, SELECT_BY, BestEpoch, compute
+from training.metrics import SELECT_BY, BestEpoch, compute
 
 STAGE_SIGNS = {"train_quant_loss": "tokenizer", "train_mlm_acc": "pretraining"}
 SAME_VALUE = 5e-5  # half of the last printed digit: batches of another size round differently
@@ -25,7 +26,6 @@ PLACES = {"output_dir", "log_dir", "data_dir", "train_data", "val_data", "datase
 PLACES |= {"resume", "auto_resume", "resume_anyway", "start_epoch", "eval", "precision", "grad_checkpoint", "seed"}
 PLACES |= {"save_ckpt", "save_ckpt_freq", "save_every_minutes", "keep_last", "calculate_codebook_usage", "input_size"}
 PLACES |= {"disable_rel_pos_bias", "nb_classes", "codebook_size", "codebook_dim", "total_batch_size"}
-PLACES |= {"seeds", "cache_codes"}  # of older versions
 BATCH_FLAGS = {"batch_size", "gradient_accumulation_steps", "update_freq"}  # their product is compared
 
 
@@ -47,7 +47,7 @@ class RunResult:
     """One run."""
 
     folder: Path
-    label: str  # the shortest end of the path that differs from the other runs'
+    label: str  # the path from the folder that all runs share
     stage: str  # tokenizer, pretraining or classifier
     log: pd.DataFrame  # log.txt, indexed by epoch
     environment: dict[str, Any]
@@ -73,10 +73,9 @@ class RunResult:
         return settings | {"total_batch_size": self.flags.get("total_batch_size") or windows}
 
     @property
-    def split(self) -> str | None:
-        """The set whose metrics are reported: test, or val without a test set."""
-        splits = {name.split("_")[0] for name in self.log}
-        return next((split for split in ("test", "val") if split in splits), None)
+    def split(self) -> str:
+        """The set whose metrics are reported: val if there is no test set."""
+        return "val" if "val_loss" in self.log and "test_loss" not in self.log else "test"
 
     @property
     def metrics(self) -> list[str]:
@@ -94,14 +93,12 @@ def read_runs(folders: Sequence[Path], *, select_by: str | None = None) -> tuple
     select_by: a metric that replaces the paper's rule. Raises UsageError if the task of a run does not have it.
     """
     notes: list[str] = []
-    places: dict[Path, Path] = {}  # each run once, however its folder is written
-    for folder in folders:
-        for place in run_folders(folder, notes):
-            places.setdefault(place.resolve(), place)
+    places = list(dict.fromkeys(place.resolve() for folder in folders for place in run_folders(folder, notes)))
+    shared = os.path.commonpath([place.parent for place in places]) if places else ""
     runs = []
-    for folder, label in zip(places.values(), map(printable, short_names([*places.values()])), strict=True):
-        own: list[str] = []
-        runs.append(read_run(folder, label, own, select_by=select_by))
+    for place in places:
+        label, own = printable(str(place.relative_to(shared))), list[str]()
+        runs.append(read_run(place, label, own, select_by=select_by))
         notes += [f"{label}: {note}" for note in own]
     return [run for run in runs if len(run.log)], notes
 
@@ -115,15 +112,6 @@ def run_folders(folder: Path, notes: list[str]) -> list[Path]:
         what = "has no log.txt, and none in a sub-folder" if folder.is_dir() else "is no folder"
         notes.append(f"{folder} {what}: give the --output_dir of a run, or a folder of such folders")
     return sorted(inside, key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path.name)])
-
-
-def short_names(folders: Sequence[Path]) -> list[str]:
-    """Return the ends of the paths, as long as needed to tell them apart."""
-    parts = [folder.absolute().parts for folder in folders]
-    length = 1
-    while len({part[-length:] for part in parts}) < len(parts) and length < max(map(len, parts)):
-        length += 1
-    return ["/".join(part[-length:]) for part in parts]
 
 
 def read_run(folder: Path, label: str, notes: list[str], *, select_by: str | None = None) -> RunResult:
@@ -155,15 +143,14 @@ def read_log(path: Path, notes: list[str]) -> list[dict[str, float]]:
         try:
             line = {str(n): math.nan if v is None else float(v) for n, v in json.loads(text).items()}
             by_epoch[int(line["epoch"])] = line
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             notes.append(f"line {number} of {len(texts)} of log.txt is damaged or cut off, and left out")
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def _read_environment(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        values = dict(json.loads(path.read_text(encoding="utf-8")))
-        return values | {name: dict(values.get(name, {})) for name in ("flags", "hardware")}
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         reason = "cannot be read" if path.exists() else "is missing"
         notes.append(f"environment.json {reason}: the settings are unknown, and whether the run is finished")
@@ -176,48 +163,37 @@ def _judge(run: RunResult, select_by: str | None, notes: list[str]) -> bool:
     if run.task is None:
         notes.append("log.txt holds no validation or test metrics")
         return False
-    measured = run.log.filter(regex="^(val|test)_")
-    evaluated = measured.dropna(how="all") if measured.notna().any(axis=None) else measured
+    trained_by = run.flags.get("select_by") or SELECT_BY[run.task]
     run.select_by = select_by or SELECT_BY[run.task]
-    best = BestEpoch(run.select_by, run.task)  # the rule of training
-    trained_by = run.flags.get("select_by")
-    trained_by = trained_by if trained_by in METRICS[run.task] else SELECT_BY[run.task]
-    trained = BestEpoch(trained_by, run.task, patience=run.flags.get("patience"))
     if trained_by != run.select_by:
         notes.append(f"trained with --select_by {trained_by}, judged here by {run.select_by} (--select_by changes it)")
-    for epoch, line in evaluated.iterrows():
+    best = BestEpoch(run.select_by, run.task)  # the rule of training
+    trained = BestEpoch(trained_by, run.task, patience=run.flags.get("patience"))
+    for epoch, line in run.log.filter(regex="^(val|test)_").dropna(how="all").iterrows():
         best.update(int(epoch), line.to_dict())
         trained.update(int(epoch), line.to_dict())
     run.epoch, run.rule = best.epoch, best.rule
     for split in ("val", "test"):
         if f"{split}_loss" in run.log:
-            _add_predictions(run, split, notes)
+            _add_predictions(run, run.task, split, notes)
     return trained.stopped
 
 
-def _add_predictions(run: RunResult, split: str, notes: list[str]) -> None:
+def _add_predictions(run: RunResult, task: str, split: str, notes: list[str]) -> None:
     """Take up a prediction file if it is of the epoch that counts and agrees with log.txt; else note why not."""
-    assert run.task is not None
     path = run.folder / f"predictions-{split}.npz"
-    name = "rmse" if run.task == "regression" else "accuracy"
+    name = "rmse" if task == "regression" else "accuracy"
     logged = run.value(f"{split}_{name}")
     try:
         preds = read_predictions(path, epoch=run.epoch)
-        value = compute(run.task, preds.logits, preds.labels)[name]
-    except InputError as error:
-        notes.append(f"{error}: --eval writes it")
-    except ValueError as error:  # arrays that belong to no task
-        notes.append(f"{path.name} is damaged and left out ({one_line(error)[:90]}): --eval writes it")
-    else:
+        value = compute(task, preds.logits, preds.labels)[name]
         if preds.epoch != run.epoch:
-            notes.append(f"{path.name} is of epoch {preds.epoch}, {run.rule} selects epoch {run.epoch}: it is left out")
-        elif not abs(value - logged) <= SAME_VALUE:  # a logged NaN agrees with nothing
-            notes.append(
-                f"{path.name} and log.txt do not agree on epoch {preds.epoch} ({name} {value:.4f} and {logged:.4f}): "
-                "the file, of other data or weights, is left out"
-            )
-        else:
-            run.predictions[split] = preds
+            raise InputError(f"it is of epoch {preds.epoch}, {run.rule} selects epoch {run.epoch}")
+        if not abs(value - logged) <= SAME_VALUE:  # a logged NaN agrees with nothing
+            raise InputError(f"of other data or weights: {name} {value:.4f}, in log.txt {logged:.4f}")
+        run.predictions[split] = preds
+    except ValueError as error:  # also of arrays that belong to no task
+        notes.append(f"{path.name} is left out ({one_line(error)[:100]}): --eval writes it")
 
 
 def read_predictions(path: Path, *, epoch: int | None = None) -> Predictions:
@@ -229,7 +205,7 @@ def read_predictions(path: Path, *, epoch: int | None = None) -> Predictions:
         raise InputError(f"{path.name} is missing")
     try:
         with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in file.files}
+            held = dict(file)
         last = int(held["last_epoch"]) == epoch != int(held["epoch"])
         return Predictions(
             epoch=int(held["last_epoch" if last else "epoch"]),
@@ -241,4 +217,4 @@ def read_predictions(path: Path, *, epoch: int | None = None) -> Predictions:
             classes=tuple(map(str, held.get("classes", ()))),
         )
     except Exception as error:  # numpy and zipfile raise many types for damaged files
-        raise InputError(f"{path.name} is damaged and left out ({one_line(error)[:90]})") from error
+        raise InputError(f"{path.name} is damaged ({one_line(error)[:90]})") from error

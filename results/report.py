@@ -18,20 +18,19 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy.special import expit, logit, softmax
-from sklearn import metrics as sk
+from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay, confusion_matrix
 from tqdm import tqdm
 
 from eeg_data.hdf5 import printable
 from files import written_aside
 from results.read import Predictions, RunResult
-from results.tables import Grid, Group, Table, grids, loss_kind, mean_and_std, number
+from results.tables import Grid, Group, Table, grid, grids, loss_kind, mean_and_std, spread
 from training import metrics
 
 LEVEL = 95  # percent of an interval
 ALMOST_SURE = 1e-15  # a probability of 0 or 1 has no finite logit
-ANNOTATED = 12  # classes with numbers in a confusion matrix and with a legend of curves
 LONGEST_NAME = 24  # characters in a figure
-STYLE: Any = {"font.size": 12, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 10, "text.parse_math": False}
+STYLE: Any = {"axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 9, "text.parse_math": False}
 CURVES = {  # numbers of log.txt that are drawn by epoch
     "tokenizer": ("loss", "rec_loss", "rec_angle_loss", "quant_loss", "used_code", "perplexity", "top10_share"),
     "pretraining": ("loss", "mlm_acc", "mlm_acc_sym", "code_entropy"),
@@ -41,11 +40,10 @@ PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{tit
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
 body {{ font-family: sans-serif; max-width: 1200px; margin: 0 auto; padding: 0 0.6rem; overflow-wrap: anywhere; }}
 figure {{ display: inline-block; margin: 0.5rem 0.5rem 0.5rem 0; width: 100%; max-width: 560px; vertical-align: top; }}
-img {{ width: 100%; }} figcaption, .remark {{ font-size: 0.85rem; color: #555; margin: 0 0 0.4rem; }}
-.scroll {{ overflow: auto; max-height: 30rem; margin-bottom: 0.7rem; }}
-table {{ border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 0.15rem 0.7rem 0.15rem 0; text-align: right; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; }} thead th {{ border-bottom: 1px solid #999; }}
+img {{ width: 100%; }} figcaption, p {{ font-size: 0.85rem; color: #555; margin: 0 0 0.4rem; }}
+.scroll {{ overflow: auto; margin-bottom: 0.7rem; }} table {{ border-collapse: collapse; font-size: 0.9rem; }}
+th, td {{ padding: 0.15rem 0.7rem 0.15rem 0; text-align: right; white-space: nowrap; font-weight: normal; }}
+th:first-child {{ text-align: left; }} thead th {{ border-bottom: 1px solid #999; }}
 </style></head><body><h1>{title}</h1>
 {body}
 </body></html>
@@ -56,7 +54,7 @@ class Units(NamedTuple):
     """The recordings or the subjects of a set."""
 
     kind: str  # recording or subject
-    places: dict[str, np.ndarray]  # indices of the samples of each
+    places: list[np.ndarray]  # indices of the samples of each
 
 
 # Recordings and subjects
@@ -64,14 +62,14 @@ class Units(NamedTuple):
 
 def recordings_of(preds: Predictions) -> Units:
     """Return the recordings of a set."""
-    return Units("recording", pd.Series(range(len(preds.labels))).groupby(preds.recordings).indices)
+    return Units("recording", [*pd.Series(preds.recordings).groupby(preds.recordings).indices.values()])
 
 
 def subjects_of(preds: Predictions) -> Units:
     """Return the subjects of a set; its recordings if a subject is unknown."""
     if not all(name.strip() for name in preds.subjects):
         return recordings_of(preds)
-    return Units("subject", pd.Series(range(len(preds.labels))).groupby(preds.subjects).indices)
+    return Units("subject", [*pd.Series(preds.subjects).groupby(preds.subjects).indices.values()])
 
 
 def predicted_classes(task: str, logits: np.ndarray) -> np.ndarray:
@@ -86,40 +84,20 @@ def probabilities(task: str, logits: np.ndarray) -> np.ndarray:
 
 def unit_metrics(task: str, preds: Predictions, units: Units) -> dict[str, float] | None:
     """Measure units by the mean probability of their windows. None if one has windows of several classes."""
-    every = list(units.places.values())
-    if task == "regression" or any(len(np.unique(preds.labels[places])) > 1 for places in every):
+    if task == "regression" or any(len(np.unique(preds.labels[places])) > 1 for places in units.places):
         return None
     scores = probabilities(task, preds.logits)
-    means = np.stack([scores[places].mean(axis=0) for places in every])
+    means = np.stack([scores[places].mean(axis=0) for places in units.places])
     if task == "binary":  # metrics want logits; these keep order and threshold
         means = logit(np.clip(means, ALMOST_SURE, 1 - ALMOST_SURE))
-    return metrics.compute(task, means, np.array([preds.labels[places[0]] for places in every]))
-
-
-def unit_table(task: str, runs: Sequence[Predictions], units: Units) -> pd.DataFrame:
-    """Tabulate units, means over runs: name, windows, and rmse and pearson, or class, right and probability."""
-    rows = []
-    for name, places in units.places.items():
-        row: dict[str, Any] = {units.kind: str(name), "windows": len(places)}
-        if task == "regression":
-            each = pd.DataFrame([metrics.compute("regression", run.logits[places], run.labels[places]) for run in runs])
-            row |= each[["rmse", "pearson"]].mean(skipna=False).to_dict()
-        else:
-            names = class_names(task, runs[0])
-            row["class"] = ", ".join(names[int(label)] for label in np.unique(runs[0].labels[places]))
-            right = [predicted_classes(task, run.logits[places]) == run.labels[places] for run in runs]
-            row["right"] = float(np.mean(right))
-            if task == "binary":
-                row["probability"] = float(np.mean([probabilities(task, run.logits[places]) for run in runs]))
-        rows.append(row)
-    return pd.DataFrame(rows)
+    return metrics.compute(task, means, np.array([preds.labels[places[0]] for places in units.places]))
 
 
 def class_names(task: str, preds: Predictions) -> list[str]:
-    """Return the names of the classes, or of a regression's outputs; numbers if the file does not say."""
-    outputs = preds.logits.shape[1]
-    count = 2 if task == "binary" else outputs
-    return list(preds.classes) if len(preds.classes) == count else [str(i) for i in range(count)]
+    """Return names of the classes, or of a regression's outputs, that fit a figure; numbers if the file says none."""
+    names = preds.classes or tuple(map(str, range(2 if task == "binary" else preds.logits.shape[1])))
+    # Legends leave out what begins with an underscore.
+    return [name.lstrip("_")[:LONGEST_NAME] for name in names]
 
 
 def drawn_metrics(task: str, runs: Sequence[Predictions], units: Units, *, draws: int, seed: int = 0) -> np.ndarray:
@@ -129,7 +107,7 @@ def drawn_metrics(task: str, runs: Sequence[Predictions], units: Units, *, draws
     In a draw without one of the classes no metric is defined: a mean over fewer classes would be of another task.
     """
     generator = np.random.default_rng(seed)
-    labels, every = runs[0].labels, list(units.places.values())
+    labels, every = runs[0].labels, units.places
     classes = 0 if task == "regression" else len(np.unique(labels))
     values = np.full((draws, len(runs), len(metrics.METRICS[task])), math.nan)
     for draw in tqdm(range(draws), desc="drawing subjects", disable=not sys.stderr.isatty(), leave=False):
@@ -152,30 +130,16 @@ def interval(values: np.ndarray) -> np.ndarray:
 # Figures
 
 
-def blank() -> tuple[Figure, Any]:
-    """Make a figure with one pair of axes, readable on a telephone."""
-    figure = Figure(figsize=(5.0, 4.2), dpi=160, layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def short(name: str) -> str:
-    """Shorten a name; a leading underscore, which matplotlib would hide, gets a blank before it."""
-    name = f" {name}" if name.startswith("_") else name
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\u2026"
-
-
 def curves(runs: Sequence[RunResult], name: str, kinds: dict[str, tuple[str, str]]) -> Figure:
     """Draw a number of log.txt by epoch, a colour for each run. kinds: column -> text and line style."""
-    figure, axes = blank()
+    figure, axes = _blank()
     for i, run in enumerate(runs):
         for column, (_, style) in kinds.items():
             if column in run.log:
-                axes.plot(run.log[column].dropna(), style, color=f"C{i % 10}", marker="." if len(run.log) < 30 else "")
-        chosen = run.value(f"val_{name}")
-        if not math.isnan(chosen):
+                axes.plot(run.log[column].dropna(), style, color=f"C{i % 10}", marker=".")
+        if not math.isnan(chosen := run.value(f"val_{name}")):
             axes.plot(run.epoch, chosen, "o", color=f"C{i % 10}", ms=9, mfc="none", mew=2)
-        if 1 < len(runs) <= ANNOTATED:
-            axes.plot([], [], color=f"C{i % 10}", label=short(run.label))
+        axes.plot([], [], color=f"C{i % 10}", label=run.label)
     for text, style in kinds.values():
         axes.plot([], [], style, color="0.3", label=text)
     axes.set(xlabel="epoch", ylabel=name)
@@ -184,70 +148,69 @@ def curves(runs: Sequence[RunResult], name: str, kinds: dict[str, tuple[str, str
     return figure
 
 
-def confusion(task: str, runs: Sequence[Predictions], classes: Sequence[str]) -> Figure:
+def confusion(task: str, runs: Sequence[Predictions]) -> Figure:
     """Draw the share of each class's windows by predicted class, mean over runs."""
-    every = np.arange(len(classes))
+    names = class_names(task, runs[0])
     shares = [
-        sk.confusion_matrix(run.labels, predicted_classes(task, run.logits), labels=every, normalize="true")
+        confusion_matrix(run.labels, predicted_classes(task, run.logits), labels=range(len(names)), normalize="true")
         for run in runs
     ]
-    figure, axes = blank()
+    figure, axes = _blank()
     axes.grid(False)
-    shown = sk.ConfusionMatrixDisplay(np.mean(shares, axis=0), display_labels=[short(name) for name in classes])
-    numbers = {"values_format": ".2f", "include_values": len(classes) <= ANNOTATED}
-    shown.plot(ax=axes, cmap="Blues", colorbar=False, xticks_rotation=45, im_kw={"vmin": 0, "vmax": 1}, **numbers)
+    shown = ConfusionMatrixDisplay(np.mean(shares, axis=0), display_labels=names)
+    limits = {"vmin": 0, "vmax": 1}
+    shown.plot(ax=axes, cmap="Blues", colorbar=False, xticks_rotation=45, values_format=".2f", im_kw=limits)
     axes.set(xlabel="predicted", ylabel="is")
     return figure
 
 
-def class_curves(task: str, runs: Sequence[Predictions], classes: Sequence[str], *, kind: str) -> Figure:
-    """Draw ROC (kind "roc") or precision-recall ("pr") curves of class 1, or of each class against the others."""
-    figure, axes = blank()
-    for i, one in enumerate([1] if task == "binary" else range(len(classes))):
+def class_curves(task: str, runs: Sequence[Predictions], display: Any, area: str) -> Figure:
+    """Draw the curve of class 1, or of each class against the others.
+
+    display: scikit-learn's of the curve; area: its attribute with the area below it, whose mean over runs is shown.
+    """
+    figure, axes = _blank()
+    names = class_names(task, runs[0])
+    for i in [1] if task == "binary" else range(len(names)):
         areas = []
         for run in runs:
-            scores, truth = probabilities(task, run.logits), run.labels == one
-            scores = scores if task == "binary" else scores[:, one]
-            if truth.all() or not truth.any():
-                continue
-            if kind == "roc":
-                x, y, _ = sk.roc_curve(truth, scores)
-                areas.append(sk.roc_auc_score(truth, scores))
-            else:
-                y, x, _ = sk.precision_recall_curve(truth, scores)
-                areas.append(sk.average_precision_score(truth, scores))
-            axes.plot(x, y, color=f"C{i % 10}", drawstyle="steps-post" if kind == "pr" else "default", alpha=0.7)
-        area = f"{np.mean(areas):.3f}" if areas else "not defined"
-        axes.plot([], [], color=f"C{i % 10}", label=f"{short(classes[one])}: {area}")
-    labels = ("false positive rate", "true positive rate") if kind == "roc" else ("recall", "precision")
-    axes.set(xlabel=labels[0], ylabel=labels[1], xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    if len(classes) <= ANNOTATED:
-        title = "area" if kind == "roc" else "average precision"
-        figure.legend(loc="outside lower center", title=title, ncols=2 if max(map(len, classes)) < 12 else 1)
+            scores, truth = probabilities(task, run.logits), run.labels == i
+            if truth.any() and not truth.all():
+                shown = display.from_predictions(truth, scores if task == "binary" else scores[:, i], ax=axes)
+                areas.append(getattr(shown, area))
+                axes.lines[-1].set(color=f"C{i % 10}", label="_hidden")
+        mean = f"{np.mean(areas):.3f}" if areas else "not defined"
+        axes.plot([], [], color=f"C{i % 10}", label=f"{names[i]}: {mean}")
+    axes.set(xlabel=axes.get_xlabel().partition(" (")[0], ylabel=axes.get_ylabel().partition(" (")[0])
+    axes.legend_ = None  # each display adds one
+    figure.legend(loc="outside lower center", title=area, ncols=2)
     return figure
 
 
 def scatter(preds: Sequence[Predictions], output: int, name: str) -> Figure:
     """Draw predicted against true values of one output, a colour for each run."""
-    figure, axes = blank()
+    figure, axes = _blank()
     for one in preds:
         axes.plot(one.labels[:, output], one.logits[:, output], ".", alpha=0.5, ms=5)
     truth = preds[0].labels[:, output]
     axes.plot([truth.min(), truth.max()], [truth.min(), truth.max()], "--", color="0.4", lw=1)
-    axes.set(xlabel=f"{short(name)}, true", ylabel="predicted")
+    axes.set(xlabel=f"{name}, true", ylabel="predicted")
     return figure
+
+
+def _blank() -> tuple[Figure, Any]:
+    """Make a figure with one pair of axes, readable on a telephone."""
+    figure = Figure(figsize=(5.0, 4.2), dpi=160, layout="constrained")
+    return figure, figure.add_subplot()
 
 
 # The page
 
 
-def as_table(cells: pd.DataFrame, below: Sequence[str] = ()) -> str:
+def as_table(cells: pd.DataFrame, below: Sequence[str]) -> str:
     """Write a table that scrolls inside itself, and the lines below it."""
-    text = cells.map(lambda cell: printable(number(cell) if isinstance(cell, float) else str(cell)))
-    table = text.to_html(index=False, border=0, escape=True, max_rows=None)
-    return f'<div class="scroll" tabindex="0">{table}</div>' + "".join(
-        f'<p class="remark">{_shown(line)}</p>' for line in below
-    )
+    table = cells.rename(index=printable).to_html(border=0)
+    return f'<div class="scroll">{table}</div>' + "".join(f"<p>{_shown(line)}</p>" for line in below)
 
 
 def as_figure(figure: Figure, caption: str) -> str:
@@ -268,36 +231,22 @@ def write(path: Path, tables: Sequence[Table], notes: Sequence[str], *, draws: i
     with rc_context(STYLE):
         for table in tables:
             parts.append(f"<h2>{_shown(table.title)}</h2>")
-            parts += [as_table(*grid) for grid in grids(table)] or ["<p>No run was evaluated.</p>"]
+            parts += [as_table(*one) for one in grids(table)] or ["<p>No run was evaluated.</p>"]
             for group in table.groups:
                 parts += [f"<h3>Group {group.letter}</h3>"] if group.letter else []
-                parts += group_parts(table, group, draws)
-    parts += [f'<p class="remark">{_shown(note)}</p>' for note in notes]
+                parts += [as_figure(*one) for one in curves_of(table, group)]
+                parts += predictions_of(table.task, table.split, group, draws) if table.task is not None else []
+    parts += [f"<p>{_shown(note)}</p>" for note in notes]
     page = PAGE.format(title=_shown(title), body="\n".join(parts))
     with written_aside(path) as part:
         part.write_text(page, encoding="utf-8")
-
-
-def group_parts(table: Table, group: Group, draws: int) -> list[str]:
-    """Write curves, and figures and tables of predictions, of runs that differ only in their seed."""
-    parts = [as_figure(*one) for one in curves_of(table, group)]
-    runs = [run for run in group.finished or group.runs if table.split in run.predictions]
-    if not runs or table.task is None:
-        return parts
-    preds = [run.predictions[table.split] for run in runs]
-    parts += [as_figure(*one) for one in prediction_figures(table.task, preds, where=f"{table.split} set")]
-    recordings, subjects = recordings_of(preds[0]), subjects_of(preds[0])
-    levels = [recordings, subjects] if subjects.kind == "subject" else [recordings]
-    parts.append(as_table(*levels_grid(table.task, preds, levels)))
-    parts += [as_table(unit_table(table.task, preds, units)) for units in levels]
-    return [*parts, as_table(*intervals_grid(table.task, runs, preds, levels[-1], draws))]
 
 
 def curves_of(table: Table, group: Group) -> list[tuple[Figure, str]]:
     """Draw loss and metrics by epoch."""
     columns = {column for run in group.runs for column in run.log}
     kinds = {"train": ("training", "-"), "val": ("validation", "--"), "test": ("test", ":")}
-    if table.task is None:  # stages 1 and 2 call their validation set test
+    if table.task is None:
         kinds = {loss_kind(group.runs[0]): ("validation", "--"), "train": ("training", "-")}
     figures = []
     for name in (*CURVES[table.stage], *group.runs[0].metrics * (table.task is not None)):
@@ -310,19 +259,29 @@ def curves_of(table: Table, group: Group) -> list[tuple[Figure, str]]:
     return figures
 
 
-def prediction_figures(task: str, preds: Sequence[Predictions], *, where: str) -> list[tuple[Figure, str]]:
-    """Draw confusion matrix and curves, or scatter plots of a regression."""
-    names = class_names(task, preds[0])
+def predictions_of(task: str, split: str, group: Group, draws: int) -> list[str]:
+    """Write figures and tables of the predictions of runs that differ only in their seed."""
+    runs = [run for run in group.finished or group.runs if split in run.predictions]
+    if not runs:
+        return []
+    preds = [run.predictions[split] for run in runs]
     if task == "regression":
-        return [(scatter(preds, i, name), f"Predicted {name}, {where}; dashed: exact.") for i, name in enumerate(names)]
-    return [
-        (
-            confusion(task, preds, names),
-            f"Share of a class's windows (each row adds up to 1), mean over runs; {where}.",
-        ),
-        (class_curves(task, preds, names, kind="roc"), f"ROC curve of each run; {where}."),
-        (class_curves(task, preds, names, kind="pr"), f"Precision-recall curve of each run; {where}."),
-    ]
+        names = class_names(task, preds[0])
+        figures = [(scatter(preds, i, n), f"Predicted {n}, {split} set; dashed: exact.") for i, n in enumerate(names)]
+    else:
+        shares = f"Share of a class's windows (each row adds up to 1), mean over runs; {split} set."
+        figures = [
+            (confusion(task, preds), shares),
+            (class_curves(task, preds, RocCurveDisplay, "roc_auc"), f"ROC curve of each run; {split} set."),
+            (
+                class_curves(task, preds, PrecisionRecallDisplay, "average_precision"),
+                f"Precision-recall curve of each run; {split} set.",
+            ),
+        ]
+    recordings, subjects = recordings_of(preds[0]), subjects_of(preds[0])
+    levels = [recordings, subjects] if subjects.kind == "subject" else [recordings]
+    tables = [levels_grid(task, preds, levels), intervals_grid(task, runs, preds, subjects, draws)]
+    return [*(as_figure(*one) for one in figures), *(as_table(*one) for one in tables)]
 
 
 def levels_grid(task: str, preds: Sequence[Predictions], levels: Sequence[Units]) -> Grid:
@@ -332,10 +291,10 @@ def levels_grid(task: str, preds: Sequence[Predictions], levels: Sequence[Units]
     names, rows = metrics.METRICS[task], []
     for kind, n, values in [("window", len(preds[0].labels), windows), *each]:
         if values[0] is not None:
-            frame = pd.DataFrame(values, columns=list(names)).agg(["mean", "std"], skipna=False)
-            rows.append([f"{kind}s", str(n), *(mean_and_std(*frame[name]) for name in names)])
+            frame = spread(values)
+            rows.append([f"{n} {kind}s", *(mean_and_std(*frame[name]) for name in names)])
     below = "The score of a recording or subject is the mean probability of its windows; all must have one class."
-    return Grid(pd.DataFrame(rows, columns=["over", "number", *names]), [below])
+    return grid("over", names, rows, [below])
 
 
 def intervals_grid(
@@ -347,11 +306,10 @@ def intervals_grid(
     values = drawn_metrics(task, preds, units, draws=draws)  # (draws, runs, metrics)
     used = int(np.isfinite(values).all(axis=(1, 2)).sum())
     each = interval(values)  # (2, runs, metrics)
-    rows = {run.label: each[:, i] for i, run in enumerate(runs)}
-    if len(runs) > 1:
-        rows = {"mean of runs": interval(values.mean(axis=1))} | rows
-    cells = [[label, *(f"{low:.4f} to {high:.4f}" for low, high in ends.T)] for label, ends in rows.items()]
+    ends = [("mean of runs", interval(values.mean(axis=1)))] if len(runs) > 1 else []
+    ends += [(run.label, each[:, i]) for i, run in enumerate(runs)]
+    rows = [[label, *(f"{low:.4f} to {high:.4f}" for low, high in pairs.T)] for label, pairs in ends]
     below = [f"{LEVEL} % percentile intervals over {used} draws of {len(units.places)} {units.kind}s with replacement."]
     below += [f"{draws - used} more draws lack a class: left out."] if used < draws else []
     below += ["Subjects are unknown: whole recordings are drawn."] if units.kind != "subject" else []
-    return Grid(pd.DataFrame(cells, columns=["", *metrics.METRICS[task]]), below)
+    return grid("", metrics.METRICS[task], rows, below)

@@ -1,4 +1,4 @@
-"""Tables of runs: mean and standard deviation over seeds beside the published rows, as text, Markdown, LaTeX or data.
+"""Tables of runs: mean and standard deviation over seeds beside the published rows, as text, Markdown or data.
 
 Standard deviations are those of a sample (n - 1), as published ones are; a single run has none. Runs that differ in
 more than their seed are never averaged.
@@ -60,10 +60,7 @@ class Group:
     def means(self, split: str) -> pd.DataFrame:
         """Mean and standard deviation of each metric over finished runs: one row each. NaN: not defined."""
         names = self.runs[0].metrics
-        values = pd.DataFrame(
-            [[run.value(f"{split}_{name}") for name in names] for run in self.finished], columns=names
-        )
-        return values.agg(["mean", "std"], skipna=False)  # std with n - 1
+        return spread([{name: run.value(f"{split}_{name}") for name in names} for run in self.finished])
 
 
 @dataclass
@@ -97,7 +94,7 @@ class Table:
 class Grid(NamedTuple):
     """A table as text, and the lines below it."""
 
-    cells: pd.DataFrame
+    cells: pd.DataFrame  # text; the index holds the labels of the rows
     below: list[str]
 
 
@@ -112,7 +109,7 @@ def make_tables(runs: Sequence[RunResult], notes: list[str], *, published: str |
     """
     tables: dict[tuple, list[RunResult]] = {}
     for run in runs:
-        tables.setdefault((run.stage, run.name, run.task, run.split or "test"), []).append(run)
+        tables.setdefault((run.stage, run.name, run.task, run.split), []).append(run)
     made = []
     for (stage, name, task, split), members in tables.items():
         made.append(Table(stage, make_groups(members, notes), name, task, split))
@@ -134,13 +131,10 @@ def make_groups(runs: Sequence[RunResult], notes: list[str]) -> list[Group]:
             group.runs.append(run)
     settings = [group.runs[0].settings for group in groups]
     names = sorted({name for one in settings for name in one})
-    for number, group in enumerate(groups):
+    for number, (group, own) in enumerate(zip(groups, settings, strict=True)):
         if len(groups) > 1:
             group.letter = string.ascii_uppercase[number] if number < 26 else str(number + 1)
-        own = settings[number]
-        group.differs = {
-            name: own.get(name) for name in names if any(one.get(name) != own.get(name) for one in settings)
-        }
+        group.differs = {n: own.get(n) for n in names if any(one.get(n) != own.get(n) for one in settings)}
         seeds = [run.flags.get("seed") for run in group.runs]
         for seed in sorted({seed for seed in seeds if seed is not None and seeds.count(seed) > 1}):
             same = " and ".join(run.label for run in group.runs if run.flags.get("seed") == seed)
@@ -178,27 +172,34 @@ def _add_published(table: Table, chosen: str | None, notes: list[str]) -> None:
 # From tables to text
 
 
+def grids(table: Table) -> list[Grid]:
+    """Return all that is shown of a table."""
+    if table.stage in PROGRESS:
+        return [progress_grid(table)]
+    return [means_grid(table), runs_grid(table)] if table.task is not None else []
+
+
+def grid(corner: str, columns: Sequence[str], rows: Sequence[Sequence[str]], below: list[str]) -> Grid:
+    """Make a grid. Each row begins with its label."""
+    cells = [values for _, *values in rows]
+    return Grid(pd.DataFrame(cells, [row[0] for row in rows], pd.Index(columns, name=corner)), below)
+
+
 def means_grid(table: Table) -> Grid:
     """Show the published rows, then one row for each group of runs."""
     names = list(next(iter(table.published.values()))) if table.published else table.runs[0].metrics
-    rows = []
-    for label, pairs in table.published.items():
-        name, _, remark = label.partition(" (")
-        rows.append((name, remark.removesuffix(")"), [mean_and_std(*pair) for pair in pairs.values()]))
-    for group in table.groups:
-        if group.finished:
-            means = group.means(table.split)
-            rows.append((group.label, group.remark, [mean_and_std(*means[name]) for name in names]))
-    below: list[str] = []
-    cells = []
-    for label, remark, values in rows:
+    named = [(*label.removesuffix(")").partition(" (")[::2], pairs) for label, pairs in table.published.items()]
+    named += [(group.label, group.remark, group.means(table.split)) for group in table.groups if group.finished]
+    rows, below = [], list[str]()
+    for label, remark, pairs in named:
         if remark:
             below.append(f"[{len(below) + 1}] {remark}")
-        cells.append([f"{label} [{len(below)}]" if remark else label, *values])
+            label = f"{label} [{len(below)}]"
+        rows.append([label, *(mean_and_std(*pairs[name]) for name in names)])
     below += [f"Published: {table.source}."] if table.source else []
     where = "test" if table.split == "test" else "VALIDATION"
     below.append(f"Here: {where} set, epoch by {table.rule}; \u00b1 is the standard deviation of a sample (n - 1).")
-    return Grid(pd.DataFrame(cells, columns=["", *names]), below)
+    return grid("", names, rows, below)
 
 
 def runs_grid(table: Table) -> Grid:
@@ -209,7 +210,7 @@ def runs_grid(table: Table) -> Grid:
         values = [run.value(f"val_{run.select_by}"), *(run.value(f"{table.split}_{name}") for name in names)]
         rows.append([run.label, str(run.epoch), *map(number, values)])
     below = [f"val is the selected epoch's {table.rule}."] if table.rule.startswith("validation") else []
-    return Grid(pd.DataFrame(rows, columns=["run", "epoch", "val", *names]), below)
+    return grid("run", ["epoch", "val", *names], rows, below)
 
 
 def progress_grid(table: Table) -> Grid:
@@ -218,18 +219,21 @@ def progress_grid(table: Table) -> Grid:
     for run in table.runs:
         kind = loss_kind(run)
         kinds.add("training" if kind == "train" else "validation")
-        loss = run.log.get(f"{kind}_loss", pd.Series(math.nan, run.log.index))
-        best = run.log.index[-1] if loss.isna().all() else loss.idxmin()
-        for what, epoch in (("last", run.log.index[-1]), ("best", best)):
-            cells = [number(run.log.loc[epoch].get(f"{kind}_{name}", math.nan)) for name in names]
-            rows.append([f"{run.label} {what}", str(epoch), *cells])
+        for what, epoch in (("last", run.log.index[-1]), ("best", run.log[f"{kind}_loss"].fillna(math.inf).idxmin())):
+            values = [run.log.loc[epoch].get(f"{kind}_{name}", math.nan) for name in names]
+            rows.append([f"{run.label} {what}", str(epoch), *map(number, values)])
     below = [f"Numbers are of {' and '.join(sorted(kinds))} data; best is the lowest loss."]
-    return Grid(pd.DataFrame(rows, columns=["run", "epoch", *names]), below)
+    return grid("run", ["epoch", *names], rows, below)
 
 
 def loss_kind(run: RunResult) -> str:
-    """Return the prefix of the numbers that judge a run of stage 1 or 2: of validation data if there are any."""
-    return next((kind for kind in ("test", "val") if f"{kind}_loss" in run.log), "train")
+    """Return the prefix of the numbers that judge a run of stage 1 or 2, which call their validation set test."""
+    return "test" if "test_loss" in run.log else "train"
+
+
+def spread(values: Sequence[dict[str, float]]) -> pd.DataFrame:
+    """Return mean and standard deviation (n - 1) over runs, one row each. NaN: not defined."""
+    return pd.DataFrame(values).agg(["mean", "std"], skipna=False)
 
 
 def number(value: float) -> str:
@@ -246,26 +250,12 @@ def mean_and_std(mean: float, std: float) -> str:
     return "-" if math.isnan(mean) else f"{mean:.4f}" + ("" if math.isnan(std) else f" \u00b1 {std:.4f}")
 
 
-def grids(table: Table) -> list[Grid]:
-    """Return all that is shown of a table."""
-    if table.stage in PROGRESS:
-        return [progress_grid(table)]
-    return [means_grid(table), runs_grid(table)] if table.task is not None else []
-
-
 def as_text(tables: Sequence[Table], notes: Notes) -> str:
     """Lay tables out for a terminal."""
     parts = []
     for table in tables:
         parts.append(table.title)
-        for cells, below in grids(table):
-            rows = [list(cells.columns), *cells.to_numpy().tolist()]
-            first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-            lines = []
-            for label, *values in rows:
-                numbers = "".join(f"  {cell:>{width}}" for cell, width in zip(values, widths, strict=True))
-                lines.append(f"{label:<{first}}{numbers}".rstrip())
-            parts.append("\n".join([*lines, *map(_wrapped, below)]))
+        parts += ["\n".join([cells.to_string(), *map(_wrapped, below)]) for cells, below in grids(table)]
     if notes:
         parts.append("\n".join(_wrapped(f"note: {note}") for note in notes))
     return "\n\n".join(parts) + "\n"
@@ -277,27 +267,20 @@ def _wrapped(text: str) -> str:
 
 def as_markdown(tables: Sequence[Table], notes: Notes) -> str:
     """Write Markdown tables."""
-    escape = str.maketrans({sign: f"\\{sign}" for sign in "\\|*_<["})
     parts = []
     for table in tables:
-        parts.append(f"## {table.title.translate(escape)}")
+        parts.append(f"## {_escaped(table.title)}")
         for cells, below in grids(table):
-            rows = [[cell.translate(escape) for cell in row] for row in (cells.columns, *cells.to_numpy())]
-            rows.insert(1, ["---"] + ["---:"] * (len(cells.columns) - 1))
-            parts += ["\n".join(f"| {' | '.join(row)} |" for row in rows), *(text.translate(escape) for text in below)]
-    parts += ["\n".join(f"* {note.translate(escape)}" for note in notes)] if notes else []
+            rows = [(cells.columns.name, *cells.columns), *cells.itertuples(name=None)]
+            lines = [f"| {' | '.join(map(_escaped, row))} |" for row in rows]
+            lines.insert(1, "| --- |" + " ---: |" * len(cells.columns))
+            parts += ["\n".join(lines), *map(_escaped, below)]
+    parts += ["\n".join(f"* {_escaped(note)}" for note in notes)] if notes else []
     return "\n\n".join(parts) + "\n"
 
 
-def as_latex(tables: Sequence[Table], notes: Notes) -> str:
-    """Write LaTeX tables, what stands below them and notes as comments."""
-    parts = []
-    for table in tables:
-        parts.append(f"% {table.title}")
-        for cells, below in grids(table):
-            latex = cells.to_latex(index=False, escape=True).replace("\u00b1", "$\\pm$")
-            parts += [latex, *(f"% {text}" for text in below)]
-    return "\n".join([*parts, *(f"% {note}" for note in notes)]) + "\n"
+def _escaped(text: str) -> str:
+    return text.translate(str.maketrans({sign: f"\\{sign}" for sign in "\\|*_<["}))
 
 
 def every_run(tables: Sequence[Table]) -> list[dict[str, Any]]:
@@ -326,7 +309,6 @@ def as_json(tables: Sequence[Table], notes: Notes) -> str:
 FORMATS: dict[str, Callable[[Sequence[Table], Notes], str]] = {
     "text": as_text,
     "markdown": as_markdown,
-    "latex": as_latex,
     "csv": as_csv,
     "json": as_json,
 }

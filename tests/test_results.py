@@ -204,8 +204,20 @@ def test_a_log_that_was_cut_in_a_line_counts_up_to_there_and_settings_may_be_mis
     assert [n for n in range(7) if f"line {n} of 6 of log.txt is damaged" in " ".join(notes)] == [4, 5, 6]
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "pickle", "other task"])
-def test_a_damaged_prediction_file_is_named_and_the_rest_counts(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("missing", "is missing"),
+        ("cut", "is damaged"),
+        ("pickle", "is damaged"),
+        ("other task", "left out"),
+        ("other epoch", "is of epoch 0, validation roc_auc selects epoch 3"),
+        ("other weights", "accuracy 0.7917, in log.txt 0.7927"),
+    ],
+)
+def test_predictions_that_cannot_be_used_are_named_and_the_rest_counts(
+    tmp_path: Path, damage: str, reason: str
+) -> None:
     folder = write_run(tmp_path / "run")
     path = folder / "predictions-test.npz"
     if damage == "missing":
@@ -214,22 +226,15 @@ def test_a_damaged_prediction_file_is_named_and_the_rest_counts(tmp_path: Path, 
         path.write_bytes(path.read_bytes()[:500])
     elif damage == "pickle":
         change_predictions(folder, labels=np.array([{}] * WINDOWS, dtype=object))
-    else:
+    elif damage == "other task":
         change_predictions(folder, logits=np.zeros((WINDOWS, 3)), last_logits=np.zeros((WINDOWS, 3)))
-    (run,), notes = read_runs([folder])
-    (note,) = notes
-    assert note.startswith("run: predictions-test.npz is ") and "--eval writes it" in note
-    assert set(run.predictions) == {"val"} and run.epoch is not None and len(run.log) == 4
-
-
-def test_predictions_that_give_other_metrics_than_the_log_are_left_out(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    lines = log(folder)
-    best = max(range(4), key=lambda e: lines[e]["val_roc_auc"])
-    lines[best]["test_accuracy"] += 0.001
-    write_log(folder, lines)
+    elif damage == "other epoch":
+        change_predictions(folder, epoch=0, last_epoch=0)
+    else:
+        write_log(folder, [line | {"test_accuracy": line["test_accuracy"] + 0.001} for line in log(folder)])
     (run,), (note,) = read_runs([folder])
-    assert f"predictions-test.npz and log.txt do not agree on epoch {best}" in note and set(run.predictions) == {"val"}
+    assert note.startswith("run: predictions-test.npz ") and reason in note and "--eval writes it" in note
+    assert set(run.predictions) == {"val"} and run.epoch == 3 and len(run.log) == 4
 
 
 def test_runs_are_taken_once_in_the_order_of_their_seeds(tmp_path: Path) -> None:
@@ -313,17 +318,13 @@ def test_markdown_has_as_many_cells_in_every_row_and_names_are_no_markup(
     assert len(widths) == 2 and all(len(width) == 1 for width in widths)
 
 
-def test_csv_and_json_hold_all_digits_of_each_run_and_latex_its_means(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_csv_and_json_hold_all_digits_of_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in range(2):
         write_run(tmp_path / f"seed-{seed}", seed)
     values = [run.value("test_roc_auc") for run in read_runs([tmp_path])[0]]
     rows = json.loads(text_of(capsys, tmp_path, "--format", "json"))["runs"]
     assert [(row["run"], row["test_roc_auc"]) for row in rows] == [("seed-0", values[0]), ("seed-1", values[1])]
     assert pd.read_csv(io.StringIO(text_of(capsys, tmp_path, "--format", "csv")))["test_roc_auc"].tolist() == values
-    mean = statistics.mean(values)
-    assert re.search(rf"here \(2 runs\) &.* {mean:.4f} \$\\pm\$ ", text_of(capsys, tmp_path, "--format", "latex"))
 
 
 def test_a_metric_that_is_not_defined_is_a_dash_and_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,12 +336,9 @@ def test_a_metric_that_is_not_defined_is_a_dash_and_null(tmp_path: Path, capsys:
     assert re.search(r"^here .* -$", text, re.MULTILINE) and re.search(r"^run +0 +- .* -$", text, re.MULTILINE)
 
 
-def test_help_and_tables_need_no_torch_and_help_no_pandas() -> None:
-    code = (
-        "import sys, summarize_results; assert 'pandas' not in sys.modules; import results.report; print(*sys.modules)"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not {"torch", "timm"} & set(ended.stdout.split())
+def test_help_needs_no_pandas() -> None:
+    code = "import sys, summarize_results; sys.exit('pandas' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_names_and_letters_that_a_file_or_terminal_cannot_hold_are_replaced(tmp_path: Path) -> None:
