@@ -29,6 +29,11 @@ LOST_PEER = ("closed by peer", "reset by peer", "Connection refused", "Broken pi
 TIMED_OUT = "Timed out waiting"  # for another process, as Gloo says it
 KILLED_LOADER = "DataLoader worker (pid"  # not "in DataLoader worker process", where a data set raised something
 NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # of CUDA, of its libraries, on CPUs
+LESS_MEMORY = {  # what helps, for scripts that have the flag
+    "batch_size": "lower --batch_size",
+    "total_batch_size": "keep the windows of a step with --total_batch_size",
+    "grad_checkpoint": "when blocks learn, add --grad_checkpoint",
+}
 
 
 class InputError(ValueError):
@@ -56,20 +61,16 @@ class Interrupted(BaseException):  # no Exception: code that handles errors must
         self.exit_code = exit_code
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Adds useful defaults to the help of flags and leaves a description as it is."""
 
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        if "default" in text or action.default in (None, False, [], argparse.SUPPRESS):
-            return text
-        if action.default is True:
-            return f"{text} (default)" if action.const is True else text
-        return f"{text} (default: %(default)s)".strip()
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or isinstance(action.default, bool) or "default" in (action.help or "")
+        return action.help if silent else super()._get_help_string(action)
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser with errors of one line."""
+    """argparse's parser with defaults in the help and errors of one line."""
 
     def __init__(self, **options: Any) -> None:
         """options: as for argparse."""
@@ -77,7 +78,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(UsageError.exit_code, f"error: {message} (see {self.prog} --help)\n")
 
 
 def one_line(error: BaseException) -> str:
@@ -148,9 +149,9 @@ def friendly_error(args: argparse.Namespace, *, processes: int = 1) -> Iterator[
 
 def _translate(error: Exception, flags: dict[str, Any], processes: int) -> InputError | None:
     """Return what to print in place of an error of torch; None to leave it."""
-    text = str(error).strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
-    reason = lines[1] if lines[0].endswith("raised:") and len(lines) > 1 else lines[0]  # a compiler's reason
+    text = str(error).strip() or type(error).__name__
+    lines = text.splitlines()
+    reason = lines[1].strip() if lines[0].endswith("raised:") and len(lines) > 1 else lines[0]  # a compiler's reason
     if KILLED_LOADER in text or isinstance(error, ConnectionError):  # the latter if it died while it sent a batch
         return InputError(
             f"a loading process ended ({reason}): if memory is short, try fewer --num_workers; the same command "
@@ -165,13 +166,8 @@ def _translate(error: Exception, flags: dict[str, Any], processes: int) -> Input
         )
     if isinstance(error, RuntimeError) and any(sign in text for sign in NO_MEMORY):
         reason = ". ".join(reason.split(". ")[:2])  # how much was wanted; what follows says who holds the rest
-        learns = not (flags.get("eval") or flags.get("linear_probe"))  # else no block keeps anything for its gradient
-        ways = ["use shorter windows or a smaller model"]
-        if learns and flags.get("grad_checkpoint") is False:
-            ways.insert(0, "add --grad_checkpoint")
-        if flags.get("batch_size", 1) > 1:
-            same = " (--total_batch_size N keeps the windows of a step)" if "total_batch_size" in flags else ""
-            ways.insert(0, f"lower --batch_size {flags['batch_size']}{same}")
+        ways = [way for flag, way in LESS_MEMORY.items() if flag in flags and flags[flag] not in (1, True)]
+        ways.append("use shorter windows or a smaller model")
         return UsageError(f"--device {flags.get('device', 'cpu')} has too little memory ({reason}): {', '.join(ways)}")
     if type(error).__module__.startswith(COMPILER_MODULES):
         return InputError(f"--compile: torch.compile failed ({reason}): leave it out with --no_compile")

@@ -17,15 +17,22 @@ from errors import UsageError
 __version__ = "0.1.0"
 
 
+@contextmanager
+def written(what: str | Path) -> Iterator[None]:
+    """Turn a failure to write into a UsageError that names what cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"{what} cannot be written ({reason}): free space or choose another folder") from error
+
+
 def check_writable(folder: Path, flag: str = "--output") -> None:
     """Make the folder if it is missing. Raises UsageError, naming the flag, if it cannot be made or written."""
-    try:
+    with written(f"{flag} {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(f"{flag} {folder} cannot be written ({reason}): choose another folder") from error
 
 
 def check_file(path: Path, flag: str = "--output") -> None:
@@ -52,15 +59,13 @@ def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
     special = _is_special(path)
     part = path if special else path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield part
-        if not special:
-            if durable:
-                with part.open("rb") as file:
-                    os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-            os.replace(part, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(f"{path} cannot be written ({reason}): free space or choose another folder") from error
+        with written(path):
+            yield part
+            if not special:
+                if durable:
+                    with part.open("rb") as file:
+                        os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+                os.replace(part, path)
     finally:
         if not special:
             with suppress(OSError):

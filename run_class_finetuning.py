@@ -19,7 +19,6 @@ from eeg_data.pretraining import Loaders
 from engine_for_finetuning import Selected, evaluate, save_predictions, train_one_epoch
 from errors import ArgumentParser, InputError, UsageError, run_script
 from training import adaptation, checkpoints
-from training.checkpoints import fetched
 from training.metrics import SELECT_BY, BestEpoch
 from training.state import TrainingState
 
@@ -74,7 +73,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the classifier."""
     model = parser.add_argument_group("model")
     utils.add_size(model, "model", modeling_finetune.SIZES, "labram_base_patch200_200")
-    checkpoints.add_checkpoint(model, "finetune", "checkpoint of stage 2 (default: from scratch)")
+    model.add_argument("--finetune", type=Path, metavar="FILE", help="checkpoint of stage 2 (default: from scratch)")
     utils.add_trunk_arguments(model)
     model.add_argument("--init_scale", type=float, default=0.001, help="of the head's weights")
     model.add_argument("--use_cls", action="store_true", help="CLS token in place of the mean of the patch tokens")
@@ -98,7 +97,7 @@ def build_model(args: argparse.Namespace, run: utils.Run, outputs: int) -> model
     if args.finetune is None:
         logger.info("No --finetune: the classifier starts from random weights.")
     else:
-        state = run.run_on_rank0(lambda: checkpoints.read(fetched(args.finetune)))
+        state = run.run_on_rank0(lambda: checkpoints.read(args.finetune))
         weights = checkpoints.model_state(state, args.finetune)
         checkpoints.check_stage(weights, ["pretraining", "classifier"], args.finetune)
         report = modeling_finetune.load_pretrained(model, weights, where=f"{args.finetune} into {args.model}")
@@ -112,39 +111,31 @@ def build_average(model: nn.Module, args: argparse.Namespace, *, steps: int) -> 
     if not args.model_ema:
         return None
     start = args.model_ema_decay**steps
-    if start > MOST_START and not (args.eval or args.model_ema_warmup):
-        logger.warning(
-            "--model_ema: after all %d steps %.0f %% of the average are still the starting weights: add "
-            "--model_ema_warmup or lower --model_ema_decay %g.",
-            steps,
-            100 * start,
-            args.model_ema_decay,
-        )
+    if start > MOST_START and not args.model_ema_warmup:
+        text = "--model_ema: after all %d steps %.0f %% of the average are still the starting weights: add "
+        text += "--model_ema_warmup or lower --model_ema_decay %g."
+        logger.warning(text, steps, 100 * start, args.model_ema_decay)
     return ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
 
 
 class Evaluation:
-    """Metrics and prediction files of the validation and test sets."""
+    """Metrics and prediction files of the validation and test sets, and the selected epoch."""
 
-    def __init__(self, loaders: Loaders, run: utils.Run, task: str, best: BestEpoch) -> None:
-        """best: remembers the selected epoch."""
-        self.use(loaders)
+    def __init__(self, run: utils.Run, task: str, best: BestEpoch) -> None:
         self.run, self.task, self.best = run, task, best
         self.selected = Selected()
 
-    def use(self, loaders: Loaders) -> None:
-        """Take the sets of these loaders from now on."""
-        both = {"val": loaders.val, "test": loaders.test}
-        self.sets = {name: loader for name, loader in both.items() if loader is not None}
-
-    def __call__(self, model: nn.Module, epoch: int, *, training: bool = True) -> tuple[dict[str, float], bool]:
+    def __call__(
+        self, model: nn.Module, loaders: Loaders, epoch: int, *, training: bool = True
+    ) -> tuple[dict[str, float], bool]:
         """Evaluate and write the predictions; returns the log entries and whether this epoch is now the selected.
 
         training: False keeps what the prediction files have of the last epoch.
         """
         stats: dict[str, float] = {}
         logits = {}
-        for name, loader in self.sets.items():
+        sets = {name: loader for name, loader in (("val", loaders.val), ("test", loaders.test)) if loader is not None}
+        for name, loader in sets.items():
             values, logits[name] = evaluate(model, loader, self.run, self.task)
             stats |= {f"{name}_{metric}": value for metric, value in values.items()}
         stats = self.run.run_on_rank0(lambda: stats)  # machines may differ in a last bit, and all must select alike
@@ -152,7 +143,7 @@ class Evaluation:
         if selected:
             self.selected.epoch, self.selected.logits = epoch, logits
         if self.run.is_main:
-            for name, loader in self.sets.items():
+            for name, loader in sets.items():
                 path = self.run.output_dir / f"predictions-{name}.npz"
                 chosen = self.selected.epoch, self.selected.logits[name]
                 last = (epoch, logits[name]) if training else None
@@ -176,17 +167,17 @@ def main(args: argparse.Namespace) -> None:
         if args.patience is not None and loaders.val is None:
             raise UsageError(f"--patience {args.patience}: {file.path} has no validation samples to judge an epoch by")
         model = run.distribute(build_model(args, run, file.outputs))
-        ema = build_average(model.module, args, steps=args.epochs * loaders.steps_per_epoch)
-        evaluation = Evaluation(loaders, run, file.task, best)
+        evaluation = Evaluation(run, file.task, best)
         if args.eval:
-            averaged = ema is not None
+            averaged = args.model_ema
             epoch = checkpoints.load_for_evaluation(model.module, args, run, stage="classifier", averaged=averaged)
-            show(evaluation(model.module, epoch, training=False)[0], f"epoch {epoch}")
+            show(evaluation(model.module, loaders, epoch, training=False)[0], f"epoch {epoch}")
             return
+        ema = build_average(model.module, args, steps=args.epochs * loaders.steps_per_epoch)
         steps = {"steps_per_epoch": loaders.steps_per_epoch, "accumulation": accumulation}
         update = optim_factory.build_update(model, args, run, layer_decay=args.layer_decay, **steps)
         extras = {"best": best, "selected": evaluation.selected, **({"model_ema": ema} if ema else {})}
-        data = {"data": loaders.summary(), "data_set": file.description}
+        data = {"inputs": loaders.summary(), "data_set": file.description}
         state = TrainingState(model, update, run, args, stage="classifier", extras=extras, **data)
         with run.interruption.listening():
             fine_tune(state, loaders, evaluation, args, ema)
@@ -196,36 +187,25 @@ def fine_tune(
     state: TrainingState, loaders: Loaders, evaluation: Evaluation, args: argparse.Namespace, ema: ModelEmaV3 | None
 ) -> None:
     """Train from where the run stands to the last epoch, or until patience ends; then log the results."""
-    module, best, run = state.model.module, evaluation.best, evaluation.run
+    module, best, run = state.model.module, evaluation.best, state.run
     judged = ema.module if ema else module
     epoch = state.resume(args)
-    data: Any = loaders.train.dataset
-    weights = None
+    options: dict[str, Any] = {"smoothing": args.smoothing}
     if args.class_weights == "balanced":
-        weights = balanced_weights(data.labels, len(data.classes)).to(run.device)  # not from the host at every step
+        data: Any = loaders.train.dataset
+        weights = balanced_weights(data.labels, len(data.classes))
+        options["class_weights"] = weights.to(run.device)  # not from the host at every step
+    if ema is not None:  # without warm-up no step: timm would not average the first one
+        options["after_step"] = lambda: ema.update(module, step=state.update.step if ema.use_warmup else None)
     if args.linear_probe and epoch < args.epochs and not best.stopped:
         # After resuming, which may bring another trunk than --finetune.
         loaders = adaptation.build_feature_loaders(module, loaders, args, run)
-        evaluation.use(loaders)
-
-    def update_average() -> None:
-        if ema is not None:  # without warm-up no step: timm would not average the first one
-            ema.update(module, step=state.update.step if ema.use_warmup else None)
-
     while epoch < args.epochs and not best.stopped:
-        train_one_epoch(
-            state,
-            loaders.train,
-            epoch,
-            evaluation.task,
-            smoothing=args.smoothing,
-            class_weights=weights,
-            after_step=update_average,
-        )
+        train_one_epoch(state, loaders.train, epoch, evaluation.task, **options)
         stats: dict[str, float] = {}
         selected = False
         if not args.disable_eval_during_finetuning or epoch == args.epochs - 1:
-            stats, selected = evaluation(judged, epoch)
+            stats, selected = evaluation(judged, loaders, epoch)
             evaluation.selected.last = stats
         if selected and args.lora is not None and args.save_ckpt:
             adaptation.save_merged(judged, state, epoch)
@@ -242,11 +222,9 @@ def fine_tune(
 def show(stats: dict[str, float], title: str) -> None:
     """Log metrics, one line a set."""
     for split in ("val", "test"):
-        values = {
-            name.removeprefix(f"{split}_"): value for name, value in stats.items() if name.startswith(f"{split}_")
-        }
-        if values:
-            logger.info("%s, %s: %s", title, split, ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+        own = [(name.partition("_")[2], value) for name, value in stats.items() if name.startswith(f"{split}_")]
+        if own:
+            logger.info("%s, %s: %s", title, split, ", ".join(f"{name} {value:.4f}" for name, value in own))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ from files import code_version
 from inference import export, output, plots
 from inference.recording_files import KINDS, find
 from inference.recordings import BLOCK_BYTES, Options, Windows
-from training.checkpoints import add_checkpoint, fetched
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ def get_args() -> argparse.Namespace:
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Flags of all verbs."""
-    add_checkpoint(parser, "checkpoint", "of stage 1, 2 or 3", required=True)
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of stage 1, 2 or 3")
     parser.add_argument("--averaged", action="store_true", help="the averaged weights of --model_ema")
 
 
@@ -92,7 +91,7 @@ def _add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
 def export_model(args: argparse.Namespace) -> None:
     """Export a checkpoint as the flags say."""
     options = {name: getattr(args, name) for name in ("to", "output", "electrodes", "averaged")}
-    export.export(fetched(args.checkpoint), seconds=args.time_window, **options)
+    export.export(args.checkpoint, seconds=args.time_window, **options)
 
 
 def infer(args: argparse.Namespace) -> None:
@@ -103,10 +102,10 @@ def infer(args: argparse.Namespace) -> None:
     if plot := getattr(args, "plot", None):
         plots.check_plot(plot)
     for path in (*find_files(args.input, KINDS), args.checkpoint):
-        if isinstance(path, Path) and path.exists() and args.output.exists() and args.output.samefile(path):
+        if path.exists() and args.output.exists() and args.output.samefile(path):
             raise UsageError(f"--output {args.output} would overwrite {path}, which is read: choose another name")
     pipeline = build_pipeline(args, block_bytes=BLOCK_BYTES)
-    model = inference.load(fetched(args.checkpoint), device=args.device, averaged=args.averaged)
+    model = inference.load(args.checkpoint, device=args.device, averaged=args.averaged)
     model.check(args.verb)
     usual_window = model.description.window_seconds or None
     options = Options(pipeline, args.prepared, args.scale, args.window, args.stride, usual_window)
@@ -170,7 +169,7 @@ def _description(args: argparse.Namespace, model: inference.Model) -> dict[str, 
     filtered = not args.prepared and any(path.suffix.lower() not in SUFFIXES for path in find_files(args.input, KINDS))
     return {
         "verb": args.verb,
-        "checkpoint": fetched(args.checkpoint).name,
+        "checkpoint": args.checkpoint.name,
         "averaged": int(args.averaged),
         "model": model.description.model,
         "code_version": code_version(),

@@ -14,7 +14,6 @@ from eeg_data import pretraining as eeg_data
 from engine_for_pretraining import evaluate, train_one_epoch
 from errors import ArgumentParser, UsageError, run_script
 from training import checkpoints
-from training.checkpoints import digest_of_weights, fetched
 from training.state import TrainingState
 
 
@@ -24,7 +23,9 @@ def get_args() -> argparse.Namespace:
     model = parser.add_argument_group("model")
     utils.add_size(model, "model", modeling_pretrain.SIZES, "labram_base_patch200_1600_8k_vocab")
     utils.add_size(model, "tokenizer_model", modeling_vqnsp.SIZES, "vqnsp_encoder_base_decoder_3x200x12")
-    checkpoints.add_checkpoint(model, "tokenizer_weight", "of stage 1", default=Path("checkpoints/vqnsp.pth"))
+    model.add_argument(
+        "--tokenizer_weight", type=Path, default=Path("checkpoints/vqnsp.pth"), help="checkpoint of stage 1"
+    )
     model.add_argument("--codebook_size", type=int, default=None, help="codes (default: the tokenizer's)")
     model.add_argument("--codebook_dim", type=int, default=None, help="width of a code (default: the tokenizer's)")
     model.add_argument("--mask_ratio", type=float, default=0.5, help="share of a window's patches that is masked")
@@ -54,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     if not 0 < args.mask_ratio < 1:
         raise UsageError(f"--mask_ratio {args.mask_ratio}: allowed are shares between 0 and 1, without the ends")
     with utils.setup_run(args) as run:
-        weights = run.run_on_rank0(lambda: checkpoints.read_model(fetched(args.tokenizer_weight), stage="tokenizer"))
+        weights = run.run_on_rank0(lambda: checkpoints.read_model(args.tokenizer_weight, stage="tokenizer"))
         tokenizer = modeling_vqnsp.load_tokenizer(
             args.tokenizer_model,
             weights,
@@ -70,8 +71,8 @@ def main(args: argparse.Namespace) -> None:
         model = run.distribute(model)
         steps = loaders.steps_per_epoch
         update = optim_factory.build_update(model, args, run, steps_per_epoch=steps, accumulation=accumulation)
-        compared = {"data": loaders.summary(), "weights": {"tokenizer": digest_of_weights(weights)}}
-        state = TrainingState(model, update, run, args, stage="pretraining", **compared)
+        inputs = loaders.summary() | {"tokenizer weights": checkpoints.digest_of_weights(weights)}
+        state = TrainingState(model, update, run, args, stage="pretraining", inputs=inputs)
         first = state.resume(args)
         with run.interruption.listening():
             run.prepare(tokenizer)

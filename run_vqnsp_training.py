@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
         update = optim_factory.build_update(model, args, run, steps_per_epoch=steps, **batches)
         revival = CodebookRevival(model.module.quantize, total_steps=args.epochs * steps, seed=args.seed)
         extras = {"revival": revival}
-        state = TrainingState(model, update, run, args, stage="tokenizer", extras=extras, data=loaders.summary())
+        state = TrainingState(model, update, run, args, stage="tokenizer", extras=extras, inputs=loaders.summary())
         first = state.resume(args)
         initialize_codebook(model.module, loaders.train, run, epoch=first, accumulation=accumulation)
         with run.interruption.listening():

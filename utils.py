@@ -5,14 +5,12 @@
 
 import argparse
 import dataclasses
-import itertools
 import logging
 import math
 import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,34 +32,31 @@ T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
 ALMOST_ONE = 0.999  # dropping everything leaves nothing to learn from
+# Flags of all scripts whose numbers have limits, both allowed; window_stride is in samples, time_window in seconds.
 FLAG_LIMITS = {
-    **dict.fromkeys(("epochs", "save_ckpt_freq", "batch_size", "update_freq"), (1, math.inf)),
-    **dict.fromkeys(("gradient_accumulation_steps", "codebook_n_emd", "codebook_emd_dim"), (1, math.inf)),
-    **dict.fromkeys(("lora", "patience", "window_stride"), (1, math.inf)),  # the last in samples
-    **dict.fromkeys(("seed", "start_epoch", "num_workers", "warmup_epochs", "keep_last"), (0, math.inf)),
-    "freeze_blocks": (0, math.inf),
+    "epochs save_ckpt_freq batch_size update_freq gradient_accumulation_steps lora patience": (1, math.inf),
+    "codebook_n_emd codebook_emd_dim window_stride": (1, math.inf),
+    "seed start_epoch num_workers warmup_epochs keep_last freeze_blocks": (0, math.inf),
+    "lr min_lr weight_decay weight_decay_end clip_grad opt_eps": (0, math.inf),
     "lora_alpha": (math.nextafter(0, 1), math.inf),
-    **dict.fromkeys(("lr", "min_lr", "weight_decay", "weight_decay_end", "clip_grad", "opt_eps"), (0, math.inf)),
-    **dict.fromkeys(("drop", "drop_path", "attn_drop_rate", "smoothing", "lora_dropout"), (0, ALMOST_ONE)),
-    **dict.fromkeys(("ema_decay", "model_ema_decay", "layer_decay"), (0, 1)),
+    "drop drop_path attn_drop_rate smoothing lora_dropout": (0, ALMOST_ONE),
+    "ema_decay model_ema_decay layer_decay": (0, 1),
     "opt_betas": (0, math.nextafter(1, 0)),
-    "time_window": (1, MAX_PATCHES),  # seconds
+    "time_window": (1, MAX_PATCHES),
     "input_size": (PATCH_SAMPLES, MAX_PATCHES * PATCH_SAMPLES),
 }
 LOCAL_FLAGS = {"output_dir", "log_dir", "device", "num_workers"}  # may differ between the processes of a run
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
-EXIT_CODES = {
-    getattr(signal, name): code
-    for name, code in (("SIGTERM", TERMINATED), ("SIGUSR1", TERMINATED), ("SIGINT", INTERRUPTED))
-    if hasattr(signal, name)  # Windows has no SIGUSR1
-}
+EXIT_CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+if hasattr(signal, "SIGUSR1"):  # Windows has none
+    EXIT_CODES[signal.SIGUSR1] = TERMINATED
 _last_groups: list[Any] = []
-_run_numbers = itertools.count()  # of the runs of this process
 
 
 def add_switch(parser: Any, name: str, *, default: bool | None, help: str) -> None:
     """Add `--name` and `--no_name`, in the released scripts' spelling of a boolean flag."""
-    parser.add_argument(f"--{name}", dest=name, action="store_true", default=default, help=help)
+    words = f"{help} (default)" if default else help
+    parser.add_argument(f"--{name}", dest=name, action="store_true", default=default, help=words)
     parser.add_argument(f"--no_{name}", dest=name, action="store_false", help=f"not: {help}")
 
 
@@ -130,13 +125,12 @@ def gather(own: T) -> list[T]:
 class Interruption:
     """Signals that ask a run to stop (clusters send SIGTERM or SIGUSR1), shared so that all ranks stop at one call.
 
-    While `listening()`, they are only noted. `sync_signals()`, called after every micro-batch, shares the notes.
+    While `listening()`, they are only noted. `sync_signals()`, called after every step, shares the notes.
     """
 
     def __init__(self, cpu_group: Any = None) -> None:
         """cpu_group: all processes on CPUs, so that no GPU is waited for; None for a single process."""
         self._number = 0  # of the signal that this process received
-        self._listening = False
         self._cpu_group = cpu_group
         self._under_way: tuple[Tensor, Any] | None = None
         self.on_stop: Callable[[signal.Signals], NoReturn] = self._stop
@@ -144,13 +138,10 @@ class Interruption:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Note signals instead of dying from them."""
-        main = threading.current_thread() is threading.main_thread()
-        before = {number: signal.signal(number, self._note) for number in EXIT_CODES} if main else {}
-        self._listening = True
+        before = {number: signal.signal(number, self._note) for number in EXIT_CODES}
         try:
             yield
         finally:
-            self._listening = False
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -165,8 +156,6 @@ class Interruption:
         save: whether this rank wants a checkpoint. Returns whether any rank wanted one at the previous call. The
         exchange runs between two calls, so every request takes effect one call late, on all ranks alike.
         """
-        if not self._listening:
-            return False
         request = torch.tensor([self._number, int(save)])
         if self._cpu_group is None:
             number, wanted = request.tolist()
@@ -218,22 +207,19 @@ class Run:
 
     def run_on_rank0(self, work: Callable[[], T]) -> T:
         """Do work on rank 0 only; give its result, or its InputError, to all ranks. Files are read and written once."""
-        outcome: list[Any] = [None]
+        shared: list[Any] = [None, None]  # result, error
         original: Exception | None = None
         if self.is_main:
             try:
-                outcome = [(work(), None)]
+                shared[0] = work()
             except Exception as error:  # the others must not wait for ever
                 original = error
-                outcome = [(None, error if isinstance(error, InputError) else PeerLost("ended because process 0 did"))]
+                shared[1] = error if isinstance(error, InputError) else PeerLost("ended because process 0 did")
         if self.cpu_group is not None:
-            dist.broadcast_object_list(outcome, src=0, group=self.cpu_group)
-        if original is not None:
-            raise original
-        result, refusal = outcome[0]
-        if refusal is not None:
-            raise refusal
-        return result
+            dist.broadcast_object_list(shared, src=0, group=self.cpu_group)
+        if original or shared[1]:
+            raise original or shared[1]
+        return shared[0]
 
     def check_same(self, values: Mapping[str, Any], way_out: str) -> None:
         """Raise InputError, on all ranks, that names the first value that differs between ranks. way_out: its end."""
@@ -293,11 +279,20 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     np.random.seed(args.seed % 2**32)
     cpu_group = _init_groups(device)
     processes = dist.get_world_size()
-    place = (device, dist.get_rank(), processes, args.seed, args.output_dir, amp_dtype, dtype)
+    run = Run(
+        device,
+        dist.get_rank(),
+        processes,
+        args.seed,
+        args.output_dir,
+        amp_dtype,
+        dtype,
+        compiled=device.type == "cuda" if args.compile is None else args.compile,
+        interruption=Interruption(cpu_group),
+        cpu_group=cpu_group,
+    )
     try:
         with friendly_error(args, processes=processes), logging_redirect_tqdm():
-            compiled = device.type == "cuda" if args.compile is None else args.compile
-            run = Run(*place, compiled, Interruption(cpu_group), cpu_group)
             run.check_same(_common_flags(args), "start all machines with the same command")
             yield run
     finally:
@@ -326,8 +321,6 @@ def _init_groups(device: torch.device) -> Any:
             # torchrun keeps its store, with the addresses of processes that ended, when it starts them again.
             # (With several machines their counts may differ: docs/training.md turns the keeping off there.)
             store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        # A second run of the same processes must not find the addresses of the first.
-        store = dist.PrefixStore(f"run {next(_run_numbers)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=processes, device_id=device_id)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device_id)
@@ -375,9 +368,10 @@ def _precision(name: str, device: torch.device) -> tuple[torch.dtype | None, tor
 
 def _check_flags(args: argparse.Namespace) -> None:
     """Raise UsageError for a number that cannot be right, whichever script it belongs to."""
-    for name, value in vars(args).items():
-        low, high = FLAG_LIMITS.get(name, (-math.inf, math.inf))
-        for number in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(number, int | float) and not low <= number <= high:
-                allowed = f"numbers from {low}" + ("" if high == math.inf else f" to {high}")
-                raise UsageError(f"--{name} {number}: allowed are {allowed}")
+    for names, (low, high) in FLAG_LIMITS.items():
+        for name in names.split():
+            value = getattr(args, name, None)
+            for number in value if isinstance(value, list | tuple) else [value]:
+                if number is not None and not low <= number <= high:
+                    allowed = f"numbers from {low}" + ("" if high == math.inf else f" to {high}")
+                    raise UsageError(f"--{name} {number}: allowed are {allowed}")

@@ -149,9 +149,9 @@ class Loaders:
         return self.train.batch_sampler.steps  # type: ignore[union-attr]
 
     def summary(self) -> dict[str, Any]:
-        """Describe the windows of each set."""
+        """Describe the data of each set."""
         sets = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: loader.dataset.summary() for name, loader in sets.items() if loader is not None}  # type: ignore[attr-defined]
+        return {f"{name} data": loader.dataset.summary() for name, loader in sets.items() if loader is not None}  # type: ignore[attr-defined]
 
 
 def add_loader_arguments(group: Any) -> None:

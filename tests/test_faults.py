@@ -37,7 +37,7 @@ from recovery import (
     unequal,
     usual,
 )
-from run_helpers import ELECTRODES, RATE, ROOT, call, checkpoint, kill_tree, labelled_file, stopped_at
+from run_helpers import ELECTRODES, RATE, ROOT, call, checkpoint, kill_tree, labelled_file
 from training import checkpoints
 from waiting import wait_for
 
@@ -313,26 +313,6 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint_and_nothing_is_los
         assert fault["after"] < place, "the steps before the signal are lost"
     assert places[1] <= 3 + 3 and places[3] <= 13 + 3
     assert unequal(reference("classifier"), tmp_path) == []
-
-
-def test_a_signal_in_the_middle_of_a_step_stops_there_and_the_step_is_made_again_to_the_last_bit(
-    tmp_path: Path,
-) -> None:
-    same = usual("tokenizer", "--batch_size", 2, "--gradient_accumulation_steps", 4, "--epochs", 2)
-
-    def run(name: str) -> int:
-        words = ["--output_dir", tmp_path / name / "run", "--log_dir", tmp_path / name / "board"]
-        return call(same.script, *same.flags, *words)
-
-    assert run("whole") == 0
-    # Micro-batches since the start or the last stop, and the epoch and step that are then unfinished, of 5 an epoch.
-    for micro_batches, place in [(1, (0, 0)), (10, (0, 2))]:
-        with stopped_at(Update, "__call__", micro_batches, behind=True):
-            assert run("cut") == 143
-        state = checkpoint(tmp_path / "cut" / "run" / "checkpoint.pth")
-        assert (state["epoch"] + 1, state["step"]) == place
-    assert run("cut") == 0
-    assert unequal(tmp_path / "whole", tmp_path / "cut") == []
 
 
 def test_a_signal_to_the_whole_job_stops_a_run_with_loading_processes_after_a_checkpoint(tmp_path: Path) -> None:

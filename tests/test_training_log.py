@@ -1,10 +1,7 @@
-"""Numbers on their way to people: weighted means, lines and bars, log.txt, bad steps and TensorBoard after a stop."""
+"""Numbers on their way to people: weighted means, log.txt, bad steps and TensorBoard after a stop."""
 
-import io
 import json
-import logging
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +11,7 @@ from data_helpers import only_line, process_group
 from errors import UsageError
 from recovery import scalars
 from training import log as module
-from training.log import MetricLog, Progress, RunLog, list_windows
-
-
-class Terminal(io.StringIO):
-    """A terminal that remembers what it shows."""
-
-    def isatty(self) -> bool:
-        return True
+from training.log import MetricLog, RunLog, list_windows
 
 
 def test_means_are_weighted_by_the_number_of_samples() -> None:
@@ -50,22 +40,6 @@ def test_a_log_forgets_a_skipped_step() -> None:
     log.discard()
     log.commit()
     assert log.mean("loss") == 1.0 and log.total("codes", 2).tolist() == [0, 0]
-
-
-@pytest.mark.parametrize(("terminal", "main"), [(True, True), (False, True), (True, False)])
-def test_a_terminal_shows_a_bar_a_file_lines_and_other_processes_nothing(
-    terminal: bool, main: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    screen = Terminal() if terminal else io.StringIO()
-    monkeypatch.setattr(sys, "stderr", screen)
-    shown = Progress(main, "epoch 7", 5)
-    for i in range(shown.total):
-        shown.step(f"loss {i}.5" if shown.due() else None)
-    shown.close()
-    assert ("epoch 7" in screen.getvalue() and "loss 0.5" in screen.getvalue()) == (terminal and main)
-    lines = ["epoch 7, step 1/5: loss 0.5", "epoch 7, step 5/5: loss 4.5"]
-    assert caplog.messages == (lines if main and not terminal else [])
 
 
 def epochs(path: Path) -> list[int]:

@@ -131,18 +131,6 @@ def test_other_flags_data_versions_and_device_are_one_warning_that_names_them(
     assert [line["epoch"] for line in log(folder)] == [0, 1, 2]
 
 
-def test_a_checkpoint_that_does_not_say_its_settings_continues_with_a_warning(
-    tmp_path: Path, task: Path, straight: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = copy_of(straight, tmp_path / "run", ended=False)
-    state = checkpoint(folder / "checkpoint.pth")
-    del state["settings"]
-    torch.save(state, folder / "checkpoint.pth")
-    assert train(folder, task) == 0
-    assert "checkpoint.pth" in only_warning(caplog, "not compared")
-    assert_same_run(straight, folder)
-
-
 def test_a_run_with_the_same_settings_continues_without_a_word(
     tmp_path: Path, task: Path, straight: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,16 +9,16 @@ import argparse
 import copy
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 import modeling_finetune
-from eeg_data.batches import EvaluationBatches, Key
+from eeg_data.batches import EvaluationBatches
 from eeg_data.labelled import LabelledBatch, LabelledWindows, collate_labelled
 from eeg_data.pretraining import Loaders, make_loader
 from errors import InputError, UsageError
@@ -133,55 +133,41 @@ def save_merged(model: NeuralTransformer, state: TrainingState, epoch: int) -> N
     state.run.run_on_rank0(lambda: checkpoints.save(content, state.run.output_dir / "model-merged.pth"))
 
 
-class FeatureWindows(LabelledWindows):
-    """A split whose EEG is replaced by the features that a frozen trunk computes from it."""
+class FeatureLoader:
+    """The batches of a loader with features, computed once, in place of EEG."""
 
-    def __init__(self, windows: LabelledWindows, features: Tensor) -> None:
-        """features: (samples, D), in the order of the windows."""
-        vars(self).update(vars(windows))  # labels, recordings, subjects, names: for reports and predictions
-        self.windows, self.features = windows, features
+    def __init__(self, loader: DataLoader, features: Tensor) -> None:
+        """features: (samples, D), in the order of the loader's data set."""
+        self.dataset: Any = loader.dataset  # LabelledWindows
+        self.batch_sampler: Any = loader.batch_sampler
+        self.features = features
 
-    def __getitem__(self, key: Key) -> tuple[Any, Tensor, Any, int]:
-        """Return features (D,), channels (N + 1,), label, index among the usable samples."""
-        return self.features[key[2]], self.channels, self.labels[key[2]], key[2]
+    def __len__(self) -> int:
+        """Batches of this process."""
+        return len(self.batch_sampler)
 
-    def describe(self, key: Key) -> dict[str, Any]:
-        """Return where a sample is from and the largest value of its EEG."""
-        return self.windows.describe(key)
-
-
-def collate_features(samples: list[tuple[Tensor, Tensor, Any, int]]) -> LabelledBatch:
-    """Make a labelled batch whose `eeg` are features (B, D)."""
-    features, channels, labels, index = default_collate(samples)
-    return LabelledBatch(features, channels[0], labels, index)
+    def __iter__(self) -> Iterator[LabelledBatch]:
+        """Yield batches whose `eeg` are features (B, D)."""
+        for keys in self.batch_sampler:
+            samples = [sample for _, _, sample in keys]
+            labels = torch.from_numpy(self.dataset.labels[samples])
+            yield LabelledBatch(self.features[samples], self.dataset.channels, labels, torch.tensor(samples))
 
 
+@torch.no_grad()
 def build_feature_loaders(model: NeuralTransformer, loaders: Loaders, args: argparse.Namespace, run: Run) -> Loaders:
     """Compute the features of all samples once; return loaders of the same batches with features in place of EEG.
 
     Every process must call it; they share the work, and each keeps all features in memory.
     """
     model.eval()
-
-    def convert(loader: DataLoader) -> DataLoader:
-        windows: Any = loader.dataset
-        features = compute_features(model, windows, args, run)
-        size = features.nbytes / 1e6
-        logger.info("Features of all samples of %s: %.1f MB in memory of each process.", windows.split, size)
-        # No loading processes: there is nothing to read, and each would need a copy of the features.
-        return DataLoader(
-            FeatureWindows(windows, features),
-            batch_sampler=loader.batch_sampler,
-            collate_fn=collate_features,
-            pin_memory=loader.pin_memory,
-            generator=torch.Generator(),  # else the loader draws from the global one
-        )
-
-    val, test = (convert(loader) if loader is not None else None for loader in (loaders.val, loaders.test))
-    return Loaders(convert(loaders.train), val, test)
+    sets: list[Any] = [loaders.train, loaders.val, loaders.test]
+    converted: list[Any] = [
+        loader and FeatureLoader(loader, compute_features(model, loader.dataset, args, run)) for loader in sets
+    ]
+    return Loaders(*converted)
 
 
-@torch.no_grad()
 def compute_features(model: NeuralTransformer, windows: LabelledWindows, args: argparse.Namespace, run: Run) -> Tensor:
     """Compute the head's input for every window: (samples, D) on the CPU, the same on every process."""
     plan = EvaluationBatches([len(windows)], args.batch_size, rank=run.rank, processes=run.processes)

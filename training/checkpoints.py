@@ -1,8 +1,7 @@
 """Checkpoint files: written as a whole, verified, read without executing anything, recognised by their keys.
 
 A file is a dict with `model`, `optimizer`, `epoch`, `scaler`, `args` and what exact resumption needs. Files of the
-released code (an argparse Namespace under `args`, numpy scalars in the optimizer) load, too, and so do safetensors
-files. A flag may name a file by a URL that ends with `#sha256=<64 hexadecimal digits>`: it is fetched once and kept.
+released code (an argparse Namespace under `args`, numpy scalars in the optimizer) and safetensors files load, too.
 """
 
 import argparse
@@ -12,7 +11,6 @@ import os
 import pickle
 import re
 import shutil
-import sys
 import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -25,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from errors import InputError
-from files import digest_of, sha256, written_aside
+from files import digest_of, written_aside
 from layers import load_strictly
 from utils import Run
 
@@ -39,7 +37,6 @@ STAGES = {
 LATEST = "checkpoint.pth"  # of a run; other names in its folder are copies of what it once was
 OLD_LATEST = "checkpoint.previous.pth"  # what --resume FILE took the place of
 BEST, OLD_BEST = "checkpoint-best.pth", "checkpoint-best.previous.pth"  # of the selected epoch; of an older run
-URL = re.compile(r"(https?|file)://[^#]+#sha256=[0-9a-fA-F]{64}")
 
 _SCALAR = np.float64(0).__reduce__()[0]
 # Harmless types in files of the released code. Nothing else but plain data and tensors is unpickled.
@@ -65,7 +62,7 @@ def save(state: dict[str, Any], path: str | Path) -> None:
 
 
 def copy(path: Path, target: Path) -> None:
-    """Put a copy of a checkpoint in place of another; the target is always one or the other, never a mixture."""
+    """Copy a checkpoint; the target is always the old or the new file, never a mixture."""
     with written_aside(target) as part:
         shutil.copyfile(path, part)
 
@@ -91,10 +88,8 @@ def read(path: str | Path) -> dict[str, Any]:
     Of a safetensors file, `model` are the tensors and `metadata` the texts.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not a checkpoint: name a file in it")
     if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist{_nearest(path)}")
+        raise InputError(f"{path} is no checkpoint file: {_way_out(path)}")
     try:
         if _is_safetensors(path):
             return _read_safetensors(path)
@@ -135,15 +130,18 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         return {"model": tensors, "metadata": dict(file.metadata() or {})}
 
 
-def _nearest(path: Path) -> str:
-    """Return the way out for a missing file: the checkpoint of the stage before, or a similar name in its folder."""
-    folder = path.with_suffix("")
-    runs = {file.parent.name: file for file in sorted(path.parent.glob("*/checkpoint*.pth"))}
-    # Of a run's files checkpoint.pth comes last and stays.
-    for name in difflib.get_close_matches(folder.name, runs, n=1, cutoff=0.5):
-        return f"; nearest candidate: cp {runs[name]} {path}"
-    close = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.pth")], n=1)
-    return f"; nearest candidate: {path.parent / close[0]}" if close else "; train the stage before or correct the path"
+def _way_out(path: Path) -> str:
+    """Say what to do about a missing file: name the checkpoint of the stage before, or a file with a similar name."""
+    if path.is_dir():
+        return "it is a folder, name a file in it"
+    if re.match("https?:", str(path)):
+        return "download it and name the file on this machine"
+    runs = {file.parent.name: file for file in sorted(path.parent.glob("*/checkpoint*.pth"))}  # checkpoint.pth wins
+    for name in difflib.get_close_matches(path.stem, runs, n=1, cutoff=0.5):
+        return f"nearest candidate: cp {runs[name]} {path}"
+    for name in difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.pth")], n=1):
+        return f"nearest candidate: {path.parent / name}"
+    return "train the stage before or correct the path"
 
 
 def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -158,41 +156,37 @@ def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except InputError as error:
             logger.warning("%s; falling back to an older checkpoint.", error)
     if candidates:
-        raise InputError(
-            f"all {len(candidates)} checkpoints in {folder} are damaged: put a whole one there, or begin anew with "
-            "--no_auto_resume"
-        )
+        raise InputError(f"all checkpoints in {folder} are damaged: put a whole one there, or add --no_auto_resume")
     return None
 
 
-def restore_best(folder: Path, state: dict[str, Any], path: Path | None = None) -> None:
+def restore_best(folder: Path, state: Mapping[str, Any], path: Path | None = None) -> None:
     """Let checkpoint-best.pth be of the epoch that `state`, the checkpoint at `path`, selected, or rename it.
 
-    Without a path a new run begins ({}). The file can be of another epoch after a kill, or if the run goes back.
+    Without a path a new run begins. The file can be of another epoch after a kill, or if the run goes back.
     """
     best, selected = folder / BEST, _selection(state)
+    numbered = folder / f"checkpoint-{selected[0]}.pth"
     if path is not None and selected[0] == state["epoch"] and not state["step"]:
         copy(path, best)
-    elif best.is_file():
-        if path is not None and _has_selected(best, selected):
-            return
+    elif best.is_file() and (path is None or not _has_selected(best, selected)):
         os.replace(best, folder / OLD_BEST)
-        numbered = folder / f"checkpoint-{selected[0]}.pth"
         if path is not None and _has_selected(numbered, selected):
             copy(numbered, best)
-            return
-        logger.warning(
-            "%s is not of the epoch that this run has selected: it is now %s, --eval takes %s until a better epoch.",
-            best,
-            OLD_BEST,
-            LATEST,
-        )
+        else:
+            logger.warning("%s is not of the epoch that this run has selected: it is now %s.", best, OLD_BEST)
+
+
+def _selection(state: Mapping[str, Any]) -> tuple[int | None, str]:
+    """Return the epoch that a run has selected, and its metrics as text, because NaN is not equal to itself."""
+    best = state.get("extras", {}).get("best", {})
+    return best.get("epoch"), str(best.get("stats"))
 
 
 def _has_selected(path: Path, selected: tuple[int | None, str]) -> bool:
-    """Whether a file is a whole checkpoint of a run that has selected this epoch."""
+    """Return whether a file is a whole checkpoint of a run that has selected this epoch."""
     with suppress(InputError):
-        return path.is_file() and _selection(read(path)) == selected
+        return _selection(read(path)) == selected
     return False
 
 
@@ -202,12 +196,6 @@ def set_aside(latest: Path, source: Path) -> None:
     if latest.is_file() and source.resolve() != old.resolve():
         os.replace(latest, old)
         logger.warning("%s takes the place of %s, which is now %s.", source, latest, OLD_LATEST)
-
-
-def _selection(state: dict[str, Any]) -> tuple[int | None, str]:
-    """Return the epoch that a run has selected, and its metrics as text, because NaN is not equal to itself."""
-    best = state.get("extras", {}).get("best", {})
-    return best.get("epoch"), str(best.get("stats"))
 
 
 # Weights and stages
@@ -280,43 +268,3 @@ def digest_of_weights(weights: Mapping[str, Tensor]) -> str:
     """Return a short digest of a state dict."""
     values = ((name, value.detach().cpu().contiguous().flatten().view(torch.uint8)) for name, value in weights.items())
     return digest_of(part for name, value in values for part in (name, value.numpy()))
-
-
-# Checkpoints that a flag names by URL
-
-
-def add_checkpoint(group: Any, name: str, what: str, **options: Any) -> None:
-    """Add a flag for a checkpoint. options: as for argparse."""
-    words = f"{what}; a path, or a URL that ends with #sha256=DIGEST"
-    group.add_argument(f"--{name}", type=checkpoint_place, metavar="FILE", help=words, **options)
-
-
-def checkpoint_place(text: str) -> Path | str:
-    """Type of a flag that names a checkpoint: a path, or a URL with the SHA-256 of its file, which stays text."""
-    if "://" not in text:
-        return Path(text)
-    if not URL.fullmatch(text):
-        raise argparse.ArgumentTypeError(
-            f"{text}: a URL needs the SHA-256 of its file, as in https://host/file.pth#sha256=<64 hexadecimal digits>"
-        )
-    return text
-
-
-def fetched(place: Path | str) -> Path:
-    """Return a path as it is; for a URL the file in $LABRAM_CACHE or ~/.cache/labram, fetched if it is not there."""
-    if isinstance(place, Path):
-        return place
-    address, digest = place.split("#sha256=")
-    digest = digest.lower()
-    try:
-        cache = os.environ.get("LABRAM_CACHE") or Path.home() / ".cache" / "labram"
-        path = Path(cache) / "checkpoints" / f"{digest}.pth"
-        if not path.is_file() or sha256(path) != digest:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            logger.info("Fetching %s", address)
-            torch.hub.download_url_to_file(address, str(path), hash_prefix=digest, progress=sys.stderr.isatty())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{address} cannot be fetched ({error}): fetch it by hand and name the file") from error
-    except RuntimeError as error:  # another digest, or no home for the cache
-        raise InputError(f"{address}: {error}: correct the #sha256= or do not use the file") from error
-    return path

@@ -1,4 +1,4 @@
-"""Numbers of a run: means of an epoch, progress on a terminal, log.txt, bad_steps.jsonl, TensorBoard, environment."""
+"""Numbers of a run: means of an epoch, log.txt, bad_steps.jsonl, TensorBoard, environment.json."""
 
 import argparse
 import json
@@ -6,10 +6,8 @@ import logging
 import math
 import os
 import platform
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,20 +15,16 @@ from typing import Any
 import torch
 from tensorboardX import SummaryWriter
 from torch import Tensor
-from tqdm import tqdm
 
-from errors import UsageError
-from files import code_version, plain, written_aside
+from files import code_version, plain, written, written_aside
 from utils import Run, gather
 
 logger = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "h5py", "mne", "einops", "tensorboardX")
-PROGRESS_SECONDS = 30  # between two lines where there is no terminal for a bar
 LOG_ONLY = ("_lr", "_decay", "_total_loss", "_seconds", "_per_second")  # in log.txt, not on the terminal
 NAMED_WINDOWS = 3  # of a bad step on the terminal; all are in bad_steps.jsonl
 WHOLE_EPOCH = -1  # in place of a step
-UNFINISHED = (math.inf, math.inf)  # place of a line that a killed run left half written
 
 
 class MetricLog:
@@ -40,8 +34,7 @@ class MetricLog:
     """
 
     def __init__(self) -> None:
-        """Start empty."""
-        self.group: str | None = None  # of what is added next: its loss also gets a mean of its own, `loss_<group>`
+        self.group: str | None = None  # of what is added next: its loss is also averaged as `loss_<group>`
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
         self._counts: dict[str, Tensor] = {}
@@ -100,49 +93,6 @@ class MetricLog:
         self._weights = dict(state["weights"])
 
 
-class Progress:
-    """A bar on a terminal, elsewhere a line now and then; nothing on processes other than the first."""
-
-    def __init__(self, visible: bool, title: str, total: int, *, done: int = 0) -> None:
-        """visible: on the main process; title: for example `epoch 3`; total: steps, of which `done` are."""
-        self._visible, self._first = visible, done
-        self.title, self.total, self.done = title, total, done
-        self._started = self._shown = time.monotonic()
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            desc=title,
-            disable=not (visible and sys.stderr.isatty()),
-            leave=False,
-            bar_format="{desc} {n_fmt}/{total_fmt} {bar}{postfix}",
-        )
-
-    @property
-    def step_seconds(self) -> float:
-        """Mean time of a step so far, the one under way included."""
-        return (time.monotonic() - self._started) / (self.done + 1 - self._first)
-
-    def due(self) -> bool:
-        """True when it is time to show numbers (reading them makes a GPU wait)."""
-        pause = 1 if not self._bar.disable else PROGRESS_SECONDS
-        return self._visible and (time.monotonic() - self._shown >= pause or self.done in (self._first, self.total - 1))
-
-    def step(self, text: str | None) -> None:
-        """Count a step. text: numbers to show, or None."""
-        self.done += 1
-        self._bar.update()
-        if text is None:
-            return
-        self._shown = time.monotonic()
-        self._bar.set_postfix_str(text)
-        if self._bar.disable:
-            logger.info("%s, step %d/%d: %s", self.title, self.done, self.total, text)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._bar.close()
-
-
 class RunLog:
     """log.txt, bad_steps.jsonl and TensorBoard scalars of a run; only rank 0 writes them.
 
@@ -166,7 +116,7 @@ class RunLog:
         """Continue at a step of an epoch: remove lines that will be written again."""
         for path, end in ((self.log, (epoch, WHOLE_EPOCH)), (self.bad_steps, (epoch, step))):
             if path.is_file():
-                kept = [line for line in path.read_text().splitlines() if _place_of(line) < end]
+                kept = [line for line in path.read_text().splitlines() if _is_before(line, end)]
                 with written_aside(path) as part:
                     part.write_text("".join(f"{line}\n" for line in kept))
 
@@ -176,14 +126,12 @@ class RunLog:
         numbers = {n: v for n, v in line.items() if n not in ("epoch", "n_parameters") and math.isfinite(v)}
         shown = [f"{name} {value:.4g}" for name, value in numbers.items() if not name.endswith(LOG_ONLY)]
         logger.info("epoch %d: %s", epoch, ", ".join(shown))
-        if self.tensorboard is not None:
-            self._add_scalars(epoch, numbers)
-
-    def _add_scalars(self, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Write an event file. TensorBoard hides what earlier files say of this epoch and later ones."""
+        if self.tensorboard is None:
+            return
+        # A file for each epoch hides what earlier files say of it and of later ones. It is closed at once: a writer's
+        # thread would still hold numbers when a checkpoint says that they are written.
         options = {"purge_step": epoch, "max_queue": 10 + len(numbers), "filename_suffix": f".{time.time_ns()}"}
-        # Closed at once: a writer's thread would still hold numbers when a checkpoint says that they are written.
-        with _writing(self.tensorboard, "--log_dir"), SummaryWriter(str(self.tensorboard), **options) as writer:
+        with written(f"--log_dir {self.tensorboard}"), SummaryWriter(str(self.tensorboard), **options) as writer:
             for name, value in numbers.items():
                 writer.add_scalar(name, value, epoch)
 
@@ -193,28 +141,19 @@ class RunLog:
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
-    with _writing(path, "--output_dir"), path.open("a") as file:
+    with written(path), path.open("a") as file:
         file.write(json.dumps(plain(line)) + "\n")
         file.flush()
         os.fsync(file.fileno())  # as checkpoints are
 
 
-@contextmanager
-def _writing(path: Path | None, flag: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(f"{path} cannot be written ({reason}): free space, or choose another {flag}") from error
-
-
-def _place_of(line: str) -> tuple[float, float]:
-    """Return epoch and step of a line."""
+def _is_before(line: str, end: tuple[int, int]) -> bool:
+    """Return whether a line is whole and of an earlier epoch and step."""
     try:
         values = json.loads(line)
-        return float(values["epoch"]), float(values.get("step", WHOLE_EPOCH))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return UNFINISHED
+    except ValueError:  # a killed run left it half written
+        return False
+    return (values["epoch"], values.get("step", WHOLE_EPOCH)) < end
 
 
 def list_windows(windows: Sequence[Mapping[str, Any]]) -> str:

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,31 +24,30 @@ from layers import load_strictly
 from optim_factory import MAX_NONFINITE, Update
 from training import checkpoints
 from training.checkpoints import digest_of_weights
-from training.log import MetricLog, Progress, RunLog, environment, list_windows
+from training.log import MetricLog, RunLog, environment, list_windows
 from utils import EXIT_CODES, Run, gather
 
 logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 30  # between two lines of an epoch
 
 # Flags that change no number, flags whose files are compared by content, and flags that only repeat what files say.
 FREE_FLAGS = {"output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "auto_resume", "resume_anyway"}
 FREE_FLAGS |= {"save_ckpt", "save_ckpt_freq", "save_every_minutes", "keep_last", "start_epoch", "eval", "nb_classes"}
 FREE_FLAGS |= {"train_data", "val_data", "dataset", "data_dir", "tokenizer_weight", "finetune", "grad_checkpoint"}
-FREE_FLAGS |= {"calculate_codebook_usage", "disable_rel_pos_bias", "input_size", "precision", "total_batch_size"}
-FREE_FLAGS |= {"codebook_size", "codebook_dim"}
-ACCUMULATION = ("gradient_accumulation_steps", "update_freq")
+FREE_FLAGS |= {"calculate_codebook_usage", "disable_rel_pos_bias", "input_size", "precision", "codebook_size"}
+FREE_FLAGS |= {"codebook_dim", "total_batch_size", "gradient_accumulation_steps", "update_freq"}
 # What decides the windows of a step.
-ORDER = {"processes", "train data", "--batch_size", "--seed", "--dataset_order", "--overfit_batch"}
-ORDER |= {f"--{name}" for name in ACCUMULATION}
+ORDER = {"processes", "micro-batches", "train data", "--batch_size", "--seed", "--dataset_order", "--overfit_batch"}
 
 
 def describe_settings(args: argparse.Namespace, update: Update, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what decides the numbers of a run, for its checkpoints. inputs: summaries of data and weights."""
-    flags = {name: value for name, value in vars(args).items() if name not in FREE_FLAGS}
-    flags |= {name: update.accumulation for name in ACCUMULATION if name in flags}
     return {
-        **plain({f"--{name}": value for name, value in flags.items()}),
+        **plain({f"--{name}": value for name, value in vars(args).items() if name not in FREE_FLAGS}),
         **inputs,
         "processes": update.run.processes,
+        "micro-batches": update.accumulation,
         "device": update.run.device.type,
         "precision": str(update.run.amp_dtype or update.run.dtype).removeprefix("torch."),
         "code version": code_version(),
@@ -56,10 +55,10 @@ def describe_settings(args: argparse.Namespace, update: Update, inputs: Mapping[
     }
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
     """Name the settings that differ, each with its value and the one before."""
     # A flag that was not there, or is switched off, is no difference.
-    changed = [name for name in sorted(old | new) if (old.get(name) or None) != (new.get(name) or None)]
+    changed = [name for name in sorted(old.keys() | new) if (old.get(name) or None) != (new.get(name) or None)]
     return {name: f"{name} is {new.get(name)} (before: {old.get(name)})" for name in changed}
 
 
@@ -74,20 +73,17 @@ class TrainingState:
         args: argparse.Namespace,
         *,
         stage: str,
-        data: Mapping[str, Any] | None = None,
-        weights: Mapping[str, str] | None = None,
-        extras: dict[str, Any] | None = None,
-        data_set: dict[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        extras: Mapping[str, Any] | None = None,
+        data_set: Mapping[str, Any] | None = None,
     ) -> None:
         """stage: a key of checkpoints.STAGES; extras: objects with state_dict and load_state_dict, by name.
 
-        data: summary of each data set; weights: digests of models that the run uses but does not train. A resumed run
-        compares them. data_set: description of a classifier's data for its users; nothing here depends on it.
+        inputs: summaries of data and of weights that do not learn; a resumed run compares them. data_set: description
+        of a classifier's data for its users; nothing here depends on it.
         """
         self.model, self.update, self.run, self.stage = model, update, run, stage
-        self.extras, self.data_set = extras or {}, data_set
-        self.inputs = {f"{name} data": summary for name, summary in (data or {}).items()}
-        self.inputs |= {f"{name} weights": digest for name, digest in (weights or {}).items()}
+        self.inputs, self.extras, self.data_set = dict(inputs or {}), dict(extras or {}), data_set
         self.settings = describe_settings(args, update, self.inputs)
         self.epochs, self.flags = args.epochs, plain(vars(args))
         self.save_every = args.save_ckpt_freq if args.save_ckpt else None
@@ -98,8 +94,7 @@ class TrainingState:
         self.epoch, self.step = 0, 0  # that come next
         self.resumed_from: str | None = None  # digest of the file that --resume named when the run began
         self.skipped_steps, self.seconds, self.samples = 0, 0.0, 0  # of the epoch
-        self._mark_step()
-        self._saved = time.monotonic()
+        self._saved = self._shown = time.monotonic()
         self._continued: dict[str, Any] | None = None  # this process's part of a checkpoint inside an epoch
         self._warm_up_due = run.processes > 2  # with one or two processes the order of a sum does not matter
         self.run_log = RunLog(run.output_dir, args.log_dir)
@@ -147,17 +142,14 @@ class TrainingState:
     def _continue(self, path: Path, state: dict[str, Any], *, anyway: bool) -> None:
         weights = checkpoints.model_state(state, path)
         checkpoints.check_stage(weights, [self.stage], path)
-        if "update" not in state or "processes" not in state:
+        if not {"update", "processes", "settings"} <= state.keys():
             raise InputError(
-                f"{path} holds weights but not the state of a run (exports and files of the released code do not): it "
-                "can start a run or be evaluated, not be resumed; use --no_auto_resume or another --output_dir"
+                f"{path} holds weights but not the state of a run, so it can be evaluated but not resumed: use "
+                "--no_auto_resume or another --output_dir"
             )
         self.resumed_from = self.resumed_from or state.get("resumed_from")
         self.epoch, self.step = int(state["epoch"]) + 1, int(state["step"])
-        if "settings" in state:
-            self._compare(state["settings"], path, anyway=anyway)
-        else:
-            logger.warning("%s does not say with which settings it was made: they are not compared.", path)
+        self._compare(state["settings"], path, anyway=anyway)
         load_strictly(self.model.module, weights, where=str(path))
         self.update.load_state_dict(state["update"] | {"optimizer": state["optimizer"], "scaler": state["scaler"]})
         for name, extra in self.extras.items():
@@ -204,41 +196,36 @@ class TrainingState:
         return epoch == self.epoch and self.step > 0
 
     def steps(self, loader: Any, epoch: int) -> Iterator[Any]:
-        """Yield the epoch's batches on the device; between two of them show numbers and save if it is time.
+        """Yield the epoch's batches on the device; after a step show numbers, save, or stop if it is time.
 
         loader: with `TrainingBatches`. Every process must go through all of it.
         """
         sampler = loader.batch_sampler
         self.epoch, self.step = epoch, self.step if epoch == self.epoch else 0
         sampler.set_epoch(epoch, self.step)
-        self._begin_epoch(epoch)
+        self._begin_epoch()
         begun = time.monotonic() - self.seconds
-        done = self.step * self.update.accumulation
-        with closing(Progress(self.run.is_main, f"epoch {epoch}", len(loader), done=done)) as progress:
-            for batch in loader:
-                batch = batch.to(self.run)
-                if self._warm_up_due:
-                    self._warm_up_due = False
-                    with self.update.warm_up_ddp():
-                        yield batch
-                    self.log.discard()
-                self.log.group = loader.dataset.groups[sampler.montage(self.step)]
-                yield batch
-                self.samples += len(batch.eeg) * self.run.processes
-                self.seconds = time.monotonic() - begun
-                if self.update.micro_batch == 0:
-                    self._end_step(loader)
-                self._sync()
-                show = self.update.micro_batch == 0 and progress.due()
-                progress.step(self._numbers(progress, epoch) if show else None)
+        for batch in loader:
+            batch = batch.to(self.run)
+            if self._warm_up_due:
+                self._warm_up_due = False
+                with self.update.warm_up_ddp():
+                    yield batch
+                self.log.discard()
+            self.log.group = loader.dataset.groups[sampler.montage(self.step)]
+            yield batch
+            self.samples += len(batch.eeg) * self.run.processes
+            self.seconds = time.monotonic() - begun
+            if self.update.micro_batch == 0:
+                self._end_step(loader)
         self.seconds = time.monotonic() - begun
 
-    def _begin_epoch(self, epoch: int) -> None:
+    def _begin_epoch(self) -> None:
         self.log = MetricLog()
         if self._continued is None:
             self.samples, self.seconds, self.skipped_steps = 0, 0.0, 0
             # Dropout and drop path differ between processes and are the same again when an epoch is repeated.
-            seed = np.random.SeedSequence((self.run.seed, epoch, self.run.rank)).generate_state(1)[0]
+            seed = np.random.SeedSequence((self.run.seed, self.epoch, self.run.rank)).generate_state(1)[0]
             torch.manual_seed(int(seed))
         else:
             own, self._continued = self._continued, None
@@ -247,19 +234,9 @@ class TrainingState:
             torch.set_rng_state(own["generator"])
             if own["device_generator"] is not None and self.run.device.type == "cuda":
                 torch.cuda.set_rng_state(own["device_generator"], self.run.device)
-        self._mark_step()
-
-    def _mark_step(self) -> None:
-        """Note what the micro-batches of the next step will change, for a checkpoint between two of them."""
-        cuda = self.run.device.type == "cuda"
-        self._mark = {
-            "generator": torch.get_rng_state(),
-            "device_generator": torch.cuda.get_rng_state(self.run.device) if cuda else None,
-            "samples": self.samples,
-        }
 
     def _end_step(self, loader: Any) -> None:
-        """Take up the step's numbers, or drop them if it was skipped."""
+        """Take up the step's numbers, or drop them if it was skipped; save, stop or show numbers if that is due."""
         if self.update.skipped:
             self.log.discard()
             self.skipped_steps += 1
@@ -267,16 +244,30 @@ class TrainingState:
                 self._report_bad_step(loader)
         self.log.commit()
         self.step += 1
-        self._mark_step()
-
-    def _sync(self) -> None:
-        """Stop or save if that is due: after every micro-batch, because a step of many may take long."""
         due = self.run.is_main and 0 < self.save_seconds <= time.monotonic() - self._saved
-        due = due and self.update.micro_batch == 0  # inside a step there is nothing new to save
         if due:
             self._saved = time.monotonic()  # asked once: the answer comes with the next call
         if self.run.interruption.sync_signals(due):
             self.save()
+        if self.run.is_main:
+            self._show(loader.batch_sampler.steps)
+
+    def _show(self, steps: int) -> None:
+        """Log loss, speed and time left now and then, and for the first and last of an epoch's steps."""
+        now = time.monotonic()
+        if now - self._shown < PROGRESS_SECONDS and self.step not in (1, steps):
+            return
+        self._shown = now  # not at every step: reading the loss makes a GPU wait
+        logger.info(
+            "epoch %d, step %d/%d: loss %.4f, lr %.2g, %.1f samples/s, left %s",
+            self.epoch,
+            self.step,
+            steps,
+            self.log.mean("loss"),
+            self.update.lr,
+            self.samples / max(self.seconds, 1e-9),
+            tqdm.format_interval(self.seconds / self.step * (steps * (self.epochs - self.epoch) - self.step)),
+        )
 
     def _report_bad_step(self, loader: Any) -> None:
         """Name the windows of a step whose loss or gradient is not finite; stop if asked to or after too many."""
@@ -299,11 +290,6 @@ class TrainingState:
         if self.stop_at_bad_step or self.update.nonfinite_in_a_row >= MAX_NONFINITE:
             raise InputError(f"{text}: look for NaN or huge values there, lower --lr or set --clip_grad")
         logger.warning("%s.", text)
-
-    def _numbers(self, progress: Progress, epoch: int) -> str:
-        steps = progress.total * (self.epochs - epoch) - progress.done - 1
-        left, rate = tqdm.format_interval(progress.step_seconds * steps), self.samples / max(self.seconds, 1e-9)
-        return f"loss {self.log.mean('loss'):.4f}, lr {self.update.lr:.2g}, {rate:.1f} samples/s, left {left}"
 
     def finish_epoch(self, epoch: int, stats: dict[str, Any] | None = None, *, best: bool = False) -> dict[str, Any]:
         """Write the epoch's line to log.txt and TensorBoard, and the checkpoints. Every process must call it.
@@ -336,14 +322,18 @@ class TrainingState:
         self.run.check_same(digests, f"nothing was saved, the last checkpoint is whole: {way_out}")
 
     def save(self, *, whole_epoch: bool = False, best: bool = False) -> None:
-        """Write checkpoint.pth, and for a whole epoch its other names if they are due. Every process must call it.
-
-        Between two micro-batches of a step it holds the state before that step, of which nothing else has changed.
-        """
+        """Write checkpoint.pth, and for a whole epoch its other names if they are due. Every process must call it."""
         if self.save_every is None:
             return
-        numbers = {"log": self.log.state_dict(), "seconds": self.seconds, "skipped_steps": self.skipped_steps}
-        own = self._continued or self._mark | numbers  # before a continued epoch's first step still the checkpoint's
+        cuda = self.run.device.type == "cuda"
+        own = self._continued or {  # before a continued epoch's first step still the checkpoint's
+            "log": self.log.state_dict(),
+            "seconds": self.seconds,
+            "samples": self.samples,
+            "skipped_steps": self.skipped_steps,
+            "generator": torch.get_rng_state(),
+            "device_generator": torch.cuda.get_rng_state(self.run.device) if cuda else None,
+        }
         gathered = gather(own)
         numbered = whole_epoch and self.epoch % self.save_every == 0
         self.run.run_on_rank0(lambda: self._write(self._checkpoint(gathered), numbered=numbered, best=best))
