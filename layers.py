@@ -7,8 +7,8 @@ published checkpoints would not load. Not here: the quantiser (`norm_ema_quantiz
 Axes: B batch, N electrodes, A patches in time, T samples a patch, D width, H heads, L = N*A patch tokens.
 """
 
-import logging
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,18 +17,18 @@ from einops import rearrange, repeat
 from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from electrodes import PUBLISHED_ELECTRODES
 from errors import InputError
 
-logger = logging.getLogger(__name__)
-
 PATCH_SAMPLES = 200  # T: one second at 200 Hz
 MAX_PATCHES = 16  # rows of the time embedding: the longest window in seconds
 LAYER_NORM_EPS = 1e-6
 INIT_STD = 0.02
+MESSAGE_WIDTH = 300  # characters of the differences between a file and a model
 CACHED_TOKENS = 1024  # sent through all blocks together on a CPU without gradients: they stay in its cache
 
 Channels = Sequence[int] | Tensor | None  # `[0, row, row, ...]` of length N + 1; None: every row in order
@@ -58,19 +58,15 @@ def check_window(samples: int) -> int:
 
 
 class TemporalConv(nn.Module):
-    """Encode raw EEG as tokens: three convolutions along time. (B, N, A, T) -> (B, N*A, D) with D = 25 C.
+    """Encode raw EEG as tokens: three convolutions along time. (B, N, A, T) -> (B, N*A, D).
 
-    The N*A patches are the image's other axis, so GroupNorm's statistics run over all patches of a sample.
-    Source: paper, section 2.1, "Temporal Encoder".
+    D = 25 C, where C (8, 16 or 32) is the number of convolution channels. The N*A patches are the image's other axis,
+    so GroupNorm's statistics run over all patches of a sample. Source: paper, section 2.1, "Temporal Encoder".
     """
 
     def __init__(self, width: int) -> None:
-        """width: D = 25 C, where C (8, 16 or 32) is the number of convolution channels."""
         super().__init__()
-        steps = PATCH_SAMPLES // 8  # the first convolution's stride is 8: 25 steps a patch
-        if width % steps or (width // steps) % 4:
-            raise ValueError(f"width {width} is not {steps} x C with C a multiple of 4 (GroupNorm has 4 groups)")
-        C = width // steps
+        C = width // (PATCH_SAMPLES // 8)  # the first convolution's stride is 8: 25 steps a patch
         self.conv1 = nn.Conv2d(1, C, kernel_size=(1, 15), stride=(1, 8), padding=(0, 7))
         self.norm1 = nn.GroupNorm(4, C)
         self.conv2 = nn.Conv2d(C, C, kernel_size=(1, 3), padding=(0, 1))
@@ -91,7 +87,6 @@ class CodeEmbed(nn.Module):
     """Embed codebook rows as tokens of the decoder: a 1x1 convolution. (B, code width, N, A) -> (B, N*A, D)."""
 
     def __init__(self, code_dim: int, width: int) -> None:
-        """code_dim: width of a codebook row; width: D."""
         super().__init__()
         self.proj = nn.Conv2d(code_dim, width, kernel_size=1)
 
@@ -106,7 +101,6 @@ class QKV(nn.Linear):
     """Matrix of queries, keys and values; the bias is an argument of forward. (B, L, D) -> (B, L, 3 D)."""
 
     def __init__(self, width: int) -> None:
-        """width: D."""
         super().__init__(width, 3 * width, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -115,10 +109,9 @@ class QKV(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with separate q and v biases, or with LayerNorm over each head's q and k."""
+    """Multi-head self-attention. qkv_bias: of q and v alone; qk_norm: LayerNorm over each head's q and k."""
 
     def __init__(self, width: int, heads: int, *, qkv_bias: bool, qk_norm: bool, attn_drop: float, drop: float) -> None:
-        """width: D; heads: H; qkv_bias: biases of q and v (k has none); qk_norm: LayerNorm over each head's q and k."""
         super().__init__()
         self.heads = heads
         self.attn_drop = attn_drop
@@ -143,11 +136,42 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(rearrange(x, "B H L d -> B L (H d)")))  # (B, L, D)
 
 
+def matmul_type(x: Tensor) -> torch.dtype:
+    """Return the type in which autocast multiplies x: without autocast, its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class GeluLinear(torch.autograd.Function):
+    """GELU, then a linear layer. The gradient computes GELU again: of two large tensors only `hidden` is kept.
+
+    torch's checkpoint does the same and takes 2 % more time of a step on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """hidden: (..., n); weight: (m, n); bias: (m,) -> (..., m)."""
+        kind = matmul_type(weight)
+        ctx.save_for_backward(hidden, weight)
+        return F.linear(F.gelu(hidden).to(kind), weight.to(kind), bias.to(kind))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """grad: (..., m) -> gradients of hidden, weight (None if it is frozen) and bias."""
+        hidden, weight = ctx.saved_tensors
+        d_hidden = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(hidden.dtype), hidden)
+        rows = grad.flatten(0, -2)
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            d_weight = (rows.t() @ F.gelu(hidden).to(grad.dtype).flatten(0, -2)).to(weight.dtype)
+        return d_hidden, d_weight, rows.sum(0, dtype=weight.dtype)
+
+
 class Mlp(nn.Module):
     """Two linear layers with exact (erf) GELU between, hidden width 4 D. (B, L, D) -> (B, L, D)."""
 
     def __init__(self, width: int, *, drop: float) -> None:
-        """width: D; drop: dropout after the second layer."""
         super().__init__()
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
@@ -156,15 +180,11 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, L, D) -> (B, L, D)."""
         hidden = self.fc1(x)  # (B, L, 4 D)
-        # The gradient computes GELU again: of two tensors of this size only `hidden` is kept.
-        return self.drop(checkpoint(self._second, hidden, use_reentrant=False, preserve_rng_state=False))
-
-    def _second(self, hidden: Tensor) -> Tensor:
-        return self.fc2(F.gelu(hidden))
+        return self.drop(GeluLinear.apply(hidden, self.fc2.weight, self.fc2.bias))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with optional layer scale and drop path. (B, L, D) -> (B, L, D)."""
+    """Pre-norm transformer block with layer scale (initially `init_values`; 0: none) and drop path at its own rate."""
 
     def __init__(
         self,
@@ -178,7 +198,6 @@ class Block(nn.Module):
         attn_drop: float,
         drop_path: float,
     ) -> None:
-        """init_values: initial layer scale (0: none); drop_path: rate of this block; the rest as for Attention."""
         super().__init__()
         scaled = init_values > 0
         self.gamma_1 = nn.Parameter(init_values * torch.ones(width)) if scaled else None
@@ -238,10 +257,9 @@ class Trunk(nn.Module):
         last block; rates rise linearly from 0. grad_checkpoint: compute each block again for the gradient.
         """
         super().__init__()
-        if cls_position_row not in ("own", "first_electrode"):
-            raise ValueError(f"cls_position_row is {cls_position_row!r}; allowed: 'own', 'first_electrode'")
+        assert cls_position_row in ("own", "first_electrode")
         self.cls_position_row, self.grad_checkpoint = cls_position_row, grad_checkpoint
-        self.width, self.init_values = width, init_values
+        self.width = width
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if masked else None
         self.pos_embed = nn.Parameter(torch.zeros(1, num_electrodes + 1, width)) if use_abs_pos_emb else None
@@ -259,17 +277,11 @@ class Trunk(nn.Module):
         Raises InputError if `channels` does not name N electrodes or names a row that the table does not have.
         """
         rows = table.shape[1]
-        if channels is None and electrodes != rows - 1:
-            raise InputError(
-                f"input_chans=None means all {rows - 1} electrodes in order, but the input has {electrodes}: pass "
-                "input_chans = [0, row, row, ...], see electrodes.embedding_rows"
-            )
-        rows_or_all = torch.arange(rows, device=table.device) if channels is None else channels
-        index = torch.as_tensor(rows_or_all, dtype=torch.long)
+        index = torch.arange(rows, device=table.device) if channels is None else torch.as_tensor(channels).long()
         if index.shape != (electrodes + 1,):
             raise InputError(
-                f"input_chans has {index.numel()} entries for {electrodes} electrodes: it must be "
-                f"[0, row, row, ...] of length {electrodes + 1}"
+                f"input_chans has {index.numel()} entries for {electrodes} electrodes: pass [0, row, row, ...] of "
+                f"length {electrodes + 1}, see electrodes.embedding_rows (None: all {rows - 1} electrodes in order)"
             )
         # A tensor on a GPU is trusted: to check it, every step would wait for the GPU.
         outside = [] if index.is_cuda else index[(index < 0) | (index >= rows)].tolist()
@@ -351,29 +363,17 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> None:
             part.compile(dynamic=True, backend=backend)
 
 
-def load_strictly(module: nn.Module, weights: dict[str, Tensor], *, where: str) -> list[str]:
-    """Load weights that must all fit (else InputError). Keys under `unused_published_keys` are logged and returned."""
-    own = module.state_dict()
-    unused = [key for key in weights if key not in own and key.startswith(getattr(module, "unused_published_keys", ()))]
-    given = {key: value for key, value in weights.items() if key not in unused}
-    adapted, adaptable = (any(".lora_" in key for key in keys) for keys in (given, own))
+def load_strictly(module: nn.Module, weights: dict[str, Tensor], *, where: str) -> None:
+    """Load weights that must all fit. Raises InputError with the first differences if they do not."""
+    adapted, adaptable = (any(".lora_" in key for key in keys) for keys in (weights, module.state_dict()))
     if adapted != adaptable:
         way_out = "use the --lora of its training, or take model-merged.pth" if adapted else "leave out --lora"
         raise InputError(f"{where}: only the {'file' if adapted else 'model'} has LoRA adapters: {way_out}")
-    wrong = [f"{key} is missing" for key in own if key not in given]
-    wrong += [f"{key} is not in the model" for key in given if key not in own]
-    for key in own:
-        if key in given and given[key].shape != own[key].shape:
-            wrong.append(f"{key} is {tuple(given[key].shape)}, the model has {tuple(own[key].shape)}")
-    if wrong:
-        more = f" (+{len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise InputError(
-            f"{where}: another architecture: {'; '.join(wrong[:3])}{more}: choose the model of the same size"
-        )
-    if unused:
-        logger.info("%s: left out %d keys that nothing uses: %s", where, len(unused), ", ".join(unused))
-    module.load_state_dict(given)
-    return unused
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        differences = textwrap.shorten(str(error).partition(":")[2], MESSAGE_WIDTH).rstrip(".")
+        raise InputError(f"{where}: another architecture: {differences}: choose the model of the same size") from error
 
 
 def register_sizes(sizes: dict[str, dict[str, Any]], build: Callable[..., nn.Module], module_name: str) -> None:

@@ -18,12 +18,14 @@ from layers import (
     TemporalConv,
     Trunk,
     initialize_weights,
+    matmul_type,
     register_sizes,
 )
 
 logger = logging.getLogger(__name__)
 
 LOGITS = {"cpu": 2**21, "cuda": 2**26}  # held at a time: 8 MB, the size of a CPU's cache; 256 MB on a GPU
+UNUSED_PUBLISHED_KEYS = ("student.lm_head.", "projection_head.")
 FP16_ROOM = 32  # sums over tokens are divided by it in fp16, whose largest number is 65504
 
 
@@ -42,14 +44,8 @@ class CodeLoss(NamedTuple):
     accuracy_sym: Tensor  # (): the same for the others, under the inverted mask
 
 
-def matmul_type(x: Tensor) -> torch.dtype:
-    """Return the type in which autocast multiplies x: without autocast, its own."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
 class _CodeLoss(torch.autograd.Function):
-    """`code_loss` and its gradient, both from the logits of a few tokens at a time.
+    """`code_loss` and, `with_gradient`, its gradient, both from the logits of a few tokens at a time.
 
     torch's checkpoint of each piece takes 5 % more time and 7 % more memory of a step on a CPU.
     """
@@ -58,7 +54,6 @@ class _CodeLoss(torch.autograd.Function):
     def forward(
         ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor, codes: Tensor, shares: Tensor, with_gradient: bool
     ) -> tuple[Tensor, Tensor]:
-        """with_gradient: compute the gradient too, while the logits are there."""
         kind = matmul_type(weight)
         matrix, offset = weight.to(kind), bias.to(kind)
         # Shares are relative to the largest: times 1/n, probabilities would be too small for fp16.
@@ -119,7 +114,6 @@ class MaskedTrunk(Trunk):
     """The trunk with mask token and a final LayerNorm on all tokens."""
 
     def __init__(self, *, width: int, **options: Any) -> None:
-        """width: D; options: as for Trunk."""
         super().__init__(
             TemporalConv(width),
             width=width,
@@ -148,27 +142,24 @@ class MaskedTrunk(Trunk):
         return self.norm(tokens[true_first(masks)[: mask.numel()]])  # (B*N*A, D)
 
 
+def leave_unused_out(_: nn.Module, weights: dict[str, Any], prefix: str, *__: Any) -> None:
+    """Hook of loading: leave out, with a line, the keys that only published files have and nothing uses."""
+    unused = [key for key in weights if key.removeprefix(prefix).startswith(UNUSED_PUBLISHED_KEYS)]
+    for key in unused:
+        del weights[key]
+    if unused:
+        logger.info("Left out %d keys that nothing uses: %s", len(unused), ", ".join(unused))
+
+
 class MaskedModel(nn.Module):
     """Masked prediction of codes with symmetric masking."""
 
-    # Only published files have these and nothing uses them: loading accepts and reports them.
-    unused_published_keys = ("student.lm_head.", "projection_head.")
-
     def __init__(self, *, width: int, vocab_size: int = 8192, init_values: float = 0.1, **options: Any) -> None:
-        """vocab_size: codes of the tokenizer; options: as for Trunk."""
         super().__init__()
         self.student = MaskedTrunk(width=width, init_values=init_values, **options)
         self.lm_head = nn.Linear(width, vocab_size)
         initialize_weights(self.lm_head, cut=INIT_STD)
-        self.register_load_state_dict_pre_hook(self._leave_unused_out)
-
-    @staticmethod
-    def _leave_unused_out(module: nn.Module, weights: dict[str, Any], prefix: str, *_: Any) -> None:
-        unused = [key for key in weights if key.removeprefix(prefix).startswith(MaskedModel.unused_published_keys)]
-        for key in unused:
-            del weights[key]
-        if unused:
-            logger.info("Left out %d keys that nothing uses: %s", len(unused), ", ".join(unused))
+        self.register_load_state_dict_pre_hook(leave_unused_out)
 
     def forward(self, eeg: Tensor, input_chans: Channels, bool_masked_pos: Tensor, codes: Tensor | None = None) -> Any:
         """Predict codes. eeg: (B, N, A, T), units of 100 uV; bool_masked_pos: (B, N*A), true = masked.

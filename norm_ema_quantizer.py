@@ -116,12 +116,11 @@ def kmeans(vectors: Tensor, k: int, *, generator: torch.Generator | None = None)
 
 
 class Codebook(nn.Module):
-    """The rows, and the other entries of the published state dict. None is learnt by gradient."""
+    """The rows, at first random, and the other entries of the published state dict. None is learnt by gradient."""
 
     initted: Tensor  # (1,): 0 until k-means has set the rows
 
     def __init__(self, codebook_size: int, code_dim: int, *, kmeans_init: bool) -> None:
-        """Start with random unit vectors; with kmeans_init the first training batch replaces them."""
         super().__init__()
         # Parameters without gradient, not buffers, because the published count (8.58 M) includes them.
         rows = l2_normalize(torch.randn(codebook_size, code_dim))
@@ -135,6 +134,7 @@ class Codebook(nn.Module):
 class NormEMAVectorQuantizer(nn.Module):
     """Quantise vectors to the nearest row of a codebook of unit vectors, whose rows follow their inputs.
 
+    codebook_size: K rows of width code_dim; decay: of the moving averages; beta: weight of the loss.
     A training forward ends with an update of the codebook, so a plain loop needs nothing else. An engine that
     accumulates micro-batches or skips bad steps sets `deferred = True`: forwards only collect, and `apply_update()` or
     `discard_update()` ends the step. Source: paper, section 2.2, equations 3 to 5.
@@ -146,7 +146,6 @@ class NormEMAVectorQuantizer(nn.Module):
     def __init__(
         self, codebook_size: int, code_dim: int, *, decay: float = 0.99, beta: float = 1.0, kmeans_init: bool = True
     ) -> None:
-        """codebook_size: K rows of width code_dim; decay: of the moving averages; beta: weight of the loss."""
         super().__init__()
         self.codebook_size = codebook_size
         self.decay = decay
@@ -266,8 +265,8 @@ class CodebookRevival:
     """Replace idle rows by current encoder outputs, so that a codebook cannot collapse.
 
     A row is idle if it received none of the last 5 x K vectors, for at least 10 steps. New rows are a random sample of
-    the step's vectors of all processes: each process fills in those it holds, and the sum over processes is the same
-    on all. Nothing is revived in the last tenth of training. While every row is used, nothing changes.
+    the step's vectors of all processes. Nothing is revived in the last tenth of training (total_steps: all of it).
+    While every row is used, nothing changes.
     Not in the paper: at small scale the published quantiser collapses to one code.
     """
 
@@ -276,7 +275,6 @@ class CodebookRevival:
     LAST_SHARE = 0.1  # of training, without revival
 
     def __init__(self, quantizer: NormEMAVectorQuantizer, *, total_steps: int, seed: int) -> None:
-        """total_steps: of the whole training; seed: of the samples."""
         self.quantizer = quantizer
         self.last_step = total_steps - int(total_steps * self.LAST_SHARE)
         self.seed = seed
@@ -296,33 +294,19 @@ class CodebookRevival:
         if step >= self.last_step or not bool(idle.any()):
             return
         index = idle.nonzero().flatten().to(vectors.device)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         rows = self.quantizer.embedding.weight
-        rows[index] = self._pooled_sample(len(index), vectors, step).to(rows.dtype)
+        rows[index] = sample_rows(pool(vectors), len(index), generator).to(rows.dtype)
         broadcast(rows)
         self.idle_vectors[idle] = 0
         self.idle_steps[idle] = 0
         self.revived += len(index)
-
-    def _pooled_sample(self, n: int, vectors: Tensor, step: int) -> Tensor:
-        rank, processes = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        index = sample_rows(torch.arange(len(vectors) * processes), n, generator).to(vectors.device)
-        index = index - rank * len(vectors)
-        mine = (index >= 0) & (index < len(vectors))
-        rows = vectors.new_zeros(n, vectors.shape[1])
-        rows[mine] = vectors[index[mine]]
-        return all_reduce_sum(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what exact resumption needs."""
         return {"idle_vectors": self.idle_vectors, "idle_steps": self.idle_steps, "revived": self.revived}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`. Raises InputError for another codebook size."""
-        if len(state["idle_vectors"]) != self.quantizer.codebook_size:
-            raise InputError(
-                f"the saved revival state has {len(state['idle_vectors'])} rows, "
-                f"the codebook {self.quantizer.codebook_size}"
-            )
+        """Continue from `state_dict()`."""
         self.idle_vectors, self.idle_steps = state["idle_vectors"].clone(), state["idle_steps"].clone()
         self.revived = int(state["revived"])

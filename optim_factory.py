@@ -99,6 +99,7 @@ class Update:
 
     An engine runs its forward pass in `with update.forward():` and then calls `update(loss)`, once per micro-batch. A
     step whose loss or gradient is not finite is skipped on all processes before anything has changed.
+    lr, weight_decay: values at every step; clip_grad: largest gradient norm; accumulation: micro-batches per step.
     """
 
     def __init__(
@@ -113,7 +114,6 @@ class Update:
         clip_grad: float | None = None,
         accumulation: int = 1,
     ) -> None:
-        """lr, weight_decay: values at every step; clip_grad: largest gradient norm; accumulation: micro-batches."""
         self.model, self.optimizer, self.run = model, optimizer, run
         self.lr_values, self.weight_decay_values = lr, weight_decay
         self.steps_per_epoch = steps_per_epoch
@@ -221,16 +221,11 @@ class Update:
         self.overflowed = overflow and self.overflows_in_a_row <= MAX_OVERFLOWS
         self.nonfinite_in_a_row += not self.overflowed
 
-    @property
-    def kind(self) -> str:
-        """Class name of the optimizer: its state fits no other class."""
-        return type(self.optimizer).__name__
-
     def state_dict(self) -> dict[str, Any]:
         """Return what exact resumption needs."""
         return {
             "optimizer": self.optimizer.state_dict(),
-            "kind": self.kind,
+            "kind": type(self.optimizer).__name__,  # the state fits no other class
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "nonfinite_in_a_row": self.nonfinite_in_a_row,
@@ -239,10 +234,10 @@ class Update:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`. Raises InputError for another optimizer or other parameter groups."""
-        given, own = state["optimizer"], self.optimizer.param_groups
+        given, own, kind = state["optimizer"], self.optimizer.param_groups, type(self.optimizer).__name__
         try:
-            if (kind := state.get("kind", self.kind)) != self.kind:
-                raise ValueError(f"it is {kind}, not {self.kind}")
+            if state.get("kind", kind) != kind:
+                raise ValueError(f"it is {state['kind']}, not {kind}")
             if len(given["param_groups"]) != len(own):
                 raise ValueError(f"it has {len(given['param_groups'])} parameter groups, not {len(own)}")
             # Keep this run's options, which may differ; torch would take the checkpoint's. Each step sets the rates.
@@ -251,8 +246,8 @@ class Update:
             self.optimizer.load_state_dict({**given, "param_groups": groups})
         except (ValueError, KeyError) as error:
             raise InputError(
-                f"the checkpoint's optimizer does not fit this run ({error}): use the flags it was made "
-                "with, or --no_auto_resume with another --output_dir"
+                f"the checkpoint's optimizer does not fit this run ({error}): use the flags it was made with, or "
+                "--no_auto_resume with another --output_dir"
             ) from error
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -276,15 +271,6 @@ def micro_batches(args: argparse.Namespace, run: Run, *, flag: str = "gradient_a
     return total // one
 
 
-def _compare_with_paper(total: int, one: int, paper: int) -> str:
-    """Compare the total batch with the paper's in words. one: windows of all processes in one micro-batch."""
-    if total == paper:
-        return "as in the paper"
-    if paper % one:
-        return f"the paper's is {paper}, which is no multiple of {one}"
-    return f"the paper's is {paper}: --total_batch_size {paper} ({paper // one} micro-batches) would match"
-
-
 def build_update(
     model: DistributedDataParallel,
     args: argparse.Namespace,
@@ -300,13 +286,11 @@ def build_update(
 
     lr_batch: batch that --lr belongs to; the base rate (not --min_lr) is multiplied by total batch / lr_batch.
     """
-    one = args.batch_size * run.processes
-    total_batch = one * accumulation
+    total_batch = args.batch_size * run.processes * accumulation
     base = args.lr * total_batch / lr_batch if lr_batch else args.lr
     parts = f"{args.batch_size} x {run.processes} process(es) x {accumulation} micro-batch(es)"
-    paper = _compare_with_paper(total_batch, one, paper_batch)
     rates = f"lr {base:.3g} to {args.min_lr:.3g}; {steps_per_epoch} steps per epoch"
-    logger.info("Total batch %d = %s; %s; %s", total_batch, parts, paper, rates)
+    logger.info("Total batch %d = %s (the paper's: %d); %s", total_batch, parts, paper_batch, rates)
     if args.opt.lower() not in list_optimizers():
         raise UsageError(f"--opt {args.opt} is unknown; allowed: {', '.join(map(str, list_optimizers()))}")
     info = get_optimizer_info(args.opt.lower())

@@ -1,9 +1,9 @@
 """The straightforward formulation of the three models, as a colleague would write it from the paper's equations.
 
 What `speed.py` measures the product against, and an oracle for the tests: it shares no code with the product, has the
-published state-dict keys and passes the golden files (`tests/test_plain.py`). Attention is two matrix products and a
-softmax, the nearest code is looked for among the squared distances to all codes, sums by code are a product with a
-one-hot matrix, and the two masked passes follow each other. One process, no configuration beyond the models' sizes.
+published state-dict keys and the losses of the engines' first 20 steps (`tests/test_plain.py`). Attention is two matrix
+products and a softmax, the nearest code has the smallest squared distance of all codes, sums by code are a product with
+a one-hot matrix, and the two masked passes follow each other. One process, no configuration beyond the models' sizes.
 
 Axes as in `layers.py`: B batch, N electrodes, A patches in time, T samples a patch, D width, H heads, L = N*A.
 """

@@ -247,13 +247,10 @@ def test_each_stage_is_recognised_and_refused_where_another_is_needed(stage: str
 
 def test_strict_loading_sets_every_weight_or_names_the_first_keys_that_do_not_fit() -> None:
     model = nn.Linear(3, 2)
-    model.unused_published_keys = ("extra.",)
-    given = {"weight": torch.ones(2, 3), "bias": torch.zeros(2), "extra.a": torch.ones(1)}
-    assert load_strictly(model, given, where="f") == ["extra.a"]
+    given = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+    load_strictly(model, given, where="f")
     assert torch.equal(model.weight, given["weight"]) and torch.equal(model.bias, given["bias"])
-    wrong = {"weight": torch.zeros(5, 3), "bias": torch.ones(2), "k": torch.ones(1)}
-    with pytest.raises(
-        InputError, match=r"f: another architecture: k is not .*weight is \(5, 3\), the model has \(2, 3\)"
-    ):
+    wrong = {"weight": torch.zeros(5, 3), "k": torch.ones(1)}
+    with pytest.raises(InputError) as error:
         load_strictly(model, wrong, where="f")
-    assert torch.equal(model.weight, given["weight"])
+    assert all(part in only_line(error) for part in ("f: another architecture: ", '"bias"', '"k"', "[5, 3]", "[2, 3]"))

@@ -43,13 +43,12 @@ def test_a_published_file_loads_and_reports_the_keys_that_nothing_uses(
     model = create_model(BASE)
     state = checkpoints.read_model(tmp_path / "labram-base.pth", stage="pretraining")
     with caplog.at_level(logging.INFO):
-        unused = load_strictly(model, state, where="labram-base.pth")
-    assert sorted(unused) == sorted(key for key in weights if key.startswith(NOT_CARRIED)) and len(unused) >= 4
-    assert all(key in caplog.text for key in unused)
+        load_strictly(model, state, where="labram-base.pth")
+    unused = [key for key in weights if key.startswith(NOT_CARRIED)]
+    assert len(unused) >= 4 and all(key in caplog.text for key in unused)
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
-    model.load_state_dict(weights)  # without the product's own loading, too
     assert set(weights) > set(model.state_dict()), "the caller's dict stays as it was"
-    with pytest.raises(InputError, match=r"student\.other is not in the model"):
+    with pytest.raises(InputError, match=r"another architecture: .*student\.other"):
         load_strictly(model, state | {"student.other": torch.zeros(1)}, where="labram-base.pth")
 
 
