@@ -86,9 +86,12 @@ def one_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     if lines and lines[0].startswith("Caught ") and "worker process" in lines[0]:
         lines = [re.sub(r"^errors\.\w+: ", "", lines[-1])]
-    text = " ".join(" ".join(lines).split())
-    # Names and labels from files may hold control characters, which a terminal would obey.
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return printable(" ".join(" ".join(lines).split()))
+
+
+def printable(text: object) -> str:
+    """Escape what a terminal cannot show, or would obey, in a text from a file."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def run_script(main: Callable[[Any], None], args: Any) -> None:

@@ -12,7 +12,7 @@ sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by 
 import argparse
 from pathlib import Path
 
-from errors import ArgumentParser, InputError, one_line, run_script
+from errors import ArgumentParser, InputError, one_line, printable, run_script
 
 
 def get_args() -> argparse.Namespace:
@@ -43,7 +43,7 @@ import numpy as np
 from tqdm import tqdm
 
 from eeg_data import labelled_files, quality
-from eeg_data.hdf5 import close_files, files_below, open_file, printable, readable
+from eeg_data.hdf5 import close_files, files_below, open_file, readable
 from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
 from eeg_data.pretraining_files import SAMPLING_RATE, Recording, Windows, by_montage, read_recordings, seconds_of
 from eeg_data.quality import Quality

@@ -5,31 +5,21 @@ Works without torch. `pretraining_files.py` and `labelled_files.py` say what the
 
 import math
 import os
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from errors import InputError
+from errors import InputError, printable
 
 SUFFIXES = (".hdf5", ".h5")
-OPEN_FILES = 64  # handles that a process keeps
-OPEN_DATASETS = 1024  # that a process keeps, of all its files; each takes 40 KB and at most CHUNK_CACHE
+OPEN_FILES, OPEN_DATASETS = 128, 1024  # that a process keeps; a data set takes 40 KB and at most CHUNK_CACHE
 CHUNK_CACHE = 2**17  # bytes: a usual chunk is read in one piece; more gains nothing where windows are shuffled
 CHUNK_SLOTS = 11
-
-
-class Datasets(dict[str, tuple[h5py.Dataset, int, int]]):
-    """Open data sets of a file by name, with its handle and size. A plain dict takes no weak references."""
-
-
-_opened: deque[tuple["weakref.ref[Datasets]", str]] = deque()  # data sets of this process, in the order of opening
 
 
 @contextmanager
@@ -45,18 +35,14 @@ def readable(where: Any, way_out: str = "make the file again") -> Iterator[None]
         ) from None
 
 
-def printable(text: str | bytes) -> str:
-    """Escape what a terminal cannot show, or would obey, in a text from a file."""
-    known = text if isinstance(text, str) else text.decode(errors="surrogateescape")
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in known)
-
-
 def open_file(path: Path) -> h5py.File:
     """Open an HDF5 file once a process, read-only and without locks (network file systems).
 
     Raises InputError if it cannot be read.
     """
-    return _open_file(path, os.getpid())[0]  # a forked process must not share handles
+    if _open_file.cache_info().currsize >= OPEN_FILES or _open_dataset.cache_info().currsize >= OPEN_DATASETS:
+        close_files()  # all at once: HDF5 keeps a file open as long as a data set of it
+    return _open_file(path, os.getpid())  # a forked process must not share handles
 
 
 def open_dataset(path: Path, name: str) -> h5py.Dataset:
@@ -64,38 +50,35 @@ def open_dataset(path: Path, name: str) -> h5py.Dataset:
 
     Raises InputError as `open_file` does, for missing sources, and for a file that was cut short since it was opened.
     """
-    file, datasets = _open_file(path, os.getpid())
-    if name not in datasets:
-        dataset = file[name]
-        if dataset.is_virtual:  # its sources may have gone since it was listed
-            check_stored(dataset, f"{path}, {printable(name)}")
-        stored_in = dataset.file.id  # another file behind an external link
-        datasets[name] = dataset, stored_in.get_vfd_handle(), stored_in.get_filesize()
-        _opened.append((weakref.ref(datasets), name))  # weak: HDF5 keeps a file open as long as a data set of it
-        if len(_opened) > OPEN_DATASETS:
-            owner, first = _opened.popleft()
-            if (others := owner()) is not None:  # else its file is closed
-                others.pop(first, None)
-    dataset, handle, size = datasets[name]
+    dataset, handle, size = _open_dataset(path, name, os.getpid())
     if os.fstat(handle).st_size < size:  # HDF5 reads zeros where a file ends too early
         raise InputError(f"{path} was cut short since it was opened: make it again")
     return dataset
 
 
-@lru_cache(OPEN_FILES)
-def _open_file(path: Path, process: int) -> tuple[h5py.File, Datasets]:
-    """Open a file and a place for its data sets, which HDF5 closes with it."""
+@cache
+def _open_file(path: Path, process: int) -> h5py.File:
     try:
-        return h5py.File(path, "r", locking=False, rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=CHUNK_SLOTS), Datasets()
+        return h5py.File(path, "r", locking=False, rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=CHUNK_SLOTS)
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file; give the path of one that a maker has made") from error
     except Exception as error:  # not only OSError where the first bytes are damaged
         raise InputError(f"{path} is no readable HDF5 file (damaged or cut short): make it again") from error
 
 
+@cache
+def _open_dataset(path: Path, name: str, process: int) -> tuple[h5py.Dataset, int, int]:
+    """Return a data set with the handle and the size of its file."""
+    dataset = open_file(path)[name]
+    if dataset.is_virtual:  # its sources may have gone since it was listed
+        check_stored(dataset, f"{path}, {printable(name)}")
+    file = dataset.file.id  # another file behind an external link
+    return dataset, file.get_vfd_handle(), file.get_filesize()
+
+
 def close_files() -> None:
     """Forget all files and data sets, so that changed ones are opened again."""
-    _opened.clear()
+    _open_dataset.cache_clear()
     _open_file.cache_clear()
 
 

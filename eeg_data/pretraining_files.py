@@ -11,9 +11,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from eeg_data.hdf5 import attribute, check_stored, number, open_file, printable, read_signal, readable, texts
+from eeg_data.hdf5 import attribute, check_stored, number, open_file, read_signal, readable, texts
 from eeg_data.quality import Quality, SignalScan
-from errors import InputError
+from errors import InputError, printable
 
 SAMPLING_RATE = 200  # Hz; a patch is one second
 MAX_SECONDS = 16  # of a window: rows of the models' time embedding

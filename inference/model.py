@@ -23,10 +23,9 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eeg_data.hdf5 import printable
 from eeg_data.pretraining import UNIT
 from electrodes import embedding_rows
-from errors import InputError, UsageError
+from errors import InputError, UsageError, printable
 from inference import weights
 from inference.recordings import Options, Windows, of_array, of_epochs, of_raw
 from inference.weights import Description

@@ -14,11 +14,11 @@ import numpy as np
 
 from dataset_maker.pipeline import FilterSettings, check_header, read_raw
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
-from eeg_data.hdf5 import SUFFIXES, open_file, printable, readable
+from eeg_data.hdf5 import SUFFIXES, open_file, readable
 from eeg_data.labelled_files import LabelledFile, UsableSamples, read_labelled, read_samples
 from eeg_data.pretraining_files import SAMPLING_RATE, Recording, read_recordings
 from electrodes import resolve
-from errors import InputError, UsageError
+from errors import InputError, UsageError, printable
 from inference.recordings import Options, Windows, cut, prepared_windows, unit_factor
 
 logger = logging.getLogger(__name__)

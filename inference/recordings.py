@@ -20,11 +20,10 @@ import numpy as np
 from scipy import fft
 
 from dataset_maker.pipeline import LISTED, FilterSettings, Pipeline, check_header, prepare
-from eeg_data.hdf5 import printable
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, Recording, default_window, stretches
 from eeg_data.quality import Quality, amplitude_histogram, unit_warnings
 from electrodes import canonical_name, resolve
-from errors import InputError, UsageError
+from errors import InputError, UsageError, printable
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eeg_data.hdf5 import printable
-from errors import InputError, one_line
+from errors import InputError, one_line, printable
 from training.metrics import SELECT_BY, BestEpoch, compute
 
 STAGE_SIGNS = {"train_quant_loss": "tokenizer", "train_mlm_acc": "pretraining"}

@@ -21,7 +21,7 @@ from scipy.special import expit, logit, softmax
 from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay, confusion_matrix
 from tqdm import tqdm
 
-from eeg_data.hdf5 import printable
+from errors import printable
 from files import written_aside
 from results.read import Predictions, RunResult
 from results.tables import Grid, Group, Table, grid, grids, loss_kind, mean_and_std, spread
