@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's mo
 import measuring
 
 from eeg_data.batches import TrainingBatches
-from eeg_data.pretraining import MontageWindows, PretrainingDataset, collate, make_loader
-from eeg_data.pretraining_files import SAMPLING_RATE, read_recordings
+from eeg_data.pretraining import PretrainingDataset, collate, make_loader
+from eeg_data.pretraining_files import SAMPLING_RATE, Windows, read_recordings
 from electrodes import ELECTRODES
 from errors import ArgumentParser, InputError, UsageError, run_script
 from files import check_writable, write_json, written_aside
@@ -67,7 +67,7 @@ def make_file(args: argparse.Namespace, folder: Path) -> Path:
 
 def real_loader(args: argparse.Namespace, path: Path, workers: int, run: Run) -> DataLoader:
     """Build the loader of stages 1 and 2."""
-    windows = MontageWindows(read_recordings(path), window=args.seconds * SAMPLING_RATE)
+    windows = Windows(read_recordings(path), window=args.seconds * SAMPLING_RATE)
     batches = TrainingBatches([len(windows)], args.batch_size, seed=0)
     flags = argparse.Namespace(num_workers=workers, pin_mem=True)
     return make_loader(PretrainingDataset([windows], seed=0), batches, flags, run, collate)

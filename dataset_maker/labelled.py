@@ -26,9 +26,11 @@ from dataset_maker.jobs import Plan, Spread, Task
 from dataset_maker.pipeline import Prepared, Windows, add_filter_arguments, build_pipeline
 from dataset_maker.writers import join, refuse_existing
 from eeg_data.hdf5 import SUFFIXES
-from eeg_data.labelled_files import SPLITS, published_sizes
+from eeg_data.labelled_files import SPLITS
 from errors import ArgumentParser, InputError, run_script
 from files import written_aside
+
+PUBLISHED = Path(__file__).with_name("published_splits.json")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class DataSet:
 
 def published_counts(name: str) -> dict[str, int]:
     """Return the published samples a split of one of the sets in `published_splits.json`."""
-    return dict(zip(SPLITS, published_sizes()[name], strict=True))
+    sizes = json.loads(PUBLISHED.read_text(encoding="utf-8"))["sizes"]
+    return dict(zip(SPLITS, sizes[name], strict=True))
 
 
 def consecutive_windows(prepared: Prepared, seconds: int, label: int) -> Windows:

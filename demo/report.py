@@ -14,10 +14,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from eeg_data.hdf5 import find_files
-from eeg_data.labelled import LabelledWindows
-from eeg_data.labelled_files import read_labelled
-from eeg_data.pretraining import MontageWindows, to_units
-from eeg_data.pretraining_files import read_recordings
+from eeg_data.labelled_files import read_labelled, read_samples
+from eeg_data.pretraining import to_units
+from eeg_data.pretraining_files import Windows, read_recordings
+from electrodes import embedding_rows
 from modeling_vqnsp import VQNSP, spectrum_targets
 from norm_ema_quantizer import usage
 
@@ -30,8 +30,9 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def load_windows(folder: Path, stride: int) -> tuple[Tensor, Tensor]:
     """All windows of the demo's one montage: EEG (n, N, A, T) in units of 100 uV, channels (N + 1,)."""
     recordings = [recording for path in find_files([folder], "--train_data") for recording in read_recordings(path)]
-    windows = MontageWindows(recordings, stride=stride)
-    return to_units([partial(windows.__getitem__, i) for i in range(len(windows))]), windows.channels
+    windows = Windows(recordings, stride=stride)
+    eeg = to_units([partial(windows.__getitem__, i) for i in range(len(windows))])
+    return eeg, torch.tensor(embedding_rows(windows.montage))
 
 
 def selected(folder: Path) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def logistic_regression(task: Path) -> float:
     file = read_labelled(task)
     features, labels = {}, {}
     for split in file.splits:
-        data = LabelledWindows(file, split)
+        data = read_samples(file, split).usable()
         eeg = np.stack([data.read(i) for i in range(len(data))])  # (n, N, A*T)
         features[split] = eeg.reshape(*eeg.shape[:2], -1, 100).mean(-1).reshape(len(eeg), -1)
         labels[split] = data.labels

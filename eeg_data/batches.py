@@ -89,7 +89,6 @@ class TrainingBatches(Sampler[list[Key]]):
         return [n * self.total_batch - size for n, size in zip(self.batches, self.sizes, strict=True)]
 
     def __len__(self) -> int:
-        """Micro-batches an epoch."""
         return self.steps * self.accumulation
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
@@ -133,7 +132,6 @@ class EvaluationBatches(Sampler[list[Key]]):
         self.rounds = -(-len(pieces) // processes)  # batches of the process that has most
 
     def __len__(self) -> int:
-        """Batches of this process."""
         return len(self.pieces)
 
     def __iter__(self) -> Iterator[list[Key]]:

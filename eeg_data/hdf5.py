@@ -93,8 +93,12 @@ def check_stored(dataset: h5py.Dataset, where: str) -> None:
     """Raise InputError for a data set that is only partly there: HDF5 reads zeros in the place of the rest."""
     with readable(where):
         if dataset.is_virtual:
+            own = Path(dataset.file.filename)
             for source in dataset.virtual_sources():
-                _check_source(dataset, source.file_name, source.dset_name, where)
+                path = own if source.file_name == "." else own.parent / source.file_name
+                origin = f"{where} shows {printable(source.dset_name)} of {printable(path)}"
+                with readable(origin, "put it back, or make the file again"), h5py.File(path, locking=False) as file:
+                    check_stored(file[source.dset_name], where)
             return
         shape, file_size = dataset.shape or (), dataset.file.id.get_filesize()
         size = math.prod(shape) * dataset.dtype.itemsize  # bytes; exact, NumPy's integers would overflow
@@ -105,21 +109,6 @@ def check_stored(dataset: h5py.Dataset, where: str) -> None:
             complete = size <= file_size or dataset.id.get_num_chunks() >= chunks
     if not complete:
         raise InputError(f"{where}: only a part of it was written, its maker was stopped: make the file again")
-
-
-def _check_source(dataset: h5py.Dataset, file_name: str, name: str, where: str) -> None:
-    """Raise InputError if a source of a virtual data set is missing."""
-    own = Path(dataset.file.filename)
-    path = own if file_name == "." else own.parent / file_name
-    try:
-        file = open_file(path)  # held here, because checking its own sources may open many files
-        source = file[name]
-    except Exception:
-        raise InputError(
-            f"{where} shows {printable(name)} of {printable(str(path))}, which is missing or damaged: put it back, or "
-            "make the file again"
-        ) from None
-    check_stored(source, where)
 
 
 def find_files(paths: Sequence[Path], flag: str) -> list[Path]:

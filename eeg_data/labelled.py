@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from eeg_data.batches import EvaluationBatches, Key
-from eeg_data.labelled_files import DATASETS, LabelledFile, UsableSamples, published_sizes, read_samples
+from eeg_data.labelled_files import DATASETS, LabelledFile, read_samples, split_warnings
 from eeg_data.pretraining import (
     Loaders,
     Read,
@@ -24,7 +24,7 @@ from eeg_data.pretraining import (
     training_batches,
     warn_unmarked,
 )
-from eeg_data.quality import Quality, compare_with_published, split_warnings, warnings
+from eeg_data.quality import Quality, warnings
 from electrodes import PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError
 from files import digest_of
@@ -49,48 +49,49 @@ class LabelledBatch(NamedTuple):
 def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the data flags of stage 3."""
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dataset",
-        default="TUAB",
-        help=f"{', '.join(DATASETS)}, or the path of a labelled HDF5 file or of a folder of its shards",
-    )
-    group.add_argument(
-        "--data_dir", type=Path, default=Path("data"), help="folder of the known names' files or folders"
-    )
-    group.add_argument("--nb_classes", type=int, default=None, help="outputs of the head (default: what the file says)")
+    words = f"{', '.join(DATASETS)}, or the path of a labelled HDF5 file or of a folder of its shards"
+    group.add_argument("--dataset", default="TUAB", help=words)
+    words = "folder of the known names' files or folders"
+    group.add_argument("--data_dir", type=Path, default=Path("data"), help=words)
+    group.add_argument("--nb_classes", type=int, help="outputs of the head (default: what the file says)")
     add_switch(group, "dist_eval", default=True, help="share the evaluation among the processes")
     add_loader_arguments(group)
 
 
-class LabelledWindows(UsableSamples, Dataset):
-    """The usable samples of one split of a labelled set as a data set, by key (epoch, 0, sample)."""
+class LabelledWindows(Dataset):
+    """The usable samples of one split of a labelled set, by key (epoch, 0, sample).
+
+    split: train, val or test. Raises InputError for unusable labels.
+    """
 
     def __init__(self, file: LabelledFile, split: str, *, table_rows: int = PUBLISHED_ELECTRODES + 1) -> None:
-        """split: train, val or test. Raises InputError for unusable labels."""
         self.channels = torch.tensor(embedding_rows(file.montage, table_rows=table_rows, where=str(file.path)))
-        super().__init__(read_samples(file, split))
-        self.path = file.path
-        self.name, self.task, self.classes = file.name, file.task, file.classes
+        self.samples = samples = read_samples(file, split).usable()
+        self.labels, self.recordings, self.subjects = samples.labels, list(samples.recordings), list(samples.subjects)
+        self.path, self.split, self.name, self.task, self.classes = file.path, split, file.name, file.task, file.classes
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def __getitem__(self, key: Key) -> tuple[Read, Tensor, Any, int]:
         """Return a function that reads the EEG, channels (N + 1,), label, usable sample."""
-        return partial(self.read, key[2]), self.channels, self.labels[key[2]], key[2]
+        return partial(self.samples.read, key[2]), self.channels, self.labels[key[2]], key[2]
 
     @property
     def groups(self) -> list[str | None]:
-        """Its one montage, whose loss needs no name of its own."""
+        """Its one montage; the loss of it needs no name."""
         return [None]
 
     def summary(self) -> dict[str, Any]:
         """Describe the samples, so that a resumed run can compare them with the saved run's."""
-        digest = digest_of([self.samples, self.labels, self.recordings, self.subjects, self.channels.tolist()])
+        digest = digest_of([self.samples.index, self.labels, self.recordings, self.subjects, self.channels.tolist()])
         return {"samples": len(self), "digest": digest}
 
     def describe(self, key: Key) -> dict[str, Any]:
         """Say where a sample is from, and its largest value."""
-        path, row = self.place(key[2])
+        path, row = self.samples.place(key[2])
         place = {"file": str(path), "recording": self.recordings[key[2]], "split": self.split, "sample": row}
-        return {**place, **extent(self.read(key[2]))}
+        return {**place, **extent(self.samples.read(key[2]))}
 
 
 def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
@@ -111,7 +112,11 @@ def collate_labelled(samples: Sequence[tuple[Read, Tensor, Any, int]]) -> Labell
 
 def build_labelled_loaders(args: argparse.Namespace, run: Run, file: LabelledFile, *, accumulation: int = 1) -> Loaders:
     """Make the loaders of stage 3. Raises InputError for a set without training samples, or with one class only."""
-    splits = _splits(file, run, table_rows=args.num_electrodes + 1)
+    rows = args.num_electrodes + 1
+    splits = {split: LabelledWindows(file, split, table_rows=rows) for split in file.splits}
+    _check_train(file, splits.get("train"))
+    if run.is_main:
+        _warn(file, splits)
     batches = training_batches([len(splits["train"])], args, run, accumulation)
     shares = (run.rank, run.processes) if args.dist_eval else (0, 1)
     evaluation = {}
@@ -128,38 +133,28 @@ def build_labelled_loaders(args: argparse.Namespace, run: Run, file: LabelledFil
     return Loaders(train, evaluation.get("val"), evaluation.get("test"))
 
 
-def _splits(file: LabelledFile, run: Run, *, table_rows: int) -> dict[str, LabelledWindows]:
-    """Read the usable samples of every split. Raises InputError if nothing can be learned from those of train."""
-    splits = {split: LabelledWindows(file, split, table_rows=table_rows) for split in file.splits}
-    train = splits.get("train")
+def _check_train(file: LabelledFile, train: LabelledWindows | None) -> None:
+    """Raise InputError if nothing can be learned from the training samples."""
     if train is None or not len(train):
-        left_out = train.left_out if train is not None else 0
-        reason = f": all {left_out} hold seconds that cannot be used" if left_out else ""
-        raise InputError(f"{file.path} has no samples in its group train{reason}: make it again with a training split")
+        left_out = f" ({train.samples.left_out} hold seconds that cannot be used)" if train is not None else ""
+        raise InputError(f"{file.path} has no usable samples in its group train{left_out}: make it again with some")
     if file.task != "regression" and len(classes := np.unique(train.labels)) == 1:
         raise InputError(
             f"{file.path}: all {len(train)} training samples have the class {file.classes[classes[0]]}, so there is "
             "nothing to learn: make it again with recordings of the other classes in train"
         )
-    if run.is_main:
-        _warn(file, splits)
-    return splits
 
 
 def _warn(file: LabelledFile, splits: Mapping[str, LabelledWindows]) -> None:
     """Warn of samples that are left out, and of odd signals and splits."""
-    for split, windows in splits.items():
-        if windows.left_out:
+    every = {split: windows.samples for split, windows in splits.items()}
+    for split, samples in every.items():
+        if samples.left_out:
             logger.warning(
-                f"{file.name}: {windows.left_out} of {windows.left_out + len(windows)} samples of {split} hold seconds "
+                f"{file.name}: {samples.left_out} of {samples.left_out + len(samples)} samples of {split} hold seconds "
                 "that cannot be used (not finite, or all electrodes flat) and are left out."
             )
-    warn_unmarked({path for windows in splits.values() for path in windows.unmarked}, f"--dataset {file.name}")
-    subjects = {split: windows.subjects for split, windows in splits.items()}
-    labels = {} if file.task == "regression" else {split: windows.labels for split, windows in splits.items()}
-    scans = Quality.merged(windows.quality for windows in splits.values())
-    for text in [*warnings(scans), *split_warnings(labels, subjects, file.classes)]:
+    warn_unmarked(set().union(*(samples.unmarked for samples in every.values())), f"--dataset {file.name}")
+    scans = Quality.merged(scan for samples in every.values() for scan in samples.scans)
+    for text in [*warnings(scans), *split_warnings(every)]:
         logger.warning(f"{file.name}: {text}")
-    sizes = {split: windows.left_out + len(windows) for split, windows in splits.items()}
-    if comparison := compare_with_published(file.name, sizes, published_sizes()):
-        logger.info(f"{file.name}: {comparison}")

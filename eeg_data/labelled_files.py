@@ -5,10 +5,9 @@ A file describes itself (task, classes, montage), so that a new data set needs n
 """
 
 import itertools
-import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import realpath
 from pathlib import Path
@@ -28,8 +27,8 @@ from eeg_data.hdf5 import (
     text,
     texts,
 )
-from eeg_data.pretraining_files import BLOCK, MAX_SECONDS, SAMPLING_RATE, read_valid
-from eeg_data.quality import Quality, SignalScan
+from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, read_valid
+from eeg_data.quality import Quality, SignalScan, first_few
 from electrodes import canonical_name
 from errors import InputError
 
@@ -39,7 +38,7 @@ SPLITS = ("train", "val", "test")
 # other file or folder in the same format goes by its path.
 DATASETS = {name: f"{name}.hdf5" for name in ("TUAB", "TUEV", "MentalArithmetic", "SEED-V")}
 COLUMNS = {"eeg": "fiu", "label": "fiub", "recording": "OS", "subject": "OS"}  # data sets of a split, kinds of types
-PUBLISHED = Path(__file__).parents[1] / "dataset_maker" / "published_splits.json"
+TOGETHER = 16  # samples that a scan reads at once
 
 
 @dataclass(frozen=True)
@@ -72,38 +71,58 @@ class LabelledFile:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
-    """One split of one file without its EEG."""
+    """Samples of one split without their EEG, shard after shard: n of them."""
 
-    path: Path
+    file: LabelledFile
     split: str
-    labels: np.ndarray  # (samples,) int64 or (samples, outputs) float32
-    recordings: list[str]
-    subjects: list[str]
-    valid: np.ndarray | None  # (samples, seconds) bool; None: the file does not say
-    quality: Quality | None  # of the recordings behind the samples; None: the file does not say
+    shards: dict[Path, int]  # file -> its first sample's number in the split
+    index: np.ndarray  # (n,): their numbers in the split
+    labels: np.ndarray  # (n,) int64 or (n, outputs) float32
+    recordings: np.ndarray  # (n,) of texts
+    subjects: np.ndarray
+    valid: np.ndarray  # (n, seconds) bool; true where a shard does not say
+    unmarked: set[Path]  # shards that do not say which seconds are valid
+    scans: list[Quality]  # of the recordings behind the samples, of the shards that have one
+    left_out: int = 0
 
     def __len__(self) -> int:
-        """Number of samples."""
         return len(self.labels)
 
-    def scan(self, montage: Sequence[str], seconds: int) -> Quality:
-        """Look at all samples, those of a recording as one signal: its movement decides what is flat.
+    def usable(self) -> "Samples":
+        """Return the samples without an invalid second."""
+        kept = np.flatnonzero(self.valid.all(axis=1))
+        columns: Any = {key: getattr(self, key)[kept] for key in ("index", "labels", "recordings", "subjects", "valid")}
+        return replace(self, **columns, left_out=len(self) - len(kept))
 
-        seconds: of a sample. Which seconds are valid says the file where it can.
+    def place(self, sample: int) -> tuple[Path, int]:
+        """Find the file of a sample, and its row in it."""
+        number = int(self.index[sample])
+        path, first = [(path, first) for path, first in self.shards.items() if first <= number][-1]
+        return path, number - first
+
+    def read(self, sample: int) -> np.ndarray:
+        """Read a sample, (N, A*T) float32 in uV."""
+        path, row = self.place(sample)
+        return read_signal(path, f"{self.split}/eeg", row, f"{path}, group {self.split}, sample {row}")
+
+    def quality(self) -> Quality:
+        """Return the shards' scans; scan all samples if a shard has none, or does not say which seconds are valid.
+
+        The samples of a recording are scanned as one signal: its movement decides what is flat.
         """
-        step = max(1, BLOCK // (len(montage) * seconds * SAMPLING_RATE))  # samples
+        if not self.unmarked and len(self.scans) == len(self.shards):
+            return Quality.merged(self.scans)
         scans, end = [], 0
         for _, group in itertools.groupby(self.recordings):
             first, end = end, end + len(list(group))
-            scan = SignalScan(montage, SAMPLING_RATE)
-            for start in range(first, end, step):
-                eeg = read_eeg(self.path, self.split, start, min(start + step, end))  # (samples, N, A*T)
-                scan.add(eeg.transpose(1, 0, 2).reshape(len(montage), -1))
+            scan = SignalScan(self.file.montage, SAMPLING_RATE)
+            for start in range(first, end, TOGETHER):
+                scan.add(np.concatenate(list(map(self.read, range(start, min(start + TOGETHER, end)))), axis=1))
             scans.append(scan.result())
         whole = Quality.merged(scans)
-        return whole if self.valid is None else replace(whole, valid=self.valid.ravel())
+        return replace(whole, valid=self.valid.ravel() & whole.valid if self.unmarked else self.valid.ravel())
 
 
 def labelled_path(dataset: str, data_dir: Path) -> Path:
@@ -185,9 +204,11 @@ def _check_split(group: h5py.Group, where: str, electrodes: int) -> int:
     return int(samples) // SAMPLING_RATE
 
 
-def read_samples(file: LabelledFile, split: str) -> list[Samples]:
-    """Read a split's samples, shard by shard. Raises InputError for labels outside the classes and damaged files."""
-    parts = []
+def read_samples(file: LabelledFile, split: str) -> Samples:
+    """Read a split, shard by shard. Raises InputError for labels outside the classes and damaged files."""
+    columns: list[tuple[np.ndarray, ...]] = []  # of each shard: labels, recordings, subjects, valid
+    shards, unmarked, scans = {}, set(), []
+    samples = 0
     for path in file.shards:
         opened, where = open_file(path), f"{path}, group {split}"
         with readable(where):
@@ -196,14 +217,17 @@ def read_samples(file: LabelledFile, split: str) -> list[Samples]:
             group = opened[split]
             labels = _read_labels(group["label"], file, where)
             # Equal texts are one object: memory grows with recordings, but for a pointer a sample.
-            recordings, subjects = (
-                [sys.intern(str(name)) for name in group[key].asstr()[()]] for key in ("recording", "subject")
-            )
-            valid = read_valid(group, where, (len(labels), file.seconds))
-            scan = group.attrs.get("quality")
-        quality = None if scan is None or valid is None else Quality.from_json(scan, valid.ravel(), where)
-        parts.append(Samples(path, split, labels, recordings, subjects, valid, quality))
-    return parts
+            names = [[sys.intern(str(name)) for name in group[key].asstr()[()]] for key in ("recording", "subject")]
+            valid, scan = read_valid(group, where, (len(labels), file.seconds)), group.attrs.get("quality")
+        if valid is None:
+            unmarked.add(path)
+            valid = np.ones((len(labels), file.seconds), bool)
+        elif scan is not None:
+            scans.append(Quality.from_json(scan, valid.ravel(), where))
+        columns.append((labels, *(np.array(column, dtype=object) for column in names), valid))
+        shards[path], samples = samples, samples + len(labels)
+    labels, recordings, subjects, valid = map(np.concatenate, zip(*columns, strict=True))
+    return Samples(file, split, shards, np.arange(samples), labels, recordings, subjects, valid, unmarked, scans)
 
 
 def _read_labels(dataset: h5py.Dataset, file: LabelledFile, where: str) -> np.ndarray:
@@ -224,46 +248,15 @@ def _read_labels(dataset: h5py.Dataset, file: LabelledFile, where: str) -> np.nd
     return labels.astype(np.int64)
 
 
-class UsableSamples:
-    """The samples of a split without those that hold an invalid second, shard after shard: n of them."""
-
-    def __init__(self, parts: Sequence[Samples]) -> None:
-        """parts: all of the split; one without `valid` keeps every sample."""
-        self.unmarked = {part.path for part in parts if part.valid is None}
-        self.quality = Quality.merged(part.quality for part in parts if part.quality is not None)
-        usable = [np.ones(len(part), bool) if part.valid is None else part.valid.all(axis=1) for part in parts]
-        self.split = parts[0].split
-        self._files, self._ends = [part.path for part in parts], np.cumsum([len(part) for part in parts])
-        self.samples = np.flatnonzero(np.concatenate(usable))  # (n,): which ones of the split they are
-        self.left_out = int(self._ends[-1]) - len(self.samples)
-        self.labels = np.concatenate([part.labels for part in parts])[self.samples]  # (n,) or (n, outputs)
-        recordings = [text for part in parts for text in part.recordings]
-        subjects = [text for part in parts for text in part.subjects]
-        self.recordings = [recordings[i] for i in self.samples]
-        self.subjects = [subjects[i] for i in self.samples]
-
-    def __len__(self) -> int:
-        """Number of samples, n."""
-        return len(self.labels)
-
-    def place(self, index: int) -> tuple[Path, int]:
-        """Find the file of a sample, and its row in it. index: among the usable ones."""
-        sample = int(self.samples[index])
-        shard = int(np.searchsorted(self._ends, sample, side="right"))
-        return self._files[shard], sample - (int(self._ends[shard - 1]) if shard else 0)
-
-    def read(self, index: int) -> np.ndarray:
-        """Read a sample, (N, A*T) float32 in uV. index: among the usable ones."""
-        path, row = self.place(index)
-        return read_eeg(path, self.split, row)
-
-
-def read_eeg(path: Path, split: str, first: int, end: int | None = None) -> np.ndarray:
-    """Read one sample of a file, (N, A*T) float32 in uV, or with `end` those from `first` on, (samples, N, A*T)."""
-    place = first if end is None else slice(first, end)
-    return read_signal(path, f"{split}/eeg", place, f"{path}, group {split}, sample {first}")
-
-
-def published_sizes() -> dict[str, list[int]]:
-    """Read the published numbers of samples of train, val and test, by name and version."""
-    return json.loads(PUBLISHED.read_text(encoding="utf-8"))["sizes"]
+def split_warnings(splits: Mapping[str, Samples]) -> list[str]:
+    """Return warnings about subjects that are in several splits, and about classes that a split lacks."""
+    texts = []
+    subjects = {split: set(samples.subjects) for split, samples in splits.items()}
+    sides = {name: [split for split in subjects if name in subjects[split]] for name in set().union(*subjects.values())}
+    if both := [f"{name} ({', '.join(own)})" for name, own in sorted(sides.items()) if len(own) > 1]:
+        texts.append(f"{len(both)} subject(s) are on more than one side of the splits: {first_few(both)}.")
+    for split, samples in splits.items():
+        classes = samples.file.classes if len(samples) and samples.file.task != "regression" else ()
+        if lacking := [name for number, name in enumerate(classes) if number not in samples.labels]:
+            texts.append(f"{split} lacks {len(lacking)} of the {len(classes)} classes: {first_few(lacking)}.")
+    return texts

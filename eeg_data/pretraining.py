@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from eeg_data.batches import EvaluationBatches, Key, TrainingBatches
 from eeg_data.hdf5 import find_files
-from eeg_data.pretraining_files import MAX_TOKENS, SAMPLING_RATE, Recording, Windows, by_montage, read_recordings
+from eeg_data.pretraining_files import MAX_TOKENS, SAMPLING_RATE, Windows, by_montage, read_recordings
 from eeg_data.quality import Quality, warnings
 from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError
@@ -59,37 +59,37 @@ class Batch(NamedTuple):
         return Batch(*map(run.place, self))
 
 
-class MontageWindows(Windows):
-    """Windows of one montage with their rows of the position embedding."""
+class PretrainingDataset(Dataset):
+    """Windows of all montages by key (epoch, montage, window), with a mask where masks are made.
+
+    make_mask: from a number of patches and a generator to one mask, (1, patches). table_rows: rows of the models'
+    position embedding. Raises InputError for electrodes without a row.
+    """
 
     def __init__(
-        self, recordings: Sequence[Recording], *, table_rows: int = PUBLISHED_ELECTRODES + 1, **options: Any
+        self,
+        montages: Sequence[Windows],
+        *,
+        seed: int,
+        make_mask: MaskMaker | None = None,
+        table_rows: int = PUBLISHED_ELECTRODES + 1,
     ) -> None:
-        """options: of `Windows`. Raises InputError for electrodes without a row."""
-        super().__init__(recordings, **options)
-        self.channels = torch.tensor(embedding_rows(self.montage, table_rows=table_rows, where=str(recordings[0].path)))
-
-
-class PretrainingDataset(Dataset):
-    """Windows of all montages by key (epoch, montage, window), with a mask where masks are made."""
-
-    def __init__(self, montages: Sequence[MontageWindows], *, seed: int, make_mask: MaskMaker | None = None) -> None:
-        """make_mask: from a number of patches and a generator to one mask, (1, patches)."""
-        self.montages = list(montages)
-        self.seed = seed
-        self.make_mask = make_mask
+        self.montages, self.seed, self.make_mask = list(montages), seed, make_mask
+        self.channels = [
+            torch.tensor(embedding_rows(m.montage, table_rows=table_rows, where=str(m.recordings[0].path)))
+            for m in montages
+        ]
 
     def __getitem__(self, key: Key) -> Sample:
         """Return a function that reads the window, its channels and a mask."""
         _, montage, window = key
         windows = self.montages[montage]
-        eeg = partial(windows.__getitem__, window)
-        if self.make_mask is None:
-            return eeg, windows.channels, torch.empty(0, dtype=torch.bool)
-        state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-        patches = len(windows.montage) * windows.window // PATCH_SAMPLES
-        return eeg, windows.channels, self.make_mask(patches, generator=generator)[0]
+        mask = torch.empty(0, dtype=torch.bool)
+        if self.make_mask is not None:
+            state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
+            generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+            mask = self.make_mask(len(windows.montage) * windows.window // PATCH_SAMPLES, generator=generator)[0]
+        return partial(windows.__getitem__, window), self.channels[montage], mask
 
     def summary(self) -> dict[str, Any]:
         """Describe the windows, so that a resumed run can compare them with the saved run's."""
@@ -156,55 +156,55 @@ class Loaders:
 
 def add_loader_arguments(group: Any) -> None:
     """Add the flags of every loader."""
+    add = group.add_argument
+    words = "rows of the electrode table; the larger one for the last eight (bipolar) names"
     choices = (PUBLISHED_ELECTRODES, len(ELECTRODES))
-    text = "rows of the electrode table; the larger one for the last eight (bipolar) names"
-    group.add_argument("--num_electrodes", type=int, default=PUBLISHED_ELECTRODES, choices=choices, help=text)
+    add("--num_electrodes", type=int, default=PUBLISHED_ELECTRODES, choices=choices, help=words)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(8, cores // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    group.add_argument("--batch_size", type=int, help="windows a process and micro-batch")
-    group.add_argument("--num_workers", type=int, default=workers, help="loading processes of each process")
+    add("--batch_size", type=int, help="windows a process and micro-batch")
+    add("--num_workers", type=int, default=workers, help="loading processes of each process")
     add_switch(group, "pin_mem", default=True, help="page-locked memory on the way to a GPU")
-    text = "train on the first batch only: a check that learning works"
-    group.add_argument("--overfit_batch", action="store_true", help=text)
+    add("--overfit_batch", action="store_true", help="train on the first batch only: a check that learning works")
 
 
 def add_pretraining_arguments(parser: argparse.ArgumentParser, *, window_stride: int) -> None:
     """Add the data flags of stages 1 and 2."""
     group = parser.add_argument_group("data")
+    add = group.add_argument
     paths: dict[str, Any] = {"type": Path, "nargs": "+", "metavar": "PATH"}
-    text = "HDF5 files or folders of them (default: ./data/pretrain)"
-    group.add_argument("--train_data", **paths, default=[Path("data/pretrain")], help=text)
-    text = "likewise, for evaluation (default: ./data/pretrain_val where it exists)"
-    group.add_argument("--val_data", **paths, help=text)
-    text = f"window of every montage (default: floor({MAX_TOKENS} / electrodes), at most {MAX_PATCHES})"
-    group.add_argument("--time_window", type=int, metavar="SECONDS", help=text)
-    text = "from the start of one window to the next's (default: %(default)s)"
-    group.add_argument("--window_stride", type=int, default=window_stride, metavar="SAMPLES", help=text)
-    text = "how batches of different montages follow each other; sequential: as in the released code"
-    group.add_argument("--dataset_order", choices=("interleaved", "sequential"), default="interleaved", help=text)
+    words = "HDF5 files or folders of them (default: ./data/pretrain)"
+    add("--train_data", **paths, default=[Path("data/pretrain")], help=words)
+    add("--val_data", **paths, help="likewise, for evaluation (default: ./data/pretrain_val where it exists)")
+    words = f"window of every montage (default: floor({MAX_TOKENS} / electrodes), at most {MAX_PATCHES})"
+    add("--time_window", type=int, metavar="SECONDS", help=words)
+    words = "from the start of one window to the next's (default: %(default)s)"
+    add("--window_stride", type=int, default=window_stride, metavar="SAMPLES", help=words)
+    words = "how batches of different montages follow each other; sequential: as in the released code"
+    add("--dataset_order", choices=("interleaved", "sequential"), default="interleaved", help=words)
     add_loader_arguments(group)
 
 
-def _montages(paths: Sequence[Path], args: argparse.Namespace, flag: str, run: Run) -> list[MontageWindows]:
-    """Group the windows of all files by montage, montages in a fixed order. Raises InputError if there are none."""
+def _read_data(
+    paths: Sequence[Path], flag: str, args: argparse.Namespace, run: Run, make_mask: MaskMaker | None
+) -> PretrainingDataset:
+    """Read the windows of all files, montages in a fixed order. Raises InputError if there are none."""
     recordings = [recording for path in find_files(paths, flag) for recording in read_recordings(path)]
     window = args.time_window * SAMPLING_RATE if args.time_window else None
-    montages = [
-        MontageWindows(group, window=window, stride=args.window_stride, table_rows=args.num_electrodes + 1)
-        for group in by_montage(recordings)
-    ]
+    montages = [Windows(group, window=window, stride=args.window_stride) for group in by_montage(recordings)]
     if run.is_main:
         warn_unmarked({r.path for r in recordings if r.invalid is None}, flag)
         for windows in montages:
-            _warn(windows, flag)
-    if usable := [windows for windows in montages if len(windows)]:
-        return usable
-    left_out = sum(windows.left_out for windows in montages)
-    longest = max(r.length for r in recordings) / SAMPLING_RATE
-    raise InputError(
-        f"{flag} {paths[0]}: no window can be used: {left_out} touch seconds that cannot be used (see python -m "
-        f"dataset_maker.inspect_data), and the longest recording has {longest:g} s: choose a shorter --time_window"
-    )
+            _warn(windows, f"{flag}, {len(windows.montage)} electrodes")
+    usable = [windows for windows in montages if len(windows)]
+    if not usable:
+        left_out = sum(windows.left_out for windows in montages)
+        longest = max(r.length for r in recordings) / SAMPLING_RATE
+        raise InputError(
+            f"{flag} {paths[0]}: no window can be used: {left_out} touch seconds that cannot be used (see python -m "
+            f"dataset_maker.inspect_data), and the longest recording has {longest:g} s: choose a shorter --time_window"
+        )
+    return PretrainingDataset(usable, seed=args.seed, make_mask=make_mask, table_rows=args.num_electrodes + 1)
 
 
 def warn_unmarked(paths: set[Path], flag: str) -> None:
@@ -216,9 +216,8 @@ def warn_unmarked(paths: set[Path], flag: str) -> None:
         )
 
 
-def _warn(windows: MontageWindows, flag: str) -> None:
+def _warn(windows: Windows, name: str) -> None:
     """Warn of windows of a montage that are left out, and of odd signals."""
-    name = f"{flag}, {len(windows.montage)} electrodes"
     if windows.too_short or windows.left_out:
         logger.warning(
             f"{name}: {windows.too_short} of {len(windows.recordings)} recordings are shorter than the window of "
@@ -247,19 +246,19 @@ def worker_context() -> BaseContext:
     return context
 
 
-def begin_worker(run: int, _: int = 0) -> None:
-    """Let a worker end with its run, and by nothing else. run: process id."""
+def begin_worker(_: int) -> None:
+    """Let a worker end with its run, and by nothing else."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
-        threading.Thread(target=_end_with_run, args=(run,), daemon=True).start()
+        threading.Thread(target=_end_with_run, daemon=True).start()
 
 
-def _end_with_run(run: int) -> None:
+def _end_with_run() -> None:
     """Wait until the run sends SIGTERM or is gone, then end this process."""
-    parent = multiprocessing.parent_process()
-    while parent and parent.is_alive():
+    run = multiprocessing.parent_process()
+    while run is not None and run.is_alive():
         received = signal.sigtimedwait({signal.SIGTERM}, 1)  # seconds
-        if received is not None and received.si_pid == run:
+        if received is not None and received.si_pid == run.pid:
             break
     os._exit(0)  # like torch's workers: another code would be an error to the run
 
@@ -276,7 +275,7 @@ def make_loader(
         pin_memory=args.pin_mem and run.device.type == "cuda",
         persistent_workers=args.num_workers > 0,
         multiprocessing_context=worker_context() if args.num_workers else None,
-        worker_init_fn=partial(begin_worker, os.getpid()),
+        worker_init_fn=begin_worker,
         generator=torch.Generator(),  # else a loader would draw from the global one, depending on its workers
     )
 
@@ -304,15 +303,15 @@ def build_pretraining_loaders(
 
     Raises InputError for data that are missing, damaged, of another rate or format, or too short.
     """
-    montages = _montages(args.train_data, args, "--train_data", run)
-    batches = training_batches([len(m) for m in montages], args, run, accumulation, args.dataset_order)
-    for windows, repeated in zip(montages, batches.repeated, strict=True):
+    data = _read_data(args.train_data, "--train_data", args, run, make_mask)
+    batches = training_batches([len(m) for m in data.montages], args, run, accumulation, args.dataset_order)
+    for windows, repeated in zip(data.montages, batches.repeated, strict=True):
         logger.info(
             f"{len(windows.montage)} electrodes: {len(windows.recordings)} recording(s), {len(windows)} windows of "
             f"{windows.window // SAMPLING_RATE} s, {repeated} repeated to complete the last batch"
         )
-    train = make_loader(PretrainingDataset(montages, seed=args.seed, make_mask=make_mask), batches, args, run, collate)
-    return Loaders(train, build_validation_loader(args, run, make_mask=make_mask))
+    val = build_validation_loader(args, run, make_mask=make_mask)
+    return Loaders(make_loader(data, batches, args, run, collate), val)
 
 
 def build_validation_loader(
@@ -322,14 +321,14 @@ def build_validation_loader(
     if args.val_data is None and not run.run_on_rank0(DEFAULT_VAL_DATA.is_dir):
         logger.info(f"No validation data (--val_data not given, no folder {DEFAULT_VAL_DATA}): nothing is evaluated.")
         return None
-    paths = args.val_data or [DEFAULT_VAL_DATA]
-    return build_evaluation_loader(paths, "--val_data", args, run, make_mask=make_mask)
+    return build_evaluation_loader(args.val_data or [DEFAULT_VAL_DATA], "--val_data", args, run, make_mask=make_mask)
 
 
 def build_evaluation_loader(
     paths: Sequence[Path], flag: str, args: argparse.Namespace, run: Run, *, make_mask: MaskMaker | None = None
 ) -> DataLoader:
     """Make a loader that reads every window of these files once. flag: the one that names the paths."""
-    montages = _montages(paths, args, flag, run)
-    batches = EvaluationBatches([len(m) for m in montages], args.batch_size, rank=run.rank, processes=run.processes)
-    return make_loader(PretrainingDataset(montages, seed=args.seed, make_mask=make_mask), batches, args, run, collate)
+    data = _read_data(paths, flag, args, run, make_mask)
+    sizes = [len(windows) for windows in data.montages]
+    batches = EvaluationBatches(sizes, args.batch_size, rank=run.rank, processes=run.processes)
+    return make_loader(data, batches, args, run, collate)

@@ -28,12 +28,6 @@ def default_window(electrodes: int) -> int:
     return max(1, min(MAX_SECONDS, MAX_TOKENS // electrodes)) * SAMPLING_RATE
 
 
-def window_range(length: int, window: int, stride: int, start: float = 0, end: float = 1) -> range:
-    """Return the indices of a recording's windows between the fractions `start` and `end` of it. Lengths in samples."""
-    n = max(0, (length - window) // stride + 1)
-    return range(int(n * start), int(n * end))
-
-
 def seconds_of(length: int) -> int:
     """Count the seconds that so many samples touch; the last may be a part of one."""
     return -(-length // SAMPLING_RATE)
@@ -76,9 +70,10 @@ class Recording:
     def windows(self, window: int, stride: int, start: float = 0, end: float = 1) -> tuple[list[range], int]:
         """Find runs of indices of the windows that touch no invalid second, and count the windows that touch one.
 
-        window, stride in samples; window i begins at sample i * stride. start, end: as for `window_range`.
+        window, stride in samples; window i begins at sample i * stride. start, end: fractions of the recording.
         """
-        rest = window_range(self.length, window, stride, start, end)
+        every = max(0, (self.length - window) // stride + 1)
+        rest = range(int(every * start), int(every * end))
         runs, number = [], len(rest)
         for first, last in self.invalid or ():
             before = max(0, (first * SAMPLING_RATE - window) // stride + 1)  # the first window that reaches into it
@@ -130,7 +125,6 @@ class Windows:
         self.runs = owners, firsts, np.cumsum(lengths)  # recording, its first window, number of windows up to its end
 
     def __len__(self) -> int:
-        """Number of windows."""
         return int(self.runs[2].max(initial=0))
 
     def locate(self, index: int) -> tuple[Recording, int]:

@@ -6,7 +6,7 @@ Needs NumPy only: makers, training and `dataset_maker.inspect_data` share it. Si
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,12 +109,14 @@ def amplitude_histogram(eeg: np.ndarray) -> np.ndarray:
 
 
 class SignalScan:
-    """Scan one signal piece by piece; how it is cut changes nothing. Memory grows with its seconds."""
+    """Scan one signal piece by piece; how it is cut changes nothing. Memory grows with its seconds.
+
+    electrodes: names of the rows; rate: samples a second, maybe a fraction; amplitudes: whether to fill the histogram,
+    which takes most of the time.
+    """
 
     def __init__(self, electrodes: Sequence[str], rate: float, *, amplitudes: bool = True) -> None:
-        """electrodes: names of the rows; rate: samples a second, maybe a fraction; amplitudes: fill the histogram."""
-        self._amplitudes = amplitudes  # which takes most of the time
-        self.electrodes, self.rate = list(electrodes), float(rate)
+        self.electrodes, self.rate, self.amplitudes = list(electrodes), float(rate), amplitudes
         self._run = max(STUCK_SAMPLES, math.ceil(STUCK_SECONDS * self.rate))  # samples
         self._seconds = 0  # whole ones so far
         self._rest = np.empty((len(self.electrodes), 0), np.float32)  # of the second that is not whole yet
@@ -124,27 +126,21 @@ class SignalScan:
 
     def add(self, eeg: np.ndarray) -> None:
         """Scan the next samples. eeg: (N, t) uV, any t."""
-        if self._amplitudes:
+        if self.amplitudes:
             self._histogram += amplitude_histogram(eeg)
         for piece in _pieces(eeg):
-            self._add(piece)
-
-    def _starts(self, first: int, last: int) -> np.ndarray:
-        """Return the first samples of these seconds, both ends included."""
-        return np.ceil(np.round(np.arange(first, last + 1) * self.rate, 6)).astype(np.int64)
-
-    def _add(self, eeg: np.ndarray) -> None:
-        if self._rest.shape[1]:
-            eeg = np.concatenate([self._rest, eeg], axis=1)
-        starts = self._starts(self._seconds, self._seconds + int(eeg.shape[1] / self.rate) + 1)
-        starts -= starts[0]
-        starts = starts[starts <= eeg.shape[1]]
-        if whole := len(starts) - 1:
-            self._parts.append(_extremes(eeg, starts, self._run))
-            moved = _movement(*self._parts[-1][:2])
-            self._moved.append(np.stack([moved.max(axis=0), np.median(moved, axis=0)]))
-            self._seconds += whole
-        self._rest = eeg[:, starts[-1] :].copy()
+            unscanned = np.concatenate([self._rest, piece], axis=1)
+            most = int(unscanned.shape[1] / self.rate) + 1  # seconds that begin in it
+            seconds = np.arange(self._seconds, self._seconds + most + 1)
+            starts = np.ceil(np.round(seconds * self.rate, 6)).astype(np.int64)  # first samples
+            starts -= starts[0]
+            starts = starts[starts <= unscanned.shape[1]]
+            if whole := len(starts) - 1:
+                self._parts.append(_extremes(unscanned, starts, self._run))
+                moved = _movement(*self._parts[-1][:2])
+                self._moved.append(np.stack([moved.max(axis=0), np.median(moved, axis=0)]))
+                self._seconds += whole
+            self._rest = unscanned[:, starts[-1] :].copy()
 
     def result(self) -> Quality:
         """Judge all samples up to now."""
@@ -163,7 +159,7 @@ class SignalScan:
         lowest = np.where(finite, low, np.inf).min(axis=1, keepdims=True)  # (N, 1): of the whole recording
         highest = np.where(finite, high, -np.inf).max(axis=1, keepdims=True)
         stuck = (at_low & (low == lowest)) | (at_high & (high == highest))
-        valid = np.logical_and(finite.all(axis=0), ~flat.all(axis=0))
+        valid = finite.all(axis=0) & ~flat.all(axis=0)
         not_finite, flats, saturated = map(self._by_electrode, (~finite, flat, stuck & finite & ~flat))
         return Quality(valid, not_finite, flats, saturated, self._histogram.copy(), len(valid))
 
@@ -199,23 +195,16 @@ def _extremes(eeg: np.ndarray, starts: np.ndarray, run: int) -> tuple[np.ndarray
 
     eeg: (N, t) float32; starts: (seconds + 1,) first samples, the last one is the end.
     """
-    lengths = np.diff(starts)
-    width = int(lengths.max())
-    if (lengths == width).all():
-        seconds = eeg[:, : starts[-1]].reshape(len(eeg), -1, width)  # (N, seconds, width)
-    else:  # the rate is no whole number: shorter seconds repeat their last sample, which changes no extreme
-        seconds = eeg[:, np.minimum(starts[:-1, None] + np.arange(width), starts[1:, None] - 1)]
-    low, high = seconds.min(axis=2), seconds.max(axis=2)
-    same = seconds[..., 1:] == seconds[..., :-1]
-    rows, places = np.nonzero((same[..., 1:] & same[..., :-1]).any(axis=2) & (low < high))  # few: 3 equal ones in a row
-    stays = np.zeros((2, *low.shape), bool)
-    for stay, extreme in zip(stays, (low, high), strict=True):
-        at = seconds[rows, places] == extreme[rows, places, None]
-        at[lengths[places] < width, -1] = False  # not the repeated one
+    eeg, lengths = eeg[:, : starts[-1]], np.diff(starts)
+    fits = np.repeat(starts[1:], lengths) - np.arange(starts[-1]) >= run  # samples are left in the second
+    extremes, stays = [], []
+    for find in (np.minimum, np.maximum):
+        extremes.append(find.reduceat(eeg, starts[:-1], axis=1))
+        stay = eeg == np.repeat(extremes[-1], lengths, axis=1)
         for _ in range(run - 1):
-            at = at[:, 1:] & at[:, :-1]
-        stay[rows, places] = at.any(axis=1)
-    return low, high, *stays
+            stay[:, :-1] &= stay[:, 1:]
+        stays.append(np.logical_or.reduceat(stay & fits, starts[:-1], axis=1))
+    return *extremes, *stays
 
 
 def warnings(quality: Quality) -> list[str]:
@@ -231,13 +220,9 @@ def warnings(quality: Quality) -> list[str]:
         (quality.flat, MANY_FLAT, "are flat"),
         (quality.saturated, MANY_SATURATED, "stick to their largest or smallest value"),
     ):
-        shares = {name: n / quality.seconds for name, n in counts.items() if n > limit * quality.seconds}
-        if shares:
-            worst = sorted(shares, key=lambda name: -shares[name])
-            texts.append(
-                f"{len(shares)} electrode(s) {what} in more than {limit:.0%} of the seconds: "
-                f"{first_few([f'{name} ({shares[name]:.0%})' for name in worst])}."
-            )
+        if bad := {name: n for name, n in counts.items() if n > limit * quality.seconds}:
+            shares = worst_first(bad, quality.seconds)
+            texts.append(f"{len(bad)} electrode(s) {what} in more than {limit:.0%} of the seconds: {shares}.")
     return texts
 
 
@@ -255,43 +240,12 @@ def unit_warnings(quality: Quality) -> list[str]:
     return [f"Half of all values are within {median:.2g} uV of zero, which no EEG is; they are probably {unit}."]
 
 
-def split_warnings(
-    labels: Mapping[str, np.ndarray], subjects: Mapping[str, Collection[str]], classes: Sequence[str]
-) -> list[str]:
-    """Return warnings about the splits of a labelled set.
-
-    labels: split -> (samples,) class numbers; empty for a regression; subjects: split -> subject of each sample.
-    """
-    sides: dict[str, list[str]] = {}
-    for split, members in subjects.items():
-        for subject in sorted(set(members)):
-            sides.setdefault(subject, []).append(split)
-    texts = []
-    if both := [f"{subject} ({', '.join(splits)})" for subject, splits in sides.items() if len(splits) > 1]:
-        texts.append(f"{len(both)} subject(s) are on more than one side of the splits: {first_few(both)}.")
-    held = {split: [classes[i] for i in np.unique(values)] for split, values in labels.items() if len(values)}
-    for split, names in held.items():
-        if len(names) == 1:
-            texts.append(f"All {len(labels[split])} samples of {split} have the class {names[0]}.")
-    missing = {name: [split for split, names in held.items() if name in names] for name in classes}
-    if alien := [f"{name} ({', '.join(s)})" for name, s in missing.items() if s and "train" not in s]:
-        texts.append(f"{len(alien)} class(es) are to be recognised, but are not in train: {first_few(alien)}.")
-    return texts
-
-
-def compare_with_published(name: str, sizes: Mapping[str, int], published: Mapping[str, Sequence[int]]) -> str | None:
-    """Compare the samples of train, val and test with the published ones; None if nothing is published of this name.
-
-    published: `name`, or `name` and a version, -> samples.
-    """
-    known = {key: tuple(value) for key, value in published.items() if key == name or key.startswith(f"{name} ")}
-    own = tuple(sizes.get(split, 0) for split in ("train", "val", "test"))
-    if same := [key for key, value in known.items() if value == own]:
-        return f"Samples of train, val and test are those published for {same[0]}."
-    others = "; ".join(f"{key}: {', '.join(map(str, value))}" for key, value in known.items())
-    return f"Samples of train, val and test are {', '.join(map(str, own))}; published are {others}." if known else None
-
-
 def first_few(words: Sequence[str], most: int = 5) -> str:
     """Join the first few of a list, and say how many more there are."""
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
+def worst_first(counts: Mapping[str, int], seconds: int) -> str:
+    """Return the electrodes with most bad seconds, and their share. counts: electrode -> bad seconds."""
+    worst = sorted(counts, key=lambda name: -counts[name])
+    return first_few([f"{name} {counts[name]} s ({counts[name] / seconds:.0%})" for name in worst])

@@ -15,7 +15,7 @@ import numpy as np
 from dataset_maker.pipeline import FilterSettings, check_header, read_raw
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
 from eeg_data.hdf5 import SUFFIXES, open_file, readable
-from eeg_data.labelled_files import LabelledFile, UsableSamples, read_labelled, read_samples
+from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
 from eeg_data.pretraining_files import SAMPLING_RATE, Recording, read_recordings
 from electrodes import resolve
 from errors import InputError, UsageError, printable
@@ -101,18 +101,15 @@ def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
     where = f"{file.path}, group {split}"
     if split not in file.splits:
         raise InputError(f"{file.path}: has no group {split}, only {', '.join(file.splits)}; correct --split")
-    parts = read_samples(file, split)
-    for number, part in enumerate(parts):
-        if part.valid is None or part.quality is None:  # the file does not say
-            quality = part.scan(file.montage, file.seconds)
-            parts[number] = replace(part, valid=quality.valid.reshape(len(part), file.seconds), quality=quality)
+    samples = read_samples(file, split)
+    quality = samples.quality()
     names, rows = _kept(file.montage, options, where)
-    usable = UsableSamples(parts)
+    usable = replace(samples, valid=quality.valid.reshape(samples.valid.shape)).usable()
     if not len(usable):
         raise InputError(f"{where}: no sample can be used: make the file again")
     if usable.left_out:
         logger.warning("%s: %d samples touch unusable seconds and are left out.", where, usable.left_out)
-    factor = unit_factor(options, usable.quality, where)
+    factor = unit_factor(options, quality, where)
 
     def read(number: int) -> np.ndarray:
         return usable.read(number)[rows] * factor

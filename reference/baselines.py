@@ -83,7 +83,7 @@ def read_splits(path: Path) -> dict[str, LabelledWindows]:
 
 def eeg_of(windows: LabelledWindows) -> np.ndarray:
     """All windows of a split, (n, N, time) in uV."""
-    return np.stack([windows.read(index) for index in range(len(windows))])
+    return np.stack([windows.samples.read(index) for index in range(len(windows))])
 
 
 def features_of(path: Path, windows: LabelledWindows) -> np.ndarray:

@@ -60,14 +60,14 @@ def test_a_slower_reader_shows_as_slower_by_what_it_takes_longer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, here = data.make_file(settings(), tmp_path), plain_run(tmp_path)
-    original, now = data.MontageWindows.__getitem__, [0.0]
+    original, now = data.Windows.__getitem__, [0.0]
 
     def wait(seconds: float) -> None:
         now[0] += seconds
 
     monkeypatch.setattr(data.time, "perf_counter", lambda: (wait(0.01), now[0])[1])
     before = data.measure(settings(), path, here)["loader, 0 workers"]
-    monkeypatch.setattr(data.MontageWindows, "__getitem__", lambda *args: (wait(0.02), original(*args))[1])
+    monkeypatch.setattr(data.Windows, "__getitem__", lambda *args: (wait(0.02), original(*args))[1])
     after = data.measure(settings(), path, here)["loader, 0 workers"]
     assert before == pytest.approx([8 / 0.01] * 2) and after == pytest.approx([8 / (0.01 + 8 * 0.02)] * 2)
 

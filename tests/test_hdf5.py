@@ -10,19 +10,8 @@ import pytest
 
 from data_helpers import PAIR, TRIO, only_line, signal, write_labelled, write_pretraining
 from eeg_data import hdf5
-from eeg_data.hdf5 import (
-    attribute,
-    check_stored,
-    files_below,
-    find_files,
-    number,
-    open_dataset,
-    open_file,
-    readable,
-    text,
-    texts,
-)
-from eeg_data.labelled_files import read_eeg
+from eeg_data.hdf5 import attribute, find_files, number, open_dataset, open_file, readable, text, texts
+from eeg_data.labelled_files import read_labelled, read_samples
 from eeg_data.pretraining_files import read_recordings
 from errors import InputError
 
@@ -54,27 +43,29 @@ def test_virtual_data_sets_and_links_to_other_files_are_read(tmp_path: Path) -> 
     path, eeg = joined(tmp_path)
     expected = {"both": eeg, "soft": eeg, "first": eeg[:, :400], "second": eeg[:, 400:]}
     recordings = read_recordings(path)
-    assert {r.name: r.length for r in recordings} == {name: part.shape[1] for name, part in expected.items()}
+    assert {recording.name for recording in recordings} == expected.keys()
     for recording in recordings:
         np.testing.assert_array_equal(recording.read(0, recording.length), expected[recording.name])
 
 
-@pytest.mark.parametrize("how", ["missing", "damaged", "other name"])
+@pytest.mark.parametrize("how", ["missing", "damaged", "other name", "later"])
 def test_a_lost_source_is_one_line_that_names_it_and_never_zeros(tmp_path: Path, how: str) -> None:
     path, _ = joined(tmp_path)
     source = tmp_path / "parts" / "b.hdf5"
     with h5py.File(path, "r+") as file:
         del file["second"]
-    if how == "missing":
+    listed = {recording.name: recording for recording in read_recordings(path)}
+    hdf5.close_files()
+    if how == "damaged":
+        source.write_bytes(source.read_bytes()[:900])
+    elif how == "other name":
+        write_pretraining(source, PAIR, [])
+    else:
         source.unlink()
         with h5py.File(path) as file:
             assert (file["both/eeg"][()] == 0).any(), "HDF5 says it itself now"
-    elif how == "damaged":
-        source.write_bytes(source.read_bytes()[:900])
-    else:
-        write_pretraining(source, PAIR, [])
     with pytest.raises(InputError) as error:
-        read_recordings(path)
+        listed["both"].read(0, 1000) if how == "later" else read_recordings(path)
     only_line(error, path, source)
 
 
@@ -91,24 +82,11 @@ def test_a_broken_link_is_one_line_that_names_it(tmp_path: Path, name: str) -> N
     only_line(error, path, name, "link")
 
 
-def test_a_source_that_is_lost_after_files_were_listed_is_one_line(tmp_path: Path) -> None:
-    path, _ = joined(tmp_path)
-    recording = next(r for r in read_recordings(path) if r.name == "both")
-    hdf5.close_files()
-    (tmp_path / "parts" / "b.hdf5").unlink()
-    with pytest.raises(InputError, match=r"b\.hdf5"):
-        recording.read(0, 1000)
-
-
 def test_a_file_cut_short_while_it_is_open_raises_and_never_reads_zeros(tmp_path: Path) -> None:
     path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 40_000)])
     labelled = write_labelled(tmp_path / "b.hdf5", {"train": (signal(9, 2, 400), [0] * 9)}, names=PAIR)
-    (recording,) = read_recordings(path)
-    reads: dict[Path, Any] = {
-        path: lambda: recording.read(39_600, 400),
-        labelled: lambda: read_eeg(labelled, "train", 8),
-    }
-    for file, read in reads.items():
+    (recording,), samples = read_recordings(path), read_samples(read_labelled(labelled), "train")
+    for file, read in ((path, lambda: recording.read(39_600, 400)), (labelled, lambda: samples.read(8))):
         read()
         os.truncate(file, file.stat().st_size // 2)
         with pytest.raises(InputError) as error:
@@ -134,7 +112,7 @@ def test_compressed_and_empty_data_sets_are_whole(tmp_path: Path) -> None:
         file.create_dataset("packed", data=np.zeros((2, 10**5)), chunks=(2, 10**4), compression="gzip")
         file["empty"], file["nothing"] = np.zeros((3, 0)), h5py.Empty("f4")
     for data in open_file(tmp_path / "a.hdf5").values():
-        check_stored(data, "here")
+        hdf5.check_stored(data, "here")
 
 
 def test_an_error_of_hdf5_becomes_one_line_that_quotes_nothing_and_ours_pass_through() -> None:
@@ -147,22 +125,14 @@ def test_an_error_of_hdf5_becomes_one_line_that_quotes_nothing_and_ours_pass_thr
         assert raised.value is error
 
 
-def odd(kind: str) -> np.ndarray:
-    """Return EEG (3, 1100) of a type with what that type has at its edges."""
-    eeg = signal(3, 1100).clip(0, 255).astype(kind)
-    if np.dtype(kind).kind == "f":
-        largest, smallest = np.finfo(kind).max, np.finfo(kind).smallest_subnormal
-        eeg[0, 3:9] = [np.nan, np.inf, -np.inf, -0.0, largest, smallest]
-    return eeg
-
-
 @pytest.mark.parametrize("kind", ["float16", "float32", ">f4", "float64", "int16"])
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_windows_and_samples_are_bit_for_bit_the_stored_values(tmp_path: Path, kind: str) -> None:
-    eeg = odd(kind)
-    with np.errstate(over="ignore"):
-        expected = eeg.astype(np.float32)
-    options: list[dict[str, Any]] = [{}, {"chunks": (1, 333)}, {"chunks": (3, 1100), "compression": "gzip"}]
+    eeg = signal(3, 1200).clip(0, 255).astype(kind)
+    if np.dtype(kind).kind == "f":
+        eeg[0, 3:9] = [np.nan, np.inf, -np.inf, -0.0, np.finfo(kind).max, np.finfo(kind).smallest_subnormal]
+    expected = eeg.astype(np.float32)
+    options: list[dict[str, Any]] = [{}, {"chunks": (1, 333)}, {"chunks": (3, 1200), "compression": "gzip"}]
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         for i, option in enumerate(options):
             data = file.create_dataset(f"{i}/eeg", data=eeg, **option)
@@ -172,7 +142,7 @@ def test_windows_and_samples_are_bit_for_bit_the_stored_values(tmp_path: Path, k
             read = recording.read(start, window)
             assert read.dtype == np.float32 and read.tobytes() == expected[:, start : start + window].tobytes()
     path = write_labelled(tmp_path / "b.hdf5", {"train": (np.stack([eeg, eeg[::-1]]), [0, 1])})
-    assert read_eeg(path, "train", 1).tobytes() == expected[::-1].tobytes()
+    assert read_samples(read_labelled(path), "train").read(1).tobytes() == expected[::-1].tobytes()
 
 
 def test_files_and_data_sets_are_opened_once_read_only_and_by_each_process(tmp_path: Path) -> None:
@@ -187,20 +157,16 @@ def test_files_and_data_sets_are_opened_once_read_only_and_by_each_process(tmp_p
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_windows_of_more_files_than_stay_open_are_right(tmp_path: Path) -> None:
-    n = hdf5.OPEN_FILES + 6
-    paths = [write_pretraining(tmp_path / f"{i:03}.hdf5", PAIR, [np.full((2, 400), i)]) for i in range(n)]
+def test_windows_of_more_files_than_stay_open_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hdf5, "OPEN_FILES", 16)
+    paths = [write_pretraining(tmp_path / f"{i:03}.hdf5", PAIR, [np.full((2, 400), i)]) for i in range(24)]
     recordings = [recording for path in paths for recording in read_recordings(path)]
-    for which in np.random.default_rng(0).integers(n, size=300):
+    most = 0
+    for which in np.random.default_rng(0).integers(24, size=300):
         assert (recordings[which].read(100, 200) == which).all()
-    assert len(open_ones(paths)) <= hdf5.OPEN_FILES
-    hdf5.close_files()
-    assert not open_ones(paths)
-
-
-def open_ones(paths: list[Path]) -> set[str]:
-    """Return those of the files that this process holds open."""
-    return {os.path.realpath(entry) for entry in Path("/proc/self/fd").iterdir()} & set(map(str, paths))
+        entries = {os.path.realpath(entry) for entry in Path("/proc/self/fd").iterdir()}
+        most = max(most, len(entries & set(map(str, paths))))
+    assert 8 < most <= 17
 
 
 def test_texts_and_numbers_are_read_however_they_were_stored(tmp_path: Path) -> None:
@@ -225,7 +191,6 @@ def test_files_are_found_sorted_once_and_hidden_ones_are_not(tmp_path: Path) -> 
     (near.parent / "site").symlink_to(far.parent)
     (near.parent / "folder.hdf5").mkdir()
     assert find_files([near, tmp_path / "data"], "--train_data") == [near, far]
-    assert files_below(near.parent) == [near, near.parent / "site" / "b.HDF5"]
     lost = near.parent / "c.hdf5"
     lost.symlink_to(tmp_path / "not_mounted.hdf5")
     assert find_files([near.parent], "--train_data") == [near, lost, far]

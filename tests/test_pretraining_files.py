@@ -11,8 +11,7 @@ import pytest
 import layers
 from data_helpers import PAIR, TRIO, counting, only_line, signal, write_pretraining
 from eeg_data import hdf5, labelled_files, pretraining_files
-from eeg_data.pretraining import MontageWindows
-from eeg_data.pretraining_files import Recording, default_window, read_recordings, stretches, window_range
+from eeg_data.pretraining_files import Recording, Windows, default_window, read_recordings, stretches
 from errors import InputError
 from training import metrics
 
@@ -33,7 +32,7 @@ def test_windows_are_those_of_the_released_dataset(tmp_path: Path, case: dict) -
         file = write_pretraining(tmp_path / f"{name}.hdf5", PAIR, eeg, dtype=np.float64, as_bytes=True)
         recordings += read_recordings(file)
     ends = {"start": case["start"], "end": case["end"]}
-    windows = MontageWindows(recordings, window=case["window"], stride=case["stride"], **ends)
+    windows = Windows(recordings, window=case["window"], stride=case["stride"], **ends)
     assert len(windows) == case["len"] == len(case["first_samples"])
     eeg = [windows[i] for i in range(len(windows))]
     assert [float(window[0, 0]) for window in eeg] == case["first_samples"]
@@ -55,12 +54,30 @@ def test_windows_are_those_that_touch_no_invalid_second() -> None:
         bad = rng.random(-(-length // 200)) < rng.choice([0, 0.05, 0.3, 1])
         recording = Recording(Path("a"), "r", PAIR, length, stretches(bad))
         touched = np.repeat(bad, 200)
-        every = list(window_range(length, window, stride, *ends))
+        n = max(0, (length - window) // stride + 1)
+        every = list(range(int(n * ends[0]), int(n * ends[1])))
         expected = [i for i in every if not touched[i * stride : i * stride + window].any()]
         runs, left_out = recording.windows(window, stride, *ends)
         assert [i for run in runs for i in run] == expected
         assert left_out == len(every) - len(expected)
         assert len(runs) <= len(recording.invalid or ()) + 1
+
+
+def test_a_recording_without_windows_between_others_is_stepped_over(tmp_path: Path) -> None:
+    path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, n) for n in (100, 400, 150, 100, 200, 50)])
+    windows = Windows(read_recordings(path), window=200)
+    assert [windows.locate(i)[0].name for i in range(len(windows))] == ["recording1", "recording1", "recording4"]
+    assert windows.too_short == 4
+    with pytest.raises(IndexError):
+        windows.locate(len(windows))
+
+
+def test_memory_of_windows_grows_with_recordings_not_with_windows() -> None:
+    invalid = ((5, 6), (10**6, 2 * 10**6))
+    recordings = [Recording(Path("a"), f"r{i}", PAIR, 10**9, invalid) for i in range(100)]  # 58 days each
+    windows = Windows(recordings, window=400, stride=1)
+    assert len(windows) > 7 * 10**10 and sum(part.nbytes for part in windows.runs) < 10_000
+    assert windows.locate(len(windows) - 1) == (recordings[-1], 10**9 - 400)
 
 
 def test_a_file_says_which_seconds_are_valid(tmp_path: Path) -> None:
@@ -83,21 +100,19 @@ def test_valid_that_is_not_one_boolean_a_second_is_refused(tmp_path: Path) -> No
 def test_the_makers_scan_is_read_and_nonsense_is_refused(tmp_path: Path, owner: str) -> None:
     scan = {"flat": {"FP1": 2}, "saturated": {}, "not_finite": {}, "histogram": {"180": 9}, "seconds": 10}
     path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 1900)], valid=[np.arange(10) != 3])
-    for content in (None, json.dumps(scan), "{}"):
+    (recording,) = read_recordings(path)
+    assert recording.quality() is None
+    for content in (json.dumps(scan), "{}"):
         hdf5.close_files()
-        if content is not None:
-            with h5py.File(path, "r+") as file:
-                file[owner].attrs["quality"] = content
-        (recording,) = read_recordings(path)
-        if content == "{}":
-            with pytest.raises(InputError) as error:
-                recording.quality()
-            only_line(error, path, "recording0", "quality")
-        else:
-            quality = recording.quality()
-            assert (quality is None) == (content is None)
-    assert quality is not None and quality.flat == {"FP1": 2} and quality.histogram[180] == 9
-    assert quality.valid.tolist() == [i != 3 for i in range(10)]
+        with h5py.File(path, "r+") as file:
+            file[owner].attrs["quality"] = content
+        if content != "{}":
+            quality: Any = recording.quality()
+            assert quality.flat == {"FP1": 2} and quality.histogram[180] == 9
+            assert quality.valid.tolist() == [i != 3 for i in range(10)]
+    with pytest.raises(InputError) as error:
+        recording.quality()
+    only_line(error, path, "recording0", "quality")
 
 
 def test_a_scan_reads_the_whole_signal_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,22 +134,28 @@ def test_names_are_shared_and_attributes_of_the_group_count_where_the_eeg_has_no
     assert {r.montage for r in recordings} == {TRIO} and len({id(r.montage) for r in recordings}) == 1
 
 
-def test_a_file_that_is_no_pretraining_file_is_one_line_of_plain_text(tmp_path: Path) -> None:
-    contents: list[tuple[Any, Any, str]] = [
+@pytest.mark.parametrize(
+    ("name", "value", "part"),
+    [
         ("someone", signal(2, 400), "someone"),
         ("someone/eeg", signal(4, 2, 400), "someone"),
         ("someone/eeg", np.full((2, 400), b"EEG"), "someone"),
         (b"\x1b[31mred/x", 1, r"\x1b[31mred"),
-    ]
-    for number, (name, value, part) in enumerate(contents):
-        with h5py.File(tmp_path / f"{number}.hdf5", "w") as file:
+        ("", None, "no recordings"),
+    ],
+)
+def test_a_file_that_is_no_pretraining_file_is_one_line_of_plain_text(
+    tmp_path: Path, name: Any, value: Any, part: str
+) -> None:
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        if name:
             file[name] = value
-        with pytest.raises(InputError) as error:
-            read_recordings(tmp_path / f"{number}.hdf5")
-        assert "\x1b" not in only_line(error, tmp_path / f"{number}.hdf5", part)
-    h5py.File(tmp_path / "none.hdf5", "w").close()
-    with pytest.raises(InputError, match=r"none\.hdf5 holds no recordings"):
-        read_recordings(tmp_path / "none.hdf5")
-    write_pretraining(tmp_path / "three.hdf5", PAIR, [signal(3, 400)])
+    with pytest.raises(InputError) as error:
+        read_recordings(path)
+    assert "\x1b" not in only_line(error, path, part)
+
+
+def test_a_file_with_another_number_of_names_than_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 electrode names for 3 rows"):
-        read_recordings(tmp_path / "three.hdf5")
+        read_recordings(write_pretraining(tmp_path / "three.hdf5", PAIR, [signal(3, 400)]))

@@ -226,7 +226,7 @@ def test_nothing_that_names_a_person_or_a_day_passes_on(output: str, tmp_path: P
         assert planted >= {STAFF, CLINIC, REMARK, CODE, "03-Feb-1981", "04.03.19", "20190304", "03/04/19"}
     if output in ("made", "Own.hdf5"):
         with printing_into(out / "inspected.txt"):
-            assert run_maker(inspect_data, out / output, "--json", out / "all.json", "--plot", out / "all.png") == 0
+            assert run_maker(inspect_data, out / output, "--plot", out / "all.png") == 0
     if output == "Own.hdf5":
         with printing_into(out / "trained.txt"):
             words = ("--dataset", out / output, "--output_dir", out / "run", "--log_dir", out / "log")
