@@ -1,4 +1,4 @@
-"""How fast shuffled windows come through the real loader, against a sequential read of the same bytes.
+"""How fast shuffled windows come through the real loader, against sequential and plain reads of the same bytes.
 
 `python benchmarks/data.py [--size_gb 4] [--folder DIR] [--json FILE]`. A pre-training file of noise is made
 once (in --folder it stays, else it is removed), its pages are brought into the cache, then all cases are timed in turn,
@@ -113,6 +113,20 @@ def sequential(path: Path, piece: int) -> Callable[[int], tuple[float, int]]:
     return read
 
 
+def plain_read(path: Path) -> Callable[[int], tuple[float, int]]:
+    """Return a function that reads so many bytes of the file as they lie there, without HDF5; seconds and bytes."""
+    file, room = path.open("rb", buffering=0), bytearray(PIECES[-1])
+
+    def read(size: int) -> tuple[float, int]:
+        done, start = 0, time.perf_counter()
+        while done < size:
+            amount = file.readinto(room) or file.seek(0)
+            done += amount
+        return time.perf_counter() - start, done
+
+    return read
+
+
 def measure(args: argparse.Namespace, path: Path, run: Run) -> dict[str, list[float]]:
     """Windows a second of every case in every round; of sequential reads: windows of as many bytes."""
     batches = max(1, args.windows // args.batch_size)
@@ -123,7 +137,8 @@ def measure(args: argparse.Namespace, path: Path, run: Run) -> dict[str, list[fl
         f"loader, {n} workers": shuffled(real_loader(args, path, n, run), run, batches) for n in args.num_workers
     }
     reads = {f"sequential, {piece >> 20} MiB": sequential(path, piece) for piece in PIECES}
-    next(iter(reads.values()))(path.stat().st_size)  # into the cache
+    reads["plain read"] = plain_read(path)
+    reads["plain read"](path.stat().st_size)  # into the cache
     rates: dict[str, list[float]] = {name: [] for name in (*reads, *loaders)}
     for turn in tqdm(range(args.repeats + 1), desc="measuring", disable=None, leave=False):
         timed = {name: (read(size), stored) for name, read in reads.items()}

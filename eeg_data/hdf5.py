@@ -5,7 +5,7 @@ Works without torch. `pretraining_files.py` and `labelled_files.py` say what the
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -152,29 +152,14 @@ def _refuse(error: OSError) -> None:
     raise InputError(f"{error.filename}: cannot be searched ({error.strerror}); open it, or name other folders")
 
 
-def attribute(key: str, convert: Callable[[Any], Any], where: str, *owners: Any) -> Any:
-    """Read an attribute of the first owner that has it. Raises InputError where none has, or it cannot be converted.
-
-    convert: `texts`, `text` or `number`. where: begins the message.
-    """
+def attribute(key: str, where: str, *owners: Any) -> Any:
+    """Return an attribute of the first owner that has it. Raises InputError, which begins with `where`, if none has."""
     for owner in owners:
-        with readable(f"{where}, attribute {key}"):
-            if key in owner.attrs:
-                return convert(owner.attrs[key])
+        if key in owner.attrs:
+            return owner.attrs[key]
     raise InputError(f"{where}: attribute {key} is missing; make the file with dataset_maker")
 
 
 def texts(value: Any) -> tuple[str, ...]:
     """Convert one or more texts, stored as bytes or as text."""
     return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in np.atleast_1d(value).ravel())
-
-
-def text(value: Any) -> str:
-    """Convert one text."""
-    (only,) = texts(value)
-    return only
-
-
-def number(value: Any) -> float:
-    """Convert one number."""
-    return float(np.asarray(value).item())

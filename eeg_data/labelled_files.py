@@ -16,17 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from eeg_data.hdf5 import (
-    attribute,
-    check_stored,
-    files_below,
-    number,
-    open_file,
-    read_signal,
-    readable,
-    text,
-    texts,
-)
+from eeg_data.hdf5 import attribute, check_stored, files_below, open_file, read_signal, readable, texts
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, read_valid
 from eeg_data.quality import Quality, SignalScan, first_few
 from electrodes import canonical_name
@@ -167,11 +157,11 @@ def _read_shard(path: Path) -> LabelledFile:
     """Read the description of one file; without any split its seconds are 0."""
     file, where = open_file(path), str(path)
     with readable(path):
-        task, classes = attribute("task", text, where, file), attribute("classes", texts, where, file)
-        montage, rate = attribute("chOrder", texts, where, file), attribute("rsFreq", number, where, file)
+        (task, *_), (name, *_) = texts(attribute("task", where, file)), texts(file.attrs.get("name", path.stem))
+        classes, montage = (texts(attribute(key, where, file)) for key in ("classes", "chOrder"))
+        rate = float(np.squeeze(attribute("rsFreq", where, file)))
         splits = tuple(split for split in SPLITS if split in list(file))  # `in file` would overlook a broken link
         seconds = {_check_split(file[split], f"{path}, group {split}", len(montage)) for split in splits}
-        name = attribute("name", text, where, file) if "name" in file.attrs else path.stem
     refuse(where, f"task is {task[:20]!r}; allowed: {', '.join(TASKS)}", task not in TASKS)
     refuse(where, f"sampled at {rate:g} Hz; the models take {SAMPLING_RATE} Hz", rate != SAMPLING_RATE)
     refuse(where, f"{len(classes)} classes; a binary task has two", task == "binary" and len(classes) != 2)

@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from eeg_data.hdf5 import attribute, check_stored, number, open_file, read_signal, readable, texts
+from eeg_data.hdf5 import attribute, check_stored, open_file, read_signal, readable, texts
 from eeg_data.quality import Quality, SignalScan
 from errors import InputError, printable
 
@@ -163,10 +163,10 @@ def _read_recording(
                 f"{path} is no pre-training file: `{printable(name)}` holds no dataset `eeg` (electrodes, time) of "
                 "numbers; make it with dataset_maker/make_h5dataset_for_pretrain.py"
             )
-        montage = attribute("chOrder", texts, where, eeg, group)
+        montage = texts(attribute("chOrder", where, eeg, group))
         if len(montage) != eeg.shape[0]:
             raise InputError(f"{where}: {len(montage)} electrode names for {eeg.shape[0]} rows of EEG")
-        if (rate := attribute("rsFreq", number, where, eeg, group)) != SAMPLING_RATE:
+        if (rate := float(np.squeeze(attribute("rsFreq", where, eeg, group)))) != SAMPLING_RATE:
             raise InputError(
                 f"{where}: sampled at {rate:g} Hz, all files of a run must be at {SAMPLING_RATE} Hz: convert it with "
                 f"--rsfreq {SAMPLING_RATE}"

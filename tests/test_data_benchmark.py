@@ -54,6 +54,7 @@ def test_what_is_counted_is_what_was_delivered(tmp_path: Path, workers: int) -> 
         seconds, values = read()
         assert values == 5 * 4 * 3 * 400 and seconds > 0  # batches x windows x electrodes x samples
     assert 300_000 <= data.sequential(path, 50_000)(300_000)[1] < 350_000
+    assert 300_000 <= data.plain_read(path)(300_000)[1] <= 300_000 + path.stat().st_size
 
 
 def test_a_slower_reader_shows_as_slower_by_what_it_takes_longer(
@@ -92,7 +93,7 @@ def test_the_loading_benchmark_writes_its_rows_and_shows_them_again(
     (found,) = json.loads(text)["geometries"]
     assert found["geometry"] == "3x2" and found["window_bytes"] == 4800
     cases = [row["case"] for row in found["rows"]]
-    assert cases == ["sequential, 1 MiB", "sequential, 8 MiB", "loader, 0 workers"]
+    assert cases == ["sequential, 1 MiB", "sequential, 8 MiB", "plain read", "loader, 0 workers"]
     run(data, "--show", tmp_path / "numbers.json")
     assert capsys.readouterr().out == printed
 
