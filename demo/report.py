@@ -1,7 +1,6 @@
 """What the demo shows at its end: losses and baselines."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ def load_windows(folder: Path, stride: int) -> tuple[Tensor, Tensor]:
     """All windows of the demo's one montage: EEG (n, N, A, T) in units of 100 uV, channels (N + 1,)."""
     recordings = [recording for path in find_files([folder], "--train_data") for recording in read_recordings(path)]
     windows = Windows(recordings, stride=stride)
-    eeg = to_units([partial(windows.__getitem__, i) for i in range(len(windows))])
+    eeg = to_units([windows[i] for i in range(len(windows))])
     return eeg, torch.tensor(embedding_rows(windows.montage))
 
 

@@ -3,7 +3,6 @@
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ from eeg_data.batches import EvaluationBatches, Key
 from eeg_data.labelled_files import DATASETS, LabelledFile, read_samples, split_warnings
 from eeg_data.pretraining import (
     Loaders,
-    Read,
     add_loader_arguments,
     extent,
     make_loader,
@@ -73,9 +71,9 @@ class LabelledWindows(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, key: Key) -> tuple[Read, Tensor, Any, int]:
-        """Return a function that reads the EEG, channels (N + 1,), label, usable sample."""
-        return partial(self.samples.read, key[2]), self.channels, self.labels[key[2]], key[2]
+    def __getitem__(self, key: Key) -> tuple[np.ndarray, Tensor, Any, int]:
+        """Read a sample: EEG (N, A*T) in uV, channels (N + 1,), label, number of the usable sample."""
+        return self.samples.read(key[2]), self.channels, self.labels[key[2]], key[2]
 
     @property
     def groups(self) -> list[str | None]:
@@ -104,10 +102,10 @@ def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
     return torch.from_numpy(np.where(counts > 0, weights, 1.0))
 
 
-def collate_labelled(samples: Sequence[tuple[Read, Tensor, Any, int]]) -> LabelledBatch:
+def collate_labelled(samples: Sequence[tuple[np.ndarray, Tensor, Any, int]]) -> LabelledBatch:
     """Make a labelled batch of samples."""
-    reads, channels, labels, index = zip(*samples, strict=True)
-    return LabelledBatch(to_units(reads), channels[0], torch.from_numpy(np.stack(labels)), torch.tensor(index))
+    windows, channels, labels, index = zip(*samples, strict=True)
+    return LabelledBatch(to_units(windows), channels[0], torch.from_numpy(np.stack(labels)), torch.tensor(index))
 
 
 def build_labelled_loaders(args: argparse.Namespace, run: Run, file: LabelledFile, *, accumulation: int = 1) -> Loaders:

@@ -16,7 +16,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,8 +42,7 @@ UNIT = 100.0  # uV: files hold microvolts, models see EEG / 100
 DEFAULT_VAL_DATA = Path("data/pretrain_val")
 
 MaskMaker = Callable[..., Tensor]  # (patches, generator=...) -> (1, patches) bool
-Read = Callable[[], np.ndarray]  # reads a window, (N, A*T) in uV, when its place in the batch is there: no copy
-Sample = tuple[Read, Tensor, Tensor]  # EEG, channels (N + 1,), mask (N*A,)
+Sample = tuple[np.ndarray, Tensor, Tensor]  # EEG (N, A*T) in uV, channels (N + 1,), mask (N*A,)
 
 
 class Batch(NamedTuple):
@@ -81,7 +79,7 @@ class PretrainingDataset(Dataset):
         ]
 
     def __getitem__(self, key: Key) -> Sample:
-        """Return a function that reads the window, its channels and a mask."""
+        """Read a window; return it with its channels and a mask."""
         _, montage, window = key
         windows = self.montages[montage]
         mask = torch.empty(0, dtype=torch.bool)
@@ -89,7 +87,7 @@ class PretrainingDataset(Dataset):
             state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
             generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
             mask = self.make_mask(len(windows.montage) * windows.window // PATCH_SAMPLES, generator=generator)[0]
-        return partial(windows.__getitem__, window), self.channels[montage], mask
+        return windows[window], self.channels[montage], mask
 
     def summary(self) -> dict[str, Any]:
         """Describe the windows, so that a resumed run can compare them with the saved run's."""
@@ -120,19 +118,17 @@ def extent(eeg: np.ndarray) -> dict[str, Any]:
     return {"largest_uv": float(np.abs(eeg[finite]).max(initial=0)), "finite": bool(finite.all())}
 
 
-def to_units(reads: Sequence[Read]) -> Tensor:
-    """Read B windows (N, A*T) in uV -> (B, N, A, T) in units of 100 uV."""
-    first = reads[0]()
-    eeg = np.empty((len(reads), *first.shape), first.dtype)
-    for i, read in enumerate(reads):
-        np.divide(read() if i else first, UNIT, out=eeg[i])  # while it is in the processor's cache
+def to_units(windows: Sequence[np.ndarray]) -> Tensor:
+    """Stack B windows (N, A*T) in uV -> (B, N, A, T) in units of 100 uV."""
+    eeg = np.stack(windows)
+    eeg /= UNIT
     return rearrange(torch.from_numpy(eeg), "B N (A T) -> B N A T", T=PATCH_SAMPLES)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Make a batch of samples of one montage."""
-    reads, channels, masks = zip(*samples, strict=True)
-    return Batch(to_units(reads), channels[0], torch.stack(masks))
+    windows, channels, masks = zip(*samples, strict=True)
+    return Batch(to_units(windows), channels[0], torch.stack(masks))
 
 
 @dataclass(frozen=True)

@@ -57,22 +57,6 @@ def test_what_is_counted_is_what_was_delivered(tmp_path: Path, workers: int) -> 
     assert 300_000 <= data.plain_read(path)(300_000)[1] <= 300_000 + path.stat().st_size
 
 
-def test_a_slower_reader_shows_as_slower_by_what_it_takes_longer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, here = data.make_file(settings(), tmp_path), plain_run(tmp_path)
-    original, now = data.Windows.__getitem__, [0.0]
-
-    def wait(seconds: float) -> None:
-        now[0] += seconds
-
-    monkeypatch.setattr(data.time, "perf_counter", lambda: (wait(0.01), now[0])[1])
-    before = data.measure(settings(), path, here)["loader, 0 workers"]
-    monkeypatch.setattr(data.Windows, "__getitem__", lambda *args: (wait(0.02), original(*args))[1])
-    after = data.measure(settings(), path, here)["loader, 0 workers"]
-    assert before == pytest.approx([8 / 0.01] * 2) and after == pytest.approx([8 / (0.01 + 8 * 0.02)] * 2)
-
-
 def test_rows_are_medians_ranges_and_ratios_within_a_round() -> None:
     rates = {"sequential, 1 MiB": [10.0, 20.0, 40.0], "sequential, 8 MiB": [1.0, 1.0, 1.0]}
     best, _, loader = data.summarize({**rates, "loader, 0 workers": [5.0, 20.0, 10.0]}, 2_000_000)
