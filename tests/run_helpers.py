@@ -8,7 +8,7 @@ import importlib
 import json
 import os
 import signal
-import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ from unittest.mock import patch
 import h5py
 import numpy as np
 import torch
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 ROOT = Path(__file__).parents[1]
 RATE = 200  # Hz
@@ -130,13 +131,6 @@ def stopped_at(owner: Any, name: str, number: int, *, behind: bool = False) -> I
         yield
 
 
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def clean_environment(**variables: str) -> dict[str, str]:
     """Return the variables of a process without a GPU and with one thread; it counts its lines where we count ours."""
     names = ("PATH", "HOME", "TMPDIR", "LABRAM_CACHE", "COVERAGE_PROCESS_CONFIG")
@@ -145,15 +139,14 @@ def clean_environment(**variables: str) -> dict[str, str]:
 
 
 def start(
-    words: Sequence[Any], *, cwd: Path, processes: int = 0, timeout: float = 240, check: bool = True, **variables: str
+    words: Sequence[Any], *, cwd: Path, processes: int = 0, timeout: float = 240, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python words...` in a clean environment, with processes > 0 through torchrun; return how it ended."""
-    env = clean_environment(**variables)
+    """Run `python words...` in a clean environment, with processes > 0 through torchrun; it must end well."""
     command = [sys.executable]
     if processes:
-        env["PET_MASTER_PORT"] = str(free_port())  # torchrun's --master_port: two runs on a machine do not meet
-        command += ["-m", "torch.distributed.run", "--nnodes=1", f"--nproc_per_node={processes}"]
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command += map(str, words)
+    env = clean_environment(**variables)
     with subprocess.Popen(
         command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -162,7 +155,7 @@ def start(
         except subprocess.TimeoutExpired:
             kill_tree(process.pid)
             raise
-    assert process.returncode == 0 or not check, f"{command}\n{out}\n{err}"
+    assert process.returncode == 0, f"{command}\n{out}\n{err}"
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
@@ -195,3 +188,71 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Return every file of a folder but environment.json, byte for byte."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "environment.json"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# Comparing runs
+
+CLOCK = ("epoch_seconds", "samples_per_second")  # of a line of log.txt: what differs between equal runs
+NOT_COMPARED = ("args", "seconds", "code version")  # of checkpoints: paths, clocks, a version that may rise meanwhile
+
+
+def log_lines(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's log.txt but what the clock wrote into them."""
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in log(folder)]
+
+
+def flat(value: Any, place: str = "") -> dict[str, Any]:
+    """Return the leaves of a nested value by their places; two leaves are equal if their types and bits are."""
+    if isinstance(value, Mapping | list | tuple) and value:
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        return {name: leaf for key, part in pairs for name, leaf in flat(part, f"{place}.{key}").items()}
+    if isinstance(value, torch.Tensor):
+        value = value.contiguous().numpy()
+    if isinstance(value, np.ndarray):
+        return {place: (value.dtype, value.shape, value.tobytes())}
+    return {place: repr(value)}
+
+
+def differences(one: Any, other: Any) -> list[str]:
+    """Return the places at which two nested values differ in type or in a single bit."""
+    leaves, others = flat(one), flat(other)
+    return [place for place in sorted(leaves.keys() | others) if leaves.get(place) != others.get(place)]
+
+
+def differing(one: Path, other: Path) -> list[str]:
+    """Return in what two finished runs differ: log, checkpoints and predictions in `run`, scalars in `board`."""
+    return differences(*(results(folder) for folder in (one, other)))
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Return what two runs with the same flags must have alike, however often they were stopped."""
+    kept: dict[str, Any] = {"log.txt": log_lines(folder / "run"), "TensorBoard": scalars(folder / "board")}
+    for path in (folder / "run").glob("[!.]*.*"):
+        if path.suffix == ".npz":
+            kept[path.name] = predictions(path)
+        if path.suffix == ".pth" and ".previous" not in path.suffixes:  # of a run that goes back or begins anew
+            leaves = flat(checkpoint(path)).items()
+            kept[path.name] = {name: leaf for name, leaf in leaves if not set(name.split(".")) & set(NOT_COMPARED)}
+    return kept
+
+
+def scalars(board: Path) -> dict[tuple[str, int], list[float]]:
+    """Return what TensorBoard shows of a folder: the values of each tag and step that no later start cut off."""
+    shown: dict[tuple[str, int], list[float]] = {}
+    for path in sorted(board.rglob("*tfevents*")):
+        for event in events(path.read_bytes()):
+            if event.HasField("session_log") and event.session_log.status == SessionLog.START:
+                shown = {(tag, step): values for (tag, step), values in shown.items() if step < event.step}
+            for value in event.summary.value:
+                shown.setdefault((value.tag, event.step), []).append(value.simple_value)
+    return {key: values for key, values in shown.items() if not key[0].endswith(CLOCK)}
+
+
+def events(content: bytes) -> Iterator[Event]:
+    """Yield a file's whole events: of each its length (8 bytes), a sum of that (4), the message, a sum (4)."""
+    while len(content) >= 12:
+        (length,) = struct.unpack_from("<Q", content)
+        if len(content) < 12 + length + 4:
+            return  # cut off by a kill
+        yield Event.FromString(content[12 : 12 + length])
+        content = content[12 + length + 4 :]

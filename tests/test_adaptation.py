@@ -17,8 +17,7 @@ from errors import InputError
 from golden_recipe import eeg, fill
 from modeling_finetune import NeuralTransformer
 from optim_factory import Update
-from recovery import log_lines
-from run_helpers import CLASSIFIER, call, checkpoint, labelled_file, log, predictions, stopped_at
+from run_helpers import CLASSIFIER, call, checkpoint, labelled_file, log, log_lines, predictions, stopped_at
 from training import adaptation
 
 TINY = "labram_tiny_patch200_200"

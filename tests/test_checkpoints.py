@@ -21,8 +21,7 @@ import modeling_vqnsp
 from data_helpers import only_line
 from errors import InputError, UsageError
 from layers import load_strictly
-from recovery import differences
-from run_helpers import checkpoint
+from run_helpers import checkpoint, differences
 from training import checkpoints
 
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "epoch": 3, "scaler": None, "args": {"lr": 5e-4}}
@@ -175,7 +174,7 @@ def flipped(content: bytes, random: np.random.Generator) -> bytes:
 
 
 def same(one: Any, other: Any) -> bool:
-    return not list(differences(one, other))
+    return not differences(one, other)
 
 
 @pytest.mark.parametrize("damage", [truncated, flipped])

@@ -20,8 +20,7 @@ import utils
 from errors import InputError, friendly_error
 from golden_recipe import eeg, fill
 from layers import compile_blocks
-from recovery import log_lines
-from run_helpers import MASKED, call, pretraining_file
+from run_helpers import MASKED, call, log_lines, pretraining_file
 
 MONTAGES = [(1, 1), (3, 2), (19, 3), (5, 1), (1, 4)]  # electrodes, seconds
 eager = functools.partial(compile_blocks, backend="eager")

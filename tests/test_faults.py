@@ -1,7 +1,7 @@
 """Runs that are killed end, by the same command, as if they had not; bad values, unreadable files, full disks, signals.
 
-Runs of one process stay in the tests' own; what concerns several goes through torchrun.
-LABRAM_SOAK: at how many random moments the runs of each stage are stopped.
+Runs of one process stay in the tests' own; what concerns several takes copies of a process that has imported all, but
+for one test by torchrun. LABRAM_SOAK: at how many random moments the runs of each stage are stopped.
 """
 
 import copy
@@ -9,8 +9,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,26 +21,30 @@ import torch
 
 from eeg_data.batches import TrainingBatches
 from optim_factory import Update
-from recovery import (
-    EPOCHS,
-    STEPS,
-    Fault,
-    data,
+from ranks import TESTS, Ended, Fault, launch, smaller_sizes
+from run_helpers import (
+    CLASSIFIER,
+    ELECTRODES,
+    MASKED,
+    RATE,
+    TOKENIZER,
+    call,
+    checkpoint,
     differences,
-    job,
+    differing,
+    labelled_file,
     log_lines,
-    planned,
-    reference,
+    pretraining_file,
     scalars,
-    unequal,
-    usual,
+    start,
 )
-from run_helpers import ELECTRODES, RATE, ROOT, call, checkpoint, kill_tree, labelled_file
 from training import checkpoints
-from waiting import wait_for
 
 OFTEN = ("--save_every_minutes", 1e-5)  # after every step
 STAGES = ("tokenizer", "masked", "classifier")
+EPOCHS = {"tokenizer": 4, "masked": 3, "classifier": 4}
+STEPS = 5  # an epoch, of two processes with batches of 4
+PLACES = ("step", "save", "replace", "evaluate")
 MOMENTS = 4  # at which a run is stopped
 RUNS = -(-int(os.environ.get("LABRAM_SOAK", "4")) // MOMENTS)  # of each stage
 NO_SCALARS = ("epoch", "n_parameters")  # of a line of log.txt
@@ -51,87 +53,154 @@ WINDOW = 2  # seconds
 WINDOWS = [20, 13]  # of the two montages in their order; the first 12 are of train/a.hdf5's first recording
 
 
-def test_the_runs_have_what_could_differ() -> None:
-    assert log_lines(reference("tokenizer") / "run")[-1]["train_revived"] > 0, "no code was revived"
-    best = checkpoint(reference("classifier") / "run" / "checkpoint.pth")["extras"]
+def write_data(folder: Path) -> None:
+    """Write what the runs train and evaluate on: two montages and a task, 5 steps an epoch each."""
+    pretraining_file(folder / "train" / "a.hdf5", seconds=(24, 16))
+    pretraining_file(folder / "train" / "b.hdf5", seconds=(26,), electrodes=("FP1", "O2", "T3"), seed=4)
+    pretraining_file(folder / "val" / "a.hdf5", seconds=(14,), seed=5)
+    pretraining_file(folder / "val" / "b.hdf5", seconds=(10,), electrodes=("FP1", "O2", "T3"), seed=6)
+    labelled_file(folder / "task.hdf5", counts={"train": 38, "val": 14, "test": 10})
+
+
+def command(stage: str, data: Path, output: Path, *words: Any) -> tuple[str, list[Any]]:
+    """Return the script and the flags of a stage; stages 2 and 3 begin with `tokenizer.pth` and `masked.pth`."""
+    pretraining = ["--train_data", data / "train", "--val_data", data / "val"]
+    # A learning rate at which codes die, so that the revival has something to do.
+    one = [*TOKENIZER, *pretraining, "--lr", 0.06]
+    two = [*MASKED, *pretraining, "--tokenizer_weight", data / "tokenizer.pth", "--drop_path", 0.1]
+    two += ["--batch_size", 2, "--gradient_accumulation_steps", 2, "--clip_grad", 3]
+    three = [*CLASSIFIER, "--dataset", data / "task.hdf5", "--finetune", data / "masked.pth", "--drop_path", 0.1]
+    three += ["--model_ema", "--model_ema_decay", 0.9]
+    scripts = {"run_vqnsp_training": one, "run_labram_pretraining": two, "run_class_finetuning": three}
+    script, own = list(scripts.items())[STAGES.index(stage)]
+    common = ["--epochs", EPOCHS[stage], "--save_ckpt_freq", 2]
+    return script, [*own, *common, "--output_dir", output / "run", "--log_dir", output / "board", *words]
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, and for each stage a folder with a run that was never stopped."""
+    folder = tmp_path_factory.mktemp("references")
+    write_data(folder)
+    for stage in STAGES:
+        launch(*command(stage, folder, folder / stage), folder / stage)
+        (folder / f"{stage}.pth").symlink_to(folder / stage / "run" / "checkpoint.pth")
+    return folder
+
+
+def planned(stage: str, n: int, *, seed: int) -> list[Fault]:
+    """Return n faults of a run at random moments in rising order, each certain to happen once the ones before have.
+
+    Every second one strikes late enough in an epoch for a checkpoint inside it to be there.
+    """
+    random = np.random.default_rng((seed, *map(ord, stage)))
+    total = STEPS * EPOCHS[stage]
+    edges = np.linspace(1, total - 1, n + 1).round().astype(int)
+    places = np.concatenate([random.permutation(PLACES) for _ in range(-(-n // len(PLACES)))])
+    faults: list[Fault] = []
+    for number, (low, high, place) in enumerate(zip(edges[:-1], edges[1:], places[:n].tolist(), strict=True)):
+        moments = range(low, max(low + 1, high))
+        late = [step for step in moments if step % STEPS >= STEPS - 2]
+        after = int(random.choice(late if late and number % 2 == 0 else moments))
+        last_epoch = after >= total - STEPS
+        fault = {"at": "step" if last_epoch and place == "evaluate" else place, "after": after, "signal": "SIGKILL"}
+        fault["ranks"] = [int(random.integers(2))]
+        if place in ("save", "replace"):
+            fault |= {"ranks": [0], "number": int(random.integers(1, 3 if last_epoch else 4))}  # rank 0 writes
+        if fault["at"] in ("step", "replace"):
+            fault["behind"] = bool(random.integers(2))
+        if place in ("step", "evaluate") and random.random() < 0.4:
+            fault["signal"] = str(random.choice(["SIGTERM", "SIGUSR1"]))
+        faults.append(fault)
+    return faults
+
+
+def test_the_runs_have_what_could_differ(references: Path) -> None:
+    assert log_lines(references / "tokenizer" / "run")[-1]["train_revived"] > 0, "no code was revived"
+    best = checkpoint(references / "classifier.pth")["extras"]
     assert "model_ema" in best and best["best"]["epoch"] is not None
     for stage in STAGES:
-        lines = log_lines(reference(stage) / "run")
+        lines = log_lines(references / stage / "run")
         assert [line["epoch"] for line in lines] == list(range(EPOCHS[stage]))
         assert len({line["train_loss"] for line in lines}) == EPOCHS[stage], "nothing was learnt"
 
 
 @pytest.mark.parametrize(("stage", "number"), list(itertools.product(STAGES, range(RUNS))))
 def test_a_run_stopped_at_random_moments_ends_as_one_that_never_stopped(
-    stage: str, number: int, tmp_path: Path
+    stage: str, number: int, tmp_path: Path, references: Path
 ) -> None:
-    words = WORKERS if stage == "masked" else ()
-    ended = usual(stage, *OFTEN, faults=planned(stage, MOMENTS, seed=number), words=words).run(tmp_path)
-    assert ended.struck() == MOMENTS, "not every fault happened: this test would prove less"
-    assert unequal(reference(stage), tmp_path) == []
-    names, expected = ({path.name for path in (one / "run").iterdir()} for one in (tmp_path, reference(stage)))
+    faults, words = planned(stage, MOMENTS, seed=number), WORKERS if stage == "masked" else ()
+    same = command(stage, references, tmp_path, *OFTEN)
+    ended = launch(*same, tmp_path, faults=faults, words=words, restarts=MOMENTS)
+    assert len(list(tmp_path.glob("fault-*"))) == MOMENTS, "not every fault happened: this test would prove less"
+    assert differing(references / stage, tmp_path) == []
+    names, expected = ({path.name for path in (one / "run").iterdir()} for one in (tmp_path, references / stage))
     assert names == expected
     starts = ended.starts()
     assert len(starts) == MOMENTS + 1 and starts[0] == (0, 0)
     assert sum(step > 0 for _, step in starts) >= MOMENTS // 2, starts
-    places = [epoch * STEPS + step for epoch, step in starts]
-    assert places == sorted(places)
+    assert starts == sorted(starts)
+
+
+def test_torchrun_starts_a_run_again_whose_process_was_killed(tmp_path: Path, references: Path) -> None:
+    fault = {"at": "step", "after": 8, "ranks": [1], "signal": "SIGKILL"}
+    script, flags = command("classifier", references, tmp_path, *OFTEN)
+    request = {"script": script, "flags": list(map(str, flags)), "folder": str(tmp_path), "faults": [fault]}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    start([TESTS / "ranks.py", tmp_path / "request.json"], cwd=tmp_path, processes=2, PET_MAX_RESTARTS="1")
+    assert Ended([], tmp_path).starts()[1] > (1, 0)
+    assert differing(references / "classifier", tmp_path) == []
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_tensorboard_shows_the_numbers_of_the_log_each_once(stage: str) -> None:
-    lines = log_lines(reference(stage) / "run")
+def test_tensorboard_shows_the_numbers_of_the_log_each_once(stage: str, references: Path) -> None:
+    lines = log_lines(references / stage / "run")
     logged = {(name, line["epoch"]): value for line in lines for name, value in line.items() if name not in NO_SCALARS}
-    assert scalars(reference(stage) / "board") == {key: [np.float32(value)] for key, value in logged.items()}
+    assert scalars(references / stage / "board") == {key: [np.float32(value)] for key, value in logged.items()}
 
 
-def test_a_run_whose_machine_died_ends_by_the_same_command_as_if_it_had_not(tmp_path: Path) -> None:
-    def die(pid: int) -> None:
-        wait_for(tmp_path / "notes" / "fault-0")  # process 0 has halted itself, so that the run cannot end before
-        kill_tree(pid)  # torchrun and all processes
-
-    fault = {"at": "step", "after": 3, "rank": 0, "signal": "SIGSTOP"}
-    same = usual("classifier", *OFTEN, faults=[fault], restarts=0)
-    assert same.run(tmp_path, during=die, check=False).code == -signal.SIGKILL
-    again = same.run(tmp_path)
-    assert again.starts()[-1] > (0, 0)
-    assert unequal(reference("classifier"), tmp_path) == []
+def test_a_run_whose_machine_died_ends_by_the_same_command_as_if_it_had_not(tmp_path: Path, references: Path) -> None:
+    same = command("classifier", references, tmp_path, *OFTEN)
+    fault = {"at": "step", "after": 3, "ranks": [0, 1], "signal": "SIGKILL"}
+    assert launch(*same, tmp_path, faults=[fault], check=False).codes == [[-signal.SIGKILL] * 2]
+    assert launch(*same, tmp_path, faults=[fault]).starts()[-1] > (0, 0)
+    assert differing(references / "classifier", tmp_path) == []
 
 
 @pytest.mark.nightly
-def test_three_processes_resume_exactly_although_their_sums_depend_on_the_order_of_gradients(tmp_path: Path) -> None:
+def test_three_processes_resume_exactly_although_their_sums_depend_on_the_order_of_gradients(
+    tmp_path: Path, references: Path
+) -> None:
     # torch gives gradients other places in their exchange after the first step, so that a sum's rounding may change.
-    words: list[Any] = ["--batch_size", 2]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    usual("classifier", *words, processes=3).run(whole)
+    words: list[Any] = ["--batch_size", 2]
+    launch(*command("classifier", references, whole, *words), whole, processes=3)
     faults: list[Fault] = [
-        {"at": "step", "after": 3, "behind": True, "rank": 2, "signal": "SIGKILL"},
-        {"at": "step", "after": 11, "rank": 1, "signal": "SIGTERM"},
+        {"at": "step", "after": 3, "behind": True, "ranks": [2], "signal": "SIGKILL"},
+        {"at": "step", "after": 11, "ranks": [1], "signal": "SIGTERM"},
     ]
-    ended = usual("classifier", *words, *OFTEN, processes=3, faults=faults).run(cut)
+    same = command("classifier", references, cut, *words, *OFTEN)
+    ended = launch(*same, cut, processes=3, faults=faults, restarts=2)
     assert all(step > 0 for _, step in ended.starts()[1:])
-    assert unequal(whole, cut) == []
+    assert differing(whole, cut) == []
 
 
-def test_the_comparison_sees_a_single_bit() -> None:
-    whole = reference("classifier")
-    state = checkpoint(whole / "run" / "checkpoint.pth")
-    other = checkpoint(whole / "run" / "checkpoint.pth")
-    assert list(differences(state, other)) == []
+def test_the_comparison_sees_a_single_bit(references: Path) -> None:
+    state, other = (checkpoint(references / "classifier.pth") for _ in range(2))
+    assert differences(state, other) == []
     weight = other["optimizer"]["state"][0]["exp_avg"]
     weight.view(-1).numpy().view("uint8")[0] ^= 1
-    assert len(list(differences(state, other))) == 1
+    assert differences(state, other) == [".optimizer.state.0.exp_avg"]
 
 
-def poisoned(folder: Path, stage: str, *, window: int) -> dict[str, Any]:
+def poisoned(folder: Path, stage: str, *, window: int, references: Path) -> dict[str, Any]:
     """Write data of which one window is not finite though the file calls it valid; returns how it is to be named.
 
     window: of the first recording, or a sample.
     """
-    data(folder)
-    for before in ("tokenizer", "masked"):
-        if stage != "tokenizer" and (before == "tokenizer" or stage == "classifier"):
-            (folder / f"{before}.pth").symlink_to(reference(before) / "run" / "checkpoint.pth")
+    write_data(folder)
+    for before in STAGES[: STAGES.index(stage)]:
+        (folder / f"{before}.pth").symlink_to(references / f"{before}.pth")
     if stage == "classifier":
         path = folder / "task.hdf5"
         with h5py.File(path, "r+") as file:
@@ -154,8 +223,9 @@ def bad_steps(folder: Path) -> list[dict[str, Any]]:
 
 def train(stage: str, folder: Path, *words: Any) -> int:
     """Run a stage on a folder's data in this process, for two epochs."""
-    one = job(stage, folder, *words)
-    return call(one.script, *one.flags, "--epochs", 2, "--output_dir", folder / "run")
+    script, flags = command(stage, folder, folder, "--epochs", 2, *words)
+    with smaller_sizes():
+        return call(script, *flags)
 
 
 def snapshot(update: Update) -> Any:
@@ -164,15 +234,17 @@ def snapshot(update: Update) -> Any:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_window_that_is_not_finite_is_named_and_its_step_changes_nothing(stage: str, tmp_path: Path) -> None:
-    named = poisoned(tmp_path, stage, window=5)
+def test_a_window_that_is_not_finite_is_named_and_its_step_changes_nothing(
+    stage: str, tmp_path: Path, references: Path
+) -> None:
+    named = poisoned(tmp_path, stage, window=5, references=references)
     original, changed = Update.__call__, []
 
     def watched(update: Update, *arguments: Any) -> bool:
         before = snapshot(update)
         taken = original(update, *arguments)
         if update.skipped:
-            changed.append(list(differences(before, snapshot(update))))
+            changed.append(differences(before, snapshot(update)))
         return taken
 
     with patch.object(Update, "__call__", watched):
@@ -192,7 +264,7 @@ def test_a_window_that_is_not_finite_is_named_and_its_step_changes_nothing(stage
 def test_with_nonfinite_stop_the_run_ends_before_the_step_changes_anything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    named = poisoned(tmp_path, "tokenizer", window=5)
+    named = poisoned(tmp_path, "tokenizer", window=5, references=tmp_path)
     assert train("tokenizer", tmp_path, "--nonfinite", "stop", *OFTEN) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and named["file"] in lines[0] and named["recording"] in lines[0]
@@ -228,20 +300,20 @@ def window_of(rank: int, *, after: int) -> int:
     raise AssertionError("no such window: choose another step")
 
 
-def test_a_bad_step_of_one_process_is_skipped_by_all_and_resumed_like_any(tmp_path: Path) -> None:
+def test_a_bad_step_of_one_process_is_skipped_by_all_and_resumed_like_any(tmp_path: Path, references: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    poisoned(tmp_path, "tokenizer", window=window_of(1, after=1))
-    job("tokenizer", tmp_path).run(whole)
+    poisoned(tmp_path, "tokenizer", window=window_of(1, after=1), references=references)
+    launch(*command("tokenizer", tmp_path, whole), whole)
     (bad, *_) = bad_steps(whole / "run")
-    faults: list[Fault] = [{"at": "step", "after": bad["step"] + 2, "rank": 0, "signal": "SIGKILL"}]
-    job("tokenizer", tmp_path, *OFTEN, faults=faults).run(cut)
-    assert unequal(whole, cut) == []
+    faults: list[Fault] = [{"at": "step", "after": bad["step"] + 2, "ranks": [0], "signal": "SIGKILL"}]
+    launch(*command("tokenizer", tmp_path, cut, *OFTEN), cut, faults=faults, restarts=1)
+    assert differing(whole, cut) == []
     assert bad_steps(cut / "run") == bad_steps(whole / "run")
     assert [line["train_skipped_steps"] for line in log_lines(cut / "run")] == [1] * 4
 
 
 def test_a_window_that_one_process_cannot_read_ends_all_with_that_processs_line(tmp_path: Path) -> None:
-    data(tmp_path)
+    write_data(tmp_path)
     path = tmp_path / "train" / "a.hdf5"
     window = window_of(1, after=2)
     with h5py.File(path, "r+") as file:
@@ -256,77 +328,74 @@ def test_a_window_that_one_process_cannot_read_ends_all_with_that_processs_line(
     with path.open("r+b") as raw:
         raw.seek(place)
         raw.write(b"\xff" * 64)
-    ended = job("tokenizer", tmp_path, *OFTEN, restarts=0).run(tmp_path, check=False)
-    assert ended.code == 1
-    assert ended.codes() in ({0: 1, 1: 1}, {1: 1}), "the other one may be ended by torchrun"
+    ended = launch(*command("tokenizer", tmp_path, tmp_path, *OFTEN), tmp_path, check=False)
+    assert ended.codes in ([[1, 1]], [[-signal.SIGTERM, 1]]), "the other one may be ended as torchrun does it"
     (line,) = ended.errors()
     assert line.startswith("[process 1] error: ") and str(path) in line and "recording0" in line
-    assert "Traceback" not in ended.said()
+    assert "Traceback" not in ended.stderr()
     assert checkpoint(tmp_path / "run" / "checkpoint.pth")["step"] > 0, "what was trained before is kept"
 
 
 @pytest.mark.nightly
-def test_a_killed_loading_process_ends_the_run_and_torchrun_starts_it_again(tmp_path: Path) -> None:
-    fault = {"at": "step", "after": 6, "rank": 1, "worker": True, "signal": "SIGKILL"}
-    ended = usual("classifier", *OFTEN, "--num_workers", 1, faults=[fault]).run(tmp_path)
-    assert ended.codes(0) in ({0: 1, 1: 1}, {1: 1})
-    (line,) = ended.errors(0)
+def test_a_killed_loading_process_ends_the_run_and_it_can_start_again(tmp_path: Path, references: Path) -> None:
+    fault = {"at": "step", "after": 6, "ranks": [1], "worker": True, "signal": "SIGKILL"}
+    same = command("classifier", references, tmp_path, *OFTEN, "--num_workers", 1)
+    ended = launch(*same, tmp_path, faults=[fault], restarts=1)
+    assert ended.codes[0] in ([1, 1], [-signal.SIGTERM, 1])
+    (line,) = ended.errors()
     assert line.startswith("[process 1] error: ") and "loading process" in line
-    assert "Traceback" not in ended.said(0)
-    assert unequal(reference("classifier"), tmp_path) == []
+    assert "Traceback" not in ended.stderr(0)
+    assert differing(references / "classifier", tmp_path) == []
 
 
 @pytest.mark.parametrize(
-    ("limit", "file", "words"),  # limit: bytes of the largest file that can be written; the log of stderr stays below
-    [(1_000_000, "checkpoint.pth", OFTEN), pytest.param(2_800, "predictions-val.npz", (), marks=pytest.mark.nightly)],
+    ("limit", "file", "words"),  # limit: bytes of the largest file that can be written
+    [(300_000, "checkpoint.pth", OFTEN), pytest.param(2_800, "predictions-val.npz", (), marks=pytest.mark.nightly)],
 )
 def test_a_full_disk_ends_all_with_a_line_and_the_same_command_goes_on_when_there_is_room(
-    limit: int, file: str, words: Sequence[Any], tmp_path: Path
+    limit: int, file: str, words: Sequence[Any], tmp_path: Path, references: Path
 ) -> None:
-    fault = {"at": "step", "after": STEPS + 3, "rank": 0, "limit": limit}
-    same = usual("classifier", *words, faults=[fault], restarts=0)
-    ended = same.run(tmp_path, check=False)
-    assert ended.code == 1 and ended.codes()[0] == 2, ended.said()
+    fault = {"at": "step", "after": STEPS + 3, "ranks": [0], "limit": limit}
+    same = command("classifier", references, tmp_path, *words)
+    ended = launch(*same, tmp_path, faults=[fault], check=False)
+    assert ended.codes[0][0] == 2, ended.stderr()
     (line,) = ended.errors()
     assert str(tmp_path / "run" / file) in line and "cannot be written" in line
-    assert "Traceback" not in ended.said()
+    assert "Traceback" not in ended.stderr()
     assert checkpoints.read(tmp_path / "run" / "checkpoint.pth")["epoch"] == 0, "the checkpoint from before is whole"
     assert not list((tmp_path / "run").glob(".*.part")), "half a file fills the disk that is full"
-    same.run(tmp_path)
-    assert unequal(reference("classifier"), tmp_path) == []
+    launch(*same, tmp_path, faults=[fault])
+    assert differing(references / "classifier", tmp_path) == []
 
 
-def test_a_signal_to_one_process_stops_all_after_a_checkpoint_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_a_signal_to_one_process_stops_all_after_a_checkpoint_and_nothing_is_lost(
+    tmp_path: Path, references: Path
+) -> None:
     faults: list[Fault] = [
-        {"at": "step", "after": 3, "rank": 1, "signal": "SIGTERM"},
-        {"at": "evaluate", "after": 8, "rank": 1, "signal": "SIGUSR1"},
-        {"at": "step", "after": 13, "rank": 0, "signal": "SIGINT"},
+        {"at": "step", "after": 3, "ranks": [1], "signal": "SIGTERM"},
+        {"at": "evaluate", "after": 8, "ranks": [1], "signal": "SIGUSR1"},
+        {"at": "step", "after": 13, "ranks": [0], "signal": "SIGINT"},
     ]
-    ended = usual("classifier", faults=faults).run(tmp_path)
-    for attempt, (name, code) in enumerate([("SIGTERM", 143), ("SIGUSR1", 143), ("SIGINT", 130)]):
-        assert ended.codes(attempt) == {0: code, 1: code}, ended.said(attempt)
-        (line,) = [line for line in ended.said(attempt).splitlines() if line.startswith("stopped by ")]
-        assert f"stopped by {name} after step " in line and "Traceback" not in ended.said(attempt)
+    same = command("classifier", references, tmp_path)
+    ended = launch(*same, tmp_path, faults=faults, restarts=3)
+    assert ended.codes == [[143, 143], [143, 143], [130, 130], [0, 0]], ended.stderr()
+    assert "Traceback" not in ended.stderr()
+    for attempt, fault in enumerate(faults):
+        (line,) = [line for line in ended.stderr(attempt).splitlines() if line.startswith("stopped by ")]
+        assert f"stopped by {fault['signal']} after step " in line
     # Without --save_every_minutes: what is inside an epoch was saved on the way out, at most two steps later.
     places = [epoch * STEPS + step for epoch, step in ended.starts()]
     for fault, place in zip(faults, places[1:], strict=True):
         assert fault["after"] < place, "the steps before the signal are lost"
     assert places[1] <= 3 + 3 and places[3] <= 13 + 3
-    assert unequal(reference("classifier"), tmp_path) == []
+    assert differing(references / "classifier", tmp_path) == []
 
 
-def test_a_signal_to_the_whole_job_stops_a_run_with_loading_processes_after_a_checkpoint(tmp_path: Path) -> None:
-    same = usual("classifier", "--num_workers", 2, *OFTEN, "--epochs", 100)  # it must not end before
-    command = [sys.executable, ROOT / f"{same.script}.py", *same.flags, "--output_dir", tmp_path / "run"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with subprocess.Popen(
-        [*map(str, command)], env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as run:
-        try:
-            wait_for(tmp_path / "run" / "checkpoint.pth")
-            os.killpg(run.pid, signal.SIGTERM)
-            err = run.communicate(timeout=120)[1]
-        finally:
-            kill_tree(run.pid)
-    assert run.returncode == 143, err
-    assert "stopped by SIGTERM after step" in err and "error: " not in err
+def test_a_signal_to_the_whole_job_stops_a_run_with_loading_processes_after_a_checkpoint(
+    tmp_path: Path, references: Path
+) -> None:
+    fault = {"at": "step", "after": 3, "ranks": [0], "job": True, "signal": "SIGTERM"}
+    same = command("classifier", references, tmp_path, "--num_workers", 2)
+    ended = launch(*same, tmp_path, processes=1, faults=[fault], check=False)
+    assert ended.codes == [[143]] and checkpoint(tmp_path / "run" / "checkpoint.pth")["step"] == 4
+    assert "stopped by SIGTERM after step" in ended.stderr() and not ended.errors()

@@ -9,7 +9,7 @@ import torch
 
 from data_helpers import only_line, process_group
 from errors import UsageError
-from recovery import scalars
+from run_helpers import scalars
 from training import log as module
 from training.log import MetricLog, RunLog, list_windows
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from eeg_data.batches import TrainingBatches
 from eeg_data.pretraining import Batch
 from errors import InputError, Interrupted, UsageError
 from optim_factory import build_update
-from run_helpers import ROOT, free_port, start
+from run_helpers import ROOT, start
 from training.checkpoints import load_for_evaluation
 from training.state import TrainingState
 from utils import Interruption, setup_run
@@ -154,6 +155,13 @@ for dataset, port in zip((f"{{rank}}/MyPath.hdf5", "TUAB"), {ports}):
         torch.distributed.barrier() if torch.distributed.is_initialized() else None
 open(f"result.{{rank}}", "w").write("|".join(texts))
 """
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def test_processes_share_results_errors_differences_and_signals(tmp_path: Path) -> None:

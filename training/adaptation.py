@@ -161,11 +161,11 @@ def build_feature_loaders(model: NeuralTransformer, loaders: Loaders, args: argp
     Every process must call it; they share the work, and each keeps all features in memory.
     """
     model.eval()
-    sets: list[Any] = [loaders.train, loaders.val, loaders.test]
-    converted: list[Any] = [
-        loader and FeatureLoader(loader, compute_features(model, loader.dataset, args, run)) for loader in sets
-    ]
-    return Loaders(*converted)
+
+    def convert(loader: Any) -> Any:
+        return FeatureLoader(loader, compute_features(model, loader.dataset, args, run)) if loader is not None else None
+
+    return Loaders(convert(loaders.train), convert(loaders.val), convert(loaders.test))
 
 
 def compute_features(model: NeuralTransformer, windows: LabelledWindows, args: argparse.Namespace, run: Run) -> Tensor:
