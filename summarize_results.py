@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 
 from errors import ArgumentParser, InputError, UsageError, run_script
-from files import check_file, written_aside
+from files import check_file
 from results import NO_ROWS, published_sets
 
 logger = logging.getLogger(__name__)
 
 NAME = "report.html"
-FORMATS = ("text", "markdown", "csv", "json")
+FORMATS = ("text", "markdown", "csv")
 
 
 def get_args() -> argparse.Namespace:
@@ -28,7 +28,6 @@ def get_args() -> argparse.Namespace:
     add = parser.add_argument
     add("folders", type=Path, nargs="+", metavar="DIR", help="folder of a run, or of several")
     add("--format", choices=FORMATS, default="text", help="of the table")
-    add("--output", type=Path, metavar="FILE", help="of the table (default: the terminal)")
     add("--report", type=Path, metavar="FILE.html", help=f"(default: {NAME} in the folder of all runs)")
     add("--no_report", action="store_true", help="make no page of figures, which takes seconds")
     add(
@@ -47,9 +46,8 @@ def main(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.draws < 2:
         raise UsageError(f"--draws {args.draws}: allowed are numbers from 2")
-    for flag, path in (("--output", args.output), ("--report", args.report)):
-        if path is not None:
-            check_file(path, flag)
+    if args.report is not None:
+        check_file(args.report, "--report")
     from results import tables as result_tables  # here, because pandas takes a second that --help need not wait for
     from results.read import read_runs
 
@@ -57,13 +55,10 @@ def main(args: argparse.Namespace) -> None:
     if not runs:
         raise InputError("; ".join(notes))
     tables = result_tables.make_tables(runs, notes, published=args.published)
-    text = result_tables.FORMATS[args.format](tables, notes)
-    if args.output is None:
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may lack characters
-        print(text, end="", flush=True)
-    else:
-        with written_aside(args.output) as part:
-            part.write_text(text, encoding="utf-8", errors="backslashreplace")
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may lack characters
+    print(getattr(result_tables, f"as_{args.format}")(tables), flush=True)
+    for note in notes:
+        logger.warning("note: %s", note)
     if not args.no_report:
         from results import report as report_page
 

@@ -24,7 +24,7 @@ from eeg_data.pretraining_files import SAMPLING_RATE, default_window
 from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError, UsageError
 from files import check_writable, written_aside
-from inference.weights import RENAMED, THEIR_TIME, TIME, Description, build, features, read
+from inference.weights import RENAMED, THEIR_TIME, TIME, Description, load
 from layers import MAX_PATCHES, PATCH_SAMPLES
 from training.checkpoints import check_stage
 
@@ -58,7 +58,7 @@ def export(
 
     to: one of FORMATS. The JSON holds what braindecode's `Labram.from_config` takes, else name and settings for timm's
     create_model. electrodes, seconds: of the windows of braindecode's model (default: those of the training, else all
-    128 and floor(256 / electrodes), at most 16). A masked model becomes for braindecode the trunk of `features`.
+    128 and floor(256 / electrodes), at most 16). A masked model becomes for braindecode a trunk, see `weights.load`.
     averaged: take the weights of --model_ema. Raises UsageError for values that are not allowed, InputError for a file
     without such a model.
     """
@@ -70,13 +70,10 @@ def export(
     if seconds is not None and not 1 <= seconds <= MAX_PATCHES:
         raise UsageError(f"--time_window {seconds}: allowed are whole seconds from 1 to {MAX_PATCHES}")
     config = _check_output(path, output)
-    tensors, description = read(path, averaged=averaged)
-    if to == "braindecode":
-        check_stage(tensors, ["pretraining", "classifier"], f"--to braindecode: {path}")
-    make = features if to == "braindecode" and description.stage == "pretraining" else build
-    model, description = make(tensors, description, path)
+    model, description = load(path, as_features=to == "braindecode", averaged=averaged)
     state, texts, settings = model.state_dict(), {}, dataclasses.asdict(description)
     if to == "braindecode":
+        check_stage(state, ["classifier"], f"--to braindecode: {path}")
         description = _with_windows(description, electrodes, seconds, path)
         length = description.window_seconds
         texts[TIME] = json.dumps(state[TIME][0, length + 1 :].tolist())  # rows that a Labram has not

@@ -138,7 +138,6 @@ class Model:
 
         Memory does not grow with the number of windows. visible: show a progress bar.
         """
-        self.check(verb)
         if pool not in POOLS:
             raise UsageError(f"--pool {pool}: allowed are {', '.join(POOLS)}")
         if batch_size < 1:
@@ -187,7 +186,9 @@ class Model:
         """
         if electrodes is not None and isinstance(eeg, mne.io.BaseRaw | mne.BaseEpochs):
             raise UsageError("electrodes name an array's rows; channels of MNE's objects have names: pipeline renames")
-        how = Options(usual_window=self.description.window_seconds or None, **options)
+        if options.get("window") is None:
+            options["window"] = self.description.window_seconds or None
+        how = Options(**options)
         if isinstance(eeg, mne.io.BaseRaw):
             return of_raw(eeg, how)
         if isinstance(eeg, mne.BaseEpochs):
@@ -238,10 +239,8 @@ class Model:
 def load(path: str | Path, *, device: str = "cpu", averaged: bool = False) -> Model:
     """Load a checkpoint of any stage, recognised by its keys and shapes. averaged: the weights of --model_ema.
 
-    A masked model becomes the trunk of a classifier, see `weights.features`. Raises InputError for a file that is no
+    A masked model becomes the trunk of a classifier, see `weights.load`. Raises InputError for a file that is no
     checkpoint, or of another architecture.
     """
-    state, description = weights.read(path, averaged=averaged)
-    build = weights.features if description.stage == "pretraining" else weights.build
-    module, description = build(state, description, path)
+    module, description = weights.load(path, as_features=True, averaged=averaged)
     return Model(module, description, where=str(path), device=device)

@@ -1,13 +1,13 @@
 """Result files of `run_inference.py`: HDF5, NPZ or CSV by suffix, whole or not there.
 
 Results are streamed into an HDF5 file, a group for each recording; NPZ and CSV are made of it at the end. So memory
-does not grow with a recording's length. Of a recording only its file's name, its electrodes and its times are kept.
+does not grow with a recording's length, except by one array for NPZ. Of a recording only its file's name, its
+electrodes and its times are kept.
 """
 
 import csv
 import json
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +53,8 @@ def results_file(path: Path, description: Mapping[str, Any]) -> Iterator[h5py.Fi
             file.attrs.update(plain)
             yield file
             if suffix == ".npz":
-                _write_npz(file, plain, part)
+                with part.open("wb") as archive:
+                    np.savez(archive, description=np.array(json.dumps(plain)), **dict(_arrays(file)))
             elif suffix == ".csv":
                 groups = list(file.values())
                 _write_csv(part, _window_rows(groups))
@@ -113,28 +114,14 @@ def recordings_of(group: h5py.Group, array: str = "recording") -> list[str]:
 # NPZ and CSV
 
 
-def _write_npz(file: h5py.File, description: Mapping[str, Any], path: Path) -> None:
-    """Write arrays named `recording/array`, as `numpy.load` reads them, and `description`, a JSON text."""
-    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
-        _add_array(archive, "description", np.array(json.dumps(description)))
-        for recording, group in file.items():
-            for name, value in group.attrs.items():
-                _add_array(archive, f"{recording}/{name}", np.array(value.tolist()))
-            for name, data in group.items():
-                text = h5py.check_string_dtype(data.dtype)
-                _add_array(archive, f"{recording}/{name}", np.array(data.asstr()[:].tolist()) if text else data)
-
-
-def _add_array(archive: zipfile.ZipFile, name: str, array: np.ndarray | h5py.Dataset) -> None:
-    """Write an array, piece by piece if it is on the disk."""
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-        if isinstance(array, np.ndarray):
-            np.lib.format.write_array(member, array)
-            return
-        header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
-        np.lib.format.write_array_header_1_0(member, header)
-        for first in range(0, len(array), ROWS):
-            member.write(array[first : first + ROWS].tobytes())
+def _arrays(file: h5py.File) -> Iterator[tuple[str, Any]]:
+    """Yield arrays named `recording/array`. Those of numbers stay on the disk until NumPy writes them."""
+    for recording, group in file.items():
+        for name, value in group.attrs.items():
+            yield f"{recording}/{name}", np.array(value.tolist())
+        for name, data in group.items():
+            text = h5py.check_string_dtype(data.dtype)
+            yield f"{recording}/{name}", np.array(data.asstr()[:].tolist()) if text else data
 
 
 def _write_csv(path: Path, rows: Iterator[list[Any]]) -> None:
@@ -152,35 +139,34 @@ def _recording_rows(groups: Sequence[h5py.Group]) -> Iterator[list[Any]]:
 
 def _window_rows(groups: Sequence[h5py.Group]) -> Iterator[list[Any]]:
     """Yield the header and a row for each window, each electrode of it or each patch, as the results are."""
-    labels = max((_label_columns(group) for group in groups), key=len)  # recordings without a label leave them empty
-    axes = ["electrode", "second"][: _values(groups[0], slice(1))[0].ndim - 2]
-    yield ["recording", "start_seconds", *axes, *labels, *_value_columns(groups[0])]
+    results = [name for name in groups[0] if name in CSV_VALUES]
+    are_vectors = results[0] in (
+        "features",
+        "probabilities",
+    )  # of a window, or of a patch; codes and errors are numbers
+    if "probabilities" in results:
+        columns = list(groups[0].attrs["outputs"])
+    elif are_vectors:
+        columns = [f"f{number}" for number in range(groups[0]["features"].shape[-1])]
+    else:
+        columns = ["code" if name == "codes" else name for name in results]
+    axes = ["electrode", "second"][: groups[0][results[0]].ndim - 1 - are_vectors]
+    labels = max((_label_columns(group) for group in groups), key=len)
+    yield ["recording", "start_seconds", *axes, *labels, *columns]
     for group in groups:
         names, starts, electrodes = recordings_of(group), group["start_seconds"][:], group.attrs["electrodes"]
-        targets = group["label"][:].reshape(len(names), -1).tolist() if "label" in group else [[]] * len(names)
+        # Recordings without a label leave its columns empty.
+        targets = (
+            group["label"][:].reshape(len(names), -1).tolist()
+            if "label" in group
+            else [[""] * len(labels)] * len(names)
+        )
         for first in range(0, len(names), ROWS):
-            values = _values(group, slice(first, first + ROWS))
-            for offset, *place in np.ndindex(values[0].shape[:-1]):
-                window = first + offset
-                label = targets[window] + [""] * (len(labels) - len(targets[window]))
-                where = [electrodes[place[0]], *place[1:]] if place else []
-                numbers = [number for array in values for number in array[(offset, *place)].tolist()]
-                yield [names[window], starts[window], *where, *label, *numbers]
-
-
-def _values(group: h5py.Group, part: slice) -> list[np.ndarray]:
-    """Results of some windows, (windows, [N, [A,]] values) each."""
-    arrays = ((name, group[name][part]) for name in group if name in CSV_VALUES)
-    return [array if name in ("features", "probabilities") else array[..., None] for name, array in arrays]
-
-
-def _value_columns(group: h5py.Group) -> list[str]:
-    """Names of the values in a row."""
-    if "probabilities" in group:
-        return list(group.attrs["outputs"])
-    if "features" in group:
-        return [f"f{number}" for number in range(group["features"].shape[-1])]
-    return ["code" if name == "codes" else name for name in group if name in CSV_VALUES]
+            values = [group[name][first : first + ROWS] for name in results]
+            for offset, *place in np.ndindex(values[0].shape[: 1 + len(axes)]):
+                window, where = first + offset, [electrodes[place[0]], *place[1:]] if place else []
+                numbers = [n for array in values for n in np.atleast_1d(array[(offset, *place)]).tolist()]
+                yield [names[window], starts[window], *where, *targets[window], *numbers]
 
 
 def _label_columns(group: h5py.Group) -> list[str]:

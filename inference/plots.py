@@ -1,6 +1,5 @@
 """Pictures of `run_inference.py`: predictions over time, spectra, features in the plane. PNG."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,35 +12,19 @@ from sklearn.manifold import TSNE
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # the backend comes first: there may be no display
 
-from errors import InputError, UsageError
-from files import check_file, written_aside
+from errors import InputError
+from files import written_aside
 from inference.output import ROWS, recordings_of
 from inference.recordings import Windows
 from layers import PATCH_SAMPLES
 
 COLUMNS = 1500  # of a trace: each shows the least and the largest value of its samples
 POINTS = 3000  # windows in a t-SNE picture, drawn by chance if there are more
-LONGEST = 100  # bytes of a recording's name in the name of its picture
 EXAMPLES = 3  # electrodes whose spectra are drawn
-INK, STRONG = "#1f2d3d", "#c0392b"
+NAMED = 20  # most names in a legend
 
-matplotlib.rcParams["text.parse_math"] = False  # names may hold dollars
-matplotlib.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 8}
-matplotlib.rcParams |= {"axes.titlelocation": "left", "axes.titlesize": 9, "figure.constrained_layout.use": True}
-
-
-def check_plot(path: Path) -> None:
-    """Raise UsageError if a picture cannot be written there."""
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--plot {path}: the name must end with .png")
-    check_file(path, "--plot")
-
-
-def path_of(path: Path, name: str) -> Path:
-    """Path of one recording's picture among several."""
-    if len(name.encode()) > LONGEST:
-        name = f"{name[: LONGEST // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return path.with_name(f"{path.stem}-{name}.png")
+matplotlib.rcParams |= {"text.parse_math": False, "figure.constrained_layout.use": True}  # names may hold dollars
+matplotlib.rcParams |= {"axes.titlelocation": "left", "axes.titlesize": 9, "legend.fontsize": 8}
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -65,10 +48,8 @@ def timeline(path: Path, windows: Windows, group: h5py.Group, model: Any) -> Non
     shown = range(1, 2) if len(model.classes) == 2 and not regression else range(len(model.classes))
     for number in shown:
         label = f"{model.classes[number]}, mean {predictions[:, number].mean():.3f}"
-        color = plt.get_cmap("tab10")(number % 10)
-        lower.hlines(predictions[:, number], starts, starts + width, color=color, linewidth=2.5, label=label)
+        lower.hlines(predictions[:, number], starts, starts + width, f"C{number % 10}", linewidth=2.5, label=label)
     lower.legend(loc="upper right")
-    lower.grid(alpha=0.3)
     lower.set(xlabel="time, s", ylabel="value" if regression else "probability", xlim=(0, starts[-1] + width))
     if not regression:
         lower.set_ylim(-0.04, 1.04)
@@ -91,24 +72,23 @@ def _draw_signal(axis: Any, windows: Windows, starts: np.ndarray) -> None:
     spacing = 2.2 * (float(np.nanpercentile(np.abs(values), 98)) or 1.0)
     offsets = -spacing * np.arange(len(values))[:, None]
     lines = np.clip(values, -1.5 * spacing, 1.5 * spacing) + offsets
-    axis.plot(np.concatenate(times), lines.T, color=INK, linewidth=0.4)
+    axis.plot(np.concatenate(times), lines.T, color="0.2", linewidth=0.4)
     axis.set_yticks(offsets[:, 0], windows.electrodes, fontsize=7)
     axis.set_title(f"{windows.name}: {len(values)} electrodes, {spacing:.0f} uV between their lines")
 
 
 def spectra(path: Path, windows: Windows, group: h5py.Group, model: Any) -> None:
-    """Draw the true and predicted spectra of some electrodes, in the first second of the middle window."""
+    """Draw the true and predicted spectra of a few electrodes, in the first second of the middle window."""
     middle = len(windows) // 2
     electrodes = np.unique(np.linspace(0, len(windows.electrodes) - 1, EXAMPLES).astype(int))
     figure, axes = plt.subplots(len(electrodes), 2, figsize=(12, 2.3 * len(electrodes) + 0.8), squeeze=False)
     shown = slice(PATCH_SAMPLES // 2 + 1)  # the other half mirrors it
     for row, electrode in zip(axes, electrodes, strict=True):
         for axis, name in zip(row, ("amplitude", "phase"), strict=True):
-            for key, color, label in ((name, INK, "signal"), (f"predicted_{name}", STRONG, "from the code")):
-                axis.plot(group[key][middle, electrode, 0, shown], color=color, linewidth=1.2, label=label)
+            for key, label in ((name, "signal"), (f"predicted_{name}", "from the code")):
+                axis.plot(group[key][middle, electrode, 0, shown], linewidth=1.2, label=label)
             error, code = group[f"{name}_error"][middle, electrode, 0], group["codes"][middle, electrode, 0]
             axis.set_title(f"{windows.electrodes[electrode]}, {name}, code {code}: mean squared error {error:.2f}")
-            axis.grid(alpha=0.3)
             axis.set(xlabel="frequency, Hz", ylabel="z-score", xlim=(0, PATCH_SAMPLES // 2))
     axes[0, 0].legend()
     figure.suptitle(f"{windows.name}, the second from {windows.starts[middle]:g} s on", fontsize=10)
@@ -140,14 +120,11 @@ def tsne(path: Path, features: np.ndarray, names: Sequence[str]) -> None:
     places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features[chosen])
     figure, axis = plt.subplots(figsize=(8, 7))
     owners = np.array(names)[chosen]
-    for number, name in enumerate(kinds := np.unique(owners)):
-        mine = owners == name
-        color = plt.get_cmap("tab10" if len(kinds) <= 10 else "tab20")(number % 20)
-        x, y = places[mine].T
-        axis.scatter(x, y, s=14, color=color, alpha=0.75, linewidth=0, label=f"{name} ({mine.sum()})")
-    count = f"{len(chosen)}" if len(chosen) == len(features) else f"{len(chosen)} of {len(features)}"
-    axis.set_title(f"t-SNE of the features of {count} windows")
+    for name in np.unique(owners):
+        x, y = places[owners == name].T
+        axis.scatter(x, y, s=14, alpha=0.75, label=f"{name} ({len(x)})")
+    axis.set_title(f"t-SNE of the features of {len(chosen)} of {len(features)} windows")
     axis.set(xticks=[], yticks=[])
-    if len(kinds) <= 20:
+    if len(np.unique(owners)) <= NAMED:
         axis.legend()
     _save(figure, path)

@@ -1,15 +1,16 @@
 """Recordings on their way to a trained model: windows of EEG at 200 Hz in uV, read when they are needed.
 
-MNE recordings and epochs go through the makers' pipeline, unless `prepared` says that they have been through one.
-Arrays are taken as they are. Files: `recording_files.py`. Works without torch.
+What MNE reads goes through the makers' pipeline, unless `prepared` says that it has been through one. Arrays and our
+HDF5 files are taken as they are. Works without torch.
 """
 
 import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,20 @@ import mne
 import numpy as np
 from scipy import fft
 
-from dataset_maker.pipeline import LISTED, FilterSettings, Pipeline, check_header, prepare
-from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, Recording, default_window, stretches
+from dataset_maker.pipeline import LISTED, FilterSettings, Pipeline, check_header, prepare, read_raw
+from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
+from eeg_data.hdf5 import SUFFIXES, open_file, readable
+from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
+from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, Recording, default_window, read_recordings, stretches
 from eeg_data.quality import Quality, amplitude_histogram, unit_warnings
 from electrodes import canonical_name, resolve
 from errors import InputError, UsageError, printable
 
 logger = logging.getLogger(__name__)
 
+KINDS = (*RECORDINGS, *SUFFIXES)  # of files that are read
 IN_MEMORY = 64 << 20  # bytes; a longer prepared signal goes into a temporary file
 BLOCK_BYTES = 64 << 20  # of a recording in float64; a longer one is filtered in blocks
-
-Read = Callable[[int, int], np.ndarray]  # (first sample, samples) -> (N, samples) in uV
 
 
 @dataclass(frozen=True)
@@ -40,29 +43,20 @@ class Options:
     pipeline: Pipeline = field(default_factory=lambda: Pipeline(block_bytes=BLOCK_BYTES))
     prepared: bool = False  # True: MNE's data have been filtered and resampled to 200 Hz
     scale: float | None = None  # factor on the values; None: 1, and amplitudes that no EEG in uV has are refused
-    window: int | None = None  # s; None: `usual_window`
+    window: int | None = None  # s; None: as many as 256 patches allow, 16 at most
     stride: float | None = None  # s; None: the window
-    usual_window: int | None = None  # s; a classifier's own; None: as many as 256 patches allow, 16 at most
-    logged: set[tuple[str, str]] = field(default_factory=set)  # notes that are not logged again; it grows
 
     def __post_init__(self) -> None:
         """Raise UsageError for values that are not allowed."""
-        for window in (self.window, self.usual_window):
-            if window is not None and not (isinstance(window, Integral) and 1 <= window <= MAX_SECONDS):
-                raise UsageError(f"--window {window}: allowed are 1 to {MAX_SECONDS} whole seconds")
+        window, rate = self.window, self.pipeline.filter.sampling_rate
+        if window is not None and not (isinstance(window, Integral) and 1 <= window <= MAX_SECONDS):
+            raise UsageError(f"--window {window}: allowed are 1 to {MAX_SECONDS} whole seconds")
         if self.stride is not None and not 1 / SAMPLING_RATE <= self.stride < math.inf:
             raise UsageError(f"--stride {self.stride:g}: must be a number of seconds from {1 / SAMPLING_RATE:g}")
         if self.scale is not None and not 1e-30 <= abs(self.scale) <= 1e30:  # float32 holds it
             raise UsageError(f"--scale {self.scale:g}: must be a number that is not 0, of a size from 1e-30 to 1e30")
-        rate = self.pipeline.filter.sampling_rate
         if not self.prepared and rate != SAMPLING_RATE:
             raise UsageError(f"a pipeline to {rate or 'the rate of the source'}: the models take {SAMPLING_RATE} Hz")
-
-    def log(self, text: str, where: str, level: int = logging.WARNING, *, of: str = "") -> None:
-        """Log a note on a recording, if it was not logged before. of: what it counts for; empty: all recordings."""
-        if (of, text) not in self.logged:
-            logger.log(level, "%s: %s.", where, text)
-        self.logged.add((of, text))
 
 
 @dataclass(frozen=True)
@@ -90,25 +84,23 @@ class Windows:
 
 
 def cut(
+    recording: Recording,
+    read: Callable[[int, int], np.ndarray],
+    quality: Quality,
     options: Options,
     where: str,
-    name: str,
-    electrodes: tuple[str, ...],
-    length: int,
-    read: Read,
     *,
-    valid: np.ndarray | None = None,
     is_piece: bool = False,
 ) -> Windows:
-    """Cut a signal of `length` samples into windows that touch no unusable second.
+    """Cut a signal into windows that touch no unusable second.
 
-    valid: (seconds,) bool; None: all are. is_piece: by default a window is no longer than the signal.
-    Raises InputError if the signal is shorter than a window or no window is left.
+    recording: its name, electrodes and length. read: (first sample, samples) -> (N, samples) float32. quality: of the
+    signal. is_piece: by default a window is no longer than the signal.
+    Raises InputError for unlikely units, a signal shorter than a window, and if no window is left.
     """
-    window = default_window(len(electrodes))
-    if seconds := options.window or options.usual_window:
-        window = seconds * SAMPLING_RATE
-    elif is_piece:
+    electrodes, length, factor = recording.montage, recording.length, unit_factor(options, quality, where)
+    window = options.window * SAMPLING_RATE if options.window else default_window(len(electrodes))
+    if is_piece and not options.window:
         window = max(1, min(window, length) // SAMPLING_RATE) * SAMPLING_RATE
     stride = round(min(options.stride * SAMPLING_RATE, length)) if options.stride else window
     if length < window:
@@ -116,8 +108,7 @@ def cut(
             f"{where}: lasts {length / SAMPLING_RATE:.2f} s, a window {window // SAMPLING_RATE} s: choose a shorter "
             "--window (at least 1 s), or leave it out"
         )
-    invalid = () if valid is None else stretches(~valid)
-    runs, left_out = Recording(Path(), name, electrodes, length, invalid).windows(window, stride)
+    runs, left_out = replace(recording, invalid=stretches(~quality.valid)).windows(window, stride)
     numbers = np.concatenate([np.empty(0, int), *(np.arange(run.start, run.stop) for run in runs)])
     touch = "unusable seconds (not finite, or all electrodes flat)"
     if not len(numbers):
@@ -129,9 +120,11 @@ def cut(
         total = left_out + len(numbers)
         logger.warning("%s: %d of %d windows touch %s and are left out.", where, left_out, total, touch)
     first = numbers * stride
-    return Windows(
-        where, name, electrodes, window, first / SAMPLING_RATE, lambda n: read(int(first[n]), window), left_out
-    )
+
+    def read_window(number: int) -> np.ndarray:
+        return read(int(first[number]), window) * factor
+
+    return Windows(where, recording.name, electrodes, window, first / SAMPLING_RATE, read_window, left_out)
 
 
 def unit_factor(options: Options, quality: Quality, where: str) -> np.float32:
@@ -160,7 +153,7 @@ def of_epochs(epochs: mne.BaseEpochs, options: Options) -> Windows:
 
     def piece(number: int) -> Windows:
         raw = mne.io.RawArray(data[number], epochs.info, verbose="error")
-        return prepared_windows(raw, options, f"epochs, epoch {number}", "epochs", is_piece=True)
+        return prepared_windows(raw, options, f"epochs, epoch {number}", "epochs", piece=number)
 
     if not len(data):
         raise InputError("epochs: there is no epoch")
@@ -177,8 +170,15 @@ def of_array(eeg: np.ndarray, electrodes: Sequence[str] | None, options: Options
             f"array: {type(eeg).__name__} of {eeg.dtype}, shape {eeg.shape}; expected numbers (electrodes, time) or "
             f"(pieces, electrodes, time), in uV at {SAMPLING_RATE} Hz, without a mask"
         )
-    names = _electrodes_of_array(electrodes, eeg.shape[-2])
     pieces = np.asarray(eeg if eeg.ndim == 3 else eeg[None])
+    _, rows, length = pieces.shape
+    if electrodes is None or len(electrodes) != rows:
+        count = "no" if electrodes is None else len(electrodes)
+        raise InputError(f"array: {count} electrode names for {rows} rows of EEG: name them with electrodes=[...]")
+    resolution = resolve(list(electrodes), where="array")
+    if resolution.dropped:
+        raise InputError(f"array: not EEG by their names: {', '.join(resolution.dropped)}; leave these rows out")
+    names = tuple(resolution.kept.values())
     with np.errstate(over="ignore"):  # values beyond float32 become infinite
         bad = np.argwhere(~np.isfinite(pieces.astype(np.float32, copy=False)))
     if len(bad):
@@ -186,27 +186,16 @@ def of_array(eeg: np.ndarray, electrodes: Sequence[str] | None, options: Options
             f"array: {len(bad)} values are NaN or infinite, the first one of {names[bad[0][1]]} at "
             f"{bad[0][2] / SAMPLING_RATE:.2f} s: interpolate them, or cut that stretch out"
         )
-    length = pieces.shape[-1]
     histogram = np.sum([amplitude_histogram(piece) for piece in pieces], axis=0)
-    factor = unit_factor(options, Quality(np.ones(1, bool), {}, {}, {}, histogram, 1), "array")
+    quality = Quality(np.ones(math.ceil(length / SAMPLING_RATE), bool), {}, {}, {}, histogram, 1)
 
     def piece(number: int) -> Windows:
         def read(start: int, samples: int) -> np.ndarray:
-            return pieces[number, :, start : start + samples].astype(np.float32, copy=False) * factor
+            return pieces[number, :, start : start + samples].astype(np.float32, copy=False)
 
-        return cut(options, "array", "array", names, length, read, is_piece=True)
+        return cut(Recording(Path(), "array", names, length), read, quality, options, "array", is_piece=True)
 
     return _joined(piece, np.arange(len(pieces)) * length / SAMPLING_RATE, "array")
-
-
-def _electrodes_of_array(electrodes: Sequence[str] | None, rows: int) -> tuple[str, ...]:
-    if electrodes is None or len(electrodes) != rows:
-        count = "no" if electrodes is None else len(electrodes)
-        raise InputError(f"array: {count} electrode names for {rows} rows of EEG: name them with electrodes=[...]")
-    resolution = resolve(list(electrodes), where="array")
-    if resolution.dropped:
-        raise InputError(f"array: not EEG by their names: {', '.join(resolution.dropped)}; leave these rows out")
-    return tuple(resolution.kept.values())
 
 
 def _joined(piece: Callable[[int], Windows], onsets: np.ndarray, where: str) -> Windows:
@@ -235,9 +224,9 @@ def _joined(piece: Callable[[int], Windows], onsets: np.ndarray, where: str) -> 
 
 
 def prepared_windows(
-    raw: mne.io.BaseRaw, options: Options, where: str, name: str, *, is_piece: bool = False
+    raw: mne.io.BaseRaw, options: Options, where: str, name: str, *, piece: int | None = None
 ) -> Windows:
-    """Filter and resample a recording, in place, and cut it."""
+    """Filter and resample a recording, or a piece of that number, in place, and cut it."""
     pipeline, rate = options.pipeline, float(raw.info["sfreq"])
     if options.prepared:
         if not math.isclose(rate, SAMPLING_RATE, rel_tol=1e-6):
@@ -254,51 +243,149 @@ def prepared_windows(
             f"temporary files cannot be written in {tempfile.gettempdir()} ({error.strerror or error}): free space, or "
             "name another folder in the environment variable TMPDIR"
         ) from error
-    for note in prepared.report["notes"]:
-        options.log(note, where, of=where.partition(", epoch ")[0])  # once for all epochs
-    _log_dropped(prepared.report["dropped"], where, options)
-    factor, eeg = unit_factor(options, prepared.quality, where), prepared.eeg
+    if not piece:  # the notes on the other epochs are the same
+        _log_notes(prepared.report, where)
+    recording = Recording(Path(), name, tuple(prepared.electrodes), prepared.length)
 
     def read(start: int, samples: int) -> np.ndarray:
-        return eeg[:, start : start + samples] * factor
+        return prepared.eeg[:, start : start + samples]
 
-    electrodes, valid = tuple(prepared.electrodes), prepared.quality.valid
-    return cut(options, where, name, electrodes, prepared.length, read, valid=valid, is_piece=is_piece)
+    return cut(recording, read, prepared.quality, options, where, is_piece=piece is not None)
 
 
-def _log_dropped(dropped: Mapping[str, str], where: str, options: Options) -> None:
-    """Name the channels that are left out and that nobody listed. dropped: channel -> reason."""
+def _log_notes(report: dict[str, Any], where: str) -> None:
+    """Log a pipeline's notes, and the channels that are left out and that nobody listed."""
+    for note in report["notes"]:
+        logger.warning("%s: %s.", where, note)
+    dropped = report["dropped"]  # channel -> reason
     for reason in dict.fromkeys(dropped.values()):
         names = [name for name, its in dropped.items() if its == reason]
         # A known electrode that its file calls a muscle or nothing at all is probably EEG.
-        odd = any(canonical_name(name) is not None for name in names)
+        level = logging.WARNING if any(canonical_name(name) is not None for name in names) else logging.INFO
         if reason != LISTED:
-            text = f"left out, {reason}: {', '.join(map(printable, names))}"
-            options.log(text, where, logging.WARNING if odd else logging.INFO)
+            logger.log(level, "%s: left out, %s: %s.", where, reason, ", ".join(map(printable, names)))
 
 
-def _store(electrodes: Sequence[str], rate: float, length: int) -> Any:
+def _store(electrodes: Sequence[str], rate: float, length: int) -> np.ndarray:
     """Return a place for a prepared signal, (N, length) float32: in memory, or on the disk if it is long."""
     shape = len(electrodes), length
-    return np.empty(shape, np.float32) if 4 * math.prod(shape) <= IN_MEMORY else DiskArray(shape)
+    if 4 * math.prod(shape) <= IN_MEMORY:
+        return np.empty(shape, np.float32)
+    with tempfile.TemporaryFile() as file:  # the map keeps it
+        if hasattr(os, "posix_fallocate"):  # on a full disk this raises OSError; a write to a map ends the process
+            os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
+        return np.memmap(file, np.float32, "w+", shape=shape)
 
 
-class DiskArray:
-    """An array of float32 in a temporary file, mapped into memory only while a part of it is read or written."""
+# Files
 
-    def __init__(self, shape: tuple[int, int]) -> None:
-        """Reserve the room. Raises OSError on a full disk, where a write to a map would end the process."""
-        self.shape, self._file = shape, tempfile.TemporaryFile()  # noqa: SIM115 (it goes with the array)
-        reserve = getattr(os, "posix_fallocate", lambda file, start, size: os.ftruncate(file, size))
-        reserve(self._file.fileno(), 0, 4 * math.prod(shape))
 
-    def _mapped(self) -> np.ndarray:
-        return np.memmap(self._file, np.float32, "r+", shape=self.shape)
+def find(
+    inputs: Sequence[Path], options: Options, *, split: str | None = None
+) -> Iterator[tuple[str, Callable[[], Windows]]]:
+    """Yield every recording of these files and folders: where it is, and a function that opens it.
 
-    def __getitem__(self, place: Any) -> np.ndarray:
-        """Return a copy of a part."""
-        return np.array(self._mapped()[place])
+    Labelled HDF5 gives one entry a split, or only `split`. The function raises InputError if the recording cannot be
+    used. Raises UsageError for options that contradict each other, or that an HDF5 file cannot follow.
+    """
+    paths = find_files(inputs, KINDS)
+    raws = [path for path in paths if path.suffix.lower() not in SUFFIXES]
+    ready = ["--prepared"] if options.prepared else [str(path) for path in paths if path not in raws]
+    default, filters = FilterSettings(), options.pipeline.filter
+    flags = [f"--{name}" for name in ("l_freq", "h_freq", "notch") if getattr(filters, name) != getattr(default, name)]
+    if ready and flags:
+        raise UsageError(f"{' '.join(flags)}: {ready[0]} is EEG that is filtered already: leave one of the two out")
+    names = dict(zip(raws, unique_names([path.stem for path in raws], raws), strict=True))
+    for path in paths:
+        if path in names:
+            yield str(path), partial(_open_raw, path, names[path], options)
+        else:
+            yield from _find_in_hdf5(path, options, split)
 
-    def __setitem__(self, place: Any, values: np.ndarray) -> None:
-        """Write a part."""
-        self._mapped()[place] = values
+
+def _open_raw(path: Path, name: str, options: Options) -> Windows:
+    raw = read_raw(path)
+    check_header(raw, str(path))
+    return prepared_windows(raw, options, str(path), name)
+
+
+def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[tuple[str, Callable[[], Windows]]]:
+    """Yield the recordings or splits of one file; a damaged file is one entry that fails when it is opened."""
+    try:
+        file = open_file(path)
+        with readable(path):
+            is_labelled = "task" in file.attrs
+        labelled = read_labelled(path) if is_labelled else None
+        recordings = [] if is_labelled else read_recordings(path)
+    except InputError as error:
+        yield str(path), partial(_failed, error)
+        return
+    for recording in recordings:
+        yield recording.where, partial(_open_recording, recording, options)
+    if labelled is not None:
+        if options.stride is not None or options.window not in (None, labelled.seconds):
+            raise UsageError(
+                f"{path}: its windows are its samples of {labelled.seconds} s: give --window {labelled.seconds} and no "
+                "--stride, or the recordings that the file was made of"
+            )
+        for name in (split,) if split else labelled.splits:
+            yield f"{path}, group {name}", partial(_open_split, labelled, name, options)
+
+
+def _failed(error: InputError) -> Windows:
+    raise error
+
+
+def _open_recording(recording: Recording, options: Options) -> Windows:
+    names, rows = _kept(recording.montage, options, recording.where)
+    quality = recording.quality()
+    if quality is None or recording.invalid is None:  # the file does not say
+        quality = recording.scan()
+
+    def read(start: int, samples: int) -> np.ndarray:
+        return recording.read(start, samples)[rows]
+
+    kept = replace(recording, name=plain_name(recording.name), montage=names)
+    return cut(kept, read, quality, options, recording.where)
+
+
+def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
+    """Windows of a split: its samples."""
+    where = f"{file.path}, group {split}"
+    if split not in file.splits:
+        raise InputError(f"{file.path}: has no group {split}, only {', '.join(file.splits)}; correct --split")
+    samples = read_samples(file, split)
+    quality = samples.quality()
+    names, rows = _kept(file.montage, options, where)
+    usable = replace(samples, valid=quality.valid.reshape(samples.valid.shape)).usable()
+    if not len(usable):
+        raise InputError(f"{where}: no sample can be used: make the file again")
+    if usable.left_out:
+        logger.warning("%s: %d samples touch unusable seconds and are left out.", where, usable.left_out)
+    factor = unit_factor(options, quality, where)
+    recordings = sorted(set(usable.recordings))
+    plain = dict(zip(recordings, unique_names(recordings, [Path(name) for name in recordings]), strict=True))
+    return Windows(
+        where,
+        split,
+        names,
+        file.seconds * SAMPLING_RATE,
+        starts=np.zeros(len(usable)),
+        read=lambda number: usable.read(number)[rows] * factor,
+        left_out=usable.left_out,
+        recordings=[plain[name] for name in usable.recordings],
+        labels=usable.labels,
+        classes=file.classes,
+    )
+
+
+def _kept(montage: Sequence[str], options: Options, where: str) -> tuple[tuple[str, ...], list[int]]:
+    """Electrodes of an HDF5 file after --drop and --rename, and their rows.
+
+    Seconds that a dropped electrode made unusable stay unusable: the file does not say which one it was.
+    """
+    names = list(montage)
+    kept = resolve(names, rename=options.pipeline.rename, drop=options.pipeline.drop, where=where).kept
+    if len(kept) < len(names):
+        logger.warning("%s: left out: %s.", where, ", ".join(printable(name) for name in names if name not in kept))
+    return tuple(kept.values()), [row for row, name in enumerate(names) if name in kept]

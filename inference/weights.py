@@ -9,7 +9,6 @@ keys and shapes do not show: the heads of a tokenizer (those in `modeling_vqnsp.
 whether there is one), names of classes, task, electrodes and length of the windows (what the file says, or nothing).
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -32,12 +31,6 @@ from training import checkpoints
 
 logger = logging.getLogger(__name__)
 
-# Git's blob ids (`git hash-object FILE`) of the files that the authors published.
-PUBLISHED = {
-    "221148b5af403e9178629bb61e94b2e7d89ef172": "labram-base.pth",
-    "4ba4be5cc403143f8370bf9c57b6b10b4c2b3727": "vqnsp.pth",
-}
-PUBLISHED_MODELS = ("labram_base_patch200_1600_8k_vocab", "vqnsp_encoder_base_decoder_3x200x12")
 SIZES = {
     "tokenizer": modeling_vqnsp.SIZES,
     "pretraining": modeling_pretrain.SIZES,
@@ -155,94 +148,67 @@ def _name(stage: str, size: Mapping[str, int], where: str | Path) -> str:
 # Read and build
 
 
-def read(path: str | Path, *, averaged: bool = False) -> tuple[dict[str, Tensor], Description]:
-    """Read the weights of a file, in our layout, and describe them. averaged: take those of --model_ema.
+def load(path: str | Path, *, as_features: bool = False, averaged: bool = False) -> tuple[nn.Module, Description]:
+    """Build the model of a file, with its weights: on the CPU, in float32 and evaluation mode.
 
+    as_features: build the trunk of a classifier, without a head, from a masked model; other models stay as they are.
+    Its final norm is the trained one: stage 2's `norm` takes the place of `fc_norm`, so patch tokens are the input of
+    pre-training's head, and a window is the norm of their mean. CLS gets row 0 of the electrode embedding, as in
+    fine-tuning; stage 2 itself gives it the first electrode's row. averaged: take the weights of --model_ema.
     Raises InputError if the file is damaged, holds code, or is no model of any stage.
     """
     state = checkpoints.read(path)
     weights = checkpoints.averaged_state(state, path) if averaged else checkpoints.model_state(state, path)
     seconds = 0
     if {THEIR_TIME, "patch_embed.temporal_conv.conv1.weight"} <= weights.keys():
-        weights, seconds = _from_braindecode(weights, path, rest=_entry(state, TIME, path))
-    description = replace(recognise(weights, path), window_seconds=seconds)
-    if description.model in PUBLISHED_MODELS and (name := published_name(path)):
-        logger.info("%s is the published %s.", path, name)
-    return weights, _with_data(description, _entry(state, "data_set", path), path)
-
-
-def published_name(path: str | Path) -> str | None:
-    """Name of the authors' file that this is, to the last bit; None for any other file."""
-    content = Path(path).read_bytes()
-    blob = b"blob %d\0" % len(content) + content
-    return PUBLISHED.get(hashlib.sha1(blob, usedforsecurity=False).hexdigest())
-
-
-def _entry(state: Mapping[str, Any], name: str, where: str | Path) -> Any:
-    """An entry of a checkpoint; a safetensors file holds it as JSON text."""
-    metadata = state.get("metadata")
-    text = metadata.get(name) if isinstance(metadata, dict) else None
-    try:
-        return json.loads(text) if isinstance(text, str) else state.get(name)
-    except ValueError as error:
-        raise InputError(f"{where}: its text {name} is no JSON: export it again") from error
-
-
-def _with_data(description: Description, data: Any, where: str | Path) -> Description:
-    """Add a file's entry on its data. Raises InputError if it is not what a checkpoint holds, or fits no head."""
-    if data is None:
-        return description
-    try:
-        name, task, classes, electrodes = data["name"], data["task"], tuple(data["classes"]), tuple(data["electrodes"])
-        seconds = int(data["window_seconds"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: its entry data_set is not what a checkpoint holds: make the file again") from error
-    outputs = 1 if task == "binary" else len(classes)
-    if task not in ("", *TASKS) or (classes and description.settings.get("num_classes") not in (0, None, outputs)):
-        raise InputError(f"{where}: its head does not fit its entry data_set: make the file again")
-    return replace(
-        description, data_set=name, task=task, classes=classes, electrodes=electrodes, window_seconds=seconds
-    )
-
-
-def load(path: str | Path, *, as_features: bool = False, averaged: bool = False) -> tuple[nn.Module, Description]:
-    """Build the model of a file, with its weights: on the CPU, in float32 and evaluation mode.
-
-    as_features: the trunk alone, see `features`. averaged: take the weights of --model_ema. Raises InputError for any
-    other file, see `read`.
-    """
-    weights, description = read(path, averaged=averaged)
-    return features(weights, description, path) if as_features else build(weights, description, path)
-
-
-def build(weights: dict[str, Tensor], description: Description, where: str | Path) -> tuple[nn.Module, Description]:
-    """Build the model as it was trained, of what `read` returned. Raises InputError for keys that do not fit."""
+        weights, seconds = _from_braindecode(weights, path, rest=_entry(state, TIME))
+    description = _with_data(replace(recognise(weights, path), window_seconds=seconds), state, path)
+    if as_features and description.stage == "pretraining":
+        return _trunk(weights, description, path)
     model = create_model(description.model, **description.settings)
-    load_strictly(model, weights, where=f"{where} into {description.model}")
+    load_strictly(model, weights, where=f"{path} into {description.model}")
     return model.eval(), description
 
 
-def features(weights: dict[str, Tensor], description: Description, where: str | Path) -> tuple[nn.Module, Description]:
-    """Build the classifier's trunk without a head, from a masked model or a classifier.
-
-    The final norm is the trained one: stage 2's `norm` takes the place of `fc_norm`, so patch tokens are the input of
-    pre-training's head, and a window is the norm of their mean; a classifier keeps its own. CLS gets row 0 of the
-    electrode embedding, as in fine-tuning; stage 2 itself gives it the first electrode's row.
-    Returns the description with the stage of the file, and model and settings of the trunk.
-    """
-    checkpoints.check_stage(weights, ["pretraining", "classifier"], where)
-    model, settings = description.model, {**description.settings, "num_classes": 0}
-    if description.stage == "pretraining":
-        model = _name("classifier", description.size, where)
-        del settings["vocab_size"]
-        settings |= {"use_mean_pooling": True, "qkv_bias": False}
-        weights = {key.replace("student.norm.", "student.fc_norm."): value for key, value in weights.items()}
+def _trunk(weights: dict[str, Tensor], description: Description, where: str | Path) -> tuple[nn.Module, Description]:
+    """Build the trunk of a masked model. The description keeps its stage and gets model and settings of the trunk."""
+    model = _name("classifier", description.size, where)
+    settings = description.settings | {"num_classes": 0, "use_mean_pooling": True, "qkv_bias": False}
+    del settings["vocab_size"]
     trunk: Any = create_model(model, **settings)
-    report = modeling_finetune.load_pretrained(trunk, weights, where=f"{where} into {model}")
+    renamed = {key.replace("student.norm.", "student.fc_norm."): value for key, value in weights.items()}
+    report = modeling_finetune.load_pretrained(trunk, renamed, where=f"{where} into {model}")
     if report.missing:
         raise InputError(f"{where} lacks {report.missing[0]} ({len(report.missing)} in all): it is cut short")
     logger.info("%s: %s", where, report)
     return trunk.eval(), replace(description, model=model, settings=settings)
+
+
+def _entry(state: Mapping[str, Any], name: str) -> Any:
+    """An entry of a checkpoint; a safetensors file holds it as JSON text."""
+    texts = state.get("metadata") or {}
+    return json.loads(texts[name]) if name in texts else state.get(name)
+
+
+def _with_data(description: Description, state: Mapping[str, Any], where: str | Path) -> Description:
+    """Add a file's entry on its data. Raises InputError if it is not what a checkpoint holds, or does not fit."""
+    try:
+        if (data := _entry(state, "data_set")) is None:
+            return description
+        task, classes, seconds = data["task"], tuple(data["classes"]), int(data["window_seconds"])
+        outputs = 1 if task == "binary" else len(classes)
+        if task not in ("", *TASKS) or (classes and description.settings.get("num_classes") not in (0, None, outputs)):
+            raise ValueError(task)
+        return replace(
+            description,
+            data_set=data["name"],
+            task=task,
+            classes=classes,
+            electrodes=tuple(data["electrodes"]),
+            window_seconds=seconds,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: its entry data_set is damaged or does not fit: make the file again") from error
 
 
 def _from_braindecode(weights: Mapping[str, Tensor], where: str | Path, rest: Any) -> tuple[dict[str, Tensor], int]:
@@ -254,16 +220,14 @@ def _from_braindecode(weights: Mapping[str, Tensor], where: str | Path, rest: An
     renamed = dict(weights)
     for ours, theirs in RENAMED:
         renamed = {key.replace(theirs, ours): value for key, value in renamed.items()}
-    try:
-        _, rows, width = renamed[TIME].shape
-        time = renamed[TIME][:, :MAX_PATCHES]
-        missing = (1, MAX_PATCHES - time.shape[1], width)
-        later = torch.tensor(rest, dtype=time.dtype)[None] if rest else time.new_zeros(missing)
-        if not 2 <= rows <= MAX_PATCHES + 1 or later.shape != missing:
-            raise ValueError(rows)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+    given = renamed[TIME]  # (1, seconds + 1, width)
+    if given.ndim != 3 or not 2 <= given.shape[1] <= MAX_PATCHES + 1:
         raise InputError(
-            f"{where}: {THEIR_TIME} is {tuple(renamed[TIME].shape)}; expected are (1, rows, width) with 2 to "
-            f"{MAX_PATCHES + 1} rows, and in an entry {TIME} the others: export it again"
-        ) from error
-    return {**renamed, TIME: torch.cat((time, later), dim=1)}, rows - 1
+            f"{where}: {THEIR_TIME} is {tuple(given.shape)}; expected are (1, rows, width) with 2 to {MAX_PATCHES + 1} "
+            f"rows: windows of 1 to {MAX_PATCHES} s"
+        )
+    table = given.new_zeros((1, MAX_PATCHES, given.shape[2]))
+    table[:, : given.shape[1]] = given[:, :MAX_PATCHES]
+    if rest:
+        table[0, given.shape[1] :] = torch.tensor(rest)
+    return {**renamed, TIME: table}, given.shape[1] - 1

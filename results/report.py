@@ -278,38 +278,26 @@ def predictions_of(task: str, split: str, group: Group, draws: int) -> list[str]
                 f"Precision-recall curve of each run; {split} set.",
             ),
         ]
-    recordings, subjects = recordings_of(preds[0]), subjects_of(preds[0])
-    levels = [recordings, subjects] if subjects.kind == "subject" else [recordings]
-    tables = [levels_grid(task, preds, levels), intervals_grid(task, runs, preds, subjects, draws)]
-    return [*(as_figure(*one) for one in figures), *(as_table(*one) for one in tables)]
+    return [*(as_figure(*one) for one in figures), as_table(*levels_grid(task, preds, draws))]
 
 
-def levels_grid(task: str, preds: Sequence[Predictions], levels: Sequence[Units]) -> Grid:
-    """Tabulate metrics over windows, recordings and subjects."""
-    windows: list = [metrics.compute(task, one.logits, one.labels) for one in preds]
-    each = [(u.kind, len(u.places), [unit_metrics(task, one, u) for one in preds]) for u in levels]
-    names, rows = metrics.METRICS[task], []
-    for kind, n, values in [("window", len(preds[0].labels), windows), *each]:
-        if values[0] is not None:
-            frame = spread(values)
-            rows.append([f"{n} {kind}s", *(mean_and_std(*frame[name]) for name in names)])
-    below = "The score of a recording or subject is the mean probability of its windows; all must have one class."
-    return grid("over", names, rows, [below])
-
-
-def intervals_grid(
-    task: str, runs: Sequence[RunResult], preds: Sequence[Predictions], units: Units, draws: int
-) -> Grid:
-    """Tabulate bootstrap intervals of each run and of their mean."""
-    if len(units.places) < 2:
-        return Grid(pd.DataFrame(), [f"There is only one {units.kind}: no interval."])
-    values = drawn_metrics(task, preds, units, draws=draws)  # (draws, runs, metrics)
-    used = int(np.isfinite(values).all(axis=(1, 2)).sum())
-    each = interval(values)  # (2, runs, metrics)
-    ends = [("mean of runs", interval(values.mean(axis=1)))] if len(runs) > 1 else []
-    ends += [(run.label, each[:, i]) for i, run in enumerate(runs)]
-    rows = [[label, *(f"{low:.4f} to {high:.4f}" for low, high in pairs.T)] for label, pairs in ends]
-    below = [f"{LEVEL} % percentile intervals over {used} draws of {len(units.places)} {units.kind}s with replacement."]
-    below += [f"{draws - used} more draws lack a class: left out."] if used < draws else []
-    below += ["Subjects are unknown: whole recordings are drawn."] if units.kind != "subject" else []
-    return grid("", metrics.METRICS[task], rows, below)
+def levels_grid(task: str, preds: Sequence[Predictions], draws: int) -> Grid:
+    """Tabulate metrics over windows, recordings and subjects, and the intervals of those over windows."""
+    names, subjects = metrics.METRICS[task], subjects_of(preds[0])
+    levels = {f"{len(preds[0].labels)} windows": [metrics.compute(task, one.logits, one.labels) for one in preds]}
+    for units in (recordings_of(preds[0]), subjects):
+        measured = [values for one in preds if (values := unit_metrics(task, one, units))]
+        if measured:
+            levels[f"{len(units.places)} {units.kind}s"] = measured
+    frames = {label: spread(values) for label, values in levels.items()}
+    rows = [[label, *(mean_and_std(*frame[name]) for name in names)] for label, frame in frames.items()]
+    below = ["The score of a recording or subject is the mean probability of its windows; all must have one class."]
+    if len(subjects.places) > 1:
+        values = drawn_metrics(task, preds, subjects, draws=draws).mean(axis=1)  # (draws, metrics)
+        rows.append([f"{LEVEL} % interval", *(f"{low:.4f} to {high:.4f}" for low, high in interval(values).T)])
+        used = int(np.isfinite(values).all(axis=1).sum())
+        below.append(
+            f"Percentile interval of the windows' metrics, mean over runs: {used} draws of whole {subjects.kind}s with "
+            f"replacement ({draws - used} more lack a class)."
+        )
+    return grid("over", names, rows, below)

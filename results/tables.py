@@ -4,11 +4,11 @@ Standard deviations are those of a sample (n - 1), as published ones are; a sing
 more than their seed are never averaged.
 """
 
-import json
 import math
+import re
 import string
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from errors import UsageError
-from files import plain
 from results import NO_ROWS, published_sets
 from results.read import RunResult
 
@@ -26,7 +25,6 @@ PROGRESS = {
     "pretraining": ("loss", "unigram_loss", "mlm_acc", "code_entropy"),
 }
 STAGES = {"tokenizer": "Tokenizer (stage 1)", "pretraining": "Pre-training (stage 2)"}
-Notes = Sequence[str]
 
 
 @dataclass
@@ -250,22 +248,20 @@ def mean_and_std(mean: float, std: float) -> str:
     return "-" if math.isnan(mean) else f"{mean:.4f}" + ("" if math.isnan(std) else f" \u00b1 {std:.4f}")
 
 
-def as_text(tables: Sequence[Table], notes: Notes) -> str:
+def as_text(tables: Sequence[Table]) -> str:
     """Lay tables out for a terminal."""
     parts = []
     for table in tables:
         parts.append(table.title)
         parts += ["\n".join([cells.to_string(), *map(_wrapped, below)]) for cells, below in grids(table)]
-    if notes:
-        parts.append("\n".join(_wrapped(f"note: {note}") for note in notes))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def _wrapped(text: str) -> str:
     return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def as_markdown(tables: Sequence[Table], notes: Notes) -> str:
+def as_markdown(tables: Sequence[Table]) -> str:
     """Write Markdown tables."""
     parts = []
     for table in tables:
@@ -275,40 +271,20 @@ def as_markdown(tables: Sequence[Table], notes: Notes) -> str:
             lines = [f"| {' | '.join(map(_escaped, row))} |" for row in rows]
             lines.insert(1, "| --- |" + " ---: |" * len(cells.columns))
             parts += ["\n".join(lines), *map(_escaped, below)]
-    parts += ["\n".join(f"* {_escaped(note)}" for note in notes)] if notes else []
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def _escaped(text: str) -> str:
-    return text.translate(str.maketrans({sign: f"\\{sign}" for sign in "\\|*_<["}))
+    return re.sub(r"([\\|*_<\[])", r"\\\1", text)
 
 
-def every_run(tables: Sequence[Table]) -> list[dict[str, Any]]:
-    """List the numbers of each run with all digits: of the epoch that counts; of the last one in stages 1 and 2."""
+def as_csv(tables: Sequence[Table]) -> str:
+    """Write one line for each run, with all digits: the epoch that counts; the last one in stages 1 and 2."""
     rows = []
     for table in tables:
         for group in table.groups:
             for run in group.runs:
-                place = {"table": table.title, "group": group.letter, "run": run.label, "seed": run.flags.get("seed")}
-                line = run.log.iloc[-1] if run.epoch is None else run.log.loc[run.epoch].filter(regex="^(val|test)_")
                 epoch = int(run.log.index[-1] if run.epoch is None else run.epoch)
-                rows.append(place | {"finished": run.finished, **line, "epoch": epoch})
-    return rows
-
-
-def as_csv(tables: Sequence[Table], notes: Notes) -> str:
-    """Write one line for each run, all tables together."""
-    return pd.DataFrame(every_run(tables)).to_csv(index=False)
-
-
-def as_json(tables: Sequence[Table], notes: Notes) -> str:
-    """Write one object for each run, and the notes. null: not defined."""
-    return json.dumps(plain({"runs": every_run(tables), "notes": list(notes)}), indent=1, ensure_ascii=False) + "\n"
-
-
-FORMATS: dict[str, Callable[[Sequence[Table], Notes], str]] = {
-    "text": as_text,
-    "markdown": as_markdown,
-    "csv": as_csv,
-    "json": as_json,
-}
+                place = {"table": table.title, "group": group.letter, "run": run.label, "seed": run.flags.get("seed")}
+                rows.append(place | {"finished": run.finished, **run.log.loc[epoch], "epoch": epoch})
+    return pd.DataFrame(rows).to_csv(index=False).rstrip("\n")

@@ -13,8 +13,7 @@ from data_helpers import TRIO, counting, signal, write_labelled, write_pretraini
 from electrodes import ELECTRODES
 from errors import InputError, UsageError
 from inference import recordings
-from inference.recording_files import find
-from inference.recordings import Options, Windows, of_array, of_epochs, of_raw
+from inference.recordings import Options, Windows, find, of_array, of_epochs, of_raw
 from inference_helpers import NAMES
 from maker_helpers import noise, raw_of, save
 
@@ -204,7 +203,7 @@ def test_a_labelled_file_gives_its_samples_with_labels(tmp_path: Path) -> None:
     path = write_labelled(tmp_path / "a.hdf5", splits)
     with h5py.File(path, "a") as file:
         file["train/recording"][:] = ["P1 (rest)", "P1 [rest]", "P1 (rest)"]
-    train, test = opened(path, Options(usual_window=1))  # a classifier's; the window is the file's
+    train, test = opened(path, Options())
     assert (len(train), len(test), train.samples) == (3, 2, 400)
     np.testing.assert_array_equal(whole(train), splits["train"][0])
     assert train.labels is not None and train.labels.tolist() == [0, 1, 1] and train.classes == ("rest", "task")
@@ -237,7 +236,7 @@ def test_flags_that_a_file_of_ours_cannot_follow_are_refused_before_anything_is_
             with pytest.raises(UsageError, match=rf"^--{flag}: .*{kind}\.hdf5 is EEG that is filtered"):
                 list(find([path], Options(pipeline=pipeline)))
     for options in ({"window": 1}, {"stride": 0.5}):
-        with pytest.raises(UsageError, match=r"labelled\.hdf5 are its samples of 2 s"):
+        with pytest.raises(UsageError, match=r"labelled\.hdf5: its windows are its samples of 2 s: give --window 2"):
             list(find([tmp_path / "labelled.hdf5"], Options(**options)))
 
 
@@ -256,13 +255,10 @@ def test_drop_and_rename_work_on_files_of_ours_and_what_is_no_eeg_is_left_out_al
     assert "left out: EOG, CZ." in caplog.text
 
 
-def test_channels_that_are_no_eeg_are_named_once_for_all_recordings(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_channels_that_are_no_eeg_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    for name in ("a", "b"):
-        raw = raw_of(["CZ", "EOG1", "C3"], 200, noise(3, 4, 200), ["eeg", "eeg", "misc"])
-        raw.save(tmp_path / f"{name}_raw.fif", verbose="error")
+    raw = raw_of(["CZ", "EOG1", "C3"], 200, noise(3, 4, 200), ["eeg", "eeg", "misc"])
+    raw.save(tmp_path / "a_raw.fif", verbose="error")
     assert {windows.electrodes for windows in opened(tmp_path)} == {("CZ",)}
     lines = [(record.levelname, record.getMessage()) for record in caplog.records if "left out" in record.getMessage()]
     assert [level for level, _ in lines] == ["WARNING", "INFO"], "C3 is probably EEG"

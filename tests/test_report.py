@@ -138,7 +138,7 @@ def test_the_page_holds_tables_and_figures_of_every_task_and_loads_nothing(tmp_p
     text = html.unescape(re.sub(r"<.*?>", "", page))
     for part in (NAME, "here (2 runs)", "0.9111 \u00b1 0.0163", "seed-2: unfinished, 3 of 4 epochs"):
         assert part in text
-    assert "draws of 6 subjects with replacement" in text and "whole recordings are drawn" in text
+    assert "draws of whole subjects" in text and "draws of whole recordings" in text
 
 
 def test_a_place_that_cannot_be_written_and_too_few_draws_are_wrong_usage_and_give_no_page(tmp_path: Path) -> None:

@@ -244,14 +244,17 @@ def test_runs_are_taken_once_in_the_order_of_their_seeds(tmp_path: Path) -> None
     assert [run.label for run in runs] == ["seed-0", "seed-2", "seed-10"]
 
 
-def test_a_folder_without_runs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_runs_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "empty").mkdir()
     for folder, what in (("empty", "has no log.txt"), ("nowhere", "is no folder")):
         assert call("summarize_results", tmp_path / folder) == 1
         err = capsys.readouterr().err
         assert len(err.splitlines()) == 1 and f"{folder} {what}" in err
     write_run(tmp_path / "run")
-    assert "empty has no log.txt" in " ".join(text_of(capsys, tmp_path / "empty", tmp_path / "run").split())
+    assert call("summarize_results", tmp_path / "empty", tmp_path / "run", "--no_report") == 0
+    assert "empty has no log.txt" in caplog.text
 
 
 # Groups
@@ -318,20 +321,17 @@ def test_markdown_has_as_many_cells_in_every_row_and_names_are_no_markup(
     assert len(widths) == 2 and all(len(width) == 1 for width in widths)
 
 
-def test_csv_and_json_hold_all_digits_of_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_csv_holds_all_digits_of_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in range(2):
         write_run(tmp_path / f"seed-{seed}", seed)
-    values = [run.value("test_roc_auc") for run in read_runs([tmp_path])[0]]
-    rows = json.loads(text_of(capsys, tmp_path, "--format", "json"))["runs"]
-    assert [(row["run"], row["test_roc_auc"]) for row in rows] == [("seed-0", values[0]), ("seed-1", values[1])]
-    assert pd.read_csv(io.StringIO(text_of(capsys, tmp_path, "--format", "csv")))["test_roc_auc"].tolist() == values
+    values = [(run.label, run.epoch, run.value("test_roc_auc")) for run in read_runs([tmp_path])[0]]
+    table = pd.read_csv(io.StringIO(text_of(capsys, tmp_path, "--format", "csv")))
+    assert [*table[["run", "epoch", "test_roc_auc"]].itertuples(index=False, name=None)] == values
 
 
-def test_a_metric_that_is_not_defined_is_a_dash_and_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_metric_that_is_not_defined_is_a_dash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path / "run")
     write_log(folder, [metric_line(epoch, val_roc_auc=None, test_roc_auc=None) for epoch in range(4)])
-    (row,) = json.loads(text_of(capsys, folder, "--format", "json"))["runs"]
-    assert row["test_roc_auc"] is None and row["test_pr_auc"] == 0.5
     text = text_of(capsys, folder)
     assert re.search(r"^here .* -$", text, re.MULTILINE) and re.search(r"^run +0 +- .* -$", text, re.MULTILINE)
 
@@ -341,13 +341,10 @@ def test_help_needs_no_pandas() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_names_and_letters_that_a_file_or_terminal_cannot_hold_are_replaced(tmp_path: Path) -> None:
-    for number, name in enumerate((b"caf\xe9", "run\u00b2".encode(), b"a\nb")):
+def test_names_and_letters_that_a_terminal_cannot_hold_are_replaced(tmp_path: Path) -> None:
+    for number, name in enumerate((b"caf\xe9", b"a\nb")):
         write_run(tmp_path / "runs" / os.fsdecode(name), number)
-    assert call("summarize_results", tmp_path / "runs", "--no_report", "--output", tmp_path / "table.txt") == 0
-    assert call("summarize_results", tmp_path / "runs", "--no_report", "--output", tmp_path / "table.txt" / "x") == 2
-    text = (tmp_path / "table.txt").read_text(encoding="utf-8")
-    assert "caf\\udce9" in text and "run\u00b2" in text and "a\\nb" in text
     with (tmp_path / "out").open("w", encoding="ascii") as out, patch.object(sys, "stdout", out):
         assert call("summarize_results", tmp_path / "runs", "--no_report") == 0
-    assert "0.8140 ? 0.0019" in (tmp_path / "out").read_text()
+    text = (tmp_path / "out").read_text()
+    assert "caf\\udce9" in text and "a\\nb" in text and "0.8140 ? 0.0019" in text
