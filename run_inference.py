@@ -30,7 +30,7 @@ from errors import (
     run_script,
 )
 from files import check_file, code_version
-from inference import export, output, plots
+from inference import output, plots, weights
 from inference.recordings import BLOCK_BYTES, KINDS, Options, Windows, find
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def get_args() -> argparse.Namespace:
         sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of stage 1, 2 or 3")
         sub.add_argument("--averaged", action="store_true", help="the averaged weights of --model_ema")
         if verb == "export":
-            export.add_arguments(sub)
+            _add_export_arguments(sub)
         else:
             _add_arguments(sub, verb)
     return parser.parse_args()
@@ -80,6 +80,16 @@ def _add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     add("--prepared", action="store_true", help="signals are filtered and at 200 Hz already")
     add_filter_arguments(parser)
     add_name_arguments(parser)
+
+
+def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of export."""
+    add = parser.add_argument
+    add("--to", choices=weights.FORMATS, required=True, help="safetensors: any stage; braindecode: all but a tokenizer")
+    add("--output", type=Path, required=True, metavar="FILE", help="ends with .safetensors; a .json goes beside it")
+    window = "of braindecode's windows (default: the training's, else"
+    add("--electrodes", nargs="+", metavar="NAME", help=f"{window} all 128)")
+    add("--time_window", type=int, metavar="SECONDS", help=f"{window} floor(256 / electrodes))")
 
 
 def infer(args: argparse.Namespace) -> None:
@@ -170,7 +180,7 @@ def main(args: argparse.Namespace) -> None:
         with friendly_error(args):
             if args.verb == "export":
                 options = {name: getattr(args, name) for name in ("to", "output", "electrodes", "averaged")}
-                export.export(args.checkpoint, seconds=args.time_window, **options)
+                weights.export(args.checkpoint, seconds=args.time_window, **options)
             else:
                 infer(args)
     except KeyboardInterrupt:

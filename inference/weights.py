@@ -1,22 +1,25 @@
-"""Trained models from files, recognised by their keys and shapes alone.
+"""Trained models from files and into files of other layouts.
 
     from inference import weights
 
     model, description = weights.load("checkpoints/labram-base.pth")
+    weights.export("checkpoints/labram-base.pth", to="braindecode", output="folder/model.safetensors")
 
-Files of every stage, of this code and of the released one, safetensors files, and files of braindecode's `Labram`. What
-keys and shapes do not show: the heads of a tokenizer (those in `modeling_vqnsp.SIZES`), the initial layer scale (only
-whether there is one), names of classes, task, electrodes and length of the windows (what the file says, or nothing).
+Models are recognised by keys and shapes alone: files of every stage, of this code and of the released one, safetensors
+files, and files of braindecode's `Labram`. What keys and shapes do not show: the heads of a tokenizer (those in
+`modeling_vqnsp.SIZES`), the initial layer scale (only whether there is one), names of classes, task, electrodes and
+length of the windows (what the file says, or nothing).
 """
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from timm.models import create_model
 from torch import Tensor, nn
 
@@ -24,8 +27,11 @@ import modeling_finetune
 import modeling_pretrain
 import modeling_vqnsp
 from eeg_data.labelled_files import TASKS
-from errors import InputError
-from layers import MAX_PATCHES, load_strictly
+from eeg_data.pretraining_files import SAMPLING_RATE, default_window
+from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
+from errors import InputError, UsageError
+from files import check_file, write_json, written_aside
+from layers import MAX_PATCHES, PATCH_SAMPLES, load_strictly
 from modeling_finetune import check_merged, depth_of
 from training import checkpoints
 
@@ -49,6 +55,9 @@ RENAMED = (
     ("head.", "final_layer."),
 )  # parts of keys: ours, braindecode's
 TIME, THEIR_TIME = RENAMED[1]
+
+FORMATS = ("braindecode", "safetensors")
+HUB_WEIGHTS, HUB_CONFIG = "model.safetensors", "config.json"  # names that Hugging Face's loaders read in a folder
 
 
 @dataclass(frozen=True)
@@ -211,6 +220,9 @@ def _with_data(description: Description, state: Mapping[str, Any], where: str | 
         raise InputError(f"{where}: its entry data_set is damaged or does not fit: make the file again") from error
 
 
+# braindecode's layout
+
+
 def _from_braindecode(weights: Mapping[str, Tensor], where: str | Path, rest: Any) -> tuple[dict[str, Tensor], int]:
     """State dict of the classifier from a `Labram`'s, and the length of its windows in seconds.
 
@@ -231,3 +243,104 @@ def _from_braindecode(weights: Mapping[str, Tensor], where: str | Path, rest: An
     if rest:
         table[0, given.shape[1] :] = torch.tensor(rest)
     return {**renamed, TIME: table}, given.shape[1] - 1
+
+
+def _to_braindecode(weights: Mapping[str, Tensor], seconds: int) -> dict[str, Tensor]:
+    """State dict of a `Labram` for windows of so many seconds; later rows of the time embedding are left out."""
+    rows = weights["pos_embed"].shape[1] if "pos_embed" in weights else PUBLISHED_ELECTRODES + 1
+    if rows != PUBLISHED_ELECTRODES + 1:
+        raise InputError(
+            f"the model's table has {rows - 1} electrodes, braindecode's Labram {PUBLISHED_ELECTRODES}: it cannot hold "
+            "this model; use --to safetensors"
+        )
+    renamed = dict(weights)
+    for ours, theirs in RENAMED:
+        renamed = {key.replace(ours, theirs): value for key, value in renamed.items()}
+    time = renamed[THEIR_TIME]
+    padded = torch.cat((time, torch.zeros_like(time[:, :1])), dim=1)  # 16 patches have a 17th row
+    return {**renamed, THEIR_TIME: padded[:, : seconds + 1]}
+
+
+def _braindecode_config(description: Description) -> dict[str, Any]:
+    """Keyword arguments of `Labram`, as `Labram.from_config` takes them."""
+    settings, size = description.settings, description.size
+    return {
+        "n_times": description.window_seconds * PATCH_SAMPLES,
+        "n_outputs": settings["num_classes"],
+        "chs_info": [{"ch_name": name, "kind": "eeg"} for name in description.electrodes],
+        "sfreq": SAMPLING_RATE,
+        "patch_size": PATCH_SAMPLES,
+        "embed_dim": size["width"],
+        "conv_out_channels": size["width"] * 8 // PATCH_SAMPLES,  # the first convolution's stride is 8
+        "num_layers": size["depth"],
+        "num_heads": size["heads"],
+        "qkv_bias": settings["qkv_bias"],
+        "init_values": None if settings.get("init_values") == 0 else 0.1,  # only whether there is a layer scale counts
+        "use_abs_pos_emb": settings["use_abs_pos_emb"],
+        "use_mean_pooling": settings["use_mean_pooling"],
+        "neural_tokenizer": True,
+        "learned_patcher": False,
+    }
+
+
+# Export
+
+
+def export(
+    path: str | Path,
+    *,
+    to: str,
+    output: str | Path,
+    electrodes: Sequence[str] | None = None,
+    seconds: int | None = None,
+    averaged: bool = False,
+) -> tuple[Path, Path]:
+    """Write the model of a checkpoint as safetensors, and a JSON file that says what builds it; return both paths.
+
+    to: one of FORMATS. The JSON holds what braindecode's `Labram.from_config` takes, else name and settings for timm's
+    create_model. electrodes, seconds: of the windows of braindecode's model (default: those of the training, else all
+    128 and floor(256 / electrodes), at most 16). A masked model becomes for braindecode a trunk, see `load`.
+    averaged: take the weights of --model_ema. Raises UsageError for values that are not allowed, InputError for a file
+    without such a model.
+    """
+    path, output = Path(path), Path(output)
+    if to not in FORMATS:
+        raise UsageError(f"--to {to}: allowed are {', '.join(FORMATS)}")
+    if to != "braindecode" and (electrodes is not None or seconds is not None):
+        raise UsageError("--electrodes and --time_window belong to --to braindecode: leave them out")
+    if seconds is not None and not 1 <= seconds <= MAX_PATCHES:
+        raise UsageError(f"--time_window {seconds}: allowed are whole seconds from 1 to {MAX_PATCHES}")
+    if output.suffix != ".safetensors":
+        raise UsageError(f"--output {output}: the name must end with .safetensors")
+    if output.exists() and path.exists() and output.samefile(path):
+        raise UsageError(f"--output {output} is the checkpoint itself: choose another name")
+    check_file(output)
+    model, description = load(path, as_features=to == "braindecode", averaged=averaged)
+    state, texts, settings = model.state_dict(), {"format": "pt"}, asdict(description)
+    if to == "braindecode":
+        checkpoints.check_stage(state, ["classifier"], f"--to braindecode: {path}")
+        names = electrodes or description.electrodes or ELECTRODES[:PUBLISHED_ELECTRODES]
+        names = tuple(ELECTRODES[row - 1] for row in embedding_rows(names, where=str(path))[1:])  # checks the names
+        seconds = seconds or description.window_seconds or default_window(len(names)) // PATCH_SAMPLES
+        logger.info("%s: windows of %d electrodes and %d s (--electrodes, --time_window).", path, len(names), seconds)
+        description = replace(description, electrodes=names, window_seconds=seconds)
+        texts[TIME] = json.dumps(state[TIME][0, seconds + 1 :].tolist())  # rows that a Labram has not
+        state, settings = _to_braindecode(state, seconds), _braindecode_config(description)
+    texts["data_set"] = json.dumps(description.data)
+    config = output.with_name(HUB_CONFIG) if output.name == HUB_WEIGHTS else output.with_suffix(".json")
+    with written_aside(output) as part:
+        part.write_bytes(_safetensors(state, texts))
+    write_json(config, settings)
+    logger.info("Wrote %s (%s, %d tensors) and %s.", output, description.model, len(state), config)
+    return output, config
+
+
+def _safetensors(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Contents of a safetensors file, the same at every call: the library writes its metadata in any order."""
+    content = save({key: value.contiguous() for key, value in state.items()}, dict(metadata))
+    start = 8 + int.from_bytes(content[:8], "little")  # of the numbers, after the header and its length
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(metadata)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[start:]

@@ -24,13 +24,14 @@ from tqdm import tqdm
 from errors import printable
 from files import written_aside
 from results.read import Predictions, RunResult
-from results.tables import Grid, Group, Table, grid, grids, loss_kind, mean_and_std, spread
+from results.tables import Grid, Group, Table, grid, grids, mean_and_std, spread
 from training import metrics
 
 LEVEL = 95  # percent of an interval
 ALMOST_SURE = 1e-15  # a probability of 0 or 1 has no finite logit
 LONGEST_NAME = 24  # characters in a figure
 STYLE: Any = {"axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 9, "text.parse_math": False}
+STYLES = {"train": "-", "val": "--", "test": ":"}  # of lines; stages 1 and 2 call their validation set test
 CURVES = {  # numbers of log.txt that are drawn by epoch
     "tokenizer": ("loss", "rec_loss", "rec_angle_loss", "quant_loss", "used_code", "perplexity", "top10_share"),
     "pretraining": ("loss", "mlm_acc", "mlm_acc_sym", "code_entropy"),
@@ -130,18 +131,18 @@ def interval(values: np.ndarray) -> np.ndarray:
 # Figures
 
 
-def curves(runs: Sequence[RunResult], name: str, kinds: dict[str, tuple[str, str]]) -> Figure:
-    """Draw a number of log.txt by epoch, a colour for each run. kinds: column -> text and line style."""
+def curves(runs: Sequence[RunResult], name: str, splits: Sequence[str]) -> Figure:
+    """Draw a number of log.txt by epoch, a colour for each run. A circle marks the epoch that counts."""
     figure, axes = _blank()
+    for split in splits:
+        axes.plot([], [], STYLES[split], color="0.3", label=split)
     for i, run in enumerate(runs):
-        for column, (_, style) in kinds.items():
-            if column in run.log:
-                axes.plot(run.log[column].dropna(), style, color=f"C{i % 10}", marker=".")
+        axes.plot([], [], color=f"C{i % 10}", label=run.label)
+        for split in splits:
+            values = run.log.get(f"{split}_{name}", pd.Series()).dropna()
+            axes.plot(values, STYLES[split], color=f"C{i % 10}", marker=".")
         if not math.isnan(chosen := run.value(f"val_{name}")):
             axes.plot(run.epoch, chosen, "o", color=f"C{i % 10}", ms=9, mfc="none", mew=2)
-        axes.plot([], [], color=f"C{i % 10}", label=run.label)
-    for text, style in kinds.values():
-        axes.plot([], [], style, color="0.3", label=text)
     axes.set(xlabel="epoch", ylabel=name)
     axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower center", ncols=3)
@@ -233,30 +234,18 @@ def write(path: Path, tables: Sequence[Table], notes: Sequence[str], *, draws: i
             parts.append(f"<h2>{_shown(table.title)}</h2>")
             parts += [as_table(*one) for one in grids(table)] or ["<p>No run was evaluated.</p>"]
             for group in table.groups:
-                parts += [f"<h3>Group {group.letter}</h3>"] if group.letter else []
-                parts += [as_figure(*one) for one in curves_of(table, group)]
+                parts += [f"<h3>{_shown(group.remark)}</h3>"] if group.remark else []
+                columns = {column for run in group.runs for column in run.log}
+                for name in (*CURVES[table.stage], *group.runs[0].metrics * (table.task is not None)):
+                    if splits := [split for split in STYLES if f"{split}_{name}" in columns]:
+                        circles = f" Circles: the epoch that counts, by {table.rule}." if table.rule else ""
+                        caption = f"{name} of each run by epoch.{circles}"
+                        parts.append(as_figure(curves(group.runs, name, splits), caption))
                 parts += predictions_of(table.task, table.split, group, draws) if table.task is not None else []
     parts += [f"<p>{_shown(note)}</p>" for note in notes]
     page = PAGE.format(title=_shown(title), body="\n".join(parts))
     with written_aside(path) as part:
         part.write_text(page, encoding="utf-8")
-
-
-def curves_of(table: Table, group: Group) -> list[tuple[Figure, str]]:
-    """Draw loss and metrics by epoch."""
-    columns = {column for run in group.runs for column in run.log}
-    kinds = {"train": ("training", "-"), "val": ("validation", "--"), "test": ("test", ":")}
-    if table.task is None:
-        kinds = {loss_kind(group.runs[0]): ("validation", "--"), "train": ("training", "-")}
-    figures = []
-    for name in (*CURVES[table.stage], *group.runs[0].metrics * (table.task is not None)):
-        shown = {f"{kind}_{name}": style for kind, style in kinds.items() if f"{kind}_{name}" in columns}
-        if name == "loss" and "train_unigram_loss" in columns:
-            shown["train_unigram_loss"] = ("code frequencies alone", ":")
-        circles = f" Circles: the epoch that counts, by {table.rule}." if table.rule else ""
-        if shown:
-            figures.append((curves(group.runs, name, shown), f"{name} of each run by epoch.{circles}"))
-    return figures
 
 
 def predictions_of(task: str, split: str, group: Group, draws: int) -> list[str]:

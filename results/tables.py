@@ -6,11 +6,10 @@ more than their seed are never averaged.
 
 import math
 import re
-import string
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,8 +31,7 @@ class Group:
     """Runs that differ only in their seed."""
 
     runs: list[RunResult]
-    letter: str = ""  # if a table has several groups
-    differs: dict[str, Any] = field(default_factory=dict)  # settings that differ from the other groups'
+    remark: str = ""  # of one of several groups: its runs, and the flags in which it differs
 
     @property
     def finished(self) -> list[RunResult]:
@@ -43,17 +41,7 @@ class Group:
     @property
     def label(self) -> str:
         """Name of the row of means."""
-        n = len(self.finished)
-        return f"here {self.letter}".strip() + f" ({n} run{'' if n == 1 else 's'})"
-
-    @property
-    def remark(self) -> str:
-        """The runs of one of several groups, and the flags in which it differs; "" if there is one group."""
-        if not self.letter:
-            return ""
-        flags = " ".join(f"--{name} {'(default)' if v is None else v}" for name, v in self.differs.items())
-        differs = flags or "other samples" if self.runs[0].flags else "unknown settings"
-        return f"{', '.join(run.label for run in self.runs)}: {differs}"
+        return f"here ({len(self.finished)} run{'s' * (len(self.finished) != 1)})"
 
     def means(self, split: str) -> pd.DataFrame:
         """Mean and standard deviation of each metric over finished runs: one row each. NaN: not defined."""
@@ -128,11 +116,13 @@ def make_groups(runs: Sequence[RunResult], notes: list[str]) -> list[Group]:
         else:
             group.runs.append(run)
     settings = [group.runs[0].settings for group in groups]
-    names = sorted({name for one in settings for name in one})
-    for number, (group, own) in enumerate(zip(groups, settings, strict=True)):
+    names = sorted(set().union(*settings))
+    differing = [name for name in names if any(one.get(name) != settings[0].get(name) for one in settings)]
+    for group, own in zip(groups, settings, strict=True):
         if len(groups) > 1:
-            group.letter = string.ascii_uppercase[number] if number < 26 else str(number + 1)
-        group.differs = {n: own.get(n) for n in names if any(one.get(n) != own.get(n) for one in settings)}
+            flags = " ".join(f"--{n} {'(default)' if own.get(n) is None else own[n]}" for n in differing)
+            differs = flags or "other samples" if group.runs[0].flags else "unknown settings"
+            group.remark = f"{', '.join(run.label for run in group.runs)}: {differs}"
         seeds = [run.flags.get("seed") for run in group.runs]
         for seed in sorted({seed for seed in seeds if seed is not None and seeds.count(seed) > 1}):
             same = " and ".join(run.label for run in group.runs if run.flags.get("seed") == seed)
@@ -282,9 +272,9 @@ def as_csv(tables: Sequence[Table]) -> str:
     """Write one line for each run, with all digits: the epoch that counts; the last one in stages 1 and 2."""
     rows = []
     for table in tables:
-        for group in table.groups:
+        for index, group in enumerate(table.groups, start=1):
             for run in group.runs:
                 epoch = int(run.log.index[-1] if run.epoch is None else run.epoch)
-                place = {"table": table.title, "group": group.letter, "run": run.label, "seed": run.flags.get("seed")}
+                place = {"table": table.title, "group": index, "run": run.label, "seed": run.flags.get("seed")}
                 rows.append(place | {"finished": run.finished, **run.log.loc[epoch], "epoch": epoch})
     return pd.DataFrame(rows).to_csv(index=False).rstrip("\n")

@@ -20,7 +20,7 @@ from electrodes import ELECTRODES, embedding_rows
 from errors import InputError
 from golden_recipe import eeg, fill, published_weights
 from inference import weights
-from inference.export import export
+from inference.weights import export
 from inference_helpers import TINY_MODELS, command, equal, saved
 from modeling_vqnsp import load_tokenizer
 from run_helpers import CLASSIFIER, call, checkpoint, labelled_file
@@ -247,7 +247,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"electrodes": ["C3", "nose"]}, "'nose'"),
     ({"electrodes": ["FP1-F3"]}, "no row for FP1-F3"),
     ({"output": "file/a.safetensors"}, "cannot be written"),
-    ({"output": "folder.safetensors"}, "cannot be written"),
+    ({"output": "folder.safetensors"}, "is a folder"),
 ]
 
 

@@ -264,10 +264,10 @@ def test_runs_with_other_settings_are_not_averaged(tmp_path: Path, capsys: pytes
     for seed, rate in ((0, 1e-3), (1, 1e-3), (2, 5e-4)):
         write_run(tmp_path / f"seed-{seed}", seed, lr=rate, num_workers=seed, device=f"cuda:{seed}")
     table, _ = table_of(tmp_path)
-    assert [group.label for group in table.groups] == ["here A (2 runs)", "here B (1 run)"]
-    assert [group.differs for group in table.groups] == [{"lr": 1e-3}, {"lr": 5e-4}]
+    assert [group.label for group in table.groups] == ["here (2 runs)", "here (1 run)"]
+    assert [group.remark for group in table.groups] == ["seed-0, seed-1: --lr 0.001", "seed-2: --lr 0.0005"]
     text = text_of(capsys, tmp_path)
-    assert re.search(r"^here A \(2 runs\) \[1\]", text, re.MULTILINE) and "[1] seed-0, seed-1: --lr 0.001\n" in text
+    assert re.search(r"^here \(2 runs\) \[1\]", text, re.MULTILINE) and "[1] seed-0, seed-1: --lr 0.001\n" in text
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_runs_are_averaged_if_their_steps_have_as_many_windows(
         (folder / "environment.json").write_text(json.dumps(environment | {"hardware": {"processes": number}}))
     table, _ = table_of(one, other)
     assert len(table.groups) == groups
-    assert groups == 1 or table.groups[0].differs == {"total_batch_size": 512}
+    assert groups == 1 or table.groups[0].remark == "one: --total_batch_size 512"
 
 
 def test_runs_on_other_samples_are_not_averaged(tmp_path: Path) -> None:
