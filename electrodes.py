@@ -27,6 +27,7 @@ PUBLISHED_ELECTRODES = 128  # the published checkpoints have 129 rows: these man
 LONGEST_SHOWN = 60  # characters of a name in a message
 
 _SPELLING = {name.upper(): name for name in ELECTRODES}
+_ROWS = {name.upper(): row for row, name in enumerate(ELECTRODES, start=1)}
 _NON_EEG = re.compile(
     r".*(EOG|ECG|EKG|EMG|RESP|PHOTIC|ANNOTATION|STIM|TRIG|MARK|EVENT|PULSE|PLETH|ABDOM|THORA|SPO2|SAO2).*"
     r"|IBI|BURSTS|SUPPR|STATUS|STI ?\d+|DC ?\d+|HEO|VEO|[LR]OC|LUC|RLC|GSR|EDA|([AM])[12]-\2[12]"
@@ -67,7 +68,7 @@ def _nearest(name: str) -> str:
 
 def _shown(name: str) -> str:
     """Quote a name from a file for a message: short, and without control characters."""
-    return repr(name if len(name) <= LONGEST_SHOWN else name[:LONGEST_SHOWN] + "...")
+    return repr(name[:LONGEST_SHOWN])
 
 
 def _matches(names: Iterable[str], wanted: str) -> list[str]:
@@ -121,12 +122,10 @@ def embedding_rows(names: Sequence[str], *, table_rows: int = PUBLISHED_ELECTROD
     table_rows: rows of the model's table, CLS included. Raises InputError for unknown names and names without a row.
     """
     where = f"{where}: " if where else ""
-    spelt = [canonical_name(name) for name in names]
-    if unknown := [name for name, electrode in zip(names, spelt, strict=True) if electrode is None]:
+    if unknown := [name for name in names if canonical_name(name) is None]:
         raise InputError(f"{where}unknown electrode names: {'; '.join(map(_nearest, unknown))}")
-    electrodes = [electrode for electrode in spelt if electrode is not None]
-    rows = [ELECTRODES.index(electrode) + 1 for electrode in electrodes]
-    if beyond := [electrode for electrode, row in zip(electrodes, rows, strict=True) if row >= table_rows]:
+    rows = [_ROWS[_plain(name)] for name in names]
+    if beyond := [ELECTRODES[row - 1] for row in rows if row >= table_rows]:
         raise InputError(
             f"{where}the model's table of {table_rows} rows (CLS and {table_rows - 1} electrodes) has no row for "
             f"{', '.join(beyond)}. Train from scratch with --num_electrodes {len(ELECTRODES)}: that grows the table, "

@@ -39,14 +39,6 @@ def initialize_codebook(model: VQNSP, loader: DataLoader, run: Run, *, epoch: in
         eeg, channels, *_ = batch.to(run)
         with run.autocast():
             vectors.append(model.to_code_space(eeg, channels).flatten(0, 1))  # (B*N*A, code width)
-    pooled, size = run.processes * sum(map(len, vectors)), model.quantize.codebook_size
-    if run.is_main and pooled < size:
-        logger.warning(
-            "k-means starts %d codes from the %d patches of one batch: some begin equal. A larger --total_batch_size "
-            "or a smaller --codebook_n_emd lets all differ.",
-            size,
-            pooled,
-        )
     model.quantize.initialize(torch.cat(vectors), generator=torch.Generator().manual_seed(run.seed))
 
 
@@ -84,16 +76,11 @@ def warn_of_dead_codes(counts: torch.Tensor) -> None:
     if used >= LIVE_SHARE * size:
         return
     fitting = max(SMALLEST_CODEBOOK, 2 ** int(math.log2(max(patches / PATCHES_PER_CODE, 1))))
+    smaller = f" (--codebook_n_emd {fitting})" if fitting < size else ""
     logger.warning(
-        "Only %d of %d codes (%.1f %%) were used in this epoch: for its %d patches (%.3g hours of one electrode) take "
-        "a smaller codebook%s, train on more data, or start it by k-means and revive idle codes (the defaults "
-        "--quantize_kmeans_init and --revive_codes).",
-        used,
-        size,
-        100 * used / size,
-        patches,
-        patches / 3600,
-        f" (--codebook_n_emd {fitting})" if fitting < size else "",
+        "Only %d of %d codes were used in this epoch of %d patches: take a smaller codebook%s, train on more data, or "
+        "start it by k-means and revive idle codes (the defaults --quantize_kmeans_init and --revive_codes).",
+        *(used, size, patches, smaller),
     )
 
 

@@ -184,26 +184,20 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with layer scale (initially `init_values`; 0: none) and drop path at its own rate."""
+    """Pre-norm transformer block with layer scale (initially `init_values`; 0: none) and drop path.
+
+    drop: of attention and MLP; drop_path: of this block; attention: the other options of Attention.
+    """
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        qkv_bias: bool,
-        qk_norm: bool,
-        init_values: float,
-        drop: float,
-        attn_drop: float,
-        drop_path: float,
+        self, width: int, heads: int, *, init_values: float, drop: float, drop_path: float, **attention: Any
     ) -> None:
         super().__init__()
         scaled = init_values > 0
         self.gamma_1 = nn.Parameter(init_values * torch.ones(width)) if scaled else None
         self.gamma_2 = nn.Parameter(init_values * torch.ones(width)) if scaled else None
         self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.attn = Attention(width, heads, qkv_bias=qkv_bias, qk_norm=qk_norm, attn_drop=attn_drop, drop=drop)
+        self.attn = Attention(width, heads, drop=drop, **attention)
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(width, drop=drop)
         self.drop_path = DropPath(drop_path)

@@ -7,7 +7,7 @@ A helper for tests, without tests of its own. Nothing here uses the code under t
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,6 +103,21 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip:
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     return norm.item()
+
+
+def kept_bytes(forward: Callable[[], Tensor], model: nn.Module) -> int:
+    """Count the bytes that autograd keeps of a forward pass, parameters aside."""
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in own:
+            kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        assert forward().requires_grad
+    return sum(kept.values())
 
 
 def assert_forward(actual: Tensor, expected: ArrayLike) -> None:

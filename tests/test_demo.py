@@ -20,18 +20,9 @@ from files import sha256
 from run_helpers import call, labelled_file, pretraining_file
 
 
-def test_a_package_is_checked_by_its_checksum_and_not_downloaded_again(
+def test_a_package_is_checked_by_its_checksum_and_a_failure_of_pip_or_a_maker_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data.subprocess, "run", lambda *_: pytest.fail("pip was called"))
-    path = tmp_path / data.EEGHDF.file
-    path.write_bytes(b"something else")
-    with pytest.raises(InputError, match="SHA-256 differs"):
-        data.fetch(data.EEGHDF, tmp_path)
-    assert data.fetch(data.EEGHDF._replace(sha256=sha256(path)), tmp_path) == path
-
-
-def test_what_pip_or_a_maker_cannot_do_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
 
     def fail(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -39,9 +30,14 @@ def test_what_pip_or_a_maker_cannot_do_is_one_line(tmp_path: Path, monkeypatch: 
         return subprocess.CompletedProcess(command, 1)
 
     monkeypatch.setattr(data.subprocess, "run", fail)
-    with pytest.raises(InputError, match=rf"put {data.EEGHDF.file} into {tmp_path}"):
+    path = tmp_path / data.EEGHDF.file
+    with pytest.raises(InputError, match=rf"put {path.name} into {tmp_path}"):
         data.fetch(data.EEGHDF, tmp_path)
     assert {"--no-deps", "--no-binary=:all:", str(tmp_path), data.EEGHDF.requirement} <= set(commands[0])
+    path.write_bytes(b"something else")
+    with pytest.raises(InputError, match="SHA-256 differs"):
+        data.fetch(data.EEGHDF, tmp_path)
+    assert data.fetch(data.EEGHDF._replace(sha256=sha256(path)), tmp_path) == path and len(commands) == 1
     with pytest.raises(InputError, match=r"demo/make_scp1\.py"):
         data.make("make_scp1.py", "--input", "x")
 

@@ -21,7 +21,7 @@ import modeling_vqnsp  # noqa: F401
 from data_helpers import random
 from electrodes import embedding_rows
 from errors import InputError
-from golden_recipe import NOT_CARRIED, fill
+from golden_recipe import NOT_CARRIED, fill, kept_bytes
 from layers import Block, GeluLinear, Mlp, check_window, to_patches
 
 TOKENIZER = "vqnsp_encoder_tiny_decoder_1x200x4"
@@ -57,21 +57,6 @@ def test_to_patches_cuts_every_electrode_into_consecutive_seconds() -> None:
 def test_other_shapes_and_windows_than_1_to_16_whole_seconds_are_refused(call: Callable, names: str) -> None:
     with pytest.raises(InputError, match=names):
         call()
-
-
-def kept_bytes(forward: Callable[[], Tensor], model: nn.Module) -> int:
-    """Count the bytes that autograd keeps of a forward pass, parameters aside."""
-    own = {parameter.data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in own:
-            kept[tensor.data_ptr()] = tensor.nbytes
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        assert forward().requires_grad
-    return sum(kept.values())
 
 
 def test_mlp_uses_the_exact_gelu_has_its_gradient_and_keeps_one_large_tensor_for_it() -> None:

@@ -91,26 +91,22 @@ def test_a_flat_recording_has_a_finite_loss_and_gradient(value: float) -> None:
     assert [part for part in spectrum_targets(torch.zeros(1, 2, 2, 200)) if torch.count_nonzero(part)] == []
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("smooth", [True, False])
-def test_the_loss_is_the_sum_of_its_logged_parts_each_by_its_formula(training: bool, smooth: bool) -> None:
-    model = tiny(smooth_l1_loss=smooth).train(training)
-    x, channels = eeg(1, (2, 3, 400)) * 3, [0, 4, 9, 2]
+def test_the_smooth_loss_is_quadratic_near_zero_and_linear_beyond_one() -> None:
+    model, x, channels = tiny(smooth_l1_loss=True), eeg(1, (2, 3, 400)) * 3, [0, 4, 9, 2]
     with torch.no_grad():
-        quantized, _, quant_loss = tiny().encode(to_patches(x), channels)
+        quantized, _, quant_loss = model.encode(to_patches(x), channels)
+        loss, log = model(x, channels)
         predicted = model.decode(quantized, channels)
-    loss, log = model(x, channels)
-    split = "train" if training else "val"
-    assert list(log) == [f"{split}/{part}" for part in LOG_PARTS]
-    assert not any(value.requires_grad for value in log.values()) and loss.requires_grad
-    expected = {"quant_loss": quant_loss.item()}
+    losses = {"quant_loss": quant_loss.item()}
     for name, target, prediction in zip(LOG_PARTS[1:3], spectrum_targets(to_patches(x)), predicted, strict=True):
         error = np.abs(target.numpy() - prediction.numpy())
         assert (error < 1).any() and (error > 1).any()
-        expected[name] = float(np.where(error < 1, error**2 / 2, error - 0.5).mean() if smooth else (error**2).mean())
-    for name, value in expected.items():
-        assert log[f"{split}/{name}"].item() == pytest.approx(value, rel=1e-5), name
-    assert loss.item() == log[f"{split}/total_loss"].item() == pytest.approx(sum(expected.values()), rel=1e-5)
+        losses[name] = float(np.where(error < 1, error**2 / 2, error - 0.5).mean())
+    losses["total_loss"] = sum(losses.values())
+    assert {key: value.item() for key, value in log.items()} == pytest.approx(
+        {f"val/{name}": value for name, value in losses.items()}, rel=1e-5
+    )
+    assert loss.item() == log["val/total_loss"].item()
 
 
 def test_codes_are_the_nearest_rows_of_the_encoders_outputs_in_electrode_major_order() -> None:
@@ -139,15 +135,9 @@ def test_one_second_windows_train_and_give_one_code_per_electrode(electrodes: in
     x, channels = eeg(4, (2, electrodes, 200)), list(range(electrodes + 1))
     loss, _ = model(x, channels)
     loss.backward()
-    learnable = {key: p for key, p in model.named_parameters() if p.requires_grad}
-    assert bool(loss.isfinite()) and all(bool(p.grad.isfinite().all()) for p in learnable.values())
-    assert learnable["encoder.patch_embed.conv1.weight"].grad.abs().max() > 0
-    tokens = model.eval().get_tokens(to_patches(x), channels)
-    assert tokens["token"].shape == (2, electrodes) and tokens["quantize"].shape == (2, electrodes, 8)
-    with torch.no_grad():
-        z = model.to_code_space(to_patches(x), channels)
-    nearest = torch.nn.functional.normalize(z, dim=-1) @ model.quantize.embedding.weight.t()
-    assert torch.equal(tokens["token"], nearest.argmax(-1))
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.requires_grad)
+    assert model.encoder.patch_embed.conv1.weight.grad.abs().max() > 0
+    assert model.eval().get_tokens(to_patches(x), channels)["token"].shape == (2, electrodes)
 
 
 def test_between_encoder_and_quantiser_nothing_is_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The codebook: nearest rows, gradients, moving average, k-means, usage and revival; processes: test_processes.py."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -16,7 +17,6 @@ from norm_ema_quantizer import (
     NormEMAVectorQuantizer,
     kmeans,
     l2_normalize,
-    nearest_rows,
     sample_rows,
     usage,
 )
@@ -49,7 +49,11 @@ def moved(rows: np.ndarray, z: np.ndarray, decay: float = 0.99) -> np.ndarray:
     return after
 
 
-def test_a_code_is_the_row_at_the_smallest_distance_whatever_the_vectors_length() -> None:
+@pytest.mark.parametrize("held", [2**21, 7 * K + K // 2])  # similarities at a time; 120 vectors are no multiple of 7
+def test_a_code_is_the_row_at_the_smallest_distance_whatever_the_vectors_length(
+    held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(norm_ema_quantizer.SIMILARITIES, "cpu", held)
     made = quantizer().eval()
     z = random(3, 40, WIDTH) * torch.logspace(-3, 3, 40, dtype=torch.float64)[:, None]
     rows = made.embedding.weight.numpy()
@@ -58,13 +62,6 @@ def test_a_code_is_the_row_at_the_smallest_distance_whatever_the_vectors_length(
     assert codes.dtype == torch.int64 and len(set(expected)) > K // 2
     np.testing.assert_array_equal(codes.numpy(), expected)
     np.testing.assert_allclose(quantized.numpy(), rows[expected].reshape(3, 40, WIDTH), atol=1e-15)
-
-
-def test_nearest_rows_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    z, rows = random(100, WIDTH).numpy(), unit(random(K, WIDTH, seed=1).numpy())
-    monkeypatch.setitem(norm_ema_quantizer.SIMILARITIES, "cpu", 7 * K + K // 2)  # 100 is no multiple of 7
-    codes = nearest_rows(torch.tensor(unit(z)), torch.tensor(rows))
-    np.testing.assert_array_equal(codes.numpy(), brute_force(z, rows))
 
 
 def test_autocast_does_not_change_codes_though_half_precision_would() -> None:
@@ -208,43 +205,35 @@ def test_whether_the_rows_are_initialised_survives_saving_and_loading(initialise
 def counts_without(row: int, vectors: int, k: int = 8) -> Tensor:
     """Counts over k rows that sum to `vectors`, none for `row`; all others are used where there are enough."""
     counts = torch.zeros(k, dtype=torch.float64)
-    others = [i for i in range(k) if i != row]
-    for i in range(vectors):
-        counts[others[i % len(others)]] += 1
+    for other in itertools.islice(itertools.cycle(i for i in range(k) if i != row), vectors):
+        counts[other] += 1
     return counts
 
 
-def revive_until(
-    made: NormEMAVectorQuantizer, revival: CodebookRevival, counts: Callable[[int], Tensor], steps: range
-) -> list[int]:
-    """Call the revival for the steps and return those at which row 7 changed."""
-    changed = []
+@pytest.mark.parametrize(
+    ("counts", "steps", "expected"),
+    [
+        # After 5 x 8 vectors and at least 10 steps; and, still without a vector, once more after as long again.
+        (lambda _: counts_without(7, 3), range(30), [13, 27]),
+        (lambda _: counts_without(7, 1), range(82), [39, 79]),
+        (lambda _: counts_without(7, 100), range(22), [9, 19]),
+        # Idle for nine steps, for eight, then for nine again; then idle for good.
+        (lambda step: counts_without(-1 if step in (9, 18, 28) else 7, 8), range(40), [38]),
+        # Nothing is revived in the last tenth of training.
+        (lambda _: counts_without(7, 100), range(890, 1000), [899]),
+        (lambda _: counts_without(7, 100), range(891, 1000), []),
+    ],
+)
+def test_a_row_is_revived_once_it_was_idle_long_enough(
+    counts: Callable[[int], Tensor], steps: range, expected: list[int]
+) -> None:
+    made, changed = quantizer(k=8), []
+    revival = CodebookRevival(made, total_steps=1000, seed=0)
     for step in steps:
         before = made.embedding.weight[7].clone()
         revival(step, counts(step), l2_normalize(random(30, WIDTH, seed=step)))
-        if not torch.equal(made.embedding.weight[7], before):
-            changed.append(step)
-    return changed
-
-
-@pytest.mark.parametrize(("vectors", "wait"), [(3, 14), (1, 40), (100, 10)])
-def test_an_idle_row_is_revived_after_5_vectors_a_row_and_at_least_10_steps(vectors: int, wait: int) -> None:
-    assert wait == max(10, math.ceil(5 * 8 / vectors))
-    made = quantizer(k=8)
-    revival = CodebookRevival(made, total_steps=1000, seed=0)
-    changed = revive_until(made, revival, lambda _: counts_without(7, vectors), range(2 * wait + 2))
-    assert changed == [wait - 1, 2 * wait - 1]  # and, still without a vector, once more after as long again
-
-
-def test_a_row_that_gets_a_vector_in_time_is_not_revived() -> None:
-    made = quantizer(k=8)
-    revival = CodebookRevival(made, total_steps=1000, seed=0)
-    used_at = {9, 18, 28}  # idle for nine steps, for eight, then for nine again; then idle for good
-
-    def counts(step: int) -> Tensor:
-        return counts_without(-1 if step in used_at else 7, 8)
-
-    assert revive_until(made, revival, counts, range(40)) == [38]
+        changed += [] if torch.equal(made.embedding.weight[7], before) else [step]
+    assert changed == expected
 
 
 def test_only_idle_rows_are_reseeded_and_with_distinct_vectors_of_the_step() -> None:
@@ -260,13 +249,6 @@ def test_only_idle_rows_are_reseeded_and_with_distinct_vectors_of_the_step() -> 
     assert torch.equal(rows[~idle], before[~idle])
     matches = (rows[idle][:, None] == vectors).all(-1)
     assert matches.sum(1).tolist() == [1, 1, 1] and matches.any(0).sum() == 3
-
-
-def test_nothing_is_revived_in_the_last_tenth_of_training() -> None:
-    for first, expected in ((890, [899]), (891, [])):
-        made = quantizer(k=8)
-        revival = CodebookRevival(made, total_steps=1000, seed=0)
-        assert revive_until(made, revival, lambda _: counts_without(7, 100), range(first, 1000)) == expected
 
 
 def test_kmeans_leaves_out_vectors_that_are_not_finite_and_refuses_nothing_but_them() -> None:

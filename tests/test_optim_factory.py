@@ -1,7 +1,6 @@
 """Parameter groups and schedules against golden numbers, one optimizer step against the same thing by hand."""
 
 import copy
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from timm.models import create_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import golden_recipe
 import modeling_finetune  # noqa: F401  # registers its models, as the two below
 import modeling_pretrain  # noqa: F401
 import modeling_vqnsp  # noqa: F401
@@ -22,9 +22,7 @@ from data_helpers import assert_equal, only_line, parse, plain_run, process_grou
 from errors import InputError, UsageError
 from optim_factory import Update, build_update, cosine_schedule, micro_batches, parameter_groups
 
-GOLDEN = Path(__file__).parent / "golden"
-SCHEDULES = json.loads((GOLDEN / "cosine_schedules.json").read_text())
-UNUSED = ("student.lm_head.", "projection_head.")  # in the published files only
+SCHEDULES = golden_recipe.table("cosine_schedules")
 
 
 @pytest.mark.parametrize(
@@ -36,11 +34,11 @@ UNUSED = ("student.lm_head.", "projection_head.")  # in the published files only
     ],
 )
 def test_parameter_groups_are_those_of_the_released_code(table: str, model: str, options: dict[str, float]) -> None:
-    expected = json.loads((GOLDEN / "parameter_groups.json").read_text())[table]
+    expected = golden_recipe.table("parameter_groups")[table]
     module = create_model(model)
     groups = parameter_groups(module, **options)
     found = {name: [group["lr_scale"], group["weight_decay"]] for group in groups for name in group["names"]}
-    assert found == {name: entry for name, entry in expected.items() if not name.startswith(UNUSED)}
+    assert found == {name: entry for name, entry in expected.items() if not name.startswith(golden_recipe.NOT_CARRIED)}
     by_identity = {id(parameter): name for name, parameter in module.named_parameters()}
     for group in groups:
         assert [by_identity[id(parameter)] for parameter in group["params"]] == group["names"]
@@ -255,22 +253,20 @@ def test_gradient_overflows_in_half_precision_lower_the_scale_and_without_end_ar
 
 
 @pytest.mark.parametrize(
-    ("words", "processes", "expected"), [(("--update_freq", 3), 2, 3), (("--total_batch_size", 512), 2, 4)]
-)
-def test_the_total_batch_sets_the_micro_batches(tmp_path: Path, words: tuple, processes: int, expected: int) -> None:
-    args = parse(words, lambda parser: optim_factory.add_arguments(parser, accumulation="update_freq"), batch_size=64)
-    assert micro_batches(args, plain_run(tmp_path, processes=processes), flag="update_freq") == expected
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "expected"),
     [
+        (("--update_freq", 3), 3),
+        (("--total_batch_size", 512), 4),
         (("--total_batch_size", 500), ("500", "64 x 2", "128")),
-        (("--total_batch_size", 512, "--gradient_accumulation_steps", 3), ("512", "4 micro-batches", "says 3")),
+        (("--total_batch_size", 512, "--update_freq", 3), ("512", "4 micro-batches", "says 3")),
     ],
 )
-def test_a_total_batch_that_cannot_be_is_wrong_usage(tmp_path: Path, words: tuple, says: tuple) -> None:
-    args = parse(words, optim_factory.add_arguments, batch_size=64)
+def test_the_total_batch_sets_the_micro_batches_or_is_wrong_usage(tmp_path: Path, words: tuple, expected: Any) -> None:
+    args = parse(words, lambda parser: optim_factory.add_arguments(parser, accumulation="update_freq"), batch_size=64)
+    run = plain_run(tmp_path, processes=2)
+    if isinstance(expected, int):
+        assert micro_batches(args, run, flag="update_freq") == expected
+        return
     with pytest.raises(UsageError) as error:
-        micro_batches(args, plain_run(tmp_path, processes=2))
-    only_line(error, "--total_batch_size", *says)
+        micro_batches(args, run, flag="update_freq")
+    only_line(error, "--total_batch_size", *expected)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_a_cell_leaves_one_json_with_the_predictions_of_all_its_runs(room: Path)
     assert record["metrics"]["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(whole[0], whole[1] >= 0))
 
 
-def test_a_stopped_cell_goes_on_with_its_unfinished_command(room: Path) -> None:
+def test_a_stopped_cell_goes_on_with_its_unfinished_command_and_a_finished_one_is_not_run_again(room: Path) -> None:
     calls: list[str] = []
 
     def cut(words: list[str]) -> None:
@@ -93,16 +94,11 @@ def test_a_stopped_cell_goes_on_with_its_unfinished_command(room: Path) -> None:
     record = run_cell(room, call=cut)
     assert calls == ["fold-0", "fold-1", "fold-1"] and len(record["runs"]) == 2
     assert not list(room.rglob("*.pth")), "checkpoints of finished cells are removed"
-
-
-def test_a_finished_cell_is_not_run_again_and_one_of_other_commands_is_refused(room: Path) -> None:
-    record = run_cell(room)
-    never = lambda words: pytest.fail("it was run again")  # noqa: E731
-    assert run_cell(room, call=never) == record
+    assert run_cell(room, call=cut) == record and len(calls) == 3
     recipe = room / "recipes/mini.seed-0.json"
     recipe.write_text(recipe.read_text().replace("logistic", "eegnet --epochs 3"))
     with pytest.raises(InputError, match="other commands"):
-        run_cell(room, call=never)
+        run_cell(room, call=cut)
 
 
 def test_a_folder_of_recordings_that_is_missing_is_named_before_anything_is_run(tmp_path: Path) -> None:
@@ -129,17 +125,11 @@ def test_every_shipped_command_is_one_that_its_script_still_takes() -> None:
     places = {"DATA": Path("d"), "EEGMAT": Path("e"), "EEGMMIDB": Path("m")}
     seen: set[str] = set()
     for command in [command for _, seed, record in SHIPPED if seed == 0 for command in record["commands"]]:
-        plain = command.replace("*", "").replace("[", "").replace("]", "").replace("?", "")
-        words = list(cell.fill(plain.split()[1:], places))
-        start = 2 if words[0] == "-m" else 1
-        script = words[1] if start == 2 else words[0].removesuffix(".py").replace("/", ".")
-        with patch.object(sys, "argv", [script, *words[start:]]):
-            module = importlib.import_module(script)
-            if hasattr(module, "get_args"):
-                module.get_args()
-            else:  # a maker of labelled files
-                with patch.object(labelled, "run_script"):
-                    labelled.run(script)
+        script, *words = cell.fill(re.sub(r"[*?\[\]]|^python (-m )?", "", command).split(), places)
+        script = script.removesuffix(".py").replace("/", ".")
+        module = importlib.import_module(script)
+        with patch.object(sys, "argv", [script, *words]), patch.object(labelled, "run_script"):
+            module.get_args() if hasattr(module, "get_args") else labelled.run(script)
         seen.add(script)
     assert {"reference.baselines", "reference.one_mask", "run_inference", "dataset_maker.make_eegmat"} <= seen
 
@@ -231,14 +221,12 @@ def test_intervals_are_percentiles_over_draws_of_whole_subjects(tmp_path: Path) 
     generator = np.random.default_rng(0)
     subjects, labels = np.repeat(np.arange(6), 5), np.tile([0, 1, 0, 1, 1], 6)
     logits = [generator.standard_normal(30) + labels for _ in range(2)]
-    records = [
-        {"cell": name, "runs": [{"predictions": texts(x, labels, subjects)}]}
-        for name, x in zip("ab", logits, strict=True)
-    ]
+    given = {"labels": " ".join(map(str, labels)), "subjects": " ".join(f"s{subject}" for subject in subjects)}
+    texts = [given | {"logits": " ".join(map(str, x))} for x in logits]
+    records = [{"cell": name, "runs": [{"predictions": one}]} for name, one in zip("ab", texts, strict=True)]
     with patch.object(intervals, "DRAWS", 40):
         kept = intervals.Intervals(tmp_path)
         own, less = kept.get(records[:1])["roc_auc"], kept.get(records[:1], records[1:])["roc_auc"]
-        kept.save()
     draws = np.random.default_rng(0)
     values = []
     for _ in range(40):
@@ -247,10 +235,3 @@ def test_intervals_are_percentiles_over_draws_of_whole_subjects(tmp_path: Path) 
     one, other = np.array(values).T
     assert own == pytest.approx(np.percentile(one, [2.5, 97.5]), abs=1e-4)
     assert less == pytest.approx(np.percentile(one - other, [2.5, 97.5]), abs=1e-4)
-    with patch.object(intervals, "drawn_metrics", lambda *a, **k: pytest.fail("drawn again")):
-        assert intervals.Intervals(tmp_path).get(records[:1])["roc_auc"] == own
-
-
-def texts(logits: np.ndarray, labels: np.ndarray, subjects: np.ndarray) -> dict[str, str]:
-    parts = {"logits": logits, "labels": labels, "subjects": [f"s{subject}" for subject in subjects]}
-    return {name: " ".join(map(str, values)) for name, values in parts.items()}
