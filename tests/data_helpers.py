@@ -8,6 +8,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,24 +45,19 @@ def counting(electrodes: int, samples: int) -> np.ndarray:
 
 def write_pretraining(
     path: Path,
-    names: Sequence[str],
+    names: Sequence[Any],
     recordings: Sequence[np.ndarray],
     *,
-    rate: float = 200,
     dtype: Any = np.float32,
-    as_bytes: bool = False,
-    leave_out: Collection[str] = (),
     valid: Sequence[Any] = (),
 ) -> Path:
-    """Write a pre-training file; as_bytes: electrode names as bytes; leave_out: attributes; valid: by recording."""
+    """Write a pre-training file; names: of electrodes, as text or bytes; valid: seconds of the first recordings."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    order = np.array([n.encode() for n in names]) if as_bytes else np.array(names, dtype=h5py.string_dtype())
-    attributes = {"chOrder": order, "rsFreq": rate, "lFreq": 0.1, "hFreq": 75.0}
     with h5py.File(path, "w") as file:
         for i, eeg in enumerate(recordings):
             chunks = (len(eeg), min(200, eeg.shape[1]))
-            data = file.create_group(f"recording{i}").create_dataset("eeg", data=eeg.astype(dtype), chunks=chunks)
-            data.attrs.update({key: value for key, value in attributes.items() if key not in leave_out})
+            data = file.create_dataset(f"recording{i}/eeg", data=eeg.astype(dtype), chunks=chunks)
+            data.attrs.update(chOrder=list(names), rsFreq=200, lFreq=0.1, hFreq=75.0)
         for i, seconds in enumerate(valid):
             file[f"recording{i}/valid"] = seconds
     return path
@@ -79,27 +75,17 @@ def write_labelled(
 ) -> Path:
     """Write a labelled file from split -> (eeg (samples, N, time), labels); leave_out: attributes and datasets."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = h5py.string_dtype()
-    attributes = {
-        "name": path.stem,
-        "task": task,
-        "classes": np.array(classes, dtype=text),
-        "chOrder": np.array(names, dtype=text),
-        "rsFreq": rate,
-    }
+    attributes = {"name": path.stem, "task": task, "classes": list(classes), "chOrder": list(names), "rsFreq": rate}
     with h5py.File(path, "w") as file:
         file.attrs.update({key: value for key, value in attributes.items() if key not in leave_out})
         for split, (eeg, labels) in splits.items():
             group, n = file.create_group(split), len(eeg)
-            contents = {
-                "eeg": eeg,
-                "label": np.asarray(labels),
-                "recording": np.array([f"{split}-recording{i // 2}" for i in range(n)], dtype=text),
-                "subject": np.array([f"{split}-subject{i // 4}" for i in range(n)], dtype=text),
-            }
+            contents = {"eeg": eeg, "label": np.asarray(labels)}
+            for key, length in (("recording", 2), ("subject", 4)):  # samples
+                contents[key] = np.array([f"{split}-{key}{i // length}" for i in range(n)], dtype=h5py.string_dtype())
             for key, value in contents.items():
                 if key not in leave_out:
-                    group.create_dataset(key, data=value)
+                    group[key] = value
     return path
 
 
@@ -133,16 +119,12 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _pretraining_flags(parser: argparse.ArgumentParser) -> None:
-    eeg_data.add_pretraining_arguments(parser, window_stride=200)
-
-
 def pretraining_loaders(*words: Any, make_mask: Any = None, accumulation: int = 1, **run: int) -> eeg_data.Loaders:
     """Return the loaders of stage 1 or 2 for a command line; run: rank, processes, seed."""
-    args = parse(words, _pretraining_flags, batch_size=4, num_workers=0, seed=run.get("seed", 0))
-    return eeg_data.build_pretraining_loaders(
-        args, plain_run(Path(), **run), accumulation=accumulation, make_mask=make_mask
-    )
+    flags = partial(eeg_data.add_pretraining_arguments, window_stride=200)
+    args = parse(words, flags, batch_size=4, num_workers=0, seed=run.get("seed", 0))
+    here = plain_run(Path(), **run)
+    return eeg_data.build_pretraining_loaders(args, here, accumulation=accumulation, make_mask=make_mask)
 
 
 def digests(loader: Any, epoch: int = 0) -> list[str]:
