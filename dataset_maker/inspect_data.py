@@ -192,10 +192,11 @@ def _describe_labelled(path: Path, shards: list[LabelledFile]) -> DataSet:
         report[split] |= {"recordings": len(set(samples.recordings)), "subjects": len(set(samples.subjects))}
         if file.task == "regression":
             columns = zip(file.classes, samples.labels.T.astype(np.float64), strict=True)
-            report[split] |= {name: {"mean": float(v.mean()), "std": float(v.std())} for name, v in columns if len(v)}
+            values = {name: {"mean": float(v.mean()), "std": float(v.std())} for name, v in columns if len(v)}
+            report[split]["targets"] = values
         else:
             counts = np.bincount(samples.labels, minlength=len(file.classes))
-            report[split] |= dict(zip(file.classes, counts.tolist(), strict=True))
+            report[split]["labels"] = dict(zip(file.classes, counts.tolist(), strict=True))
     scan = Quality.merged(samples.quality() for samples in splits.values())
     rows, warnings = _describe_signals(file.montage, scan, any(samples.unmarked for samples in splits.values()))
     title = f"{file.path}: labelled, {file.name}, {file.task}, {file.seconds} s, {len(file.shards)} file(s)"

@@ -30,9 +30,8 @@ def readable(where: Any, way_out: str = "make the file again") -> Iterator[None]
     except InputError:
         raise
     except Exception as error:  # KeyError, RuntimeError, OverflowError, MemoryError, ...: no list is complete
-        raise InputError(
-            f"{where}: cannot be read ({type(error).__name__}; damaged, or a lost link): {way_out}"
-        ) from None
+        reason = f"{type(error).__name__}; missing, damaged, cut short, or a lost link"
+        raise InputError(f"{where}: cannot be read ({reason}): {way_out}") from None
 
 
 def open_file(path: Path) -> h5py.File:
@@ -58,12 +57,8 @@ def open_dataset(path: Path, name: str) -> h5py.Dataset:
 
 @cache
 def _open_file(path: Path, process: int) -> h5py.File:
-    try:
+    with readable(path, "name a file that a maker has made, or make it again"):
         return h5py.File(path, "r", locking=False, rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=CHUNK_SLOTS)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file; give the path of one that a maker has made") from error
-    except Exception as error:  # not only OSError where the first bytes are damaged
-        raise InputError(f"{path} is no readable HDF5 file (damaged or cut short): make it again") from error
 
 
 @cache
@@ -136,7 +131,6 @@ def visible_files(folder: Path) -> Iterator[Path]:
 
     Raises InputError for a folder that may not be read: skipping it would make a smaller data set without a word.
     """
-
     seen = set()  # linked folders may form a circle
     for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         state = Path(place).stat()

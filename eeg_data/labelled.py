@@ -116,12 +116,12 @@ def build_labelled_loaders(args: argparse.Namespace, run: Run, file: LabelledFil
     if run.is_main:
         _warn(file, splits)
     batches = training_batches([len(splits["train"])], args, run, accumulation)
-    shares = (run.rank, run.processes) if args.dist_eval else (0, 1)
+    share = {"rank": run.rank, "processes": run.processes} if args.dist_eval else {}
     evaluation = {}
-    for split in ("val", "test"):
-        if len(splits.get(split, ())):
-            plan = EvaluationBatches([len(splits[split])], args.batch_size, rank=shares[0], processes=shares[1])
-            evaluation[split] = make_loader(splits[split], plan, args, run, collate_labelled)
+    for split, windows in splits.items():
+        if split != "train" and len(windows):
+            plan = EvaluationBatches([len(windows)], args.batch_size, **share)
+            evaluation[split] = make_loader(windows, plan, args, run, collate_labelled)
     sizes = ", ".join(f"{split} {len(windows)}" for split, windows in splits.items())
     logger.info(
         f"{file.name}: {file.task}, {len(file.montage)} electrodes, {file.seconds} s; {sizes}; {batches.repeated[0]} "

@@ -101,7 +101,10 @@ class Recording:
 
 
 class Windows:
-    """Windows of one montage without an invalid second, as long as 256 patches allow unless `window` is given."""
+    """Windows of one montage without an invalid second, as long as 256 patches allow unless `window` is given.
+
+    window and stride in samples; start and end as fractions of each recording.
+    """
 
     def __init__(
         self,
@@ -112,7 +115,6 @@ class Windows:
         start: float = 0,
         end: float = 1,
     ) -> None:
-        """window and stride in samples; start and end as fractions of each recording."""
         self.recordings, self.stride = list(recordings), stride
         self.montage = self.recordings[0].montage
         self.window = window or default_window(len(self.montage))

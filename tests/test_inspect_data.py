@@ -101,7 +101,7 @@ def test_a_labelled_set_of_shards_is_described_split_by_split(tmp_path: Path) ->
             "left out": int(split == "val"),
             "recordings": -(-len(y) // 2),
             "subjects": subjects,
-            **{name: copies * int((y == i).sum()) for i, name in enumerate(classes)},
+            "labels": {name: copies * int((y == i).sum()) for i, name in enumerate(classes)},
         }
     assert one.report["hours"] == pytest.approx(24 * 2 / 3600)
     assert any("2 subject(s)" in text and "train-subject0 (train, test)" in text for text in one.warnings)
@@ -113,8 +113,9 @@ def test_a_regression_is_described_by_its_targets(tmp_path: Path) -> None:
     path = write_labelled(tmp_path / "gait.hdf5", splits, task="regression", classes=("hip", "knee"))
     (one,) = described(path)
     for i, name in enumerate(("hip", "knee")):
-        assert one.report["train"][name] == pytest.approx({"mean": y[:, i].mean(), "std": y[:, i].std()}, rel=1e-5)
-        assert name not in one.report["val"]
+        values = {"mean": y[:, i].mean(), "std": y[:, i].std()}
+        assert one.report["train"]["targets"][name] == pytest.approx(values, rel=1e-5)
+    assert one.report["val"]["targets"] == {}
 
 
 def test_a_wrong_unit_and_electrodes_that_training_refuses_are_warned_about(tmp_path: Path, inspect: Any) -> None:
