@@ -14,13 +14,14 @@ import numpy as np
 
 from errors import InputError
 
-FLAT = 0.1  # uV: an electrode that moves less in a second does not move
-FLAT_SHARE = 0.01  # of the recording's median movement: so that signals in volts are not all flat
-MIN_PART = 0.1  # s: less of a second is too little to call it flat
-STUCK_SECONDS, STUCK_SAMPLES = 0.01, 3  # at least so long at the extreme is saturated
+FLAT = 0.1  # uV: an electrode that moves less in a second is flat, if it also moves less than
+FLAT_SHARE = 0.01  # of the recording's median movement; else signals in volts would all be flat
+MIN_PART = 0.1  # s: a shorter last second is never flat
+STUCK_SECONDS, STUCK_SAMPLES = 0.01, 3  # an electrode that stays so long at its extreme is saturated
 MANY_INVALID, MANY_FLAT, MANY_SATURATED = 0.01, 0.1, 0.01  # shares of the seconds that are warned about
-VOLTS, LIKELY = 3e-4, (0.3, 1e3)  # uV: below, or outside of these the median of |EEG| says that the unit is another
-BLOCK = 2**18  # values looked at together: they stay in the processor's cache
+VOLTS, LIKELY = 3e-4, (0.3, 1e3)  # uV: a median of |EEG| outside LIKELY is of another unit, below VOLTS of volts
+BLOCK = 2**18  # values scanned at a time: they stay in the processor's cache
+COUNTS = ("not_finite", "flat", "saturated")
 
 # The histogram's bins: 20 a decade from 1e-9 to 1e7 uV, with edges rounded down (0.2 % at most) to floats whose last
 # 14 bits are zero, so that a float's other bits say which bin it is in; no logarithm is taken.
@@ -29,7 +30,7 @@ _decades = (10.0 ** (np.arange(-9 * 20, 7 * 20 + 1) / 20)).astype(np.float32)
 _EDGE_BITS = _decades.view(np.int32) >> _LOW_BITS
 EDGES = (_EDGE_BITS << _LOW_BITS).view(np.float32)  # uV; below and above them is one bin each
 BINS = len(EDGES) + 1
-_UPPER = 2**31 >> _LOW_BITS  # what the upper bits of a float without its sign can be
+_UPPER = 2**31 >> _LOW_BITS  # values that the upper bits of a float without its sign can have
 _INFINITY = int(np.array(np.inf, np.float32).view(np.int32)) >> _LOW_BITS
 
 
@@ -48,21 +49,20 @@ class Quality:
     def merged(cls, parts: Iterable["Quality"]) -> "Quality":
         """Add several up; `valid` one after the other."""
         valid, histogram, seconds = [np.zeros(0, bool)], np.zeros(BINS, np.int64), 0
-        not_finite, flat, saturated = Counter[str](), Counter[str](), Counter[str]()
+        counts = {key: Counter[str]() for key in COUNTS}
         for part in parts:
             valid.append(part.valid)
-            not_finite.update(part.not_finite)
-            flat.update(part.flat)
-            saturated.update(part.saturated)
-            histogram = histogram + part.histogram
+            for key in COUNTS:
+                counts[key].update(getattr(part, key))
+            histogram += part.histogram
             seconds += part.seconds
-        return cls(np.concatenate(valid), dict(not_finite), dict(flat), dict(saturated), histogram, seconds)
+        return cls(np.concatenate(valid), **counts, histogram=histogram, seconds=seconds)
 
     def to_json(self) -> str:
         """Write everything but `valid`."""
-        bins = {str(i): int(self.histogram[i]) for i in np.flatnonzero(self.histogram)}
-        counts = {"not_finite": self.not_finite, "flat": self.flat, "saturated": self.saturated}
-        return json.dumps({"seconds": self.seconds, **counts, "histogram": bins}, sort_keys=True)
+        content = {key: getattr(self, key) for key in (*COUNTS, "seconds")}
+        content["histogram"] = {str(i): int(self.histogram[i]) for i in np.flatnonzero(self.histogram)}
+        return json.dumps(content, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: Any, valid: np.ndarray, where: str = "attribute quality") -> "Quality":
@@ -72,8 +72,8 @@ class Quality:
             histogram = np.zeros(BINS, np.int64)
             for place, count in content["histogram"].items():
                 histogram[int(place)] = count
-            not_finite, flat, saturated = (dict(content[key]) for key in ("not_finite", "flat", "saturated"))
-            return cls(valid, not_finite, flat, saturated, histogram, int(content["seconds"]))
+            counts = {key: dict(content[key]) for key in COUNTS}
+            return cls(valid, **counts, histogram=histogram, seconds=int(content["seconds"]))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
             raise InputError(f"{where}: quality is no JSON of a scan: make the file again") from None
 
