@@ -189,7 +189,7 @@ def fine_tune(
     """Train from where the run stands to the last epoch, or until patience ends; then log the results."""
     module, best, run = state.model.module, evaluation.best, state.run
     judged = ema.module if ema else module
-    epoch = state.resume(args)
+    epoch = state.resume()
     options: dict[str, Any] = {"smoothing": args.smoothing}
     if args.class_weights == "balanced":
         data: Any = loaders.train.dataset

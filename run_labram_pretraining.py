@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
         update = optim_factory.build_update(model, args, run, steps_per_epoch=steps, accumulation=accumulation)
         inputs = loaders.summary() | {"tokenizer weights": checkpoints.digest_of_weights(weights)}
         state = TrainingState(model, update, run, args, stage="pretraining", inputs=inputs)
-        first = state.resume(args)
+        first = state.resume()
         with run.interruption.listening():
             run.prepare(tokenizer)
             for epoch in range(first, args.epochs):

@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
         revival = CodebookRevival(model.module.quantize, total_steps=args.epochs * steps, seed=args.seed)
         extras = {"revival": revival}
         state = TrainingState(model, update, run, args, stage="tokenizer", extras=extras, inputs=loaders.summary())
-        first = state.resume(args)
+        first = state.resume()
         initialize_codebook(model.module, loaders.train, run, epoch=first, accumulation=accumulation)
         with run.interruption.listening():
             for epoch in range(first, args.epochs):

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from errors import INTERRUPTED, TERMINATED, InputError, Interrupted, PeerLost, UsageError, friendly_error
 from files import check_writable
@@ -133,7 +132,7 @@ class Interruption:
         self._number = 0  # of the signal that this process received
         self._cpu_group = cpu_group
         self._under_way: tuple[Tensor, Any] | None = None
-        self.on_stop: Callable[[signal.Signals], NoReturn] = self._stop
+        self.on_stop: Callable[[], str] = str  # saves; returns what to say after "stopped by SIGTERM"
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -168,12 +167,8 @@ class Interruption:
             work = dist.all_reduce(request, op=dist.ReduceOp.MAX, group=self._cpu_group, async_op=True)
             self._under_way = request, work
         if number:
-            self.on_stop(signal.Signals(number))
+            raise Interrupted(f"stopped by {signal.Signals(number).name}{self.on_stop()}", EXIT_CODES[number])
         return bool(wanted)
-
-    @staticmethod
-    def _stop(number: signal.Signals) -> NoReturn:
-        raise Interrupted(f"stopped by {number.name}", EXIT_CODES[number])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,15 +227,11 @@ class Run:
 
     def evaluation_batches(self, loader: Any, title: str = "evaluating") -> Iterator[Any]:
         """Yield the batches of an evaluation, with a bar on a terminal; a signal may stop the run between two."""
-        batches = iter(loader)
-        bar = tqdm(total=len(loader), desc=title, disable=not (self.is_main and sys.stderr.isatty()), leave=False)
-        with bar:
-            for _ in range(loader.batch_sampler.rounds):  # the same on all ranks, which exchange signals in each
-                batch = next(batches, None)
-                if batch is not None:
-                    yield batch
-                    bar.update()
-                self.interruption.sync_signals()
+        batches = iter(tqdm(loader, title, leave=False, disable=None if self.is_main else True))
+        for _ in range(loader.batch_sampler.rounds):  # the same on all ranks, which exchange signals in each
+            if (batch := next(batches, None)) is not None:
+                yield batch
+            self.interruption.sync_signals()
 
     def prepare(self, model: M) -> M:
         """Move a model to the device, in the run's type, and compile its blocks if the run compiles."""
@@ -274,25 +265,16 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
         for flag, folder in (("output_dir", args.output_dir), ("log_dir", args.log_dir)):
             if folder is not None:
                 check_writable(folder, f"--{flag}")
-    amp_dtype, dtype = _precision(args.precision, device)
+    types = _precision(args.precision, device)
     torch.manual_seed(args.seed)
     np.random.seed(args.seed % 2**32)
     cpu_group = _init_groups(device)
     processes = dist.get_world_size()
-    run = Run(
-        device,
-        dist.get_rank(),
-        processes,
-        args.seed,
-        args.output_dir,
-        amp_dtype,
-        dtype,
-        compiled=device.type == "cuda" if args.compile is None else args.compile,
-        interruption=Interruption(cpu_group),
-        cpu_group=cpu_group,
-    )
+    compiled = device.type == "cuda" if args.compile is None else args.compile
+    place = (device, dist.get_rank(), processes, args.seed, args.output_dir, *types)
     try:
-        with friendly_error(args, processes=processes), logging_redirect_tqdm():
+        with friendly_error(args, processes=processes):
+            run = Run(*place, compiled, Interruption(cpu_group), cpu_group)
             run.check_same(_common_flags(args), "start all machines with the same command")
             yield run
     finally:
@@ -315,17 +297,17 @@ def _init_groups(device: torch.device) -> Any:
     """Make the process group. Returns a second group on CPUs, None for one process."""
     nccl = device.type == "cuda" and dist.is_nccl_available()
     backend, device_id = ("nccl", device) if nccl else ("gloo", None)
+    rank, processes = 0, 1
+    store: dist.Store = dist.HashStore()
     if "RANK" in os.environ:
         store, rank, processes = next(iter(dist.rendezvous("env://")))
         if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
             # torchrun keeps its store, with the addresses of processes that ended, when it starts them again.
             # (With several machines their counts may differ: docs/training.md turns the keeping off there.)
             store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=processes, device_id=device_id)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device_id)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=processes, device_id=device_id)
     # Made at once: later a process that failed before would be waited for, without a connection that could break.
-    cpu_group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+    cpu_group = dist.new_group(backend="gloo") if processes > 1 else None
     # Kept until the next run: a model that frees its group right after an exchange can wait for Gloo's thread, which
     # waits for Python, for ever.
     _last_groups[:] = [dist.group.WORLD, cpu_group]
@@ -343,10 +325,8 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
         index = local_rank if device.index is None else device.index
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():
             count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            raise UsageError(
-                f"--device {name}: GPU {index} is not there ({count} found); use --device cpu, or fewer "
-                "processes (--nproc_per_node)"
-            )
+            way_out = "use --device cpu, or fewer processes (--nproc_per_node)"
+            raise UsageError(f"--device {name}: GPU {index} is not there ({count} found); {way_out}")
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False  # as torch has it for products: float32 is float32
@@ -356,14 +336,12 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
 def _precision(name: str, device: torch.device) -> tuple[torch.dtype | None, torch.dtype]:
     """Return the type of autocast (None: no autocast) and the type of the weights."""
     if name == "auto":
-        if device.type == "cpu":
-            return None, torch.float32
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if bf16 else torch.float16, torch.float32
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        name = "fp32" if device.type == "cpu" else "bf16" if bf16 else "fp16"
     if name == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16")
     dtype = PRECISIONS[name]
-    return (None, dtype) if dtype in (torch.float32, torch.float64) else (dtype, torch.float32)
+    return (None, dtype) if name in ("fp32", "fp64") else (dtype, torch.float32)
 
 
 def _check_flags(args: argparse.Namespace) -> None:

@@ -303,7 +303,7 @@ def test_patience_stops_after_so_many_epochs_in_a_row_without_a_better_score(
     [
         (["--freeze_blocks", "5"], "--freeze_blocks 5"),
         (["--lora_alpha", "4"], "--lora R"),
-        (["--lora", "4", "--freeze_blocks", "2"], "--freeze_blocks and --lora"),
+        (["--lora", "4", "--freeze_blocks", "2"], "--freeze_blocks: not allowed with argument --lora"),
         (["--patience", "2", "--disable_eval_during_finetuning"], "leave out --disable_eval_during_finetuning"),
     ],
 )

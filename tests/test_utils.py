@@ -245,13 +245,13 @@ def test_the_code_version_begins_with_the_version_and_needs_no_git(monkeypatch: 
 
 
 @contextmanager
-def training(folder: Path, *words: Any) -> Iterator[tuple[TrainingState, Any]]:
+def training(folder: Path, *words: Any) -> Iterator[TrainingState]:
     """Give the state of a training of a tiny tokenizer that takes two steps an epoch."""
     args = flags(folder, "--epochs", 4, "--save_ckpt_freq", 2, *words)
     with setup_run(args) as run:
         model = run.distribute(create_model(TINY, n_code=8, code_dim=4, quantize_kmeans_init=False))
         update = build_update(model, args, run, steps_per_epoch=2)
-        yield TrainingState(model, update, run, args, stage="tokenizer"), args
+        yield TrainingState(model, update, run, args, stage="tokenizer")
 
 
 class FakeLoader:
@@ -269,7 +269,7 @@ class FakeLoader:
 
 
 def test_random_numbers_of_an_epoch_depend_on_seed_epoch_and_process_only(tmp_path: Path) -> None:
-    with training(tmp_path) as (state, _):
+    with training(tmp_path) as state:
 
         def draws(epoch: int, **changed: int) -> list[float]:
             torch.rand(7)
@@ -285,24 +285,24 @@ def test_random_numbers_of_an_epoch_depend_on_seed_epoch_and_process_only(tmp_pa
 
 
 def test_no_auto_resume_starts_anew_and_start_epoch_places_the_schedule(tmp_path: Path) -> None:
-    with training(tmp_path) as (state, args):
-        state.resume(args)
+    with training(tmp_path) as state:
+        state.resume()
         state.finish_epoch(2)
-    with training(tmp_path, "--no_auto_resume") as (state, args):
-        assert state.resume(args) == 0 and state.update.step == 0
-    with training(tmp_path, "--no_auto_resume", "--start_epoch", 3) as (state, args):
-        assert state.resume(args) == 3 and state.update.step == 6
+    with training(tmp_path, "--no_auto_resume") as state:
+        assert state.resume() == 0 and state.update.step == 0
+    with training(tmp_path, "--no_auto_resume", "--start_epoch", 3) as state:
+        assert state.resume() == 3 and state.update.step == 6
 
 
 def test_weights_alone_and_checkpoints_of_another_stage_are_not_resumed_and_the_log_stays(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text('{"epoch": 0}\n')
-    with training(tmp_path) as (state, args):
+    with training(tmp_path) as state:
         torch.save({"model": state.model.module.state_dict(), "epoch": 3}, tmp_path / "weights.pth")
         torch.save({"model": create_model("labram_tiny_patch200_200").state_dict()}, tmp_path / "other.pth")
         for name, words in (("weights.pth", ["--no_auto_resume"]), ("other.pth", ["classifier", "tokenizer"])):
-            args.resume = tmp_path / name
+            state.args.resume = tmp_path / name
             with pytest.raises(InputError) as error:
-                state.resume(args)
+                state.resume()
             only_line(error, tmp_path / name, *words)
     assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n'
 

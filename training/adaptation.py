@@ -22,6 +22,7 @@ from eeg_data.batches import EvaluationBatches
 from eeg_data.labelled import LabelledBatch, LabelledWindows, collate_labelled
 from eeg_data.pretraining import Loaders, make_loader
 from errors import InputError, UsageError
+from files import plain
 from modeling_finetune import NeuralTransformer
 from training import checkpoints
 from training.state import TrainingState
@@ -36,10 +37,11 @@ ALPHA = "lora_alpha"  # buffer
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags for what learns, and for how long."""
     group = parser.add_argument_group("adaptation (default: everything learns)")
-    add = group.add_argument
+    add = group.add_mutually_exclusive_group().add_argument
     add("--freeze_blocks", type=int, default=0, metavar="K", help="freeze the embeddings and the first K blocks")
     add("--linear_probe", action="store_true", help="train only the head, on features computed once")
     add("--lora", type=int, metavar="R", help="train adapters of rank R on attention, the norm and the head")
+    add = group.add_argument
     add("--lora_alpha", type=float, help="scale adapters by alpha/R (default: 2 R)")
     add("--lora_dropout", type=float, help="dropout before each adapter (default: 0)")
     add("--patience", type=int, metavar="P", help="stop after P epochs in a row without a better score")
@@ -50,15 +52,12 @@ def check_flags(args: argparse.Namespace) -> None:
     depth = modeling_finetune.SIZES[args.model]["depth"]
     if args.freeze_blocks > depth:
         raise UsageError(f"--freeze_blocks {args.freeze_blocks}: {args.model} has {depth} blocks: give at most {depth}")
-    modes = [name for name in ("freeze_blocks", "linear_probe", "lora") if getattr(args, name)]
-    if len(modes) > 1:
-        raise UsageError(f"--{modes[0]} and --{modes[1]} exclude each other: choose one of them")
     if args.lora is None and (args.lora_alpha is not None or args.lora_dropout is not None):
         raise UsageError("--lora_alpha and --lora_dropout belong to --lora R: add it or leave them out")
     if args.patience is not None and args.disable_eval_during_finetuning:
         raise UsageError("--patience needs a score after every epoch: leave out --disable_eval_during_finetuning")
-    if modes and args.finetune is None and not args.eval:
-        logger.warning("--%s without --finetune: the frozen part keeps its random weights.", modes[0])
+    if (args.freeze_blocks or args.linear_probe or args.lora) and args.finetune is None and not args.eval:
+        logger.warning("Without --finetune the frozen part keeps its random weights.")
 
 
 def setup_adaptation(model: NeuralTransformer, args: argparse.Namespace) -> None:
@@ -129,7 +128,7 @@ def merged(model: NeuralTransformer) -> NeuralTransformer:
 def save_merged(model: NeuralTransformer, state: TrainingState, epoch: int) -> None:
     """Write a classifier with LoRA as an ordinary one, model-merged.pth, for --finetune and --eval."""
     content = {"model": merged(model).state_dict(), "epoch": epoch, "stage": state.stage}
-    content |= {"args": state.flags, "data_set": state.data_set}
+    content |= {"args": plain(vars(state.args)), "data_set": state.data_set}
     state.run.run_on_rank0(lambda: checkpoints.save(content, state.run.output_dir / "model-merged.pth"))
 
 

@@ -36,9 +36,8 @@ class MetricLog:
     def __init__(self) -> None:
         self.group: str | None = None  # of what is added next: its loss is also averaged as `loss_<group>`
         self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, float] = {}
-        self._counts: dict[str, Tensor] = {}
-        self._waiting: list[tuple[dict[str, Any], str, Any]] = []  # where a value is to be added
+        self._weights: dict[str, float] = {}  # of means; counts have none
+        self._waiting: list[tuple[str, Tensor, float | None]] = []  # name, what its sum grows by, and its weight
 
     def add(self, stats: Mapping[str, Tensor | float], n: int = 1) -> None:
         """Add values (scalars) that are means over n samples."""
@@ -46,16 +45,18 @@ class MetricLog:
             stats = {**stats, f"loss_{self.group}": stats["loss"]}
         for name, value in stats.items():
             scalar = value.detach().double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-            self._waiting += [(self._sums, name, scalar * n), (self._weights, name, n)]
+            self._waiting.append((name, scalar * n, n))
 
     def count(self, name: str, counts: Tensor) -> None:
         """Add to a vector of counts that only this process keeps."""
-        self._waiting.append((self._counts, name, counts.detach().clone()))
+        self._waiting.append((name, counts.detach().clone(), None))
 
     def commit(self) -> None:
         """Take up what was added."""
-        for sums, name, value in self._waiting:
-            sums[name] = sums[name] + value if name in sums else value
+        for name, value, weight in self._waiting:
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            if weight is not None:
+                self._weights[name] = self._weights.get(name, 0) + weight
         self._waiting.clear()
 
     def discard(self) -> None:
@@ -64,32 +65,26 @@ class MetricLog:
 
     def total(self, name: str, size: int) -> Tensor:
         """Return this process's counts of a name, (size,), zeros if there are none."""
-        return self._counts.get(name, torch.zeros(size, dtype=torch.long))
+        return self._sums.get(name, torch.zeros(size, dtype=torch.long))
 
     def mean(self, name: str) -> float:
         """Return this process's mean so far (waits for the device)."""
-        return float(self._sums[name]) / self._weights[name] if name in self._sums else math.nan
+        return float(self._sums[name]) / self._weights[name] if name in self._weights else math.nan
 
     def means(self) -> dict[str, float]:
         """Commit; return means over all processes. Every process must call it; a name may be missing on some."""
         self.commit()
-        own = {name: (float(self._sums[name]), self._weights[name]) for name in self._sums}
-        gathered = gather(own)
-        names = sorted({name for part in gathered for name in part})
-        pairs = {name: [part[name] for part in gathered if name in part] for name in names}
+        parts = gather({name: (float(self._sums[name]), weight) for name, weight in self._weights.items()})
+        pairs = {name: [part[name] for part in parts if name in part] for name in sorted(set().union(*parts))}
         return {name: sum(p[0] for p in pair) / sum(p[1] for p in pair) for name, pair in pairs.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what exact resumption needs, on the CPU."""
-        parts = {"sums": self._sums, "counts": self._counts}
-        host = {part: {name: value.cpu() for name, value in values.items()} for part, values in parts.items()}
-        return {**host, "weights": dict(self._weights)}
+        return {"sums": {name: value.cpu() for name, value in self._sums.items()}, "weights": dict(self._weights)}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Continue from `state_dict()`."""
-        self._sums, self._counts = (
-            {name: value.to(device) for name, value in state[part].items()} for part in ("sums", "counts")
-        )
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
         self._weights = dict(state["weights"])
 
 

@@ -6,26 +6,25 @@ However a run ended, it continues after the last step that a checkpoint holds, e
 import argparse
 import logging
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from errors import InputError, Interrupted
+from errors import InputError
 from files import code_version, plain, sha256, write_json
 from layers import load_strictly
 from optim_factory import MAX_NONFINITE, Update
 from training import checkpoints
 from training.checkpoints import digest_of_weights
 from training.log import MetricLog, RunLog, environment, list_windows
-from utils import EXIT_CODES, Run, gather
+from utils import Run, gather
 
 logger = logging.getLogger(__name__)
 
@@ -82,14 +81,9 @@ class TrainingState:
         inputs: summaries of data and of weights that do not learn; a resumed run compares them. data_set: description
         of a classifier's data for its users; nothing here depends on it.
         """
-        self.model, self.update, self.run, self.stage = model, update, run, stage
+        self.model, self.update, self.run, self.args, self.stage = model, update, run, args, stage
         self.inputs, self.extras, self.data_set = dict(inputs or {}), dict(extras or {}), data_set
         self.settings = describe_settings(args, update, self.inputs)
-        self.epochs, self.flags = args.epochs, plain(vars(args))
-        self.save_every = args.save_ckpt_freq if args.save_ckpt else None
-        self.save_seconds = args.save_every_minutes * 60 if args.save_ckpt else 0.0
-        self.keep_last = args.keep_last
-        self.stop_at_bad_step = args.nonfinite == "stop"
         self.log = MetricLog()
         self.epoch, self.step = 0, 0  # that come next
         self.resumed_from: str | None = None  # digest of the file that --resume named when the run began
@@ -104,28 +98,28 @@ class TrainingState:
 
     # Resumption
 
-    def resume(self, args: argparse.Namespace) -> int:
+    def resume(self) -> int:
         """Load `--resume` or, unless `--no_auto_resume`, the output folder's newest whole checkpoint.
 
         Returns the epoch to continue with; `steps()` begins at the right step of it.
         """
         self.run.check_same(self.inputs, "start all machines with the same data")
-        newest = self.run.run_on_rank0(lambda: self._find(args))
+        newest = self.run.run_on_rank0(self._find)
         if newest is None:
-            self.epoch = int(args.start_epoch)
-            self.run.run_on_rank0(self.run_log.begin)
-            self.run.run_on_rank0(lambda: checkpoints.restore_best(self.run.output_dir, {}))
+            self.epoch = int(self.args.start_epoch)
+            self.run.run_on_rank0(self._begin_files)
         else:
-            self._continue(*newest, anyway=args.resume_anyway)
+            self._continue(*newest)
+            self.run.run_on_rank0(lambda: self._cut_files(*newest))
         self.update.step = self.epoch * self.update.steps_per_epoch + self.step
-        if self.run.is_main and self.epoch < self.epochs:  # a finished run keeps the flags it was trained with
-            write_json(self.run.output_dir / "environment.json", environment(args, self.run))
+        if self.run.is_main and self.epoch < self.args.epochs:  # a finished run keeps the flags it was trained with
+            write_json(self.run.output_dir / "environment.json", environment(self.args, self.run))
         self.run.interruption.on_stop = self._stop
         return self.epoch
 
-    def _find(self, args: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
+    def _find(self) -> tuple[Path, dict[str, Any]] | None:
         """Find the checkpoint to continue. A command with --resume that is started again continues its own last one."""
-        folder = self.run.output_dir
+        args, folder = self.args, self.run.output_dir
         for part in folder.glob(".*.part"):  # of a process that was killed while it wrote
             part.unlink(missing_ok=True)
         if not args.resume:
@@ -139,7 +133,7 @@ class TrainingState:
                 return newest
         return given
 
-    def _continue(self, path: Path, state: dict[str, Any], *, anyway: bool) -> None:
+    def _continue(self, path: Path, state: dict[str, Any]) -> None:
         weights = checkpoints.model_state(state, path)
         checkpoints.check_stage(weights, [self.stage], path)
         if not {"update", "processes", "settings"} <= state.keys():
@@ -149,7 +143,7 @@ class TrainingState:
             )
         self.resumed_from = self.resumed_from or state.get("resumed_from")
         self.epoch, self.step = int(state["epoch"]) + 1, int(state["step"])
-        self._compare(state["settings"], path, anyway=anyway)
+        self._compare(state["settings"], path)
         load_strictly(self.model.module, weights, where=str(path))
         self.update.load_state_dict(state["update"] | {"optimizer": state["optimizer"], "scaler": state["scaler"]})
         for name, extra in self.extras.items():
@@ -158,12 +152,12 @@ class TrainingState:
             extra.load_state_dict(state["extras"][name])
         if self.step:
             self._continued = state["processes"][self.run.rank]
-        self.run.run_on_rank0(lambda: self._cut_files(path, state))
-        place = f"step {self.step} of epoch {self.epoch} of {self.epochs}"
-        done = f"all {self.epochs} epochs are done, nothing is trained (another run: another --output_dir)"
-        logger.info("Continuing from %s: %s.", path, place if self.epoch < self.epochs else done)
+        place = f"step {self.step} of epoch {self.epoch} of {self.args.epochs}"
+        if self.epoch >= self.args.epochs:
+            place = "all epochs are done, nothing is trained (another run: another --output_dir)"
+        logger.info("Continuing from %s: %s.", path, place)
 
-    def _compare(self, saved: dict[str, Any], path: Path, *, anyway: bool) -> None:
+    def _compare(self, saved: dict[str, Any], path: Path) -> None:
         """Warn of differences from the run that made a checkpoint. Inside an epoch, refuse a change of its windows."""
         changed = differences(saved, self.settings)
         if changed:
@@ -171,7 +165,7 @@ class TrainingState:
         moved = [changed[name] for name in sorted(ORDER & changed.keys())]
         if not self.step or not moved:
             return
-        if not anyway:
+        if not self.args.resume_anyway:
             raise InputError(
                 f"{path} is from inside epoch {self.epoch}, whose steps would now hold other windows: "
                 f"{'; '.join(moved)}: start it as before, begin the epoch again with --resume_anyway, or resume a "
@@ -180,10 +174,14 @@ class TrainingState:
         logger.warning("Steps hold other windows than in %s: epoch %d begins again.", path, self.epoch)
         self.step = 0
 
+    def _begin_files(self) -> None:
+        self.run_log.begin()
+        checkpoints.restore_best(self.run.output_dir, {})
+
     def _cut_files(self, path: Path, state: dict[str, Any]) -> None:
         """Bring the log and the checkpoints of the folder to the state of the checkpoint."""
         latest = self.run.output_dir / checkpoints.LATEST
-        if self.save_every is not None and path.resolve() != latest.resolve():
+        if self.args.save_ckpt and path.resolve() != latest.resolve():
             checkpoints.set_aside(latest, path)
             checkpoints.copy(path, latest)
         self.run_log.cut(self.epoch, self.step)
@@ -244,7 +242,7 @@ class TrainingState:
                 self._report_bad_step(loader)
         self.log.commit()
         self.step += 1
-        due = self.run.is_main and 0 < self.save_seconds <= time.monotonic() - self._saved
+        due = self.run.is_main and 0 < 60 * self.args.save_every_minutes <= time.monotonic() - self._saved
         if due:
             self._saved = time.monotonic()  # asked once: the answer comes with the next call
         if self.run.interruption.sync_signals(due):
@@ -266,7 +264,7 @@ class TrainingState:
             self.log.mean("loss"),
             self.update.lr,
             self.samples / max(self.seconds, 1e-9),
-            tqdm.format_interval(self.seconds / self.step * (steps * (self.epochs - self.epoch) - self.step)),
+            tqdm.format_interval(self.seconds / self.step * (steps * (self.args.epochs - self.epoch) - self.step)),
         )
 
     def _report_bad_step(self, loader: Any) -> None:
@@ -287,7 +285,7 @@ class TrainingState:
             f"{self.update.nonfinite_in_a_row} in a row; the step changed nothing. Windows: "
             f"{list_windows(windows)} (all {len(windows)} in {self.run_log.bad_steps})"
         )
-        if self.stop_at_bad_step or self.update.nonfinite_in_a_row >= MAX_NONFINITE:
+        if self.args.nonfinite == "stop" or self.update.nonfinite_in_a_row >= MAX_NONFINITE:
             raise InputError(f"{text}: look for NaN or huge values there, lower --lr or set --clip_grad")
         logger.warning("%s.", text)
 
@@ -323,7 +321,7 @@ class TrainingState:
 
     def save(self, *, whole_epoch: bool = False, best: bool = False) -> None:
         """Write checkpoint.pth, and for a whole epoch its other names if they are due. Every process must call it."""
-        if self.save_every is None:
+        if not self.args.save_ckpt:
             return
         cuda = self.run.device.type == "cuda"
         own = self._continued or {  # before a continued epoch's first step still the checkpoint's
@@ -335,7 +333,7 @@ class TrainingState:
             "device_generator": torch.cuda.get_rng_state(self.run.device) if cuda else None,
         }
         gathered = gather(own)
-        numbered = whole_epoch and self.epoch % self.save_every == 0
+        numbered = whole_epoch and self.epoch % self.args.save_ckpt_freq == 0
         self.run.run_on_rank0(lambda: self._write(self._checkpoint(gathered), numbered=numbered, best=best))
         self._saved = time.monotonic()
 
@@ -347,7 +345,7 @@ class TrainingState:
             "scaler": update.pop("scaler"),
             "epoch": self.epoch - 1,  # the last one that is finished
             "step": self.step,  # those done of the one after it
-            "args": self.flags,
+            "args": plain(vars(self.args)),
             "stage": self.stage,
             "update": update,
             "extras": {name: extra.state_dict() for name, extra in self.extras.items()},
@@ -364,12 +362,10 @@ class TrainingState:
         checkpoints.save(state, folder / checkpoints.LATEST)
         if best:  # only now may it replace the file of an older epoch; resuming does what a kill prevents here
             checkpoints.copy(folder / checkpoints.LATEST, folder / checkpoints.BEST)
-        checkpoints.remove_older(folder, self.keep_last)
+        checkpoints.remove_older(folder, self.args.keep_last)
 
-    def _stop(self, number: signal.Signals) -> NoReturn:
-        """Save and end the run; all processes call it at the same moment."""
+    def _stop(self) -> str:
+        """Save at the end of a run that a signal stops; return where it stops. All processes call it at one moment."""
         self.save()
-        saved = self.save_every is not None
-        onward = "the same command continues from here" if saved else "nothing is saved (--no_save_ckpt)"
-        place = f"after step {self.step} of epoch {self.epoch}"
-        raise Interrupted(f"stopped by {number.name} {place}; {onward}", EXIT_CODES[number])
+        onward = "the same command continues from here" if self.args.save_ckpt else "--no_save_ckpt: nothing is saved"
+        return f" after step {self.step} of epoch {self.epoch}; {onward}"
