@@ -67,13 +67,7 @@ def copy(path: Path, target: Path) -> None:
         shutil.copyfile(path, part)
 
 
-def remove_older(folder: Path, keep: int) -> None:
-    """Delete all checkpoint-<epoch>.pth but the `keep` that were written last (0: delete none)."""
-    for path in _numbered(folder)[keep:] if keep else []:
-        path.unlink(missing_ok=True)
-
-
-def _numbered(folder: Path) -> list[Path]:
+def numbered(folder: Path) -> list[Path]:
     """Return the files checkpoint-<epoch>.pth, last written first."""
     paths = [path for path in folder.glob("checkpoint-*.pth") if re.fullmatch(r"checkpoint-\d+\.pth", path.name)]
     return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
@@ -149,7 +143,7 @@ def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
     Raises InputError if all are damaged.
     """
-    candidates = [path for path in (folder / LATEST, *_numbered(folder)) if path.is_file()]
+    candidates = [path for path in (folder / LATEST, *numbered(folder)) if path.is_file()]
     for path in candidates:
         try:
             return path, read(path)
@@ -166,13 +160,13 @@ def restore_best(folder: Path, state: Mapping[str, Any], path: Path | None = Non
     Without a path a new run begins. The file can be of another epoch after a kill, or if the run goes back.
     """
     best, selected = folder / BEST, _selection(state)
-    numbered = folder / f"checkpoint-{selected[0]}.pth"
+    other = folder / f"checkpoint-{selected[0]}.pth"
     if path is not None and selected[0] == state["epoch"] and not state["step"]:
         copy(path, best)
     elif best.is_file() and (path is None or not _has_selected(best, selected)):
         os.replace(best, folder / OLD_BEST)
-        if path is not None and _has_selected(numbered, selected):
-            copy(numbered, best)
+        if path is not None and _has_selected(other, selected):
+            copy(other, best)
         else:
             logger.warning("%s is not of the epoch that this run has selected: it is now %s.", best, OLD_BEST)
 
@@ -249,8 +243,8 @@ def load_for_evaluation(
 
     averaged: take the averaged weights (--model_ema). Raises InputError for another stage or architecture.
     """
-    kept = [run.output_dir / name for name in (BEST, LATEST)]
-    path = run.run_on_rank0(lambda: args.resume or next((path for path in kept if path.is_file()), kept[-1]))
+    best, latest = run.output_dir / BEST, run.output_dir / LATEST
+    path = run.run_on_rank0(lambda: args.resume or (best if best.is_file() else latest))
     state = run.run_on_rank0(lambda: read(path))
     weights = averaged_state(state, path) if averaged else model_state(state, path)
     check_stage(weights, [stage], path)
@@ -260,8 +254,8 @@ def load_for_evaluation(
         logger.warning("%s is from inside an epoch: log.txt has no line of it.", path)
     if not averaged and "model_ema" in state.get("extras", {}):
         logger.warning("%s: training evaluated the averaged weights that it also holds: --model_ema takes them.", path)
-    epoch = state.get("epoch", 0)
-    return epoch if isinstance(epoch, int) else 0
+    epoch = state.get("epoch")
+    return epoch if isinstance(epoch, int) else 0  # the released code's best checkpoint says "best"
 
 
 def digest_of_weights(weights: Mapping[str, Tensor]) -> str:

@@ -362,7 +362,9 @@ class TrainingState:
         checkpoints.save(state, folder / checkpoints.LATEST)
         if best:  # only now may it replace the file of an older epoch; resuming does what a kill prevents here
             checkpoints.copy(folder / checkpoints.LATEST, folder / checkpoints.BEST)
-        checkpoints.remove_older(folder, self.args.keep_last)
+        if self.args.keep_last:
+            for path in checkpoints.numbered(folder)[self.args.keep_last :]:
+                path.unlink(missing_ok=True)
 
     def _stop(self) -> str:
         """Save at the end of a run that a signal stops; return where it stops. All processes call it at one moment."""
