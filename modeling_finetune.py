@@ -3,8 +3,8 @@
 Paper, section 2.4. The model, its sizes, and loading stage 2 into it.
 """
 
+import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from errors import InputError
 from layers import LAYER_NORM_EPS, Channels, TemporalConv, Trunk, register_sizes
+
+logger = logging.getLogger(__name__)
 
 
 class NeuralTransformer(Trunk):
@@ -84,24 +86,6 @@ class NeuralTransformer(Trunk):
             return self.head(features.to(self.cls_token.dtype))
 
 
-@dataclass
-class LoadReport:
-    """Says what became of each key when weights of stage 2 or 3 were loaded into a classifier."""
-
-    loaded: int = 0
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        """Return one line with all names."""
-        parts = [f"{self.loaded} tensors loaded"]
-        for what in ("missing", "unexpected", "dropped"):
-            keys = getattr(self, what)
-            parts.append(f"{what}: {', '.join(keys) if keys else 'none'}")
-        return "; ".join(parts)
-
-
 def depth_of(keys: Iterable[str], prefix: str = "") -> int:
     """Count the transformer blocks that state-dict keys name. prefix: before `blocks.`."""
     numbers = (key.removeprefix(prefix).split(".")[1] for key in keys if key.startswith(f"{prefix}blocks."))
@@ -114,40 +98,45 @@ def check_merged(weights: Iterable[str], where: str | Path) -> None:
         raise InputError(f"{where} holds LoRA adapters beside its matrices: use model-merged.pth of the same folder")
 
 
-def load_pretrained(model: NeuralTransformer, state: dict[str, Tensor], *, where: str = "checkpoint") -> LoadReport:
+def load_pretrained(
+    model: NeuralTransformer, state: dict[str, Tensor], *, where: str = "checkpoint"
+) -> dict[str, list[str]]:
     """Load the state dict of a masked model (keys under `student.`) or of a classifier into a classifier.
 
-    A head of another shape is dropped. A smaller electrode table fills the first rows of a larger one.
+    A head of another shape is dropped. A smaller electrode table fills the first rows of a larger one. Returns the keys
+    that are `loaded`, `missing`, `unexpected` and `dropped`, and logs them.
     Raises InputError for keys of other shapes and for LoRA adapters that are not merged.
     """
     check_merged(state, where)
     student = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
-    report = LoadReport(dropped=[key for key in state if student and not key.startswith("student.")])
+    dropped = [key for key in state if student and not key.startswith("student.")]
     own = model.state_dict()
-    weights, wrong = {}, []
+    weights, unexpected, wrong = {}, [], []
     for key, value in (student or state).items():
         if key not in own:
-            report.unexpected.append(key)
+            unexpected.append(key)
         elif value.shape == own[key].shape:
             weights[key] = value
         elif key.startswith("head."):
-            report.dropped.append(key)
+            dropped.append(key)
         elif key == "pos_embed" and value.shape[1] < own[key].shape[1] and value.shape[2] == own[key].shape[2]:
             weights[key] = torch.cat((value.to(own[key]), own[key][:, value.shape[1] :]), dim=1)
         else:
             way_out = " (--num_electrodes 136)" if key == "pos_embed" and value.shape[2] == own[key].shape[2] else ""
             wrong.append(f"{key} is {tuple(value.shape)}, the model has {tuple(own[key].shape)}{way_out}")
-    depths = depth_of(weights), depth_of(report.unexpected)
+    depths = depth_of(weights), depth_of(unexpected)
     if depths[0] != len(model.blocks) or depths[1] > len(model.blocks):
         wrong.append(f"blocks.*: {max(depths)} transformer blocks, the model has {len(model.blocks)}")
     if wrong:
         raise InputError(
             f"{where} is of another architecture: {'; '.join(wrong[:3])}: choose the --model of the same size and kind"
         )
-    report.missing = [key for key in own if key not in weights]
-    report.loaded = len(weights)
     model.load_state_dict(weights, strict=False)
-    return report
+    missing = [key for key in own if key not in weights]
+    keys = {"loaded": list(weights), "missing": missing, "unexpected": unexpected, "dropped": dropped}
+    rest = "; ".join(f"{what}: {', '.join(keys[what]) or 'none'}" for what in ("missing", "unexpected", "dropped"))
+    logger.info("%s: %d tensors loaded; %s", where, len(weights), rest)
+    return keys
 
 
 SIZES: dict[str, dict[str, Any]] = {

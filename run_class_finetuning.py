@@ -100,8 +100,7 @@ def build_model(args: argparse.Namespace, run: utils.Run, outputs: int) -> model
         state = run.run_on_rank0(lambda: checkpoints.read(args.finetune))
         weights = checkpoints.model_state(state, args.finetune)
         checkpoints.check_stage(weights, ["pretraining", "classifier"], args.finetune)
-        report = modeling_finetune.load_pretrained(model, weights, where=f"{args.finetune} into {args.model}")
-        logger.info("%s: %s", args.finetune, report)
+        modeling_finetune.load_pretrained(model, weights, where=f"{args.finetune} into {args.model}")
     adaptation.setup_adaptation(model, args)
     return model
 

@@ -186,10 +186,9 @@ def _trunk(weights: dict[str, Tensor], description: Description, where: str | Pa
     del settings["vocab_size"]
     trunk: Any = create_model(model, **settings)
     renamed = {key.replace("student.norm.", "student.fc_norm."): value for key, value in weights.items()}
-    report = modeling_finetune.load_pretrained(trunk, renamed, where=f"{where} into {model}")
-    if report.missing:
-        raise InputError(f"{where} lacks {report.missing[0]} ({len(report.missing)} in all): it is cut short")
-    logger.info("%s: %s", where, report)
+    missing = modeling_finetune.load_pretrained(trunk, renamed, where=f"{where} into {model}")["missing"]
+    if missing:
+        raise InputError(f"{where} lacks {missing[0]} ({len(missing)} in all): it is cut short")
     return trunk.eval(), replace(description, model=model, settings=settings)
 
 
