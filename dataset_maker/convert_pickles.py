@@ -17,16 +17,16 @@ import argparse
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mne
 import numpy as np
 
-from dataset_maker import labelled, make_TUAB, make_TUEV, tuh
-from dataset_maker.labelled import DataSet
-from dataset_maker.pipeline import Prepared, Windows
+from dataset_maker import labelled, tuh
+from dataset_maker.pipeline import Prepared
+from dataset_maker.writers import DataSet, Windows
 from eeg_data.labelled_files import SPLITS
 from errors import InputError
 
@@ -34,8 +34,7 @@ RATE = 200  # Hz, of the pickles
 FILTERED = True  # by the released makers
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """How one of the released makers wrote its samples."""
 
     data_set: DataSet
@@ -48,8 +47,8 @@ class Kind:
 
 TUEV_FOLDERS = ("processed_train", "processed_eval", "processed_test")
 KINDS = {
-    "TUAB": Kind(make_TUAB.DATA_SET, ("train", "val", "test"), r"(.+)_(\d+)\.pkl", "X", "y", 0),
-    "TUEV": Kind(make_TUEV.DATA_SET, TUEV_FOLDERS, r"(.+)-(\d+)\.pkl", "signal", "label", 1),
+    "TUAB": Kind(tuh.TUAB, ("train", "val", "test"), r"(.+)_(\d+)\.pkl", "X", "y", 0),
+    "TUEV": Kind(tuh.TUEV, TUEV_FOLDERS, r"(.+)-(\d+)\.pkl", "signal", "label", 1),
 }
 # The functions that pickles of plain values and NumPy arrays name. NumPy 1 and 2 call their module differently.
 ALLOWED: dict[str, Any] = {
@@ -118,7 +117,7 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
     for name, kind in KINDS.items():
         if tasks := find_tasks(args.root, name):
             made = {"source": f"pickles of the released {name} maker", "split": "the pickles' folders"}
-            return replace(kind.data_set, made=made), tasks
+            return replace(kind.data_set, made=made, published=None), tasks
     folders = " or ".join(f"{', '.join(kind.folders)} ({name})" for name, kind in KINDS.items())
     raise InputError(f"--root {args.root}: no *.pkl in folders {folders} there")
 

@@ -1,34 +1,81 @@
-"""Many recordings on many processes: resuming, shards, what is left out.
+"""Many recordings on many processes: one call each, resuming, shards, what is left out.
 
-A recording is one call in a process of the pool (`pool`). The process writes what it makes of the recording into a file
-of the hidden folder `.making/parts` in the output folder, its part, and a JSON note there tells what the part holds. A
-maker that was stopped goes on with the recordings that lack a note. At the end, parts of consecutive recordings are
-joined into shards, with a note of what they hold in `.making`. Which shards there are depends on the recordings alone,
-never on the number of processes.
+A process of the pool (`pool`) writes what it makes of a recording into a file of the hidden folder `.making/parts` in
+the output folder, its part; a JSON note beside it describes the part. A maker that was stopped goes on with the
+recordings that lack a note. At the end, parts of consecutive recordings are joined into shards, with a note of what
+they hold in `.making`. Which shards there are depends on the recordings alone, never on the number of processes.
+
+A maker is a module that may define these hooks; only a labelled maker needs any. `windows(task, prepared)` returns the
+windows of a labelled recording. `read(task)` opens a recording that MNE does not read by itself; what it adds to the
+task is there for `windows`.
 """
 
+import errno
+import hashlib
+import importlib
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from functools import partial
 from os.path import realpath
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+import h5py
 from tqdm import tqdm
 
-from dataset_maker import convert, pool, writers
-from dataset_maker.convert import Entry, Plan, Task
-from dataset_maker.pool import Spread, add_arguments  # noqa: F401 - makers take them from here
+from dataset_maker import pool, writers
+from dataset_maker.pipeline import Pipeline, Prepared, Store, in_memory, prepare
+from dataset_maker.reading import missing_seconds, read_raw, select_electrodes
 from dataset_maker.sources import unique_names
+from dataset_maker.writers import DataSet, LabelledShard, PretrainingShard
 from errors import InputError
 from files import check_writable, digest_of, write_json, written_aside
 
 JOBS = 64  # shards of a small data set
 JOB_BYTES = 512 << 20  # of source: large data sets get more shards
 THREADS = 8  # that join parts: they wait for the disk most of the time
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Task = dict[str, Any]  # a recording: path, recording (its name), and what its maker adds
+Entry = dict[str, Any]  # what became of a recording
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a process needs to know but its recording; it travels to the processes."""
+
+    maker: str  # module with the hooks
+    pipeline: Pipeline
+    folder: Path  # of the shards
+    made: Mapping[str, Any]
+    data_set: DataSet | None = None  # None: pre-training files
+
+    @property
+    def notes(self) -> Path:
+        """The folder for notes of what is finished."""
+        return self.folder / ".making"
+
+    @property
+    def parts(self) -> Path:
+        """The folder for what is in no shard yet."""
+        return self.notes / "parts"
+
+    def key(self, task: Task) -> str:
+        """Return a digest of a stamped recording and of all that decides what becomes of it."""
+        named = {name: value for name, value in task.items() if name not in ("recording", "open")}  # these may change
+        data_set = asdict(self.data_set) if self.data_set else None
+        values = (self.maker, asdict(self.pipeline), dict(self.made), data_set, named)
+        return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()[:16]
+
+    def part(self, task: Task) -> Path:
+        """Return the file for what a process makes of a recording."""
+        return self.parts / f"{digest_of([self.key(task), task['recording']])}.hdf5"
 
 
 def stamped(tasks: Iterable[Task]) -> list[Task]:
@@ -47,19 +94,91 @@ def stamped(tasks: Iterable[Task]) -> list[Task]:
     return result
 
 
-def plan_jobs(tasks: Sequence[Task]) -> list[list[Task]]:
-    """Cut the recordings, in their order, into runs of about equal size in bytes: one run, one shard."""
-    sizes = [sum(size for size, _ in task["stamps"]) for task in tasks]
-    target = min(max(sum(sizes) / JOBS, 1), JOB_BYTES)
-    jobs: list[list[Task]] = []
-    filled = target
-    for task, size in zip(tasks, sizes, strict=True):
-        if filled >= target:
-            jobs.append([])
-            filled = 0
-        jobs[-1].append(task)
-        filled += size
-    return jobs
+# ---- one recording, in a process of the pool
+
+
+@contextmanager
+def _blamed_on(path: str) -> Iterator[None]:
+    """Turn every failure into an InputError of one line.
+
+    Of a fault of ours it gives the place, not the text, which may quote a header.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except MemoryError:
+        raise InputError(f"{path}: needs more memory than --memory_limit; raise it if the recording is sound") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:  # no recording's fault: the writer reports it
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}"
+        raise InputError(f"{path}: cannot be converted ({place})") from None
+
+
+def survey(plan: Plan, task: Task) -> Entry:
+    """Return a recording's electrodes, from its header. Raises whatever its reader raises."""
+    _, raw = _open(plan, task)
+    options = plan.pipeline
+    raw, _, _ = select_electrodes(raw, rename=options.rename, drop=options.drop, where=task["open"])
+    return {"electrodes": list(raw.ch_names)}
+
+
+def convert(plan: Plan, task: Task) -> Entry:
+    """Convert one recording into the file `plan.part(task)`; returns what the report needs."""
+    part = plan.part(task)
+    # Not durable: a note knows a part's size, which a power cut would change.
+    options: dict[str, Any] = {"made": plan.made, "dtype": plan.pipeline.dtype, "durable": False}
+    if plan.data_set is None:
+        with PretrainingShard(part, **options) as shard, _blamed_on(task["open"]):
+            _, prepared = _prepare(plan, task, shard.store(task["recording"]))
+            shard.finish(prepared)
+        montage = digest_of([*prepared.electrodes, prepared.rate])[:6]
+        return _entry(prepared) | {"montage": f"{len(prepared.electrodes)}ch-{montage}"}
+    labelled = LabelledShard(part, plan.data_set, **options)
+    with labelled, ExitStack() as scratch, _blamed_on(task["open"]):
+        task, prepared = _prepare(plan, task, _scratch(scratch, part.parent, plan.pipeline.block_bytes))
+        windows = importlib.import_module(plan.maker).windows(task, prepared)
+        samples = labelled.append_windows(prepared, windows, task=task)
+    return _entry(prepared) | {"samples": samples, "counts": dict(windows.notes), "montage": "shard"}
+
+
+def _open(plan: Plan, task: Task) -> tuple[Task, Any]:
+    """Return a task as its maker sees it, with the path that the user gave, and its recording."""
+    task, maker = {**task, "path": task["open"]}, importlib.import_module(plan.maker)
+    return task, maker.read(task) if hasattr(maker, "read") else read_raw(Path(task["path"]))
+
+
+def _prepare(plan: Plan, task: Task, store: Store) -> tuple[Task, Prepared]:
+    """Read a recording and put it through the pipeline; notes what its file lacks."""
+    task, raw = _open(plan, task)
+    warning = missing_seconds(Path(task["path"]), raw)
+    prepared = prepare(raw, plan.pipeline, where=task["path"], store=store)
+    prepared.report["warnings"] = [warning] if warning else []
+    return task, prepared
+
+
+def _entry(prepared: Prepared) -> Entry:
+    return {
+        "seconds": prepared.length / prepared.rate,
+        "electrodes": list(prepared.electrodes),
+        "invalid_seconds": int((~prepared.quality.valid).sum()),
+        **{key: prepared.report[key] for key in ("notes", "dropped", "warnings")},
+    }
+
+
+def _scratch(stack: ExitStack, folder: Path, block_bytes: int) -> Store:
+    """Return a store in memory for short recordings, in a file without a name for long ones."""
+
+    def store(electrodes: Any, rate: float, length: int) -> Any:
+        if 4 * len(electrodes) * length <= block_bytes:
+            return in_memory(electrodes, rate, length)
+        unnamed = stack.enter_context(TemporaryFile(dir=folder))  # noqa: SIM115 - the stack closes it
+        file = stack.enter_context(h5py.File(unnamed, "w"))
+        return file.create_dataset("eeg", (len(electrodes), length), "float32", chunks=(len(electrodes), 200))
+
+    return store
 
 
 # ---- the output folder
@@ -87,23 +206,23 @@ def only_maker(plan: Plan) -> Iterator[None]:
 
 
 def _recall(plan: Plan, note: Path) -> list[Entry]:
-    """Return what a note tells of files that are all there, uncut. Otherwise remove the files and the note."""
+    """Return the entries of a note whose files are all there, uncut. Otherwise remove the files and the note."""
     job: dict[str, Any] = {"files": {}, "recordings": []}
     with suppress(ValueError):  # torn by a power cut
         job = json.loads(note.read_text(encoding="utf-8"))
     there = {name: (plan.folder / name).stat().st_size for name in job["files"] if (plan.folder / name).exists()}
     if there == job["files"]:
-        return [entry for entry in job["recordings"] if "error" not in entry]  # older notes name these, too
+        return job["recordings"]
     for path in [*map(plan.folder.joinpath, there), note]:
         path.unlink()
     return []
 
 
-def in_shards(plan: Plan, tasks: Sequence[Task], *, others_allowed: bool) -> dict[str, Entry]:
+def _in_shards(plan: Plan, tasks: Sequence[Task]) -> dict[str, Entry]:
     """Return what shards of earlier runs hold of these recordings, by key.
 
-    others_allowed: whether the folder may hold other recordings. Raises InputError for those, and for a recording that
-    has changed or was converted in another way.
+    Raises InputError for a recording that has changed or was converted in another way, and if a labelled set holds
+    recordings that are not among these.
     """
     entries = [entry for note in sorted(plan.notes.glob("*.json")) for entry in _recall(plan, note)]
     keys: dict[str, set[str]] = {}
@@ -113,27 +232,21 @@ def in_shards(plan: Plan, tasks: Sequence[Task], *, others_allowed: bool) -> dic
     changed = [entry["path"] for entry in entries if entry["key"] not in keys.get(entry["path"], {entry["key"]})]
     if changed:
         held = f"{changed[0]} as it was before it changed, or made with other flags or by another version"
-    elif others and not others_allowed:
+    elif others and plan.data_set:
         held = f"{len(others)} recordings that are not among these, such as {others[0]}"
     else:
         return {entry["key"]: entry for entry in entries if entry["path"] in keys}
     raise InputError(f"{plan.folder} holds {held}: delete {plan.folder}, or name another --output")
 
 
-def in_parts(plan: Plan, tasks: Sequence[Task]) -> dict[str, Entry]:
-    """Return what a maker that was stopped had converted of these recordings, by key."""
-    notes = {plan.key(task): plan.part(task).with_suffix(".json") for task in tasks}
-    return {key: entry for key, note in notes.items() if note.exists() for entry in _recall(plan, note)}
-
-
 # ---- survey, convert, join
 
 
-def spread_out(
-    executor: Executor, function: Callable[[Task], Entry], tasks: Sequence[Task], what: str
+def _spread_out(
+    submit: pool.Submit, function: Callable[[Task], Entry], tasks: Sequence[Task], what: str
 ) -> Iterator[tuple[Task, Entry]]:
     """Yield each task with function(task), or with {"error": reason}, as they come, under a progress bar."""
-    futures = {executor.submit(function, task): task for task in tasks}
+    futures = {submit(function, task): task for task in tasks}
     with tqdm(total=len(tasks), desc=what, unit="recording", disable=None) as bar:
         for future in as_completed(futures):
             task = futures[future]
@@ -141,26 +254,25 @@ def spread_out(
             bar.update()
 
 
-def survey(plan: Plan, tasks: Sequence[Task], executor: Executor) -> list[list[str]]:
+def survey_all(plan: Plan, tasks: Sequence[Task], submit: pool.Submit) -> list[list[str]]:
     """Return the electrodes of all recordings that can be read, in order. Converting names the others."""
-    entries = spread_out(executor, partial(convert.survey, plan), tasks, "looking")
+    entries = _spread_out(submit, partial(survey, plan), tasks, "looking")
     electrodes = {plan.key(task): entry.get("electrodes") for task, entry in entries}
     return [names for task in tasks if (names := electrodes[plan.key(task)])]
 
 
-def run(
-    plan: Plan, tasks: Sequence[Task], executor: Executor, *, shards: bool = True, others_allowed: bool = False
-) -> tuple[list[Entry], float]:
-    """Convert the recordings that earlier runs have not; returns what became of each, and the new seconds of EEG.
+def convert_all(plan: Plan, tasks: Sequence[Task], submit: pool.Submit) -> tuple[list[Entry], dict[str, Entry]]:
+    """Convert the recordings that earlier runs have not. Prints errors and warnings.
 
-    shards: whether to join the parts into shards. others_allowed: see `in_shards`. Errors and warnings are printed.
+    Returns what became of each recording, in order, and by key the entries of those that are in parts, not in shards.
     """
-    results = in_shards(plan, tasks, others_allowed=others_allowed) if shards else {}
-    parts = in_parts(plan, [task for task in tasks if plan.key(task) not in results])
+    results = _in_shards(plan, tasks)
+    waiting = {plan.key(task): plan.part(task).with_suffix(".json") for task in tasks if plan.key(task) not in results}
+    parts = {key: entry for key, note in waiting.items() if note.exists() for entry in _recall(plan, note)}
     if results := results | parts:
         print(f"{len(results)} of {len(tasks)} recordings were converted before")
-    new, seconds = [task for task in tasks if plan.key(task) not in results], 0.0
-    for task, entry in spread_out(executor, partial(convert.convert, plan), new, "converting"):
+    new = [task for task in tasks if plan.key(task) not in results]
+    for task, entry in _spread_out(submit, partial(convert, plan), new, "converting"):
         entry |= {key: task[key] for key in ("path", "open", "recording", "subject") if key in task}
         entry["key"] = key = plan.key(task)
         results[key] = entry
@@ -172,10 +284,22 @@ def run(
         part, parts[key] = plan.part(task), entry
         files = {str(part.relative_to(plan.folder)): part.stat().st_size}
         write_json(part.with_suffix(".json"), {"files": files, "recordings": [entry]}, durable=False)
-        seconds += entry["seconds"]
-    if shards:
-        join(plan, tasks, parts)
-    return [results[plan.key(task)] for task in tasks], seconds
+    return [results[plan.key(task)] for task in tasks], parts
+
+
+def plan_jobs(tasks: Sequence[Task]) -> list[list[Task]]:
+    """Cut the recordings, in their order, into runs of about equal size in bytes: one run, one shard."""
+    sizes = [sum(size for size, _ in task["stamps"]) for task in tasks]
+    target = min(max(sum(sizes) / JOBS, 1), JOB_BYTES)
+    jobs: list[list[Task]] = []
+    filled = target
+    for task, size in zip(tasks, sizes, strict=True):
+        if filled >= target:
+            jobs.append([])
+            filled = 0
+        jobs[-1].append(task)
+        filled += size
+    return jobs
 
 
 def join(plan: Plan, tasks: Sequence[Task], entries: Mapping[str, Entry]) -> None:

@@ -1,70 +1,29 @@
 """Make one labelled data set of recordings: what all labelled makers share. Format: docs/data.md.
 
-A maker says which recordings there are and where their windows lie. This module does the rest: processes, shards,
-resuming, the electrodes that all recordings must have, one file in the recordings' order, the report.
+A maker lists the recordings and says where their windows lie. This module does the rest: processes, resuming, the
+electrodes that all recordings must have, one file in the recordings' order or a folder of shards, the report.
 """
 
 import argparse
-import hashlib
 import importlib
 import json
 import shutil
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
-from dataset_maker import jobs, report
-from dataset_maker.jobs import Plan, Spread, Task
-from dataset_maker.pipeline import Prepared, Windows, add_filter_arguments, build_pipeline
-from dataset_maker.writers import join, refuse_existing
+from dataset_maker import jobs, pool, report
+from dataset_maker.jobs import Plan, Task
+from dataset_maker.pipeline import add_filter_arguments, build_pipeline
+from dataset_maker.writers import DataSet, join, refuse_existing
 from eeg_data.hdf5 import SUFFIXES
-from eeg_data.labelled_files import SPLITS
 from errors import ArgumentParser, InputError, run_script
-from files import written_aside
-
-PUBLISHED = Path(__file__).with_name("published_splits.json")
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """What a labelled data set is, whatever its recordings."""
-
-    name: str
-    classes: Sequence[str]  # of a regression the names of the targets
-    window: int  # s
-    electrodes: Sequence[str] | None = None  # every recording has exactly these; None: those that most have
-    drop: Sequence[str] = ()  # channels to leave out in addition to --drop
-    wrap: bool = False  # whether windows may reach round a recording's ends
-    regression: bool = False
-    made: Mapping[str, Any] = field(default_factory=dict)  # what the file says about its source and split
-    expected: Mapping[str, int] | None = None  # samples a split, to compare with
-
-    @property
-    def task(self) -> str:
-        """The task as files name it."""
-        return "regression" if self.regression else "binary" if len(self.classes) == 2 else "multiclass"
-
-
-def published_counts(name: str) -> dict[str, int]:
-    """Return the published samples a split of one of the sets in `published_splits.json`."""
-    sizes = json.loads(PUBLISHED.read_text(encoding="utf-8"))["sizes"]
-    return dict(zip(SPLITS, sizes[name], strict=True))
-
-
-def consecutive_windows(prepared: Prepared, seconds: int, label: int) -> Windows:
-    """Return windows one behind the other, all of one class; what is left at the recording's end is not used."""
-    samples = round(seconds * prepared.rate)
-    starts = np.arange(prepared.length // samples, dtype=np.int64) * samples
-    notes = {} if len(starts) else {f"recordings shorter than a window of {seconds} s": 1}
-    return Windows(starts, np.full(len(starts), label), notes=notes)
+from files import digest_of, write_json, written_aside
 
 
 def run(maker: str) -> None:
@@ -72,8 +31,8 @@ def run(maker: str) -> None:
 
     maker: name of a module. Its docstring is the help. `add_arguments(parser)` declares its flags.
     `find_recordings(args)` returns the DataSet and a task for each recording: path, recording (its name), subject,
-    split (unless its windows say), `also` (other files it depends on), entries of its own. FILTERED = True: its signals
-    are filtered already. Further hooks: see `convert`.
+    split (unless its windows name it), `also` (other files it depends on), entries that its hooks need.
+    FILTERED = True: its signals are filtered already. Hooks: see `jobs`.
     """
     module = importlib.import_module(maker)
     parser = ArgumentParser(description=module.__doc__)
@@ -82,7 +41,7 @@ def run(maker: str) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.hdf5", help=output)
     if not getattr(module, "FILTERED", False):
         add_filter_arguments(parser)
-    jobs.add_arguments(parser)
+    pool.add_arguments(parser)
     run_script(lambda args: make(args, maker, *module.find_recordings(args)), parser.parse_args())
 
 
@@ -91,39 +50,37 @@ def make(args: argparse.Namespace, maker: str, data_set: DataSet, tasks: Sequenc
 
     Raises InputError at the end if recordings were left out; a data set that nobody can train on is not made.
     """
-    pipeline = build_pipeline(args, drop=data_set.drop)
-    spread, output, began = Spread.from_args(args), args.output.resolve(), time.monotonic()
-    tasks = jobs.stamped(tasks)
-    made = {**data_set.made, **pipeline.described()}
-    description: dict[str, Any] = {"name": data_set.name, "task": data_set.task, "classes": list(data_set.classes)}
-    description |= {"window": data_set.window, "wrap": data_set.wrap, "rate": pipeline.filter.sampling_rate}
-    description |= {"electrodes": list(data_set.electrodes) if data_set.electrodes else None}
+    pipeline, output, tasks = build_pipeline(args, drop=data_set.drop), args.output.resolve(), jobs.stamped(tasks)
     single = output.suffix.lower() in SUFFIXES
     folder = output.with_name(f".{output.name}.making") if single else output  # of the shards
     if folder.is_dir() and any(folder.iterdir()) and not (folder / ".making").is_dir():
         raise InputError(f"{folder} holds other files already: name a new folder, or a file with the suffix .hdf5")
-    plan = Plan(maker, pipeline, folder, made, description)
-    fingerprint = hashlib.sha256("".join(plan.key(task) for task in tasks).encode()).hexdigest()[:16]
+    plan = Plan(maker, pipeline, folder, {**data_set.made, **pipeline.described()}, data_set)
+    fingerprint = digest_of(plan.key(task) for task in tasks)
     if single and is_made_already(output, fingerprint):
         shutil.rmtree(folder, ignore_errors=True)  # of a maker that was stopped at its very end
         return
     with jobs.only_maker(plan):
-        with spread.executor() as executor:
-            entries, plan, new_seconds = _convert(plan, tasks, executor, single)
-        whole = report.labelled(entries, plan, output) | {"expected_samples": data_set.expected}
+        with pool.processes(args) as submit:
+            if not data_set.electrodes:
+                data_set = replace(data_set, electrodes=common_montage(jobs.survey_all(plan, tasks, submit)))
+                plan = replace(plan, data_set=data_set)
+            entries, parts = jobs.convert_all(plan, tasks, submit)
+        whole = report.summary(entries, plan.made, output) | report.splits(entries, data_set)
+        write_json(report.report_path(output), whole)
         problem = why_unusable(whole)
-        report.save(whole)
         if single and not problem:
-            made = made | {"fingerprint": fingerprint, "left_out": len(whole["left_out"])}
-            parts = [plan.part(task) for task, entry in zip(tasks, entries, strict=True) if "error" not in entry]
+            made = {**plan.made, "fingerprint": fingerprint, "left_out": len(whole["left_out"])}
             with written_aside(output) as aside:
-                join(parts, aside, made=made)
+                join([plan.part(task) for task in tasks if plan.key(task) in parts], aside, made=made)
+        elif not problem:
+            jobs.join(plan, tasks, parts)
     if single and not problem:
         shutil.rmtree(folder)
-    report.show(whole, new_seconds, time.monotonic() - began)
+    report.show(whole)
     if problem:
         raise InputError(f"{output}: not made, {problem}; see {report.report_path(output)}")
-    print(f"{output}: {whole['name']}, {len(whole['electrodes'])} electrodes, {whole['window']} s")
+    print(f"{output}: {data_set.name}, {len(data_set.electrodes or ())} electrodes, {data_set.window} s")
     if count := len(whole["left_out"]):
         raise InputError(f"{count} of {whole['recordings']} recordings were left out, named above")
 
@@ -133,13 +90,12 @@ def is_made_already(output: Path, fingerprint: str) -> bool:
 
     Raises InputError if it is another file, or if recordings were left out when it was made.
     """
-    if not output.exists():
-        return False
     made: dict[str, Any] = {}
     with suppress(OSError, KeyError, ValueError), h5py.File(output, "r", locking=False) as file:
         made = json.loads(file.attrs["made"])
     if made.get("fingerprint") != fingerprint:
         refuse_existing(output)
+        return False
     if count := made["left_out"]:
         place = report.report_path(output)
         raise InputError(f"{output} was made without {count} recordings, see {place}: delete it to try again")
@@ -147,23 +103,11 @@ def is_made_already(output: Path, fingerprint: str) -> bool:
     return True
 
 
-def _convert(
-    plan: Plan, tasks: Sequence[Task], executor: Executor, single: bool
-) -> tuple[list[dict[str, Any]], Plan, float]:
-    """Convert what is left. Returns what became of the recordings, the plan with electrodes, new seconds of EEG."""
-    description = dict(plan.description or {})
-    if not description["electrodes"]:
-        description["electrodes"] = common_montage(jobs.survey(plan, tasks, executor)) or []
-    plan = replace(plan, description=description)
-    entries, seconds = jobs.run(plan, tasks, executor, shards=not single)
-    return entries, plan, seconds
-
-
-def common_montage(montages: Sequence[Sequence[str]]) -> list[str] | None:
-    """Return the electrodes that most recordings have, in the order of the first of them; None without recordings."""
+def common_montage(montages: Sequence[Sequence[str]]) -> list[str]:
+    """Return the electrodes that most recordings have, in the order of the first of them; empty without recordings."""
     counts = Counter(frozenset(names) for names in montages)
     most = max(counts, key=counts.__getitem__, default=None)
-    return next((list(names) for names in montages if frozenset(names) == most), None)
+    return next((list(names) for names in montages if frozenset(names) == most), [])
 
 
 def why_unusable(whole: Mapping[str, Any]) -> str | None:

@@ -23,9 +23,11 @@ from typing import Any
 import mne
 import numpy as np
 
-from dataset_maker import labelled, pipeline, sources
-from dataset_maker.labelled import DataSet
-from dataset_maker.pipeline import Prepared, Windows
+from dataset_maker import labelled
+from dataset_maker.pipeline import Prepared
+from dataset_maker.reading import recording_readable
+from dataset_maker.sources import find_files
+from dataset_maker.writers import DataSet, Windows
 from eeg_data.labelled_files import SPLITS
 from errors import InputError
 
@@ -40,10 +42,9 @@ DATA_SET = DataSet(
     electrodes=tuple(_NAMES.split()),
     drop=("M1", "M2", "VEO", "HEO"),
     made={"source": "SEED-V", "split": "of a session's 15 clips the first five train, then five val, five test"},
-    expected=labelled.published_counts("SEED-V"),
+    published="SEED-V",
 )
 CLIPS_PER_SPLIT = 5
-FILES = 48  # of the public release: 16 subjects, 3 sessions
 Clip = tuple[int, int, int]  # start and end in s from the recording's first sample, label
 
 
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
     """Open a Neuroscan recording. Its size says whether values have 2 or 4 bytes; the header is not reliable."""
     path = Path(task["path"])
-    with pipeline.recording_readable(path):
+    with recording_readable(path):
         with path.open("rb") as file:
             header = file.read(900)
         (channels,), (samples,) = struct.unpack_from("<H", header, 370), struct.unpack_from("<i", header, 864)
@@ -88,7 +89,7 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
     """Return the data set and a task for each session's file. Raises InputError without any, and for two of one."""
     tasks: dict[tuple[int, int], dict[str, Any]] = {}
     clips = load_clips()
-    files = sources.find_files([args.root], (".cnt",), flag="--root")
+    files = find_files([args.root], (".cnt",), flag="--root")
     for path in files:
         name = re.fullmatch(r"((\d+)_(\d+))(_.*)?\.cnt", path.name)
         if not name or name[3] not in clips:
@@ -101,7 +102,6 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
         print(f"{others} other files *.cnt are left out: not <subject>_<session 1 to 3>_<date>.cnt", file=sys.stderr)
     if not tasks:
         raise InputError(f"--root {args.root}: no files <subject>_<session>_<date>.cnt there, such as 1_1_20180804.cnt")
-    print(f"{len(tasks)} of the {FILES} sessions of the public release")
     return DATA_SET, [task for _, task in sorted(tasks.items())]
 
 

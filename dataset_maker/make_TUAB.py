@@ -16,40 +16,30 @@ sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by 
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset_maker import labelled, sources, tuh
-from dataset_maker.labelled import DataSet
-from dataset_maker.pipeline import Prepared, Windows
+from dataset_maker import labelled, tuh
+from dataset_maker.pipeline import Prepared
+from dataset_maker.writers import DataSet, Windows, consecutive_windows
 
-DATA_SET = DataSet("TUAB", classes=("normal", "abnormal"), window=10, electrodes=tuh.ELECTRODES, drop=tuh.EXTRAS)
 TREE = "{train,eval}/{abnormal,normal}/01_tcp_ar/"
 add_arguments, read = partial(tuh.add_arguments, tree=TREE), tuh.read
 
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
     """Cut a recording into consecutive windows; the class is that of its folder."""
-    return labelled.consecutive_windows(prepared, DATA_SET.window, task["label"])
+    return consecutive_windows(prepared, tuh.TUAB.window, task["label"])
 
 
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
     """Return the data set and a task for each recording below `--root`. Raises InputError where a class has none."""
-    root = tuh.find_root(args.root, TREE)
-    tasks: list[dict[str, Any]] = []
-    for part, split in tuh.PARTS.items():
-        for label, name in enumerate(DATA_SET.classes):
-            for path in sources.find_files([root / part / name / "01_tcp_ar"], (".edf",), flag="--root"):
-                task = {"path": str(path), "recording": path.stem, "subject": path.stem.partition("_")[0]}
-                tasks.append(task | {"split": split, "label": label})
-    train = [task for task in tasks if task["split"] == "train"]
-    # published: normal and abnormal subjects are cut separately, which leaves some on both sides
-    by_class = [[task for task in train if task["label"] == label] for label in (0, 1)]
-    for group in by_class if args.split == "published" else [train]:
-        tuh.split_subjects(args, group)
-    version_3 = all(Path(task["path"]).parent.name == "01_tcp_ar" for task in tasks)
-    return tuh.described(DATA_SET, args, "TUAB v3.0.1" if version_3 else None), tasks
+    folders = [f"{name}/01_tcp_ar" for name in tuh.TUAB.classes]
+    data_set, tasks = tuh.find_recordings(args, tuh.TUAB, TREE, folders, lambda path: path.stem.partition("_")[0])
+    version_2 = any(Path(task["path"]).parent.name != "01_tcp_ar" for task in tasks)  # its counts are not published
+    return replace(data_set, published=None) if version_2 else data_set, tasks
 
 
 if __name__ == "__main__":

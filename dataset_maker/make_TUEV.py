@@ -17,25 +17,17 @@ sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by 
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset_maker import labelled, sources, tuh
-from dataset_maker.labelled import DataSet
-from dataset_maker.pipeline import Prepared, Windows
-from errors import InputError
+from dataset_maker import labelled, tuh
+from dataset_maker.pipeline import Prepared
+from dataset_maker.writers import DataSet, Windows
 
-DATA_SET = DataSet(
-    "TUEV",
-    classes=("SPSW", "GPED", "PLED", "EYEM", "ARTF", "BCKG"),  # labels 1-6 of the files, 0-5 here
-    window=tuh.EVENT_WINDOW,
-    electrodes=tuh.ELECTRODES,
-    drop=tuh.EXTRAS,
-    wrap=True,
-)
 TREE = "{train,eval}/SUBJECT/"
-OLD, NEW = "v2.0.0", "v2.0.1"  # versions whose counts are known; NEW unless the path says otherwise
+OLD = "v2.0.0"  # its counts are published, too; any other folder is compared with v2.0.1
 add_arguments, read = partial(tuh.add_arguments, tree=TREE), tuh.read
 
 
@@ -47,17 +39,9 @@ def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
 
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
     """Return the data set and a task for each recording below `--root`. Raises InputError where a part has none."""
-    root = tuh.find_root(args.root, TREE)
-    tasks: list[dict[str, Any]] = []
-    for part, split in tuh.PARTS.items():
-        for path in sources.find_files([root / part], (".edf",), flag="--root"):
-            if path.parent == root / part:
-                raise InputError(f"{path}: lies in no subject's folder; expected {root}/{TREE}")
-            task = {"path": str(path), "recording": path.stem, "subject": path.parent.name, "split": split}
-            tasks.append(task | {"also": [str(path.with_suffix(".rec"))]})
-    tuh.split_subjects(args, [task for task in tasks if task["split"] == "train"])
-    version = OLD if OLD in args.root.resolve().parts else NEW
-    return tuh.described(DATA_SET, args, f"TUEV {version}"), tasks
+    data_set = replace(tuh.TUEV, published=f"TUEV {OLD}") if OLD in args.root.resolve().parts else tuh.TUEV
+    data_set, tasks = tuh.find_recordings(args, data_set, TREE, [""], lambda path: path.parent.name)
+    return data_set, [task | {"also": [str(Path(task["path"]).with_suffix(".rec"))]} for task in tasks]
 
 
 if __name__ == "__main__":

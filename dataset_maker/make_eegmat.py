@@ -13,15 +13,14 @@ sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by 
 
 import argparse
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dataset_maker import labelled, sources
-from dataset_maker.labelled import DataSet
-from dataset_maker.pipeline import Prepared, Windows
+from dataset_maker.pipeline import Prepared
+from dataset_maker.writers import DataSet, Windows, consecutive_windows
 from errors import InputError, UsageError
 
 _NAMES = "FP1 FP2 F3 F4 F7 F8 T3 T4 C3 C4 T5 T6 P3 P4 O1 O2 FZ CZ PZ"
@@ -31,6 +30,7 @@ DATA_SET = DataSet(
     window=5,
     electrodes=tuple(_NAMES.split()),
     made={"source": "eegmat", "split": "published"},
+    published="MentalArithmetic",
 )
 FIRST_SUBJECTS = {"train": 0, "val": 28, "test": 32}  # of each split, up to the next one's
 SUBJECTS = 36
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
     """Cut a recording into consecutive windows of its class."""
-    return labelled.consecutive_windows(prepared, DATA_SET.window, task["label"])
+    return consecutive_windows(prepared, DATA_SET.window, task["label"])
 
 
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
@@ -56,21 +56,18 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
     tasks: list[dict[str, Any]] = []
     for path in sorted(args.root.glob("Subject*.edf")):
         parts = re.fullmatch(r"(Subject(\d\d))_([12])\.edf", path.name)
-        if parts and int(parts[2]) < SUBJECTS and path.is_file():
+        if parts and int(parts[2]) < SUBJECTS:
             split = [split for split, first in FIRST_SUBJECTS.items() if int(parts[2]) >= first][-1]
             task = {"path": str(path), "recording": path.stem, "subject": parts[1]}
             tasks.append(task | {"split": split, "label": int(parts[3]) - 1})
     if not tasks:
         raise InputError(f"--root {args.root}: no SubjectNN_1.edf (rest), SubjectNN_2.edf (task) there")
-    halves = Counter(task["subject"] for task in tasks)
-    if single := [subject for subject, count in halves.items() if count == 1]:
-        print(f"warning: only one of the two recordings is there: {', '.join(single)}", file=sys.stderr)
     if args.folds is None:
-        return replace(DATA_SET, expected=labelled.published_counts("MentalArithmetic")), tasks
+        return DATA_SET, tasks
     split_of = sources.folds((task["subject"] for task in tasks), args.folds, args.fold)
-    tasks = [task | {"split": split_of[task["subject"]]} for task in tasks]
     made = {"source": "eegmat", "split": f"fold {args.fold} of {args.folds}"}
-    return replace(DATA_SET, made=made), tasks
+    tasks = [task | {"split": split_of[task["subject"]]} for task in tasks]
+    return replace(DATA_SET, made=made, published=None), tasks
 
 
 if __name__ == "__main__":

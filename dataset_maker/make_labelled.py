@@ -28,16 +28,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dataset_maker import labelled, pipeline, sources
-from dataset_maker.labelled import DataSet
-from dataset_maker.pipeline import Prepared, Windows
+from dataset_maker import labelled
+from dataset_maker.pipeline import Prepared, add_name_arguments
+from dataset_maker.sources import train_or_val
+from dataset_maker.writers import DataSet, Windows
 from eeg_data.labelled_files import SPLITS
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE
 from errors import InputError, UsageError
 from files import sha256
 
 if TYPE_CHECKING:  # --help does not need them
-    import mne
     import pandas as pd
 
 LAST_SECOND = 1e9  # 30 years: no recording is longer
@@ -56,12 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     order = "labels in the order of the class numbers (default: sorted); of a regression the targets' names"
     add("--classes", nargs="+", metavar="LABEL", help=order)
     add("--seed", type=int, help="splits by subject, without a column split (default: 0)")
-    pipeline.add_name_arguments(parser)
-
-
-def read(task: Mapping[str, Any]) -> "mne.io.BaseRaw":
-    """Open a recording in any format that MNE knows. Raises InputError if it is unreadable."""
-    return pipeline.open_raw(Path(task["path"]))
+    add_name_arguments(parser)
 
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
@@ -197,8 +192,8 @@ def split_subjects(subjects: "pd.Series", seed: int, where: str) -> "pd.Series":
     if (count := subjects.nunique()) < 3:
         reason = f"{count} subjects cannot be split into train, val and test"
         raise InputError(f"{where}: {reason}; add a column split that says where each row goes")
-    outer = sources.disjoint(subjects, seed)
-    inner = sources.disjoint([subject for subject, split in outer.items() if split == "train"], seed)
+    outer = train_or_val(subjects, seed)
+    inner = train_or_val([subject for subject, split in outer.items() if split == "train"], seed)
     return subjects.map(lambda subject: inner.get(subject, "test"))
 
 

@@ -1,10 +1,8 @@
-"""The pipeline of all makers: read with MNE, resolve electrodes, keep EEG, filter, notch, resample.
+"""The pipeline of all makers: resolve electrodes, keep EEG, filter, notch, resample, mark what cannot be used.
 
 Paper, section 2 and appendix on pre-processing. Signals go into files in uV; models divide by 100 when they read.
-`reading` opens a recording and judges its header, `prepare` filters and resamples its signal (`filters`) and hands
-it to a store. Whatever speaks against a recording is an InputError.
-
-Of a header only channel names and the sampling rate are kept, and messages never quote a reader, which may quote it.
+`reading` opens a recording, `prepare` filters and resamples its signal (`filters`) and hands it to a store. Whatever
+speaks against a recording is an InputError. Of a header only channel names and the sampling rate are kept.
 """
 
 from __future__ import annotations  # the types of mne would load half of it
@@ -15,24 +13,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mne
 import numpy as np
 
 from dataset_maker import filters
-from dataset_maker.reading import (  # noqa: F401 - for makers
-    LISTED,
-    check_header,
-    missing_seconds,
-    open_raw,
-    read_raw,
-    recording_readable,
-    select_electrodes,
-)
+from dataset_maker.reading import recording_readable, select_electrodes
 from eeg_data.quality import BINS, Quality, SignalScan, amplitude_histogram
 from errors import InputError, UsageError
 
+LOWEST_RATE = 10.0  # Hz of a recording that can be EEG
 MIN_TRANSITION = 0.5  # Hz between a filter's edge and Nyquist: less would take a filter of many seconds
 BLOCK_BYTES = 256 << 20  # float64 signal that is filtered as a whole; longer recordings go block by block
 GAPS = ("edge", "bad_acq_skip")  # annotations across which MNE does not filter
@@ -86,32 +77,22 @@ class Prepared:
     report: dict[str, Any]
 
 
-class Windows(NamedTuple):
-    """Where the samples of a labelled recording lie."""
-
-    starts: np.ndarray  # (n,) first samples at the rate of the data set
-    labels: Any  # (n,) class numbers, or (n, outputs) targets
-    splits: Sequence[str] | None = None  # of each window; None: the split of the task
-    notes: Mapping[str, int] = {}  # what was left out or is worth knowing -> how often
-
-
-def add_filter_arguments(parser: argparse.ArgumentParser, *, notch: float | None = FilterSettings.notch) -> Any:
-    """Declare the filters' flags; `notch` is the maker's default mains frequency in Hz. Returns the group."""
+def add_filter_arguments(parser: argparse.ArgumentParser) -> Any:
+    """Declare the filters' flags. Returns their group."""
     group = parser.add_argument_group("pipeline", "applied in this order; 0 leaves a stage out")
     hz: Any = {"type": float, "metavar": "HZ"}
     group.add_argument("--l_freq", default=FilterSettings.l_freq, help="high-pass edge (default %(default)s)", **hz)
     group.add_argument("--h_freq", default=FilterSettings.h_freq, help="low-pass edge (default %(default)s)", **hz)
-    group.add_argument("--notch", default=notch, help="mains: 50, 60 or 0 (default %(default)s)", **hz)
+    group.add_argument("--notch", default=FilterSettings.notch, help="mains: 50, 60 or 0 (default %(default)s)", **hz)
     return group
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, notch: float | None = FilterSettings.notch) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the whole pipeline's flags."""
-    group = add_filter_arguments(parser, notch=notch)
-    rate = FilterSettings.sampling_rate
+    group, rate = add_filter_arguments(parser), FilterSettings.sampling_rate
     group.add_argument("--rsfreq", type=float, default=rate, metavar="HZ", help="rate to write (default %(default)s)")
-    trim_end = {"type": float, "default": 0.0, "metavar": "SECONDS", "help": "cut so much off every recording's end"}
-    group.add_argument("--trim_end", **trim_end)
+    trim_end = "cut so much off every recording's end"
+    group.add_argument("--trim_end", type=float, default=0.0, metavar="SECONDS", help=trim_end)
     add_name_arguments(parser)
 
 
@@ -125,7 +106,7 @@ def add_name_arguments(parser: argparse.ArgumentParser) -> None:
 def build_pipeline(args: argparse.Namespace, *, drop: Sequence[str] = (), block_bytes: int = BLOCK_BYTES) -> Pipeline:
     """Return the pipeline of the parsed flags; a stage whose flag the maker does not have is left out.
 
-    drop: channels that the maker leaves out beside those of --drop. Raises UsageError and InputError.
+    drop: channels to leave out in addition to those of --drop. Raises UsageError and InputError.
     """
     l_freq, h_freq, notch = (getattr(args, name, 0.0) or None for name in ("l_freq", "h_freq", "notch"))
     settings = FilterSettings(l_freq, h_freq, notch, getattr(args, "rsfreq", FilterSettings.sampling_rate) or None)
@@ -151,7 +132,7 @@ def load_rename(path: Path) -> dict[str, str]:
 def plan_stages(rate: float, settings: FilterSettings, seconds: float) -> dict[str, Any]:
     """Return the stages that a source of this rate (Hz) and length allows, and notes on the others.
 
-    Keys: source_rate, sampling_rate, resampled (bool), l_freq, h_freq, notch (None where a stage is left out), notes.
+    Keys: source_rate, sampling_rate, l_freq, h_freq, notch (None where a stage is left out), notes.
     """
     notes = []
     l_freq, h_freq, notch = settings.l_freq, settings.h_freq, settings.notch
@@ -163,8 +144,7 @@ def plan_stages(rate: float, settings: FilterSettings, seconds: float) -> dict[s
         notes.append(f"no notch at {settings.notch:g} Hz: the source has {rate:g} Hz")
     if l_freq and seconds < 3.3 / l_freq:
         notes.append(f"shorter than the high-pass filter at {l_freq:g} Hz, which lasts {3.3 / l_freq:.0f} s")
-    new_rate = settings.sampling_rate or rate
-    rates = {"source_rate": rate, "sampling_rate": new_rate, "resampled": filters.changes_rate(rate, new_rate)}
+    rates = {"source_rate": rate, "sampling_rate": settings.sampling_rate or rate}
     return rates | {"l_freq": l_freq, "h_freq": h_freq, "notch": notch, "notes": notes}
 
 
@@ -221,7 +201,7 @@ class _Source:
             raw.filter(stages["l_freq"], stages["h_freq"], verbose="error")
         if stages["notch"]:
             raw.notch_filter(stages["notch"], verbose="error")
-        if stages["resampled"]:
+        if filters.changes_rate(self.rate, stages["sampling_rate"]):
             raw.resample(stages["sampling_rate"], verbose="error")
         return raw.get_data(verbose="error")
 
@@ -271,8 +251,10 @@ def prepare(raw: mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording"
     """
     with recording_readable(where):
         raw, dropped, one_rate = select_electrodes(raw, rename=pipeline.rename, drop=pipeline.drop, where=where)
-        rate = float(raw.info["sfreq"])
-        samples = raw.n_times - round(pipeline.trim_end * rate)
+    rate = float(raw.info["sfreq"])
+    if not LOWEST_RATE <= rate < math.inf:  # it would make seconds of a recording into years
+        raise InputError(f"{where}: sampled at {rate:g} Hz; EEG needs at least {LOWEST_RATE:g} Hz")
+    samples = raw.n_times - round(pipeline.trim_end * rate)
     if samples < rate:
         trimmed = f" after --trim_end {pipeline.trim_end:g}" if pipeline.trim_end else ""
         raise InputError(f"{where}: lasts {max(samples, 0) / rate:.2f} s{trimmed}, but one patch is 1 s")

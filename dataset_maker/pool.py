@@ -1,8 +1,8 @@
-"""The processes that read recordings: pebble's pool, or a Dask cluster, as a `concurrent.futures.Executor`.
+"""The processes that read recordings: pebble's pool, or a Dask cluster.
 
 A reader that crashes, hangs or allocates without end on broken bytes costs only the recording at hand: pebble ends a
-process after the time limit, starts another one, and tells which call it was. The memory limit is the system's. On a
-cluster both limits are the cluster's own. A reader that ends its process with code 0 is noticed by the time limit only.
+process after the time limit, starts another one, and tells which call it was. The system enforces the memory limit. On
+a cluster both limits are the cluster's. A reader that ends its process with code 0 is noticed by the time limit only.
 """
 
 import argparse
@@ -12,11 +12,11 @@ import signal
 import site
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, TimeoutError
+from concurrent.futures import Future, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -37,85 +37,59 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
 }
 
+Submit = Callable[..., Future]  # (function, *arguments)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of every maker that works on many recordings."""
     limits = "a recording that passes a limit is left out; with --dask the limits are the cluster's"
-    group = parser.add_argument_group("processes", limits)
-    group.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the signals written")
-    group.add_argument("--jobs", type=int, default=joblib.cpu_count(), metavar="N", help="processes (default: cores)")
-    group.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work instead")
-    group.add_argument("--time_limit", type=float, default=Spread.seconds, metavar="SECONDS", help="for one recording")
-    group.add_argument("--memory_limit", type=float, default=Spread.gigabytes, metavar="GB", help="for one recording")
+    add = parser.add_argument_group("processes", limits).add_argument
+    add("--dtype", choices=("float32", "float16"), default="float32", help="of the signals written")
+    add("--jobs", type=int, default=joblib.cpu_count(), metavar="N", help="processes (default: cores)")
+    add("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work instead")
+    add("--time_limit", type=float, default=3600.0, metavar="SECONDS", help="for one recording")
+    add("--memory_limit", type=float, default=3.0, metavar="GB", help="for one recording, beside the libraries")
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Where the work goes, and what one recording may take."""
+@contextmanager
+def processes(args: argparse.Namespace) -> Iterator[Submit]:
+    """Yield what submits calls to processes here, or to a Dask cluster.
 
-    jobs: int = 1
-    dask: str | None = None
-    seconds: float = 3600.0
-    gigabytes: float = 3.0  # of address space, beside what the libraries take
-
-    def __post_init__(self) -> None:
-        """Raise UsageError for values under which nothing can be done."""
-        if self.jobs < 1:
-            raise UsageError(f"--jobs {self.jobs}: must be 1 or more")
-        if not 0 < self.seconds < float("inf"):
-            raise UsageError(f"--time_limit {self.seconds:g}: must be a positive number of seconds")
-        if not 0.5 <= self.gigabytes < 1e6:
-            raise UsageError(f"--memory_limit {self.gigabytes:g}: must be at least 0.5 GB")
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> "Spread":
-        """Take the values of the parsed flags. Raises UsageError."""
-        return cls(args.jobs, args.dask, args.time_limit, args.memory_limit)
-
-    @contextmanager
-    def executor(self) -> Iterator[Executor]:
-        """Yield what runs calls: a pool of processes here, or a Dask cluster. Raises UsageError if there is none."""
-        if self.dask:
-            with _dask_client(self.dask) as client:
-                yield client.get_executor(pure=False)
-            return
-        pool = Pool(self)
-        before = signal.signal(signal.SIGTERM, _terminated)
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
-            signal.signal(signal.SIGTERM, before)
+    Raises UsageError for limits under which nothing can be done, and for a cluster that cannot be reached.
+    """
+    allowed = {
+        "jobs": (args.jobs >= 1, "1 or more"),
+        "time_limit": (0 < args.time_limit < float("inf"), "a positive number of seconds"),
+        "memory_limit": (0.5 <= args.memory_limit < 1e6, "at least 0.5 GB"),
+    }
+    for flag, (fits, what) in allowed.items():
+        if not fits:
+            raise UsageError(f"--{flag} {getattr(args, flag):g}: must be {what}")
+    if args.dask:
+        with _dask_client(args.dask) as client:
+            yield client.get_executor(pure=False).submit
+        return
+    pool = ProcessPool(args.jobs, CALLS, _start_reader, (args.memory_limit,), _context())
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield lambda function, *arguments: pool.schedule(function, arguments, timeout=args.time_limit)
+    finally:
+        pool.stop()
+        pool.join()
+        signal.signal(signal.SIGTERM, before)
 
 
-class Pool(Executor):
-    """Processes with a time and a memory limit for each call. A call that passes one fails, and only that call."""
-
-    def __init__(self, spread: Spread) -> None:
-        """Start the processes; their libraries load while others work."""
-        methods = multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            multiprocessing.set_forkserver_preload([*LIBRARIES])
-            before = dict(os.environ)
-            os.environ |= ENVIRONMENT
-            forkserver.ensure_running()  # every process of the pool is a copy of this one
-            os.environ.clear()
-            os.environ |= before
-        self._seconds = spread.seconds
-        self._pool = ProcessPool(spread.jobs, CALLS, _start_reader, (spread.gigabytes,), context)
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        """Call the function in one of the processes."""
-        return self._pool.schedule(function, args, kwargs, timeout=self._seconds)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the processes, at once or when all calls are done."""
-        if cancel_futures:
-            self._pool.stop()
-        else:
-            self._pool.close()
-        self._pool.join()
+def _context() -> BaseContext:
+    """Return how processes start: as copies of one with the libraries, where the system can."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    multiprocessing.set_forkserver_preload([*LIBRARIES])
+    before = dict(os.environ)
+    os.environ |= ENVIRONMENT
+    forkserver.ensure_running()
+    os.environ.clear()
+    os.environ |= before
+    return multiprocessing.get_context("forkserver")
 
 
 def result_of(future: Future, path: str) -> dict[str, Any]:
@@ -156,17 +130,12 @@ def _start_reader(gigabytes: float) -> None:
     except ImportError:  # Windows
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold headers
-    limit = _address_space() + int(gigabytes * 2**30)
+    limit = int(gigabytes * 2**30)
+    with suppress(OSError):  # where the system does not tell what is mapped, it has no limit either
+        limit += int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     with suppress(ValueError, OSError):  # macOS has the limit but refuses to set it
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-
-
-def _address_space() -> int:
-    """Return the bytes that this process has mapped; 0 where the system does not tell, and has no limit either."""
-    with suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
 
 
 def _end_with_maker() -> None:

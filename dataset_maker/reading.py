@@ -1,4 +1,4 @@
-"""Open a recording with MNE, and judge its header: can it be true, which channels are EEG, at which rates?
+"""Open a recording with MNE, and judge its header: which channels are EEG, at which rates?
 
 Whatever speaks against a recording before its signal is seen is an InputError raised here. Messages name the file and
 never quote a reader, which may quote the header.
@@ -14,12 +14,10 @@ from typing import Any
 
 import mne
 
-from dataset_maker.sources import RECORDINGS
 from electrodes import is_known_non_eeg, resolve
 from errors import InputError
 
 EXTRA_READERS = {".set": "files of MATLAB 7.3 need `pip install pymatreader`", ".cnt": "ANT files need `antio`"}
-LOWEST_RATE = 10.0  # Hz
 LISTED = "listed to be left out"  # why a channel is dropped that the caller asked to drop
 EDF = (".edf", ".bdf")
 
@@ -32,33 +30,22 @@ def recording_readable(path: Path | str) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # readers raise anything on broken bytes, from struct.error to ZeroDivisionError
-        if isinstance(error, FileNotFoundError) and Path(path).is_symlink() and not Path(path).exists():
+        if Path(path).is_symlink() and not Path(path).exists():
             raise InputError(f"{path}: links to a file that is not there: fetch it, or take the link away") from None
         hint = next((f"; {text}" for suffix, text in EXTRA_READERS.items() if str(path).lower().endswith(suffix)), "")
         reason = f"broken or not what its name says ({type(error).__name__})"
         raise InputError(f"{path}: cannot be read, {reason}{hint}") from None
 
 
-def read_raw(path: Path) -> mne.io.BaseRaw:
-    """Open a recording with MNE by its suffix (signals in volts, not loaded yet). Raises InputError if unreadable."""
-    if not path.name.lower().endswith(RECORDINGS):
-        raise InputError(f"{path}: not a kind of recording that is read here ({', '.join(RECORDINGS)})")
-    return open_raw(path)
+def read_raw(path: Path, **options: Any) -> mne.io.BaseRaw:
+    """Open a recording of any format that MNE reads (signals in volts, not loaded yet). Raises InputError.
 
-
-def open_raw(path: Path, **options: Any) -> mne.io.BaseRaw:
-    """Open a recording of any format that MNE knows; options: of its reader. Raises InputError if unreadable."""
+    options: of MNE's reader.
+    """
     if path.name.lower().endswith(EDF):  # annotations are not used: no byte of theirs may make MNE refuse a file
         options["encoding"] = "latin1"
     with recording_readable(path):
         return mne.io.read_raw(path, verbose="error", **options)  # "error": MNE's warnings may quote header texts
-
-
-def check_header(raw: mne.io.BaseRaw, where: str) -> None:
-    """Raise InputError for a rate that cannot be: it would make seconds of a recording into years."""
-    rate = float(raw.info["sfreq"])
-    if not LOWEST_RATE <= rate < math.inf:
-        raise InputError(f"{where}: sampled at {rate:g} Hz; EEG needs at least {LOWEST_RATE:g} Hz")
 
 
 def missing_seconds(path: Path, raw: mne.io.BaseRaw) -> str | None:
@@ -79,7 +66,7 @@ def select_electrodes(
 ) -> tuple[mne.io.BaseRaw, dict[str, str], bool]:
     """Pick and rename the EEG channels of `raw`. rename, drop: of the flags; where: opens error messages.
 
-    Returns it, each dropped channel with the reason, and whether the file has all that is left at one rate.
+    Returns the recording, each dropped channel with the reason, and whether the file has all kept channels at one rate.
     """
     types = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True))
     resolution = resolve([name for name in types if types[name] == "eeg"], rename=rename, drop=drop, where=where)
@@ -96,7 +83,7 @@ def _without_faster_channels(raw: mne.io.BaseRaw, kept: list[str]) -> tuple[mne.
     """Open an EDF again without the channels that are sampled faster than those kept.
 
     MNE brings all channels to the fastest one's rate, piece by piece, with errors at the ends of the pieces. Returns
-    the recording and whether all channels that are kept have one rate. A recording that a caller has changed stays.
+    the recording, and whether all kept channels have one rate. A recording that a caller has changed stays as it is.
     """
     path = Path(raw.filenames[0]) if raw.filenames and raw.filenames[0] else Path()
     if raw.preload or not path.name.lower().endswith(EDF):
@@ -104,13 +91,11 @@ def _without_faster_channels(raw: mne.io.BaseRaw, kept: list[str]) -> tuple[mne.
     header: Any = raw._raw_extras[0]  # MNE has no other name for the rates in the file
     pairs = zip(header["ch_names"], header["n_samps"][header["sel"]], strict=True)
     lengths = {name: int(samples) for name, samples in pairs}  # samples of a record
-    if len(set(lengths.values())) < 2:
+    kept_lengths = {lengths.get(name) for name in kept}  # None: the header does not know the name
+    if len(set(lengths.values())) < 2 or kept_lengths == {max(lengths.values())}:
         return raw, True
-    own = {lengths.get(name) for name in kept}  # None: the header does not know the name
-    if len(own) > 1 or None in own:
+    if len(kept_lengths) > 1 or None in kept_lengths:
         return raw, False
-    if own == {max(lengths.values())}:
-        return raw, True
-    fresh = open_raw(path, include=kept)
+    fresh = read_raw(path, include=kept)
     same_length = abs(fresh.n_times / fresh.info["sfreq"] - raw.n_times / raw.info["sfreq"]) < 1.5 / fresh.info["sfreq"]
     return (fresh, True) if same_length else (raw, False)

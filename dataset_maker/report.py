@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataset_maker.convert import Entry, Plan
+from dataset_maker.writers import DataSet
 from eeg_data.hdf5 import SUFFIXES
-from eeg_data.labelled_files import SPLITS
-from files import write_json
+from eeg_data.labelled_files import SPLITS, published_sizes
+
+Entry = Mapping[str, Any]  # what became of a recording
 
 
 def report_path(output: Path) -> Path:
@@ -32,7 +33,7 @@ def summary(entries: Sequence[Entry], made: Mapping[str, Any], output: Path) -> 
         "made": dict(made),
         "recordings": len(entries),
         "converted": len(good),
-        "hours": round(sum(entry["seconds"] for entry in good) / 3600, 4),
+        "hours": _hours(good),
         "invalid_seconds": sum(entry["invalid_seconds"] for entry in good),
         "left_out": [{"path": entry["open"], "reason": entry["error"]} for entry in entries if "error" in entry],
         "warnings": [warning for entry in good for warning in entry["warnings"]],
@@ -41,52 +42,51 @@ def summary(entries: Sequence[Entry], made: Mapping[str, Any], output: Path) -> 
     }
 
 
+def _hours(entries: Sequence[Entry]) -> float:
+    return round(sum(entry["seconds"] for entry in entries) / 3600, 4)
+
+
 def montages(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Return recordings and hours of each montage, the largest first."""
-    seconds: dict[tuple[str, ...], list[float]] = {}
+    groups: dict[tuple[str, ...], list[Entry]] = {}
     for entry in entries:
         if "error" not in entry:
-            seconds.setdefault(tuple(entry["electrodes"]), []).append(entry["seconds"])
+            groups.setdefault(tuple(entry["electrodes"]), []).append(entry)
     rows = [
-        {"electrodes": list(names), "recordings": len(each), "hours": round(sum(each) / 3600, 4)}
-        for names, each in seconds.items()
+        {"electrodes": list(names), "recordings": len(group), "hours": _hours(group)} for names, group in groups.items()
     ]
     return sorted(rows, key=lambda row: (-row["hours"], row["electrodes"]))
 
 
-def labelled(entries: Sequence[Entry], plan: Plan, output: Path) -> dict[str, Any]:
-    """Return the report of a labelled data set: with its splits, and the subjects in more than one of them."""
-    description: Mapping[str, Any] = plan.description or {}
-    whole = summary(entries, plan.made, output)
-    whole |= {key: description[key] for key in ("name", "task", "classes", "electrodes", "window")}
+def splits(entries: Sequence[Entry], data_set: DataSet) -> dict[str, Any]:
+    """Return what a labelled data set holds by split, and the subjects in more than one of them."""
     good = [entry for entry in entries if "error" not in entry]
+    names = {str(number): label for number, label in enumerate(data_set.classes)} | {"all": "all"}  # regression
     counts: Counter[str] = Counter()
     sides: dict[str, set[str]] = {}
     for entry in good:
         counts.update(entry["counts"])
         sides.setdefault(entry["subject"], set()).update(entry["samples"])
-    names = {str(number): label for number, label in enumerate(description["classes"])} | {"all": "all"}  # regression
-    splits: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     for split in SPLITS:
         if inside := [entry for entry in good if split in entry["samples"]]:
             labels = sum((Counter(entry["samples"][split]) for entry in inside), Counter[str]())
             subjects = {entry["subject"] for entry in inside}
-            splits[split] = {"recordings": len(inside), "subjects": len(subjects), "samples": labels.total()}
-            splits[split]["labels"] = {names[key]: labels[key] for key in names if key in labels}
-    two_sides = {subject: sorted(where) for subject, where in sorted(sides.items()) if len(where) > 1}
-    return whole | {"counts": dict(counts), "splits": splits, "subjects_on_two_sides": two_sides}
+            parts[split] = {"recordings": len(inside), "subjects": len(subjects), "samples": labels.total()}
+            parts[split]["labels"] = {names[key]: labels[key] for key in names if key in labels}
+    return {
+        **{key: getattr(data_set, key) for key in ("name", "task", "classes", "electrodes", "window")},
+        "counts": dict(counts),
+        "splits": parts,
+        "subjects_on_two_sides": {who: sorted(where) for who, where in sorted(sides.items()) if len(where) > 1},
+        "expected_samples": dict(zip(SPLITS, published_sizes()[data_set.published], strict=True))
+        if data_set.published
+        else None,
+    }
 
 
-def save(report: Mapping[str, Any]) -> None:
-    """Write the report beside the output."""
-    write_json(report_path(Path(report["output"])), report)
-
-
-def show(report: Mapping[str, Any], new_seconds: float, took: float) -> None:
-    """Print what people need of the report; doubts go to standard error.
-
-    new_seconds: of EEG that this run converted; took: s.
-    """
+def show(report: Mapping[str, Any]) -> None:
+    """Print what people need of the report; doubts go to standard error."""
     output = Path(report["output"])
     for reason, names in report["dropped_channels"].items():
         print(f"dropped, {reason}: " + ", ".join(f"{name!r} ({count}x)" for name, count in names.items()))
@@ -109,6 +109,4 @@ def show(report: Mapping[str, Any], new_seconds: float, took: float) -> None:
     if sides := report.get("subjects_on_two_sides"):
         first = ", ".join(list(sides)[:5])
         print(f"warning: {len(sides)} subjects are on more than one side: {first}", file=sys.stderr)
-    if new_seconds:
-        print(f"{new_seconds / 3600:.2f} h of EEG in {took:.1f} s, {new_seconds / took / 60:.1f} h a minute")
     print(f"report: {report_path(output)}")

@@ -65,21 +65,16 @@ def unique_names(texts: Sequence[str], paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def published(subjects: Iterable[str]) -> dict[str, str]:
-    """Return subject -> `train` or `val`: names sorted, the first 80 % (rounded down) train, the rest val.
+def train_or_val(subjects: Iterable[str], seed: int | None = None) -> dict[str, str]:
+    """Return subject -> split: names sorted, the first 80 % (rounded down) train, the rest val.
 
     The paper gives the sizes of its splits, not the names; this cut gives the sizes in `published_splits.json`.
+    With a seed the sorted names are shuffled first.
     """
-    return _first_part_trains(sorted(set(subjects)))
-
-
-def disjoint(subjects: Iterable[str], seed: int) -> dict[str, str]:
-    """Return subject -> `train` or `val` as `published` does, but of names that the seed shuffles after sorting."""
-    generator = random.Random(seed)  # its random() is the one stream that Python promises never to change
-    return _first_part_trains(sorted(sorted(set(subjects)), key=lambda _: generator.random()))
-
-
-def _first_part_trains(names: Sequence[str]) -> dict[str, str]:
+    names = sorted(set(subjects))
+    if seed is not None:
+        generator = random.Random(seed)  # its random() is the one stream that Python promises never to change
+        names.sort(key=lambda _: generator.random())
     cut = int(TRAIN_FRACTION * len(names))
     return {name: "train" if index < cut else "val" for index, name in enumerate(names)}
 

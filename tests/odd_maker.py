@@ -15,7 +15,7 @@ from typing import Any
 import mne
 import numpy as np
 
-from dataset_maker.pipeline import Windows
+from dataset_maker.writers import Windows
 from errors import InputError
 
 SECONDS, RATE = 4, 200.0

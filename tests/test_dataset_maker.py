@@ -13,7 +13,7 @@ from scipy.io import savemat
 
 from dataset_maker import make_h5dataset_for_pretrain, pipeline
 from dataset_maker.pipeline import FilterSettings, Pipeline
-from dataset_maker.reading import missing_seconds
+from dataset_maker.reading import missing_seconds, read_raw
 from dataset_maker.sources import find_files
 from maker_helpers import edf, noise, opened, raw_of, run_maker, save
 
@@ -157,7 +157,7 @@ def write_eeglab(folder: Path) -> np.ndarray:
 
 def test_formats_are_read_in_microvolts(tmp_path: Path) -> None:
     for name, eeg in {"a.vhdr": write_brainvision(tmp_path).T * 0.5, "a.set": write_eeglab(tmp_path)}.items():
-        prepared = pipeline.prepare(pipeline.read_raw(tmp_path / name), UNFILTERED)
+        prepared = pipeline.prepare(read_raw(tmp_path / name), UNFILTERED)
         assert prepared.electrodes == ["CZ", "PZ"] and prepared.rate == 200
         np.testing.assert_allclose(prepared.eeg, eeg, atol=1e-3)
 
@@ -165,7 +165,7 @@ def test_formats_are_read_in_microvolts(tmp_path: Path) -> None:
 def test_annotations_in_any_encoding_are_no_obstacle(tmp_path: Path) -> None:
     path = edf(tmp_path / "a.edf", ["C3", "C4"], remark="Augen ?ffnen")
     path.write_bytes(path.read_bytes().replace(b"?", b"\xf6"))  # no UTF-8
-    raw = pipeline.read_raw(path)
+    raw = read_raw(path)
     assert raw.n_times == 1000 and raw.annotations.description[0] == "Augen öffnen"
 
 
@@ -174,7 +174,7 @@ def test_an_edf_that_holds_less_than_its_header_announces_says_so(
     records: str, missing: str | None, tmp_path: Path
 ) -> None:
     path = edf(tmp_path / "a.edf", ["C3", "C4"])  # 5 s
-    raw = pipeline.read_raw(path)
+    raw = read_raw(path)
     content = path.read_bytes()
     path.write_bytes(content[:236] + records.ljust(8).encode() + content[244:])
     warning = missing_seconds(path, raw)

@@ -12,6 +12,7 @@ import pytest
 
 from dataset_maker import filters, pipeline
 from dataset_maker.pipeline import FilterSettings, Pipeline
+from dataset_maker.reading import read_raw
 from errors import InputError
 from maker_helpers import raw_of
 
@@ -191,7 +192,7 @@ def write_edf(path: Path, rates: dict[str, float], seconds: int = 300) -> mne.io
         for name, rate in rates.items()
     ]
     edfio.Edf(signals).write(path)
-    return pipeline.read_raw(path)
+    return read_raw(path)
 
 
 @pytest.mark.parametrize("block_bytes", [1 << 30, 2 * 8 * 256 * 150])

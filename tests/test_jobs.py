@@ -15,15 +15,14 @@ import numpy as np
 import pytest
 
 from dataset_maker import jobs, labelled, pool
-from dataset_maker.jobs import Spread, plan_jobs
+from dataset_maker.jobs import plan_jobs
 from dataset_maker.make_h5dataset_for_pretrain import convert_recordings
-from dataset_maker.pipeline import FilterSettings, Pipeline
+from dataset_maker.writers import DataSet
 from errors import InputError, UsageError
 from odd_maker import signal_of
 from waiting import children, wait_for, wait_until, wait_until_gone
 
-PLAIN = Pipeline(FilterSettings(None, None, None, 200.0))
-LIMITS: dict[str, float] = {"seconds": 120.0, "gigabytes": 2.0}
+FLAGS = {"jobs": 1, "dask": None, "time_limit": 120.0, "memory_limit": 2.0, "dtype": "float32"}  # no filters
 
 
 def write(folder: Path, **words: str) -> list[Path]:
@@ -35,12 +34,10 @@ def write(folder: Path, **words: str) -> list[Path]:
     return paths
 
 
-def convert(paths: list[Path], output: Path, *, pipeline: Pipeline = PLAIN, **spread: Any) -> None:
-    """Convert recordings into pre-training files, unfiltered."""
-    spread = LIMITS | spread
-    convert_recordings(
-        paths, output, maker="tests.odd_maker", source="tests", pipeline=pipeline, spread=Spread(**spread)
-    )
+def convert(paths: list[Path], output: Path, **flags: Any) -> None:
+    """Convert recordings into pre-training files."""
+    args = argparse.Namespace(output=output, **(FLAGS | flags))
+    convert_recordings(args, paths, maker="tests.odd_maker", source="tests")
 
 
 def recordings(folder: Path) -> dict[str, np.ndarray]:
@@ -72,7 +69,7 @@ def assert_whole(folder: Path, paths: list[Path]) -> None:
     ("word", "limits", "reason"),
     [
         ("crash", {}, "makes its reader crash (exit code -11)"),
-        ("hang", {"seconds": 5.0}, "--time_limit"),
+        ("hang", {"time_limit": 5.0}, "--time_limit"),
         ("greedy", {}, "--memory_limit"),
         ("fault", {}, "cannot be converted (TypeError in odd_maker.py, line"),
         ("gone", {}, "cannot be converted (FileNotFoundError in odd_maker.py, line"),
@@ -137,7 +134,7 @@ def test_a_recording_that_changed_or_other_flags_do_not_double_it(tmp_path: Path
     paths = write(tmp_path / "in", a="fine", b="fine")
     convert(paths, tmp_path / "out")
     with pytest.raises(InputError, match="other flags"):
-        convert(paths, tmp_path / "out", pipeline=Pipeline(FilterSettings(1.0, None, None, 200.0)))
+        convert(paths, tmp_path / "out", l_freq=1.0)
     paths[0].write_text("fine ")
     with pytest.raises(InputError, match=r"holds .*a\.odd as it was before it changed"):
         convert(paths, tmp_path / "out")
@@ -287,10 +284,9 @@ def test_no_space_left_stops_the_maker_and_blames_no_recording(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("wrong", [{"jobs": 0}, {"time_limit": np.nan}, {"memory_limit": 0.1}])
-def test_limits_that_cannot_be_are_wrong_usage(wrong: dict[str, float]) -> None:
-    args = {"jobs": 1, "dask": None, "time_limit": 1.0, "memory_limit": 4.0} | wrong
+def test_limits_that_cannot_be_are_wrong_usage(wrong: dict[str, float], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"--{next(iter(wrong))}"):
-        Spread.from_args(argparse.Namespace(**args))
+        convert(write(tmp_path / "in", a="fine"), tmp_path / "out", **wrong)
 
 
 def test_jobs_follow_from_the_recordings_and_are_at_most_64_for_small_sets() -> None:
@@ -324,15 +320,14 @@ def test_a_dask_address_where_nothing_answers_is_wrong_usage(tmp_path: Path, mon
 # ---- labelled sets
 
 
-def make_labelled(paths: list[Path], output: Path, **more: Any) -> None:
+def make_labelled(paths: list[Path], output: Path, classes: tuple[str, ...] = ("a", "b"), **flags: Any) -> None:
     """Convert recordings into a labelled set of one-second samples; those named v... are for validation."""
-    flags = {"dtype": "float32", "jobs": 1, "dask": None, "time_limit": 120.0, "memory_limit": 3.0}
-    args = argparse.Namespace(output=output, **flags | more.pop("flags", {}))
+    args = argparse.Namespace(output=output, **(FLAGS | flags))
     tasks = [
         {"path": str(p), "recording": p.stem, "subject": p.stem[0], "split": "val" if p.stem[0] == "v" else "train"}
         for p in paths
     ]
-    data_set = labelled.DataSet("Odd", **({"classes": ("a", "b"), "window": 1, "made": {"source": "tests"}} | more))
+    data_set = DataSet("Odd", classes, window=1, made={"source": "tests"}, published="MentalArithmetic")
     labelled.make(args, "tests.odd_maker", data_set, tasks)
 
 
@@ -341,7 +336,7 @@ def test_a_labelled_file_holds_the_recordings_in_order_their_rows_in_one_order_a
 ) -> None:
     paths = write(tmp_path / "in", a="fine", b="swapped", c="others", d="broken", e="labels", v="fine")
     with pytest.raises(InputError, match="3 of 6 recordings were left out"):
-        make_labelled(paths, tmp_path / "x.hdf5", expected={"train": 8, "val": 4, "test": 0})
+        make_labelled(paths, tmp_path / "x.hdf5")
     with h5py.File(tmp_path / "x.hdf5") as file:
         assert list(file) == ["train", "val"] and list(file.attrs["chOrder"]) == ["CZ", "PZ"]
         train = file["train"]
@@ -355,9 +350,9 @@ def test_a_labelled_file_holds_the_recordings_in_order_their_rows_in_one_order_a
         assert json.loads(train.attrs["quality"])["seconds"] == 8  # of a and b alone
     report = json.loads((tmp_path / "x.report.json").read_text())
     assert report["splits"]["train"] == {"recordings": 2, "subjects": 2, "samples": 8, "labels": {"a": 4, "b": 4}}
-    assert report["counts"] == {"windows seen": 12} and report["expected_samples"]["train"] == 8
+    assert report["counts"] == {"windows seen": 12} and report["expected_samples"]["train"] == 1343
     reasons = {Path(entry["path"]).stem: entry["reason"] for entry in report["left_out"]}
-    assert "lacks PZ and has OZ besides" in reasons["c"] and "cannot be read" in reasons["d"] and "7" in reasons["e"]
+    assert "lacks PZ and also has OZ" in reasons["c"] and "cannot be read" in reasons["d"] and "7" in reasons["e"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "x.hdf5", "x.report.json"]
     with pytest.raises(InputError, match="made without 3 recordings"):
         make_labelled(paths, tmp_path / "x.hdf5")
@@ -367,11 +362,11 @@ def test_a_finished_labelled_file_is_recognised_and_another_is_not_replaced(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     paths = write(tmp_path / "in", a="fine", v="fine")
-    make_labelled(paths, tmp_path / "x.hdf5", flags={"h_freq": 150.0})  # of 200 Hz
+    make_labelled(paths, tmp_path / "x.hdf5", h_freq=150.0)  # of 200 Hz
     with h5py.File(tmp_path / "x.hdf5") as file:
         assert json.loads(file["train"].attrs["notes"]) == {"no low-pass at 150 Hz: the source has 200 Hz": 1}
     stamp = (tmp_path / "x.hdf5").stat().st_mtime_ns
-    make_labelled(paths, tmp_path / "x.hdf5", flags={"h_freq": 150.0})
+    make_labelled(paths, tmp_path / "x.hdf5", h_freq=150.0)
     assert "already made from these recordings" in capsys.readouterr().out
     with pytest.raises(InputError, match="exists already"):
         make_labelled(paths, tmp_path / "x.hdf5", classes=("c", "d"))

@@ -14,20 +14,20 @@ NAMES = [f"s{index:03d}" for index in range(23)]
 @pytest.mark.parametrize(("number", "train"), [(1, 0), (23, 18), (1385, 1108)])
 def test_four_fifths_rounded_down_train(number: int, train: int) -> None:
     names = [f"{index:04d}" for index in range(number)]
-    for split in (sources.published(names), sources.disjoint(names, 0)):
+    for split in (sources.train_or_val(names), sources.train_or_val(names, 0)):
         assert Counter(split.values()) == Counter(train=train, val=number - train)
 
 
 def test_the_published_split_takes_the_first_names_whatever_their_order_and_number() -> None:
     expected = dict.fromkeys(NAMES[:18], "train") | dict.fromkeys(NAMES[18:], "val")
-    assert sources.published(NAMES) == sources.published(iter(NAMES[::-1] * 3)) == expected
+    assert sources.train_or_val(NAMES) == sources.train_or_val(iter(NAMES[::-1] * 3)) == expected
 
 
 def test_the_disjoint_split_follows_from_the_names_and_the_seed_alone() -> None:
-    assert sources.disjoint(NAMES, 3) == sources.disjoint(NAMES[::-1] + NAMES, 3)
+    assert sources.train_or_val(NAMES, 3) == sources.train_or_val(NAMES[::-1] + NAMES, 3)
     wanted = dict(zip("abcdef", ("train", "val", "val", "train", "train", "train"), strict=True))
-    assert sources.disjoint("abcdef", 1) == wanted  # written down once: it must hold on any machine
-    different = {tuple(sorted(sources.disjoint(NAMES, seed).items())) for seed in range(20)}
+    assert sources.train_or_val("abcdef", 1) == wanted  # written down once: it must hold on any machine
+    different = {tuple(sorted(sources.train_or_val(NAMES, seed).items())) for seed in range(20)}
     assert len(different) == 20
 
 
