@@ -28,9 +28,9 @@ from dataset_maker import labelled, tuh
 from dataset_maker.pipeline import Prepared
 from dataset_maker.writers import DataSet, Windows
 from eeg_data.labelled_files import SPLITS
+from eeg_data.pretraining_files import SAMPLING_RATE
 from errors import InputError
 
-RATE = 200  # Hz, of the pickles
 FILTERED = True  # by the released makers
 
 
@@ -38,17 +38,16 @@ class Kind(NamedTuple):
     """How one of the released makers wrote its samples."""
 
     data_set: DataSet
-    folders: tuple[str, str, str]  # of train, val, test
+    folders: str  # of train, val, test
     file_name: str  # pattern: recording and running number
     signal: str  # keys of the dictionary
     label: str
     first_label: int
 
 
-TUEV_FOLDERS = ("processed_train", "processed_eval", "processed_test")
 KINDS = {
-    "TUAB": Kind(tuh.TUAB, ("train", "val", "test"), r"(.+)_(\d+)\.pkl", "X", "y", 0),
-    "TUEV": Kind(tuh.TUEV, TUEV_FOLDERS, r"(.+)-(\d+)\.pkl", "signal", "label", 1),
+    "TUAB": Kind(tuh.TUAB, "train val test", r"(.+)_(\d+)\.pkl", "X", "y", 0),
+    "TUEV": Kind(tuh.TUEV, "processed_train processed_eval processed_test", r"(.+)-(\d+)\.pkl", "signal", "label", 1),
 }
 # The functions that pickles of plain values and NumPy arrays name. NumPy 1 and 2 call their module differently.
 ALLOWED: dict[str, Any] = {
@@ -83,12 +82,12 @@ def read_sample(path: Path, kind: Kind) -> tuple[np.ndarray, int]:
         with path.open("rb") as file:
             sample = PlainUnpickler(file).load()
         signal, label = np.asarray(sample[kind.signal]), np.asarray(sample[kind.label])
-    except (InputError, MemoryError) as error:
-        raise InputError(f"{path}: {error or 'too large'}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except Exception as error:  # broken bytes end in anything from IndexError to UnicodeDecodeError
         expected = f"a dictionary with {kind.signal!r} and {kind.label!r}"
         raise InputError(f"{path}: broken, or no pickle of {expected} ({type(error).__name__})") from None
-    shape = (len(tuh.ELECTRODES), kind.data_set.window * RATE)
+    shape = (len(tuh.ELECTRODES), kind.data_set.window * SAMPLING_RATE)
     if signal.shape != shape or signal.dtype.kind not in "fiu":
         raise InputError(f"{path}: {kind.signal!r} is {signal.dtype} {signal.shape}; expected numbers {shape}")
     labels = range(kind.first_label, kind.first_label + len(kind.data_set.classes))
@@ -102,42 +101,36 @@ def read(task: dict[str, Any]) -> mne.io.BaseRaw:
     samples = [read_sample(Path(path), KINDS[task["kind"]]) for path in (task["path"], *task["also"])]
     task["labels"] = [label for _, label in samples]
     volts = np.concatenate([signal for signal, _ in samples], axis=1).astype(np.float64) * 1e-6
-    info = mne.create_info(list(tuh.ELECTRODES), float(RATE), "eeg")
+    info = mne.create_info(list(tuh.ELECTRODES), float(SAMPLING_RATE), "eeg")
     return mne.io.RawArray(volts, info, verbose="error")
 
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
     """Cut at the pickles' borders."""
-    labels = np.array(task["labels"], dtype=np.int64)
-    return Windows(np.arange(len(labels), dtype=np.int64) * (prepared.length // len(labels)), labels)
+    return Windows(range(0, prepared.length, prepared.length // len(task["labels"])), task["labels"])
 
 
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
     """Return the data set and a task for each recording. Raises InputError without pickles, and for other names."""
     for name, kind in KINDS.items():
-        if tasks := find_tasks(args.root, name):
+        tasks: list[dict[str, Any]] = []
+        for split, folder in zip(SPLITS, kind.folders.split(), strict=True):
+            recordings: dict[str, list[tuple[int, str]]] = {}
+            for path in (args.root / folder).glob("*.pkl"):
+                if not (parts := re.fullmatch(kind.file_name, path.name)):
+                    raise InputError(f"{path}: not a name that the released {name} maker gives; move it elsewhere")
+                recordings.setdefault(parts[1], []).append((int(parts[2]), str(path)))
+            for recording, numbered in sorted(recordings.items()):
+                known = name == "TUAB" or re.fullmatch(r"[a-z]{8}_\d+", recording)
+                subject = recording.partition("_")[0] if known else recording
+                first, *others = [path for _, path in sorted(numbered)]
+                task = {"path": first, "also": others, "kind": name, "recording": recording}
+                tasks.append(task | {"subject": subject, "split": split})
+        if tasks:
             made = {"source": f"pickles of the released {name} maker", "split": "the pickles' folders"}
-            return replace(kind.data_set, made=made, published=None), tasks
-    folders = " or ".join(f"{', '.join(kind.folders)} ({name})" for name, kind in KINDS.items())
+            return replace(kind.data_set, made=made), tasks
+    folders = " or ".join(f"{kind.folders} ({name})" for name, kind in KINDS.items())
     raise InputError(f"--root {args.root}: no *.pkl in folders {folders} there")
-
-
-def find_tasks(root: Path, name: str) -> list[dict[str, Any]]:
-    """Return a task for each recording in each split's folder. Raises InputError for files of other names."""
-    kind, tasks = KINDS[name], []
-    for split, folder in zip(SPLITS, kind.folders, strict=True):
-        recordings: dict[str, list[tuple[int, str]]] = {}
-        for path in (root / folder).glob("*.pkl"):
-            if not (parts := re.fullmatch(kind.file_name, path.name)):
-                raise InputError(f"{path}: not a name that the released {name} maker gives; move it elsewhere")
-            recordings.setdefault(parts[1], []).append((int(parts[2]), str(path)))
-        for recording, numbered in sorted(recordings.items()):
-            known = name == "TUAB" or re.fullmatch(r"[a-z]{8}_\d+", recording)
-            subject = recording.partition("_")[0] if known else recording
-            first, *others = [path for _, path in sorted(numbered)]
-            task = {"path": first, "also": others, "kind": name, "recording": recording}
-            tasks.append(task | {"subject": subject, "split": split})
-    return tasks
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ the output folder, its part; a JSON note beside it describes the part. A maker t
 recordings that lack a note. At the end, parts of consecutive recordings are joined into shards, with a note of what
 they hold in `.making`. Which shards there are depends on the recordings alone, never on the number of processes.
 
-A maker is a module that may define these hooks; only a labelled maker needs any. `windows(task, prepared)` returns the
-windows of a labelled recording. `read(task)` opens a recording that MNE does not read by itself; what it adds to the
-task is there for `windows`.
+A maker is a module that may define two hooks. `read(task)` opens a recording that MNE does not read by itself; what it
+adds to the task is there for `windows`. `windows(task, prepared)` returns the windows of a labelled recording. Without
+it they follow each other from the start, and the task's `label` is the class of all.
 """
 
 import errno
@@ -17,7 +17,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,13 +33,12 @@ from dataset_maker import pool, writers
 from dataset_maker.pipeline import Pipeline, Prepared, Store, in_memory, prepare
 from dataset_maker.reading import missing_seconds, read_raw, select_electrodes
 from dataset_maker.sources import unique_names
-from dataset_maker.writers import DataSet, LabelledShard, PretrainingShard
+from dataset_maker.writers import DataSet, LabelledShard, PretrainingShard, consecutive_windows
 from errors import InputError
 from files import check_writable, digest_of, write_json, written_aside
 
 JOBS = 64  # shards of a small data set
 JOB_BYTES = 512 << 20  # of source: large data sets get more shards
-THREADS = 8  # that join parts: they wait for the disk most of the time
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Task = dict[str, Any]  # a recording: path, recording (its name), and what its maker adds
@@ -117,55 +116,52 @@ def _blamed_on(path: str) -> Iterator[None]:
         raise InputError(f"{path}: cannot be converted ({place})") from None
 
 
+def _read(plan: Plan, task: Task) -> Any:
+    maker = importlib.import_module(plan.maker)
+    return maker.read(task) if hasattr(maker, "read") else read_raw(Path(task["path"]))
+
+
 def survey(plan: Plan, task: Task) -> Entry:
     """Return a recording's electrodes, from its header. Raises whatever its reader raises."""
-    _, raw = _open(plan, task)
-    options = plan.pipeline
+    raw, options = _read(plan, {**task, "path": task["open"]}), plan.pipeline
     raw, _, _ = select_electrodes(raw, rename=options.rename, drop=options.drop, where=task["open"])
     return {"electrodes": list(raw.ch_names)}
 
 
 def convert(plan: Plan, task: Task) -> Entry:
     """Convert one recording into the file `plan.part(task)`; returns what the report needs."""
-    part = plan.part(task)
+    part, path = plan.part(task), task["open"]
+    task = {**task, "path": path}
     # Not durable: a note knows a part's size, which a power cut would change.
     options: dict[str, Any] = {"made": plan.made, "dtype": plan.pipeline.dtype, "durable": False}
     if plan.data_set is None:
-        with PretrainingShard(part, **options) as shard, _blamed_on(task["open"]):
-            _, prepared = _prepare(plan, task, shard.store(task["recording"]))
+        with PretrainingShard(part, **options) as shard, _blamed_on(path):
+            prepared = _prepare(plan, task, shard.store(task["recording"]))
             shard.finish(prepared)
         montage = digest_of([*prepared.electrodes, prepared.rate])[:6]
-        return _entry(prepared) | {"montage": f"{len(prepared.electrodes)}ch-{montage}"}
-    labelled = LabelledShard(part, plan.data_set, **options)
-    with labelled, ExitStack() as scratch, _blamed_on(task["open"]):
-        task, prepared = _prepare(plan, task, _scratch(scratch, part.parent, plan.pipeline.block_bytes))
-        windows = importlib.import_module(plan.maker).windows(task, prepared)
-        samples = labelled.append_windows(prepared, windows, task=task)
-    return _entry(prepared) | {"samples": samples, "counts": dict(windows.notes), "montage": "shard"}
+        entry: Entry = {"montage": f"{len(prepared.electrodes)}ch-{montage}"}
+    else:
+        labelled = LabelledShard(part, plan.data_set, **options)
+        with labelled, ExitStack() as scratch, _blamed_on(path):
+            prepared = _prepare(plan, task, _scratch(scratch, part.parent, plan.pipeline.block_bytes))
+            if hasattr(maker := importlib.import_module(plan.maker), "windows"):
+                windows = maker.windows(task, prepared)
+            else:
+                windows = consecutive_windows(prepared, plan.data_set.window, task["label"])
+            samples = labelled.append_windows(prepared, windows, task=task)
+        entry = {"montage": "shard", "samples": samples, "counts": dict(windows.notes)}
+    entry |= {"seconds": prepared.length / prepared.rate, "electrodes": list(prepared.electrodes)}
+    entry |= {"invalid_seconds": int((~prepared.quality.valid).sum())}
+    return entry | {key: prepared.report[key] for key in ("notes", "dropped", "warnings")}
 
 
-def _open(plan: Plan, task: Task) -> tuple[Task, Any]:
-    """Return a task as its maker sees it, with the path that the user gave, and its recording."""
-    task, maker = {**task, "path": task["open"]}, importlib.import_module(plan.maker)
-    return task, maker.read(task) if hasattr(maker, "read") else read_raw(Path(task["path"]))
-
-
-def _prepare(plan: Plan, task: Task, store: Store) -> tuple[Task, Prepared]:
+def _prepare(plan: Plan, task: Task, store: Store) -> Prepared:
     """Read a recording and put it through the pipeline; notes what its file lacks."""
-    task, raw = _open(plan, task)
-    warning = missing_seconds(Path(task["path"]), raw)
-    prepared = prepare(raw, plan.pipeline, where=task["path"], store=store)
+    path, raw = task["path"], _read(plan, task)
+    warning = missing_seconds(Path(path), raw)
+    prepared = prepare(raw, plan.pipeline, where=path, store=store)
     prepared.report["warnings"] = [warning] if warning else []
-    return task, prepared
-
-
-def _entry(prepared: Prepared) -> Entry:
-    return {
-        "seconds": prepared.length / prepared.rate,
-        "electrodes": list(prepared.electrodes),
-        "invalid_seconds": int((~prepared.quality.valid).sum()),
-        **{key: prepared.report[key] for key in ("notes", "dropped", "warnings")},
-    }
+    return prepared
 
 
 def _scratch(stack: ExitStack, folder: Path, block_bytes: int) -> Store:
@@ -198,11 +194,9 @@ def only_maker(plan: Plan) -> Iterator[None]:
             raise InputError(f"{plan.folder}: another maker is at work here; wait, or name another --output") from error
         except (ImportError, OSError):  # Windows, file systems without locks
             pass
-        try:
-            yield
-        finally:
-            for path in (*plan.folder.glob(".*.part"), *plan.parts.glob(".*.part")):  # of processes that were killed
-                path.unlink(missing_ok=True)
+        for path in (*plan.folder.glob(".*.part"), *plan.parts.glob(".*.part")):  # of processes that were killed
+            path.unlink()
+        yield
 
 
 def _recall(plan: Plan, note: Path) -> list[Entry]:
@@ -304,18 +298,10 @@ def plan_jobs(tasks: Sequence[Task]) -> list[list[Task]]:
 
 def join(plan: Plan, tasks: Sequence[Task], entries: Mapping[str, Entry]) -> None:
     """Join the parts of recordings into shards. entries: what the parts hold, by key."""
-    with ThreadPoolExecutor(THREADS) as threads:
-        futures = []
-        for number, job in enumerate(plan_jobs(tasks)):
-            parts = {plan.part(task): entries[plan.key(task)] for task in job if plan.key(task) in entries}
-            name = f"{number:05d}-{digest_of(entry['key'] for entry in parts.values())[:8]}"
-            futures += [threads.submit(_join, plan, name, parts)] if parts else []
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:  # a signal, too: what is under way ends, the rest is left for the next start
-            threads.shutdown(cancel_futures=True)
-            raise
+    for number, job in enumerate(plan_jobs(tasks)):
+        parts = {plan.part(task): entries[plan.key(task)] for task in job if plan.key(task) in entries}
+        if parts:
+            _join(plan, f"{number:05d}-{digest_of(entry['key'] for entry in parts.values())[:8]}", parts)
     for path in plan.parts.iterdir():  # of recordings that are gone
         path.unlink()
 

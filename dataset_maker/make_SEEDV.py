@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import mne
-import numpy as np
 
 from dataset_maker import labelled
 from dataset_maker.pipeline import Prepared
@@ -42,7 +41,6 @@ DATA_SET = DataSet(
     electrodes=tuple(_NAMES.split()),
     drop=("M1", "M2", "VEO", "HEO"),
     made={"source": "SEED-V", "split": "of a session's 15 clips the first five train, then five val, five test"},
-    published="SEED-V",
 )
 CLIPS_PER_SPLIT = 5
 Clip = tuple[int, int, int]  # start and end in s from the recording's first sample, label
@@ -82,7 +80,7 @@ def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
     starts, labels, splits = zip(*rows, strict=True) if rows else ((), (), ())
     cut = sum(end > whole for _, end, _ in task["clips"])
     notes = {"clips that reach beyond their recording's end, cut to the seconds inside it": cut} if cut else {}
-    return Windows(np.array(starts, dtype=np.int64), np.array(labels, dtype=np.int64), splits, notes)
+    return Windows(starts, labels, splits, notes)
 
 
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:

@@ -15,31 +15,20 @@ import sys
 sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by the file's path
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from dataset_maker import labelled, tuh
-from dataset_maker.pipeline import Prepared
-from dataset_maker.writers import DataSet, Windows, consecutive_windows
+from dataset_maker.writers import DataSet
 
 TREE = "{train,eval}/{abnormal,normal}/01_tcp_ar/"
 add_arguments, read = partial(tuh.add_arguments, tree=TREE), tuh.read
 
 
-def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
-    """Cut a recording into consecutive windows; the class is that of its folder."""
-    return consecutive_windows(prepared, tuh.TUAB.window, task["label"])
-
-
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
     """Return the data set and a task for each recording below `--root`. Raises InputError where a class has none."""
     folders = [f"{name}/01_tcp_ar" for name in tuh.TUAB.classes]
-    data_set, tasks = tuh.find_recordings(args, tuh.TUAB, TREE, folders, lambda path: path.stem.partition("_")[0])
-    version_2 = any(Path(task["path"]).parent.name != "01_tcp_ar" for task in tasks)  # its counts are not published
-    return replace(data_set, published=None) if version_2 else data_set, tasks
+    return tuh.find_recordings(args, tuh.TUAB, TREE, folders, lambda path: path.stem.partition("_")[0])
 
 
 if __name__ == "__main__":

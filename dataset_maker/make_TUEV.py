@@ -17,7 +17,6 @@ sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by 
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from dataset_maker.pipeline import Prepared
 from dataset_maker.writers import DataSet, Windows
 
 TREE = "{train,eval}/SUBJECT/"
-OLD = "v2.0.0"  # its counts are published, too; any other folder is compared with v2.0.1
 add_arguments, read = partial(tuh.add_arguments, tree=TREE), tuh.read
 
 
@@ -39,8 +37,7 @@ def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
 
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
     """Return the data set and a task for each recording below `--root`. Raises InputError where a part has none."""
-    data_set = replace(tuh.TUEV, published=f"TUEV {OLD}") if OLD in args.root.resolve().parts else tuh.TUEV
-    data_set, tasks = tuh.find_recordings(args, data_set, TREE, [""], lambda path: path.parent.name)
+    data_set, tasks = tuh.find_recordings(args, tuh.TUEV, TREE, [""], lambda path: path.parent.name)
     return data_set, [task | {"also": [str(Path(task["path"]).with_suffix(".rec"))]} for task in tasks]
 
 

@@ -13,14 +13,12 @@ sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by 
 
 import argparse
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dataset_maker import labelled, sources
-from dataset_maker.pipeline import Prepared
-from dataset_maker.writers import DataSet, Windows, consecutive_windows
+from dataset_maker.writers import DataSet
 from errors import InputError, UsageError
 
 _NAMES = "FP1 FP2 F3 F4 F7 F8 T3 T4 C3 C4 T5 T6 P3 P4 O1 O2 FZ CZ PZ"
@@ -30,7 +28,6 @@ DATA_SET = DataSet(
     window=5,
     electrodes=tuple(_NAMES.split()),
     made={"source": "eegmat", "split": "published"},
-    published="MentalArithmetic",
 )
 FIRST_SUBJECTS = {"train": 0, "val": 28, "test": 32}  # of each split, up to the next one's
 SUBJECTS = 36
@@ -42,11 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help=root)
     parser.add_argument("--folds", type=int, metavar="K", help="split by subject into K folds instead of 28, 4 and 4")
     parser.add_argument("--fold", type=int, metavar="k", help="which fold is test, from 0; the next one is val")
-
-
-def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
-    """Cut a recording into consecutive windows of its class."""
-    return consecutive_windows(prepared, DATA_SET.window, task["label"])
 
 
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
@@ -67,7 +59,7 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
     split_of = sources.folds((task["subject"] for task in tasks), args.folds, args.fold)
     made = {"source": "eegmat", "split": f"fold {args.fold} of {args.folds}"}
     tasks = [task | {"split": split_of[task["subject"]]} for task in tasks]
-    return replace(DATA_SET, made=made, published=None), tasks
+    return replace(DATA_SET, made=made), tasks
 
 
 if __name__ == "__main__":

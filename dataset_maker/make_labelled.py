@@ -63,19 +63,15 @@ def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
     """Cut a recording's segments into windows; they start at the first sample at or after a segment's start."""
     rate, length = prepared.rate, prepared.length
     window, stride = round(task["window"] * rate), round(task["stride"] * rate)
-    starts: list[int] = []
-    labels, splits = [], []
+    rows: list[tuple[int, Any, str]] = []
     notes: Counter[str] = Counter()
     for start, stop, label, split in task["segments"]:
-        first, last = (length if s is None else math.ceil(round(s * rate, 6)) for s in (start, stop))
-        notes[CUT] += last > length
+        first, last = (length if math.isinf(s) else math.ceil(round(s * rate, 6)) for s in (start, stop))
         fitting = range(first, min(last, length) - window + 1, stride)
-        notes[SHORT] += not fitting
-        starts += fitting
-        labels += [label] * len(fitting)
-        splits += [split] * len(fitting)
-    kind = np.float32 if isinstance(task["segments"][0][2], list) else np.int64
-    return Windows(np.array(starts, dtype=np.int64), np.array(labels, dtype=kind), splits, dict(+notes))
+        notes += Counter({CUT: last > length, SHORT: not fitting})
+        rows += [(begin, label, split) for begin in fitting]
+    starts, labels, splits = zip(*rows, strict=True) if rows else ((), (), ())
+    return Windows(starts, labels, splits, notes)
 
 
 def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
@@ -89,14 +85,9 @@ def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
     options: Any = {"header": None, "dtype": str, "keep_default_na": False, "skip_blank_lines": False}
     try:
         text = pd.read_csv(path, encoding="utf-8-sig", **options)
-    except FileNotFoundError:
-        raise InputError(f"{path}: cannot be read, there is no such file; correct --manifest") from None
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path}: cannot be read as CSV (UTF-8, commas, decimal points, quotation marks around texts with commas): "
-            f"{reason}"
-        ) from None
+        expected = "CSV (UTF-8, commas, decimal points, quotation marks around texts with commas)"
+        raise InputError(f"{path}: cannot be read as {expected}: {' '.join(str(error).split())}") from None
     text = text.apply(lambda column: column.str.strip()).set_axis(text.index + 1)
     columns = text.iloc[0].to_list()
     targets = _check_columns(columns, f"{path}, line 1")
@@ -161,23 +152,16 @@ def choose_window(table: "pd.DataFrame", window: int | None, stride: float | Non
     return window, float(window) if stride is None else stride
 
 
-def _number(label: str) -> float | str:
-    try:
-        return float(label)
-    except ValueError:
-        return label
-
-
 def choose_classes(labels: "pd.Series", wanted: Sequence[str] | None, where: str) -> list[str]:
     """Return the classes in order: as wanted, else sorted, as numbers if all are. Raises InputError."""
+    import pandas as pd
+
     classes = list(wanted or sorted(set(labels)))
     if not wanted:
         with suppress(ValueError):  # texts
             classes.sort(key=float)
-        if len({_number(label) for label in classes}) < len(classes):
-            raise InputError(
-                f"{where}: some labels are one number in two spellings, such as 1 and 1.0; use one of them"
-            )
+        if pd.to_numeric(pd.Series(classes), errors="coerce").dropna().duplicated().any():
+            raise InputError(f"{where}: labels are one number in two spellings, such as 1 and 1.0; use one of them")
     if len(set(classes)) < len(classes):
         raise UsageError(f"--classes {' '.join(classes)}: names one twice")
     for line, label in labels[~labels.isin(classes)].items():
@@ -197,18 +181,6 @@ def split_subjects(subjects: "pd.Series", seed: int, where: str) -> "pd.Series":
     return subjects.map(lambda subject: inner.get(subject, "test"))
 
 
-def find_tasks(table: "pd.DataFrame", window: int, stride: float) -> list[dict[str, Any]]:
-    """Return a task for each recording and subject, with its segments. window, stride: seconds."""
-    tasks: dict[tuple[Path, str], dict[str, Any]] = {}
-    resolved = {path: path.resolve() for path in set(table["path"])}
-    for row in table.itertuples():
-        new = {"path": str(row.path), "recording": row.path.stem, "subject": row.subject, "segments": []}
-        task = tasks.setdefault((resolved[row.path], row.subject), new | {"window": window, "stride": stride})
-        stop = row.stop if row.stop < math.inf else None
-        task["segments"].append([row.start, stop, row.number, row.split])
-    return list(tasks.values())
-
-
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
     """Return the data set that the manifest and the flags describe, and a task for each recording and subject."""
     where = str(args.manifest)
@@ -223,14 +195,16 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
         table["split"] = split_subjects(table["subject"], seed, where)
     elif args.seed is not None:
         raise UsageError(f"--seed {seed}: {where} has a column split; leave out the flag, or delete the column")
-    train = table[table["split"] == "train"]
-    if train.empty or (not targets and train["number"].nunique() < 2):
-        raise InputError(f"{where}: nothing to train on, {'no row' if targets else 'fewer than two labels'} in train")
     made: dict[str, Any] = {"source": "manifest", "manifest_sha256": sha256(args.manifest)}
     made |= {"split": "by subject" if by_subject else "the manifest's", "seed": seed if by_subject else None}
     name = args.name or args.output.resolve().stem
     data_set = DataSet(name, classes=classes, window=window, regression=bool(targets), made=made)
-    return data_set, find_tasks(table, window, stride)
+    tasks = []  # one for each recording and subject
+    for (_, subject), rows in table.groupby([table["path"].map(Path.resolve), "subject"], sort=False):
+        path = rows["path"].iloc[0]
+        task = {"path": str(path), "recording": path.stem, "subject": subject, "window": window, "stride": stride}
+        tasks.append(task | {"segments": rows[["start", "stop", "number", "split"]].to_numpy(dtype=object).tolist()})
+    return data_set, tasks
 
 
 if __name__ == "__main__":

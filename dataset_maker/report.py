@@ -12,6 +12,7 @@ from typing import Any
 from dataset_maker.writers import DataSet
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS, published_sizes
+from eeg_data.quality import compare_with_published
 
 Entry = Mapping[str, Any]  # what became of a recording
 
@@ -79,9 +80,6 @@ def splits(entries: Sequence[Entry], data_set: DataSet) -> dict[str, Any]:
         "counts": dict(counts),
         "splits": parts,
         "subjects_on_two_sides": {who: sorted(where) for who, where in sorted(sides.items()) if len(where) > 1},
-        "expected_samples": dict(zip(SPLITS, published_sizes()[data_set.published], strict=True))
-        if data_set.published
-        else None,
     }
 
 
@@ -104,8 +102,9 @@ def show(report: Mapping[str, Any]) -> None:
         print(line + (f" ({labels})" if labels else ""))
         if report["task"] != "regression" and len(part["labels"]) == 1:
             print(f"warning: {split} has a single class", file=sys.stderr)
-    if expected := report.get("expected_samples"):
-        print("expected: " + ", ".join(f"{split} {count}" for split, count in expected.items()))
+    sizes = {split: part["samples"] for split, part in report.get("splits", {}).items()}
+    if comparison := compare_with_published(report.get("name", ""), sizes, published_sizes()):
+        print(comparison)
     if sides := report.get("subjects_on_two_sides"):
         first = ", ".join(list(sides)[:5])
         print(f"warning: {len(sides)} subjects are on more than one side: {first}", file=sys.stderr)

@@ -38,8 +38,8 @@ LABELS = range(1, 7)  # of events, as the files have them; 0 to 5 here
 EVENTS = ("SPSW", "GPED", "PLED", "EYEM", "ARTF", "BCKG")
 
 _CHANNELS: dict[str, Any] = {"electrodes": ELECTRODES, "drop": EXTRAS}
-TUAB = DataSet("TUAB", ("normal", "abnormal"), window=10, published="TUAB v3.0.1", **_CHANNELS)
-TUEV = DataSet("TUEV", EVENTS, window=EVENT_WINDOW, wrap=True, published="TUEV v2.0.1", **_CHANNELS)
+TUAB = DataSet("TUAB", ("normal", "abnormal"), window=10, **_CHANNELS)
+TUEV = DataSet("TUEV", EVENTS, window=EVENT_WINDOW, wrap=True, **_CHANNELS)
 
 
 def add_arguments(parser: argparse.ArgumentParser, tree: str) -> None:
@@ -66,7 +66,7 @@ def find_recordings(
 
     folders: within train/ and eval/, one for each label, or one for all.
     """
-    root, published = find_root(args.root, tree), args.split == "published"
+    root = find_root(args.root, tree)
     tasks: list[dict[str, Any]] = []
     for part, split in PARTS.items():
         for label, folder in enumerate(folders):
@@ -76,13 +76,13 @@ def find_recordings(
     train = [task for task in tasks if task["split"] == "train"]
     # published: normal and abnormal subjects are cut separately, which leaves some on both sides
     by_folder = [[task for task in train if task["label"] == label] for label in range(len(folders))]
-    seed = None if published else args.seed
-    for group in by_folder if published else [train]:
+    seed = None if args.split == "published" else args.seed
+    for group in by_folder if args.split == "published" else [train]:
         splits = train_or_val((task["subject"] for task in group), seed)
         for task in group:
             task["split"] = splits[task["subject"]]
     made = {"source": data_set.name, "split": args.split, "seed": seed}
-    return replace(data_set, made=made, published=data_set.published if published else None), tasks
+    return replace(data_set, made=made), tasks
 
 
 def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
@@ -96,13 +96,11 @@ def check_channels(names: Iterable[str], where: str) -> None:
     """Raise InputError unless these are the 23 channels and known extras, in any order, case and spacing."""
     plain = [" ".join(name.upper().split()) for name in names]
     wanted = [f"EEG {electrode}-REF" for electrode in ELECTRODES]
-    wrong = {
-        "missing": [name for name in wanted if name not in plain],
-        "unexpected": [name for name in plain if name not in wanted and name not in EXTRAS],
-    }
-    reasons = [f"{kind} {', '.join(map(repr, names[:MAX_NAMED]))}" for kind, names in wrong.items() if names]
-    if reasons:
-        raise InputError(f"{where}: not the {len(ELECTRODES)} channels of this data set: {'; '.join(reasons)}")
+    missing = [name for name in wanted if name not in plain]
+    unexpected = [name for name in plain if name not in wanted and name not in EXTRAS]
+    if missing or unexpected:
+        differ = f"missing {missing[:MAX_NAMED]}, unexpected {unexpected[:MAX_NAMED]}"
+        raise InputError(f"{where}: not the {len(ELECTRODES)} channels of this data set: {differ}")
 
 
 def read_events(path: Path) -> np.ndarray:

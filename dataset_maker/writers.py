@@ -40,7 +40,6 @@ class DataSet:
     wrap: bool = False  # whether windows may reach round a recording's ends
     regression: bool = False
     made: Mapping[str, Any] = field(default_factory=dict)  # what the file says about its source and split
-    published: str | None = None  # its row in `published_splits.json`
 
     @property
     def task(self) -> str:
@@ -51,7 +50,7 @@ class DataSet:
 class Windows(NamedTuple):
     """Where the samples of a labelled recording lie."""
 
-    starts: np.ndarray  # (n,) first samples at the rate of the data set
+    starts: Any  # (n,) first samples at the rate of the data set
     labels: Any  # (n,) class numbers, or (n, outputs) targets
     splits: Sequence[str] | None = None  # of each window; None: the split of the task
     notes: Mapping[str, int] = {}  # what was left out or is worth knowing -> how often

