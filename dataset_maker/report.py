@@ -3,6 +3,7 @@
 Paths, channel names, counts and reasons: nothing from a recording's header but its channels' names.
 """
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,9 @@ from typing import Any
 
 from dataset_maker.writers import DataSet
 from eeg_data.hdf5 import SUFFIXES
-from eeg_data.labelled_files import SPLITS, published_sizes
-from eeg_data.quality import compare_with_published
+from eeg_data.labelled_files import SPLITS
+
+PUBLISHED = Path(__file__).with_name("published_splits.json")
 
 Entry = Mapping[str, Any]  # what became of a recording
 
@@ -83,6 +85,12 @@ def splits(entries: Sequence[Entry], data_set: DataSet) -> dict[str, Any]:
     }
 
 
+def published_counts(name: str) -> dict[str, dict[str, int]]:
+    """Return the published samples a split of a data set, by name and version."""
+    sizes = json.loads(PUBLISHED.read_text(encoding="utf-8"))["sizes"]
+    return {key: dict(zip(SPLITS, sizes[key], strict=True)) for key in sizes if key.partition(" v")[0] == name}
+
+
 def show(report: Mapping[str, Any]) -> None:
     """Print what people need of the report; doubts go to standard error."""
     output = Path(report["output"])
@@ -102,9 +110,8 @@ def show(report: Mapping[str, Any]) -> None:
         print(line + (f" ({labels})" if labels else ""))
         if report["task"] != "regression" and len(part["labels"]) == 1:
             print(f"warning: {split} has a single class", file=sys.stderr)
-    sizes = {split: part["samples"] for split, part in report.get("splits", {}).items()}
-    if comparison := compare_with_published(report.get("name", ""), sizes, published_sizes()):
-        print(comparison)
+    for version, sizes in published_counts(report.get("name", "")).items():
+        print(f"published, {version}: " + ", ".join(f"{split} {count}" for split, count in sizes.items()))
     if sides := report.get("subjects_on_two_sides"):
         first = ", ".join(list(sides)[:5])
         print(f"warning: {len(sides)} subjects are on more than one side: {first}", file=sys.stderr)

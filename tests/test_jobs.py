@@ -153,7 +153,7 @@ def test_a_shard_that_was_removed_or_cut_is_made_again_and_its_job_doubles_nothi
     assert recordings(tmp_path / "out").keys() == {"a", "b", "c", "d"} and not first.exists()
 
 
-@pytest.mark.parametrize(("at", "shards"), [("converted", 0), ("joined", 1), ("noted", 1), ("removed", 2)])
+@pytest.mark.parametrize(("at", "shards"), [("converted", 0), ("joined", 1), ("noted", 1), ("removed", 1)])
 def test_a_maker_that_is_stopped_anywhere_ends_with_the_files_of_one_never_stopped(
     at: str, shards: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
