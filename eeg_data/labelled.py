@@ -146,12 +146,13 @@ def _check_train(file: LabelledFile, train: LabelledWindows | None) -> None:
 def _warn(file: LabelledFile, splits: Mapping[str, LabelledWindows]) -> None:
     """Warn of samples that are left out, and of odd signals and splits."""
     every = {split: windows.samples for split, windows in splits.items()}
-    for split, samples in every.items():
-        if samples.left_out:
-            logger.warning(
-                f"{file.name}: {samples.left_out} of {samples.left_out + len(samples)} samples of {split} hold seconds "
-                "that cannot be used (not finite, or all electrodes flat) and are left out."
-            )
+    left_out = {split: samples.left_out for split, samples in every.items() if samples.left_out}
+    if left_out:
+        counts = [f"{n} of {n + len(every[split])} samples of {split}" for split, n in left_out.items()]
+        logger.warning(
+            f"{file.name}: {', '.join(counts)} are left out: they hold seconds that cannot be used (not finite, or all "
+            "electrodes flat)."
+        )
     warn_unmarked(set().union(*(samples.unmarked for samples in every.values())), f"--dataset {file.name}")
     scans = Quality.merged(scan for samples in every.values() for scan in samples.scans)
     for text in [*warnings(scans), *split_warnings(every)]:

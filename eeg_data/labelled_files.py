@@ -177,19 +177,16 @@ def refuse(where: str, what: str, wrong: bool) -> None:
 
 def _check_split(group: h5py.Group, where: str, electrodes: int) -> int:
     """Return a split's window in seconds. Raises InputError if the split is not of the format."""
-    missing = [key for key in COLUMNS if key not in group]
-    refuse(where, f"has no data set {', '.join(missing)}", bool(missing))
-    shape: tuple[int, ...] = group["eeg"].shape or ()
+    shape: tuple[int, ...] = getattr(group.get("eeg"), "shape", None) or ()
     rows, samples = shape[1:] if len(shape) == 3 else (0, 0)
     expected = f"(samples, {electrodes}, time) with whole seconds, 1 to {MAX_SECONDS} at {SAMPLING_RATE} Hz"
     fits = rows == electrodes and samples % SAMPLING_RATE == 0 and 0 < samples <= MAX_SECONDS * SAMPLING_RATE
-    refuse(where, f"`eeg` is {shape}; expected {expected}", not fits)
+    refuse(where, f"`eeg` is {shape or 'missing'}; expected {expected}", not fits)
     for key, kinds in COLUMNS.items():
-        column = group[key]
-        wanted = "texts" if kinds == "OS" else "numbers"
-        refuse(where, f"`{key}` must be a data set of {wanted}", column.dtype.kind not in kinds)
-        length = (column.shape or (0,))[0]
-        refuse(where, f"`{key}` holds {length} values for {shape[0]} samples", length != shape[0])
+        column = group.get(key)
+        stored, kind = getattr(column, "shape", None) or (), getattr(column, "dtype", np.dtype("V")).kind
+        wanted = f"{shape[0]} {'texts' if kinds == 'OS' else 'numbers'}, one a sample"
+        refuse(where, f"`{key}` must be a data set of {wanted}", kind not in kinds or stored[:1] != shape[:1])
         check_stored(column, where)
     return int(samples) // SAMPLING_RATE
 

@@ -143,7 +143,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"splits": {"training": two_classes(2)}}, ["train, val, test"]),
     ({"splits": {"train": two_classes(2), "val": (signal(2, 2, 400), [0, 1])}}, ["group val", "(samples, 3, time)"]),
     *(({"splits": {"train": (signal(*s), [0, 1])}}, ["group train"]) for s in ((2, 400), (2, 3, 300), (2, 3, 0))),
-    ({"splits": {"train": (signal(2, 3, 400), [0, 1, 1])}}, ["group train", "3 values for 2 samples"]),
+    ({"splits": {"train": (signal(2, 3, 400), [0, 1, 1])}}, ["group train", "`label`", "2 numbers"]),
     ({"splits": {"train": two_classes(2), "val": two_classes(2, seconds=3)}}, ["[2, 3]"]),
     *(
         ({"splits": {"train": (signal(2, 3, 400), y)}, "task": "regression", "classes": ["x", "y"]}, ["group train"])
