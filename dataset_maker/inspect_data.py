@@ -86,8 +86,7 @@ def main(args: argparse.Namespace) -> None:
 
 def describe(path: Path, *, mark: bool = False) -> Iterator[DataSet | InputError]:
     """Describe every montage and every labelled set of a file or folder, and yield an error for each unreadable one."""
-    files = files_below(path) if path.is_dir() else [path]
-    if not files:
+    if not (files := files_below(path)):
         yield InputError(f"no data found at {path}: give HDF5 files, or folders of them, made with dataset_maker")
     recordings: list[Recording] = []
     labelled: dict[str, list[LabelledFile]] = {}

@@ -108,22 +108,27 @@ def check_stored(dataset: h5py.Dataset, where: str) -> None:
 
 def find_files(paths: Sequence[Path], flag: str) -> list[Path]:
     """Find HDF5 files among files and folders, sorted. Raises InputError where a path has none."""
-    every: set[Path] = set()
-    for path in paths:
-        files = files_below(path) if path.is_dir() else [path] if path.is_file() else []
+    found = {path: files_below(path) for path in paths}
+    for path, files in found.items():
         if not files:
             raise InputError(
                 f"no data found at {path}: {flag} takes HDF5 files ({', '.join(SUFFIXES)}) or folders of them; "
                 "make them with dataset_maker/make_h5dataset_for_pretrain.py"
             )
-        every |= {Path(os.path.realpath(file)) if file.exists() else file.absolute() for file in files}
-    return sorted(every)
+    every = (file for files in found.values() for file in files)
+    return sorted({Path(os.path.realpath(file)) if file.exists() else file.absolute() for file in every})
 
 
-def files_below(folder: Path) -> list[Path]:
-    """Find all HDF5 files in a folder and its folders, sorted; also broken symlinks, which will not open."""
-    files = (path for path in visible_files(folder) if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in files if path.is_file() or not path.exists())
+def files_below(path: Path) -> list[Path]:
+    """Find the HDF5 files in a folder and its folders, each once, sorted; also broken symlinks, which will not open.
+
+    The only file below a file is the file itself.
+    """
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    files = sorted(file for file in visible_files(path) if file.suffix.lower() in SUFFIXES)
+    each = {os.path.realpath(file): file for file in files if file.is_file() or not file.exists()}
+    return list(each.values())
 
 
 def visible_files(folder: Path) -> Iterator[Path]:

@@ -9,7 +9,6 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +119,7 @@ def labelled_path(dataset: str, data_dir: Path) -> Path:
     path = data_dir / DATASETS[dataset] if dataset in DATASETS else Path(dataset)
     if dataset in DATASETS and not path.is_file() and (data_dir / dataset).is_dir():
         path = data_dir / dataset
-    if not path.is_file() and not (path.is_dir() and files_below(path)):
+    if not files_below(path):
         known = f"--dataset takes {', '.join(DATASETS)} (then in --data_dir), or the path of a labelled HDF5 file or of"
         raise InputError(f"no data found at {path}: {known} a folder of its shards; make it with dataset_maker")
     return path
@@ -131,8 +130,7 @@ def read_labelled(path: Path) -> LabelledFile:
 
     Raises InputError if it is none, and for shards that do not belong together.
     """
-    files = list({realpath(file): file for file in files_below(path)}.values()) if path.is_dir() else [path]
-    return joined_shards([_read_shard(file) for file in files], path)
+    return joined_shards([_read_shard(file) for file in files_below(path) or [path]], path)
 
 
 def joined_shards(shards: Sequence[LabelledFile], path: Path) -> LabelledFile:
