@@ -8,7 +8,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -84,11 +84,25 @@ def table_of(*folders: Path) -> tuple[Table, list[str]]:
     return table, notes
 
 
-def text_of(capsys: pytest.CaptureFixture[str], *words: Any) -> str:
+Shown = Callable[..., str]
+
+
+@pytest.fixture
+def shown(capsys: pytest.CaptureFixture[str]) -> Shown:
     """Return what the command prints without a page of figures."""
-    capsys.readouterr()
-    assert call("summarize_results", *words, "--no_report") == 0
-    return capsys.readouterr().out
+
+    def text(*words: Any) -> str:
+        capsys.readouterr()
+        assert call("summarize_results", *words, "--no_report") == 0
+        return capsys.readouterr().out
+
+    return text
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Folder of a run."""
+    return write_run(tmp_path / "run")
 
 
 # Which epoch, and means over runs
@@ -113,7 +127,7 @@ def test_the_epoch_is_the_one_that_validation_selects_and_no_other(tmp_path: Pat
     assert (run.epoch, run.value("test_roc_auc")) == (2, 0.98)
 
 
-def test_mean_and_deviation_are_those_of_a_sample_over_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mean_and_deviation_are_those_of_a_sample_over_runs(tmp_path: Path, shown: Shown) -> None:
     values = []
     for seed in range(3):
         lines = log(write_run(tmp_path / f"seed-{seed}", seed))
@@ -122,28 +136,25 @@ def test_mean_and_deviation_are_those_of_a_sample_over_runs(tmp_path: Path, caps
     mean, std = statistics.mean(values), statistics.stdev(values)
     assert table.groups[0].means("test")["roc_auc"].tolist() == pytest.approx([mean, std], abs=1e-12)
     assert not notes
-    text = text_of(capsys, tmp_path)
+    text = shown(tmp_path)
     assert re.search(rf"^here \(3 runs\) .* {mean:.4f} \u00b1 {std:.4f}$", text, re.MULTILINE)
     assert "epoch by validation roc_auc" in text
 
 
-def test_without_a_test_set_validation_is_shown_as_such_and_no_published_row(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = write_run(tmp_path / "run")
+def test_without_a_test_set_validation_is_shown_as_such_and_no_published_row(folder: Path, shown: Shown) -> None:
     write_log(folder, [{k: v for k, v in line.items() if "test" not in k} for line in log(folder)])
-    text = text_of(capsys, folder)
+    text = shown(folder)
     assert "VALIDATION set" in text and "LaBraM-Base" not in text
 
 
-def test_the_first_two_stages_show_last_and_best_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_two_stages_show_last_and_best_epoch(tmp_path: Path, shown: Shown) -> None:
     (tmp_path / "tok").mkdir()
     rows = [(0, 2.5, 3), (1, 1.5, 9), (2, 1.75, 7)]
     write_log(
         tmp_path / "tok",
         [{"epoch": e, "train_loss": 9, "train_quant_loss": 1, "test_loss": v, "test_used_code": u} for e, v, u in rows],
     )
-    text = text_of(capsys, tmp_path / "tok")
+    text = shown(tmp_path / "tok")
     assert re.search(r"^tok last +2 +1\.7500 +- +- +7 +-$", text, re.MULTILINE), text
     assert re.search(r"^tok best +1 +1\.5000 +- +- +9 +-$", text, re.MULTILINE), text
 
@@ -162,13 +173,10 @@ def test_the_published_rows_are_those_that_were_given(shared: Path) -> None:
         assert values["source"].startswith(ours[name]["source"])
 
 
-def test_published_rows_are_printed_exactly_with_their_protocol(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = write_run(tmp_path / "run")
+def test_published_rows_are_printed_exactly_with_their_protocol(folder: Path, shown: Shown) -> None:
     published = json.loads((ROOT / "results" / "published_results.json").read_text())
-    for name, form in (("TUAB", "text"), ("MentalArithmetic", "text"), ("MentalArithmetic", "markdown")):
-        text = text_of(capsys, folder, "--published", name, "--format", form)
+    for name, form in (("TUAB", "text"), ("MentalArithmetic", "markdown")):
+        text = shown(folder, "--published", name, "--format", form)
         for label, pairs in published[name]["rows"].items():
             (line,) = [one for one in text.splitlines() if one.strip("| ").startswith(label.split(" (")[0])]
             assert re.findall(r"([\d.]+) \u00b1 ([\d.]+)", line) == [(f"{m:.4f}", f"{s:.4f}") for m, s in pairs], label
@@ -194,8 +202,7 @@ def test_a_run_that_patience_stopped_is_finished(tmp_path: Path) -> None:
     assert not read_runs([folder])[0][0].finished
 
 
-def test_a_log_that_was_cut_in_a_line_counts_up_to_there_and_settings_may_be_missing(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
+def test_a_log_that_was_cut_in_a_line_counts_up_to_there_and_settings_may_be_missing(folder: Path) -> None:
     text = (folder / "log.txt").read_text()
     (folder / "log.txt").write_text(text[: text.rindex('"epoch"')] + "\n[1]\nnull\n")
     (folder / "environment.json").unlink()
@@ -215,10 +222,7 @@ def test_a_log_that_was_cut_in_a_line_counts_up_to_there_and_settings_may_be_mis
         ("other weights", "accuracy 0.7917, in log.txt 0.7927"),
     ],
 )
-def test_predictions_that_cannot_be_used_are_named_and_the_rest_counts(
-    tmp_path: Path, damage: str, reason: str
-) -> None:
-    folder = write_run(tmp_path / "run")
+def test_predictions_that_cannot_be_used_are_named_and_the_rest_counts(folder: Path, damage: str, reason: str) -> None:
     path = folder / "predictions-test.npz"
     if damage == "missing":
         path.unlink()
@@ -260,34 +264,27 @@ def test_a_folder_without_runs_is_one_line(
 # Groups
 
 
-def test_runs_with_other_settings_are_not_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_with_other_settings_are_not_averaged(tmp_path: Path, shown: Shown) -> None:
     for seed, rate in ((0, 1e-3), (1, 1e-3), (2, 5e-4)):
         write_run(tmp_path / f"seed-{seed}", seed, lr=rate, num_workers=seed, device=f"cuda:{seed}")
     table, _ = table_of(tmp_path)
     assert [group.label for group in table.groups] == ["here (2 runs)", "here (1 run)"]
     assert [group.remark for group in table.groups] == ["seed-0, seed-1: --lr 0.001", "seed-2: --lr 0.0005"]
-    text = text_of(capsys, tmp_path)
+    text = shown(tmp_path)
     assert re.search(r"^here \(2 runs\) \[1\]", text, re.MULTILINE) and "[1] seed-0, seed-1: --lr 0.001\n" in text
 
 
-@pytest.mark.parametrize(
-    ("flags", "processes", "groups"),
-    [
-        ({"batch_size": 32, "update_freq": 2, "total_batch_size": None}, 8, 1),
-        ({"batch_size": 64, "update_freq": 4, "total_batch_size": 256}, 1, 2),
-    ],
-)
-def test_runs_are_averaged_if_their_steps_have_as_many_windows(
-    tmp_path: Path, flags: dict[str, Any], processes: int, groups: int
-) -> None:
-    one = write_run(tmp_path / "one", 0, batch_size=64, update_freq=1, total_batch_size=None)
-    other = write_run(tmp_path / "other", 1, **flags)
-    for folder, number in ((one, 8), (other, processes)):
-        environment = json.loads((folder / "environment.json").read_text())
-        (folder / "environment.json").write_text(json.dumps(environment | {"hardware": {"processes": number}}))
-    table, _ = table_of(one, other)
-    assert len(table.groups) == groups
-    assert groups == 1 or table.groups[0].remark == "one: --total_batch_size 512"
+def test_runs_are_averaged_if_their_steps_have_as_many_windows(tmp_path: Path) -> None:
+    cases: list[tuple[str, int, dict[str, Any]]] = [
+        ("one", 8, {"batch_size": 64, "update_freq": 1, "total_batch_size": None}),
+        ("same", 8, {"batch_size": 32, "update_freq": 2, "total_batch_size": None}),
+        ("other", 1, {"batch_size": 64, "update_freq": 4, "total_batch_size": 256}),
+    ]
+    for seed, (name, processes, flags) in enumerate(cases):
+        path = write_run(tmp_path / name, seed, **flags) / "environment.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"hardware": {"processes": processes}}))
+    remarks = [group.remark for group in table_of(tmp_path)[0].groups]
+    assert remarks == ["one, same: --total_batch_size 512", "other: --total_batch_size 256"]
 
 
 def test_runs_on_other_samples_are_not_averaged(tmp_path: Path) -> None:
@@ -310,29 +307,22 @@ def test_the_same_seed_twice_is_named(tmp_path: Path) -> None:
 # How it is printed
 
 
-def test_markdown_has_as_many_cells_in_every_row_and_names_are_no_markup(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_run(tmp_path / "run", name="a|b *c* <i>")
-    text = text_of(capsys, tmp_path / "run", "--format", "markdown")
-    assert "## a\\|b \\*c\\* \\<i>, binary" in text
-    tables = [part for part in text.split("\n\n") if part[0] == "|"]
-    widths = [{len(re.findall(r"(?<!\\)\|", line)) for line in part.splitlines()} for part in tables]
-    assert len(widths) == 2 and all(len(width) == 1 for width in widths)
+def test_names_are_no_markup_in_markdown(tmp_path: Path, shown: Shown) -> None:
+    text = shown(write_run(tmp_path / "run", name="a|b *c* <i>"), "--format", "markdown")
+    assert text.startswith("## a\\|b \\*c\\* \\<i>, binary\n\n|")
 
 
-def test_csv_holds_all_digits_of_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_csv_holds_all_digits_of_each_run(tmp_path: Path, shown: Shown) -> None:
     for seed in range(2):
         write_run(tmp_path / f"seed-{seed}", seed)
     values = [(run.label, run.epoch, run.value("test_roc_auc")) for run in read_runs([tmp_path])[0]]
-    table = pd.read_csv(io.StringIO(text_of(capsys, tmp_path, "--format", "csv")))
+    table = pd.read_csv(io.StringIO(shown(tmp_path, "--format", "csv")))
     assert [*table[["run", "epoch", "test_roc_auc"]].itertuples(index=False, name=None)] == values
 
 
-def test_a_metric_that_is_not_defined_is_a_dash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_run(tmp_path / "run")
+def test_a_metric_that_is_not_defined_is_a_dash(folder: Path, shown: Shown) -> None:
     write_log(folder, [metric_line(epoch, val_roc_auc=None, test_roc_auc=None) for epoch in range(4)])
-    text = text_of(capsys, folder)
+    text = shown(folder)
     assert re.search(r"^here .* -$", text, re.MULTILINE) and re.search(r"^run +0 +- .* -$", text, re.MULTILINE)
 
 
