@@ -2,7 +2,6 @@
 
 import csv
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -41,14 +40,6 @@ def saved(path: Path, module: nn.Module, **entries: Any) -> Path:
     return path
 
 
-def stages(folder: Path) -> dict[str, Path]:
-    """Write a tiny checkpoint for each verb."""
-    tokenizer = saved(folder / "tokenizer.pth", random_module(TINY, n_code=64, code_dim=8))
-    masked = saved(folder / "masked.pth", random_module(MASKED, vocab_size=64))
-    classifier = saved(folder / "classifier.pth", random_module(CLASSIFIER, num_classes=1), data_set=DATA)
-    return {"tokenize": tokenizer, "reconstruct": tokenizer, "embed": masked, "predict": classifier}
-
-
 def equal(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Whether two state dicts are the same to the last bit."""
     return state.keys() == other.keys() and all(
@@ -64,11 +55,6 @@ def command(*words: Any) -> int:
         except SystemExit as end:
             return int(end.code or 0)
     return 0
-
-
-def run(verb: str, checkpoint: Path | str, inputs: Sequence[Any], output: Path, *words: Any) -> int:
-    """Run a verb on recordings; return its exit code."""
-    return command(verb, "--checkpoint", checkpoint, "--input", *inputs, "--output", output, *words)
 
 
 def read(path: Path, recording: str, name: str) -> np.ndarray:

@@ -3,8 +3,7 @@
 import json
 import resource
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,7 +20,7 @@ from data_helpers import TRIO, signal, write_labelled, write_pretraining
 from errors import InputError
 from inference import output, plots, recordings
 from inference.recordings import Windows
-from inference_helpers import CLASSIFIER, DATA, NAMES, random_module, read, rows, run, saved, stages
+from inference_helpers import CLASSIFIER, DATA, MASKED, NAMES, TINY_MODELS, command, random_module, read, rows, saved
 from maker_helpers import noise, raw_of, save
 
 ARRAYS = {
@@ -30,11 +29,29 @@ ARRAYS = {
     "reconstruct": ["codes", "amplitude", "predicted_amplitude", "phase_error"],
     "predict": ["probabilities"],
 }
+Infer = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return stages(tmp_path_factory.mktemp("checkpoints"))
+    """A tiny checkpoint for each verb."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    tokenizer = saved(folder / "t.pth", random_module(TINY_MODELS["tokenizer"], n_code=64, code_dim=8))
+    masked = saved(folder / "masked.pth", random_module(MASKED, vocab_size=64))
+    classifier = saved(folder / "c.pth", random_module(CLASSIFIER, num_classes=1), data_set=DATA)
+    return {"tokenize": tokenizer, "reconstruct": tokenizer, "embed": masked, "predict": classifier}
+
+
+@pytest.fixture
+def infer(checkpoints: dict[str, Path]) -> Infer:
+    """Run a verb on one or several recordings; return its exit code."""
+
+    def call(verb: str, inputs: Path | list[Path], output: Path, *words: Any, checkpoint: Path | None = None) -> int:
+        inputs = inputs if isinstance(inputs, list) else [inputs]
+        path = checkpoint or checkpoints[verb]
+        return command(verb, "--checkpoint", path, "--input", *inputs, "--output", output, *words)
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +59,21 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("recordings") / "night_raw.fif", NAMES, seconds=9)
 
 
-def error_of(capsys: pytest.CaptureFixture[str]) -> str:
-    """The only error line of a command."""
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    return line
+@pytest.fixture
+def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """Return the only error line of a command."""
+
+    def error() -> str:
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        return line
+
+    return error
+
+
+def has_ink(path: Path) -> bool:
+    """Whether a PNG of some size shows something."""
+    pixels = image.imread(path)
+    return min(pixels.shape[:2]) > 300 and pixels[..., :3].std() > 0.02
 
 
 # What is written
@@ -53,41 +81,36 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("verb", ARRAYS)
 def test_arrays_are_those_of_the_python_interface(
-    checkpoints: dict[str, Path], recording: Path, tmp_path: Path, verb: str
+    checkpoints: dict[str, Path], infer: Infer, recording: Path, tmp_path: Path, verb: str
 ) -> None:
     raw = mne.io.read_raw(recording, verbose="error")
     expected = getattr(inference.load(checkpoints[verb]), verb)(raw, window=2, stride=1)
     for path in (tmp_path / "out.npz", tmp_path / "out.hdf5"):
-        assert run(verb, checkpoints[verb], [recording], path, "--window", 2, "--stride", 1, "--batch_size", 3) == 0
+        assert infer(verb, recording, path, "--window", 2, "--stride", 1, "--batch_size", 3) == 0
         for name in ARRAYS[verb]:
             np.testing.assert_allclose(read(path, "night_raw", name), getattr(expected, name), atol=1e-5)
         np.testing.assert_array_equal(read(path, "night_raw", "start_seconds"), np.arange(8))
+        assert read(path, "night_raw", "start_seconds").dtype == np.float64
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize(("pool", "count"), [("patches", 4 * 3 * 2), ("electrodes", 4 * 3), ("mean", 4)])
+@pytest.mark.parametrize("pool", ["patches", "electrodes", "mean"])
 def test_a_csv_row_is_a_patch_an_electrode_or_a_window(
-    checkpoints: dict[str, Path], recording: Path, tmp_path: Path, pool: str, count: int
+    infer: Infer, recording: Path, tmp_path: Path, pool: str
 ) -> None:
-    assert run("embed", checkpoints["embed"], [recording], tmp_path / "o.csv", "--window", 2, "--pool", pool) == 0
-    table = rows(tmp_path / "o.csv")
-    raw = mne.io.read_raw(recording, verbose="error")
-    expected = inference.load(checkpoints["embed"]).embed(raw, window=2, pool=pool).features
-    values = np.array([[float(row[f"f{i}"]) for i in range(200)] for row in table])
-    np.testing.assert_allclose(values, expected.reshape(-1, 200), atol=1e-5)
-    assert len(table) == count and {row["recording"] for row in table} == {"night_raw"}
-    assert [float(row["start_seconds"]) for row in table] == np.repeat([0, 2, 4, 6], count // 4).tolist()
-    if pool != "mean":
-        assert [row["electrode"] for row in table[: 3 * (count // 12) : count // 12]] == ["C3", "CZ", "C4"]
-    if pool == "patches":
-        assert [row["second"] for row in table[:4]] == ["0", "1", "0", "1"]
+    for path in (tmp_path / "o.csv", tmp_path / "o.npz"):
+        assert infer("embed", recording, path, "--window", 2, "--pool", pool) == 0
+    table, features = rows(tmp_path / "o.csv"), read(tmp_path / "o.npz", "night_raw", "features")
+    for row, (window, *place) in zip(table, np.ndindex(features.shape[:-1]), strict=True):
+        where = [TRIO[place[0]], *map(str, place[1:])] if place else []
+        assert [*row.values()][:-200] == ["night_raw", f"{2.0 * window}", *where]
+        values = [float(row[f"f{number}"]) for number in range(200)]
+        np.testing.assert_allclose(values, features[(window, *place)], atol=1e-5)
 
 
-def test_codes_and_errors_are_columns_and_spectra_are_drawn(
-    checkpoints: dict[str, Path], recording: Path, tmp_path: Path
-) -> None:
-    for path, plot in ((tmp_path / "o.csv", []), (tmp_path / "o.npz", ["--plot", tmp_path / "s.png"])):
-        assert run("reconstruct", checkpoints["reconstruct"], [recording], path, "--window", 2, *plot) == 0
+def test_codes_and_errors_are_columns_and_spectra_are_drawn(infer: Infer, recording: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "o.csv", tmp_path / "o.npz"):
+        assert infer("reconstruct", recording, path, "--window", 2, "--plot", tmp_path / "s.png") == 0
     assert has_ink(tmp_path / "s.png")
     table = rows(tmp_path / "o.csv")
     for column, name in {"code": "codes", "amplitude_error": "amplitude_error", "phase_error": "phase_error"}.items():
@@ -96,13 +119,13 @@ def test_codes_and_errors_are_columns_and_spectra_are_drawn(
 
 
 def test_predictions_are_written_for_every_window_and_recording(
-    checkpoints: dict[str, Path], recording: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    infer: Infer, recording: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = save(tmp_path / "in" / "day_raw.fif", NAMES, seconds=4.0, seed=3)
     labelled = write_labelled(tmp_path / "in" / "set.hdf5", {"test": (signal(3, 3, 400), [0, 1, 1])})
     with caplog.at_level("INFO"):
-        assert run("predict", checkpoints["predict"], [recording, other, labelled], tmp_path / "out.csv") == 0
-        assert run("predict", checkpoints["predict"], [labelled], tmp_path / "one.npz", "--split", "test") == 0
+        assert infer("predict", [recording, other, labelled], tmp_path / "out.csv") == 0
+        assert infer("predict", labelled, tmp_path / "one.npz", "--split", "test") == 0
     table, means = rows(tmp_path / "out.csv"), rows(tmp_path / "out-recordings.csv")
     assert [row["label"] for row in table] == [""] * 6 + ["0", "1", "1"], "recordings without labels leave them empty"
     assert {row["recording"] for row in means} == {row["recording"] for row in table}
@@ -116,17 +139,16 @@ def test_predictions_are_written_for_every_window_and_recording(
     assert f"night_raw, 4 windows: rest {float(means[0]['rest']):.3f}, task" in caplog.text
 
 
-def test_targets_of_a_regression_are_columns(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_targets_of_a_regression_are_columns(infer: Infer, tmp_path: Path) -> None:
     splits = {"test": (signal(2, 3, 400), np.array([[0.5, 1], [2, 3]], np.float32))}
     path = write_labelled(tmp_path / "a.hdf5", splits, task="regression", classes=("x", "y"))
-    assert run("embed", checkpoints["embed"], [path], tmp_path / "out.csv", "--pool", "mean") == 0
+    assert infer("embed", path, tmp_path / "out.csv", "--pool", "mean") == 0
     assert [(row["label_0"], row["label_1"]) for row in rows(tmp_path / "out.csv")] == [("0.5", "1.0"), ("2.0", "3.0")]
 
 
-def test_a_file_describes_how_it_was_made(checkpoints: dict[str, Path], recording: Path, tmp_path: Path) -> None:
+def test_a_file_describes_how_it_was_made(infer: Infer, recording: Path, tmp_path: Path) -> None:
     for name in ("a.hdf5", "a.npz"):
-        words = ["--pool", "mean", "--notch", 60, "--window", 2]
-        assert run("embed", checkpoints["embed"], [recording], tmp_path / name, *words) == 0
+        assert infer("embed", recording, tmp_path / name, "--pool", "mean", "--notch", 60, "--window", 2) == 0
     with h5py.File(tmp_path / "a.hdf5") as file, np.load(tmp_path / "a.npz") as arrays:
         assert file.attrs["checkpoint"] == "masked.pth" and file.attrs["pool"] == "mean"
         assert json.loads(file.attrs["pipeline"]) == {"l_freq": 0.1, "h_freq": 75.0, "notch": 60.0}
@@ -135,33 +157,20 @@ def test_a_file_describes_how_it_was_made(checkpoints: dict[str, Path], recordin
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".h5"])
-def test_any_class_name_can_be_written_and_drawn(recording: Path, tmp_path: Path, suffix: str) -> None:
+def test_any_class_name_can_be_written_and_drawn(infer: Infer, recording: Path, tmp_path: Path, suffix: str) -> None:
     data = DATA | {"task": "multiclass", "classes": ["a,\n\x1b[31mb", r"$\foo$", 'q"\0']}
     checkpoint = saved(tmp_path / "c.pth", random_module(CLASSIFIER, num_classes=3), data_set=data)
     out = tmp_path / f"o{suffix}"
-    assert run("predict", checkpoint, [recording], out, "--plot", tmp_path / "p.png") == 0
+    assert infer("predict", recording, out, "--plot", tmp_path / "p.png", checkpoint=checkpoint) == 0
     if suffix == ".csv":
         assert list(rows(out)[0])[2:] == [r"a,\n\x1b[31mb", r"$\foo$", r'q"\x00']
-
-
-def test_averaged_weights_are_taken_where_asked(
-    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    module: Any = random_module(CLASSIFIER, num_classes=2)
-    averaged = {name: value + 0.1 for name, value in module.state_dict().items()}
-    path, out = saved(tmp_path / "a.pth", module, extras={"model_ema": averaged}), tmp_path / "out.npz"
-    assert run("embed", path, [recording], out, "--window", 2, "--averaged") == 0
-    expected = inference.load(path, averaged=True).embed(mne.io.read_raw(recording, verbose="error"), window=2)
-    np.testing.assert_allclose(read(out, "night_raw", "features"), expected.features, atol=1e-5)
-    assert run("embed", saved(tmp_path / "b.pth", module), [recording], tmp_path / "c.npz", "--averaged") == 1
-    assert "b.pth" in error_of(capsys)
 
 
 # Many recordings
 
 
 def test_recordings_that_fail_do_not_stop_the_others(
-    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    infer: Infer, tmp_path: Path, error_of: Callable[[], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     save(tmp_path / "in" / "s1" / "rest_raw.fif", NAMES)
     save(tmp_path / "in" / "s2" / "rest_raw.fif", NAMES, seed=2)
@@ -170,8 +179,8 @@ def test_recordings_that_fail_do_not_stop_the_others(
     save(tmp_path / "in" / "u_raw.fif", ["C3", "E7"])
     for name in ("x", "y"):
         write_pretraining(tmp_path / "in" / f"{name}.hdf5", TRIO, [signal(3, 1000), signal(3, 300)])
-    assert run("tokenize", checkpoints["tokenize"], [tmp_path / "in"], tmp_path / "o.h5", "--window", 2) == 1
-    assert "5 of 9 recordings are left out of" in error_of(capsys)
+    assert infer("tokenize", tmp_path / "in", tmp_path / "o.h5", "--window", 2) == 1
+    assert "5 of 9 recordings are left out of" in error_of()
     assert [r.message.count("left out: ") for r in caplog.records if r.levelname == "ERROR"] == [1] * 5
     assert "'E7'" in caplog.text and "lasts 1.50 s, a window 2 s" in caplog.text
     with h5py.File(tmp_path / "o.h5") as file:
@@ -181,45 +190,39 @@ def test_recordings_that_fail_do_not_stop_the_others(
 
 
 def test_if_no_recording_can_be_used_nothing_is_written(
-    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    infer: Infer, tmp_path: Path, error_of: Callable[[], str]
 ) -> None:
     bad = save(tmp_path / "in" / "a_raw.fif", ["E7"])
     short = save(tmp_path / "in" / "b_raw.fif", NAMES, seconds=1.0)
     for inputs, error in (([bad], "'E7'"), ([bad, short], "none of 2 recordings")):
-        assert run("tokenize", checkpoints["tokenize"], inputs, tmp_path / "out.npz") == 1
-        assert error in error_of(capsys)
+        assert infer("tokenize", inputs, tmp_path / "out.npz") == 1
+        assert error in error_of()
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_a_recording_that_fails_on_the_way_leaves_no_trace(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_a_recording_that_fails_on_the_way_leaves_no_trace(infer: Infer, tmp_path: Path) -> None:
     good = write_pretraining(tmp_path / "in" / "good.hdf5", TRIO, [signal(3, 1200)])
     bad = write_pretraining(tmp_path / "in" / "bad.hdf5", TRIO[:2], [signal(2, 1600)])
-    batch = Windows.batch
+    batch, contents = Windows.batch, []
 
     def failing(self: Windows, first: int, stop: int) -> np.ndarray:
         if "bad" in self.where and first:
             raise InputError("damaged here")
         return batch(self, first, stop)
 
-    arrays = []
     for inputs in ([bad, good], [good]):
         words = ["--batch_size", 1, "--window", 2, "--plot", tmp_path / "p.png"]
         with patch.object(Windows, "batch", failing):
-            assert run("embed", checkpoints["embed"], inputs, tmp_path / "o.npz", *words) == len(inputs) - 1
-        with np.load(tmp_path / "o.npz") as file:
-            arrays.append({name: file[name] for name in file.files})
-        arrays.append({"picture": image.imread(tmp_path / "p.png")})
-    for with_bad, without in zip(arrays[:2], arrays[2:], strict=True):
-        assert with_bad.keys() == without.keys()
-        for name, array in with_bad.items():
-            np.testing.assert_array_equal(array, without[name])
+            assert infer("embed", inputs, tmp_path / "o.npz", *words) == len(inputs) - 1
+        contents.append([(tmp_path / name).read_bytes() for name in ("o.npz", "p.png")])
+    assert contents[0] == contents[1]
 
 
 # Memory and disks
 
 
 def test_memory_does_not_grow_with_a_recordings_length(
-    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    infer: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recordings, "IN_MEMORY", 1 << 18)
     monkeypatch.setattr(run_inference, "BLOCK_BYTES", 1 << 20)
@@ -228,112 +231,79 @@ def test_memory_does_not_grow_with_a_recordings_length(
         path = tmp_path / f"{minutes}_raw.fif"
         raw_of(NAMES, 200, noise(3, 60 * minutes, 200)).save(path, fmt="single", verbose="error")
         tracemalloc.start()
-        assert run("tokenize", checkpoints["tokenize"], [path], tmp_path / "out.csv") == 0
+        assert infer("tokenize", path, tmp_path / "out.csv") == 0
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0] + (1 << 20), peaks
 
 
-@contextmanager
-def small_disk(room: int) -> Iterator[None]:
-    """No file of this process may grow beyond so many bytes, as on a disk that is full then."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+FULL = [(".npz", 60_000, "o.npz"), (".h5", 3000, "o.h5"), (".h5", 60_000, "o.h5"), (".csv", 200, "o.csv")]
 
 
-def test_a_full_disk_of_temporary_files_is_named(
-    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(recordings, "IN_MEMORY", 1000)
-    path = save(tmp_path / "a_raw.fif", NAMES, seconds=300)
-    with small_disk(200_000):
-        assert run("embed", checkpoints["embed"], [path], tmp_path / "o.npz", "--pool", "mean", "--window", 10) == 2
-    assert "temporary files cannot be written in" in error_of(capsys) and not (tmp_path / "o.npz").exists()
-
-
-@pytest.mark.parametrize(("suffix", "room"), [(".npz", 60_000), (".h5", 3000), (".h5", 60_000), (".csv", 200)])
+@pytest.mark.parametrize(("suffix", "room", "what"), [*FULL, (".h5", 9999, "temporary files")])
 def test_results_that_find_no_room_are_named_and_leave_the_old_file(
-    checkpoints: dict[str, Path],
+    infer: Infer,
     recording: Path,
     tmp_path: Path,
     suffix: str,
     room: int,
-    capsys: pytest.CaptureFixture[str],
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    error_of: Callable[[], str],
 ) -> None:
+    monkeypatch.setattr(recordings, "IN_MEMORY", 0 if what == "temporary files" else recordings.IN_MEMORY)
     path = tmp_path / f"o{suffix}"
     path.write_bytes(b"before")
-    with small_disk(room):
-        assert run("reconstruct", checkpoints["reconstruct"], [recording], path, "--window", 1) == 2
-    assert f"o{suffix} cannot be written (" in error_of(capsys)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))  # as on a disk that is full then
+    try:
+        assert infer("reconstruct", recording, path, "--window", 1) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"{what} cannot be written" in error_of()
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
 
 
 def test_ctrl_c_leaves_nothing_and_says_so(
-    checkpoints: dict[str, Path], recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    infer: Infer, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with patch.object(output, "add_means", side_effect=KeyboardInterrupt):
-        assert run("predict", checkpoints["predict"], [recording], tmp_path / "o.npz") == 130
+        assert infer("predict", recording, tmp_path / "o.npz") == 130
     assert "begins anew" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 # Pictures
 
 
-def has_ink(path: Path) -> bool:
-    """Whether a PNG of some size shows something."""
-    pixels = image.imread(path)
-    return min(pixels.shape[:2]) > 300 and pixels[..., :3].std() > 0.02
-
-
-def test_predictions_are_drawn_for_each_recording(
-    checkpoints: dict[str, Path], recording: Path, tmp_path: Path
-) -> None:
+def test_predictions_are_drawn_for_each_recording(infer: Infer, recording: Path, tmp_path: Path) -> None:
     labelled = write_labelled(tmp_path / "set.hdf5", {"test": (signal(4, 3, 400), [0, 1, 1, 0])})
-    path = write_pretraining(tmp_path / "a.hdf5", TRIO, [signal(3, 800), signal(3, 800, seed=1)])
-    with h5py.File(path, "a") as file:
-        for number, name in enumerate(list(file)):
-            file.move(name, "n" * 300 + str(number))
     plot = ["--plot", tmp_path / "p.png"]
-    assert run("predict", checkpoints["predict"], [recording, labelled, path], tmp_path / "out.csv", *plot) == 0
+    assert infer("predict", [recording, labelled], tmp_path / "out.csv", *plot) == 0
     assert has_ink(tmp_path / "p-night_raw.png") and has_ink(tmp_path / "p-test.png")
-    assert len(list(tmp_path.glob("p-nnn*.png"))) == 2, "names that are too long for a file are cut"
-    assert run("predict", checkpoints["predict"], [recording], tmp_path / "out.csv", *plot, "--stride", 0.5) == 0
+    assert infer("predict", recording, tmp_path / "out.csv", *plot, "--stride", 0.5) == 0
     assert has_ink(tmp_path / "p.png")
 
 
 def test_a_map_of_features_is_drawn_from_all_windows(
-    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    infer: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_labelled(tmp_path / "set.hdf5", {"test": (signal(60, 3, 200), [0] * 30 + [1] * 30)})
-    words = ["--plot", tmp_path / "t.png"]
-    assert run("embed", checkpoints["embed"], [path], tmp_path / "o.h5", *words) == 0
-    assert has_ink(tmp_path / "t.png")
-    figures = []
+    figures, save_figure = [], plots._save
     monkeypatch.setattr(plots, "POINTS", 20)
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
-    assert run("embed", checkpoints["embed"], [path], tmp_path / "o.h5", *words) == 0
+    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save_figure(figure, path)))
+    assert infer("embed", path, tmp_path / "o.h5", "--plot", tmp_path / "t.png") == 0
     points = {line.get_label(): len(line.get_offsets()) for line in figures[0].axes[0].collections}
     assert sum(points.values()) == 20 and len(points) == 2 and min(points.values()) >= 4
+    assert has_ink(tmp_path / "t.png")
 
 
 # What is refused
 
 
-def test_flags_that_are_not_allowed_are_one_line_and_write_nothing(
-    checkpoints: dict[str, Path],
-    recording: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    cases = [
+@pytest.mark.parametrize(
+    ("verb", "words", "error"),
+    [
         ("tokenize", "--window 0", "--window 0"),
-        ("tokenize", "--window two", "invalid int value"),
         ("tokenize", "--batch_size 0", "--batch_size 0"),
         ("tokenize", "--output out.txt", ".npz, .hdf5, .h5, .csv"),
         ("tokenize", "--output /dev/null/out.npz", "--output /dev/null cannot be written"),
@@ -344,35 +314,43 @@ def test_flags_that_are_not_allowed_are_one_line_and_write_nothing(
         ("predict", "--split test", "--split test"),
         ("predict", "--input nowhere", "nowhere: does not exist; correct --input"),
         ("embed", "--prepared --notch 60", "--notch: --prepared"),
-    ]
-    for verb, words, error in cases:
-        assert run(verb, checkpoints[verb], [recording], tmp_path / "out.npz", *words.split()) in (1, 2)
-        assert error in error_of(capsys)
-        assert list(tmp_path.iterdir()) == []
-
-
-def test_no_recording_and_no_folder_is_overwritten(
-    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ],
+)
+def test_flags_that_are_not_allowed_are_one_line_and_write_nothing(
+    infer: Infer,
+    recording: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    words: str,
+    error: str,
+    error_of: Callable[[], str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert infer(verb, recording, tmp_path / "out.npz", *words.split()) in (1, 2)
+    assert error in error_of() and list(tmp_path.iterdir()) == []
+
+
+def test_no_recording_and_no_folder_is_overwritten(infer: Infer, tmp_path: Path, error_of: Callable[[], str]) -> None:
     path = write_pretraining(tmp_path / "in" / "a.hdf5", TRIO, [signal(3, 800)])
     (tmp_path / "link.hdf5").symlink_to(path)
     for name in ("a.npz", "a.png"):
         (tmp_path / name).mkdir()
     before = path.read_bytes()
-    cases: list[tuple[list[Path], Path, list[Any], str]] = [
-        ([path.parent], path, [], "would overwrite"),
-        ([path], tmp_path / "link.hdf5", [], "would overwrite"),
-        ([path], tmp_path / "a.npz", [], "a.npz is a folder"),
-        ([path], tmp_path / "b.npz", ["--plot", tmp_path / "a.png"], "a.png is a folder"),
+    cases: list[tuple[Path, Path, list[Any], str]] = [
+        (path.parent, path, [], "would overwrite"),
+        (path, tmp_path / "link.hdf5", [], "would overwrite"),
+        (path, tmp_path / "a.npz", [], "a.npz is a folder"),
+        (path, tmp_path / "b.npz", ["--plot", tmp_path / "a.png"], "a.png is a folder"),
     ]
     for inputs, out, words, error in cases:
         with patch.object(inference.Model, "batches", side_effect=AssertionError):
-            assert run("embed", checkpoints["embed"], inputs, out, *words) == 2
-        assert error in error_of(capsys)
+            assert infer("embed", inputs, out, *words) == 2
+        assert error in error_of()
     assert path.read_bytes() == before
 
 
-def test_nothing_of_a_header_reaches_an_output(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_nothing_of_a_header_reaches_an_output(infer: Infer, tmp_path: Path) -> None:
     raw = raw_of(NAMES, 200, noise(3, 4, 200))
     raw.info["subject_info"] = {"last_name": "Zimmermannova", "his_id": "PZIMMER1", "birthday": None}
     raw.info["description"] = raw.info["experimenter"] = "Zimmermannova"
@@ -380,8 +358,7 @@ def test_nothing_of_a_header_reaches_an_output(checkpoints: dict[str, Path], tmp
     path.parent.mkdir()
     raw.save(path, verbose="error")
     for suffix in (".npz", ".h5", ".csv"):
-        words = ["--plot", tmp_path / "p.png"]
-        assert run("predict", checkpoints["predict"], [path], tmp_path / f"o{suffix}", *words) == 0
+        assert infer("predict", path, tmp_path / f"o{suffix}", "--plot", tmp_path / "p.png") == 0
     written = [file.read_bytes() for file in tmp_path.iterdir() if file.is_file()]
     assert len(written) == 5 and not any(b"ZIMMER" in data.upper() for data in written)
     with np.load(tmp_path / "o.npz") as arrays:
