@@ -106,7 +106,6 @@ class Selected:
     """Logits of the selected epoch by set, and the last epoch's metrics, so that a resumed run still has them."""
 
     def __init__(self) -> None:
-        """Nothing selected yet."""
         self.epoch = -1
         self.logits: dict[str, np.ndarray] = {}
         self.last: dict[str, float] = {}

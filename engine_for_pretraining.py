@@ -14,9 +14,9 @@ from training.state import TrainingState
 from utils import Run
 
 
-def by_name(found: CodeLoss) -> dict[str, Tensor]:
+def by_name(losses: CodeLoss) -> dict[str, Tensor]:
     """Return loss and accuracies under their names in log.txt."""
-    return {"loss": found.loss, "mlm_acc": found.accuracy, "mlm_acc_sym": found.accuracy_sym}
+    return {"loss": losses.loss, "mlm_acc": losses.accuracy, "mlm_acc_sym": losses.accuracy_sym}
 
 
 def entropy_of_codes(counts: Tensor) -> dict[str, float]:
@@ -34,9 +34,9 @@ def train_one_epoch(state: TrainingState, loader: DataLoader, tokenizer: VQNSP, 
     for eeg, channels, mask in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV; mask (B, N*A)
         with update.forward():
             codes = tokenizer.get_codebook_indices(eeg, channels)  # (B, N*A), no gradient
-            found = model(eeg, channels, mask, codes)
-        stepped = update(found.loss)
-        state.log.add(by_name(found), n=len(eeg))
+            losses = model(eeg, channels, mask, codes)
+        stepped = update(losses.loss)
+        state.log.add(by_name(losses), n=len(eeg))
         state.log.count("codes", count_codes(codes, codebook_size))
         if stepped:
             state.log.add(update.stats)
@@ -54,7 +54,7 @@ def evaluate(model: nn.Module, loader: DataLoader, tokenizer: VQNSP, run: Run) -
         eeg, channels, mask = batch.to(run)
         with run.autocast():
             codes = tokenizer.get_codebook_indices(eeg, channels)
-            found = model(eeg, channels, mask, codes)
-        log.add(by_name(found), n=len(eeg))
+            losses = model(eeg, channels, mask, codes)
+        log.add(by_name(losses), n=len(eeg))
         counts += count_codes(codes, len(counts))
     return {f"val_{name}": value for name, value in {**log.means(), **entropy_of_codes(counts)}.items()}

@@ -95,7 +95,7 @@ def depth_of(keys: Iterable[str], prefix: str = "") -> int:
 def check_merged(weights: Iterable[str], where: str | Path) -> None:
     """Raise InputError for the checkpoint of a LoRA run, whose adapters are not merged into the matrices."""
     if any(".lora_A." in key for key in weights):
-        raise InputError(f"{where} holds LoRA adapters beside its matrices: use model-merged.pth of the same folder")
+        raise InputError(f"{where} holds LoRA adapters next to its matrices: use model-merged.pth of the same folder")
 
 
 def load_pretrained(

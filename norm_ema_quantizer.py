@@ -69,10 +69,10 @@ def nearest_rows(vectors: Tensor, rows: Tensor) -> Tensor:
     """Find the row with the largest dot product for each vector, all unit. (n, width), (K, width) -> (n,) int64."""
     n, chunk = len(vectors), max(1, SIMILARITIES[vectors.device.type] // len(rows))
     codes = torch.empty(n, dtype=torch.long, device=vectors.device)
-    held = vectors.new_empty(min(n, chunk), len(rows))  # one buffer for all chunks
+    buffer = vectors.new_empty(min(n, chunk), len(rows))  # for all chunks
     for first in range(0, n, chunk):
         part = vectors[first : first + chunk]
-        torch.argmax(torch.mm(part, rows.t(), out=held[: len(part)]), dim=1, out=codes[first : first + len(part)])
+        torch.argmax(torch.mm(part, rows.t(), out=buffer[: len(part)]), dim=1, out=codes[first : first + len(part)])
     return codes
 
 
