@@ -34,19 +34,6 @@ CACHED_TOKENS = 1024  # sent through all blocks together on a CPU without gradie
 Channels = Sequence[int] | Tensor | None  # `[0, row, row, ...]` of length N + 1; None: every row in order
 
 
-def to_patches(eeg: Tensor) -> Tensor:
-    """Split EEG into one-second patches. eeg: (B, N, A*T) -> (B, N, A, T).
-
-    Raises InputError if the length is no multiple of T. Source: paper, section 2.1.
-    """
-    if eeg.ndim != 3 or eeg.shape[-1] % PATCH_SAMPLES or not eeg.shape[-1]:
-        raise InputError(
-            f"EEG of shape {tuple(eeg.shape)} cannot be split into patches: expected (batch, electrodes, samples), "
-            f"samples a multiple of {PATCH_SAMPLES} (whole seconds at {PATCH_SAMPLES} Hz); cut or pad the window"
-        )
-    return rearrange(eeg, "B N (A T) -> B N A T", T=PATCH_SAMPLES)
-
-
 def check_window(samples: int) -> int:
     """Return `samples` if the models take windows of this length: 1 to 16 whole seconds. Raises InputError if not."""
     if samples < PATCH_SAMPLES or samples % PATCH_SAMPLES or samples > MAX_PATCHES * PATCH_SAMPLES:
@@ -55,6 +42,15 @@ def check_window(samples: int) -> int:
             f"{MAX_PATCHES * PATCH_SAMPLES} ({MAX_PATCHES} s, the rows of the time embedding)"
         )
     return samples
+
+
+def to_patches(eeg: Tensor) -> Tensor:
+    """Split EEG into one-second patches. eeg: (B, N, A*T) -> (B, N, A, T).
+
+    Raises InputError for other lengths than 1 to 16 whole seconds. Source: paper, section 2.1.
+    """
+    check_window(eeg.shape[-1])
+    return rearrange(eeg, "B N (A T) -> B N A T", T=PATCH_SAMPLES)
 
 
 class TemporalConv(nn.Module):

@@ -121,7 +121,7 @@ class VQNSP(nn.Module):
     def forward(self, eeg: Tensor, input_chans: Channels = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss. eeg: (B, N, A*T), units of 100 uV -> loss (), its parts by name, without gradient.
 
-        Raises InputError if the length is no multiple of T.
+        Raises InputError for other lengths than 1 to 16 whole seconds.
         """
         patches = to_patches(eeg)  # (B, N, A, T)
         amplitude, phase = spectrum_targets(patches)
