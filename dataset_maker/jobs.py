@@ -27,6 +27,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import h5py
+import numpy as np
 from tqdm import tqdm
 
 from dataset_maker import pool, writers
@@ -283,17 +284,12 @@ def convert_all(plan: Plan, tasks: Sequence[Task], submit: pool.Submit) -> tuple
 
 def plan_jobs(tasks: Sequence[Task]) -> list[list[Task]]:
     """Cut the recordings, in their order, into runs of about equal size in bytes: one run, one shard."""
-    sizes = [sum(size for size, _ in task["stamps"]) for task in tasks]
-    target = min(max(sum(sizes) / JOBS, 1), JOB_BYTES)
-    jobs: list[list[Task]] = []
-    filled = target
-    for task, size in zip(tasks, sizes, strict=True):
-        if filled >= target:
-            jobs.append([])
-            filled = 0
-        jobs[-1].append(task)
-        filled += size
-    return jobs
+    sizes = np.array([sum(size for size, _ in task["stamps"]) for task in tasks], dtype=np.int64)
+    target = min(max(sizes.sum() / JOBS, 1), JOB_BYTES)
+    jobs: dict[int, list[Task]] = {}
+    for task, place in zip(tasks, np.cumsum(sizes) - sizes, strict=True):
+        jobs.setdefault(place // target, []).append(task)
+    return list(jobs.values())
 
 
 def join(plan: Plan, tasks: Sequence[Task], entries: Mapping[str, Entry]) -> None:

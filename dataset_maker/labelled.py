@@ -23,7 +23,7 @@ from dataset_maker.pipeline import add_filter_arguments, build_pipeline
 from dataset_maker.writers import DataSet, join, refuse_existing
 from eeg_data.hdf5 import SUFFIXES
 from errors import ArgumentParser, InputError, run_script
-from files import digest_of, write_json, written_aside
+from files import digest_of, written_aside
 
 
 def run(maker: str) -> None:
@@ -66,20 +66,18 @@ def make(args: argparse.Namespace, maker: str, data_set: DataSet, tasks: Sequenc
                 data_set = replace(data_set, electrodes=common_montage(jobs.survey_all(plan, tasks, submit)))
                 plan = replace(plan, data_set=data_set)
             entries, parts = jobs.convert_all(plan, tasks, submit)
-        whole = report.summary(entries, plan.made, output) | report.splits(entries, data_set)
-        write_json(report.report_path(output), whole)
-        problem = why_unusable(whole)
-        if single and not problem:
+        whole = report.save(entries, plan.made, output, data_set)
+        report.show(whole)
+        if problem := why_unusable(whole):
+            raise InputError(f"{output}: not made, {problem}; see {report.report_path(output)}")
+        if single:
             made = {**plan.made, "fingerprint": fingerprint, "left_out": len(whole["left_out"])}
             with written_aside(output) as aside:
                 join([plan.part(task) for task in tasks if plan.key(task) in parts], aside, made=made)
-        elif not problem:
+        else:
             jobs.join(plan, tasks, parts)
-    if single and not problem:
+    if single:
         shutil.rmtree(folder)
-    report.show(whole)
-    if problem:
-        raise InputError(f"{output}: not made, {problem}; see {report.report_path(output)}")
     print(f"{output}: {data_set.name}, {len(data_set.electrodes or ())} electrodes, {data_set.window} s")
     if count := len(whole["left_out"]):
         raise InputError(f"{count} of {whole['recordings']} recordings were left out, named above")

@@ -15,7 +15,6 @@ from dataset_maker import jobs, pipeline, pool, report
 from dataset_maker.sources import find_files
 from eeg_data.pretraining_files import SAMPLING_RATE
 from errors import ArgumentParser, InputError, run_script
-from files import write_json
 
 
 def get_args() -> argparse.Namespace:
@@ -45,8 +44,7 @@ def convert_recordings(
         with pool.processes(args) as submit:
             entries, parts = jobs.convert_all(plan, tasks, submit)
         jobs.join(plan, tasks, parts)
-    whole = report.summary(entries, plan.made, output) | {"montages": report.montages(entries)}
-    write_json(report.report_path(output), whole)
+    whole = report.save(entries, plan.made, output)
     report.show(whole)
     if count := len(whole["left_out"]):
         others = f"the others are in {output}" if whole["converted"] else "nothing was converted"

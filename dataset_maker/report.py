@@ -13,6 +13,7 @@ from typing import Any
 from dataset_maker.writers import DataSet
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS
+from files import write_json
 
 PUBLISHED = Path(__file__).with_name("published_splits.json")
 
@@ -24,14 +25,16 @@ def report_path(output: Path) -> Path:
     return output.with_name(f"{output.stem if output.suffix.lower() in SUFFIXES else output.name}.report.json")
 
 
-def summary(entries: Sequence[Entry], made: Mapping[str, Any], output: Path) -> dict[str, Any]:
-    """Return what holds for every kind of output."""
+def save(
+    entries: Sequence[Entry], made: Mapping[str, Any], output: Path, data_set: DataSet | None = None
+) -> dict[str, Any]:
+    """Write the report of an output and return it. data_set: of a labelled one."""
     good = [entry for entry in entries if "error" not in entry]
     dropped: dict[str, Counter[str]] = {}  # reason -> channel -> recordings
     for entry in good:
         for channel, reason in entry["dropped"].items():
             dropped.setdefault(reason, Counter())[channel] += 1
-    return {
+    whole = {
         "output": str(output),
         "made": dict(made),
         "recordings": len(entries),
@@ -43,45 +46,45 @@ def summary(entries: Sequence[Entry], made: Mapping[str, Any], output: Path) -> 
         "dropped_channels": {reason: dict(sorted(names.items())) for reason, names in sorted(dropped.items())},
         "notes": dict(Counter(note for entry in good for note in entry["notes"])),
     }
+    whole |= _splits(good, data_set) if data_set else {"montages": _montages(good)}
+    write_json(report_path(output), whole)
+    return whole
 
 
 def _hours(entries: Sequence[Entry]) -> float:
     return round(sum(entry["seconds"] for entry in entries) / 3600, 4)
 
 
-def montages(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return recordings and hours of each montage, the largest first."""
-    groups: dict[tuple[str, ...], list[Entry]] = {}
-    for entry in entries:
-        if "error" not in entry:
-            groups.setdefault(tuple(entry["electrodes"]), []).append(entry)
-    rows = [
-        {"electrodes": list(names), "recordings": len(group), "hours": _hours(group)} for names, group in groups.items()
-    ]
-    return sorted(rows, key=lambda row: (-row["hours"], row["electrodes"]))
+def _montages(good: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return recordings and hours of each montage, the most frequent first."""
+    rows = []
+    for names, count in Counter(tuple(entry["electrodes"]) for entry in good).most_common():
+        hours = _hours([entry for entry in good if tuple(entry["electrodes"]) == names])
+        rows.append({"electrodes": list(names), "recordings": count, "hours": hours})
+    return rows
 
 
-def splits(entries: Sequence[Entry], data_set: DataSet) -> dict[str, Any]:
+def _splits(good: Sequence[Entry], data_set: DataSet) -> dict[str, Any]:
     """Return what a labelled data set holds by split, and the subjects in more than one of them."""
-    good = [entry for entry in entries if "error" not in entry]
     names = {str(number): label for number, label in enumerate(data_set.classes)} | {"all": "all"}  # regression
     counts: Counter[str] = Counter()
-    sides: dict[str, set[str]] = {}
+    sides: dict[str, list[str]] = {}
     for entry in good:
         counts.update(entry["counts"])
-        sides.setdefault(entry["subject"], set()).update(entry["samples"])
     parts: dict[str, Any] = {}
     for split in SPLITS:
         if inside := [entry for entry in good if split in entry["samples"]]:
             labels = sum((Counter(entry["samples"][split]) for entry in inside), Counter[str]())
             subjects = {entry["subject"] for entry in inside}
+            for subject in sorted(subjects):
+                sides.setdefault(subject, []).append(split)
             parts[split] = {"recordings": len(inside), "subjects": len(subjects), "samples": labels.total()}
             parts[split]["labels"] = {names[key]: labels[key] for key in names if key in labels}
     return {
         **{key: getattr(data_set, key) for key in ("name", "task", "classes", "electrodes", "window")},
         "counts": dict(counts),
         "splits": parts,
-        "subjects_on_two_sides": {who: sorted(where) for who, where in sorted(sides.items()) if len(where) > 1},
+        "subjects_on_two_sides": {subject: where for subject, where in sides.items() if len(where) > 1},
     }
 
 
@@ -96,18 +99,17 @@ def show(report: Mapping[str, Any]) -> None:
     output = Path(report["output"])
     for reason, names in report["dropped_channels"].items():
         print(f"dropped, {reason}: " + ", ".join(f"{name!r} ({count}x)" for name, count in names.items()))
-    for note, count in report["notes"].items():
-        print(f"{count} recordings: {note}")
-    for what, count in report.get("counts", {}).items():
+    notes = {f"recordings: {note}": count for note, count in report["notes"].items()} | report.get("counts", {})
+    for what, count in notes.items():
         print(f"{count} {what}")
     if invalid := report["invalid_seconds"]:
         print(f"{invalid} invalid seconds (not finite, or all electrodes flat) are marked in the files")
     for row in report.get("montages", ()):
         print(f"{output}: {len(row['electrodes'])} electrodes, {row['recordings']} recordings, {row['hours']:.2f} h")
     for split, part in report.get("splits", {}).items():
-        labels = ", ".join(f"{label} {count}" for label, count in part["labels"].items() if label != "all")
-        line = f"{split}: {part['samples']} samples, {part['recordings']} recordings, {part['subjects']} subjects"
-        print(line + (f" ({labels})" if labels else ""))
+        labels = ", ".join(f"{label} {count}" for label, count in part["labels"].items())
+        inside = f"{part['recordings']} recordings, {part['subjects']} subjects ({labels})"
+        print(f"{split}: {part['samples']} samples, {inside}")
         if report["task"] != "regression" and len(part["labels"]) == 1:
             print(f"warning: {split} has a single class", file=sys.stderr)
     for version, sizes in published_counts(report.get("name", "")).items():

@@ -9,12 +9,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from scipy.io import savemat
 
 from dataset_maker import make_h5dataset_for_pretrain, pipeline
 from dataset_maker.pipeline import FilterSettings, Pipeline
 from dataset_maker.reading import missing_seconds, read_raw
 from maker_helpers import edf, noise, opened, raw_of, run_maker, save
+from test_privacy import brainvision, eeglab
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 UNFILTERED = Pipeline(FilterSettings(None, None, None, None))
@@ -128,34 +128,11 @@ def test_float16_files_hold_the_same_to_their_precision_or_leave_the_recording_o
 # ---- formats
 
 
-def write_brainvision(folder: Path) -> np.ndarray:
-    """Write a recording in three files; return its counts (time, N)."""
-    counts = np.arange(400, dtype="<i2").reshape(200, 2)  # (time, N), 0.5 uV a count
-    (folder / "a.eeg").write_bytes(counts.tobytes())
-    (folder / "a.vmrk").write_text("Brain Vision Data Exchange Marker File, Version 1.0\n[Common Infos]\n")
-    (folder / "a.vhdr").write_text(
-        "Brain Vision Data Exchange Header File Version 1.0\n[Common Infos]\nCodepage=UTF-8\nDataFile=a.eeg\n"
-        "MarkerFile=a.vmrk\nDataFormat=BINARY\nDataOrientation=MULTIPLEXED\nNumberOfChannels=2\nSamplingInterval=5000\n"
-        "[Binary Infos]\nBinaryFormat=INT_16\n[Channel Infos]\nCh1=Cz,,0.5,µV\nCh2=Pz,,0.5,µV\n",
-        encoding="utf-8",
-    )
-    return counts
-
-
-def write_eeglab(folder: Path) -> np.ndarray:
-    """Write a recording of 2 s; return its signal (N, time) in uV."""
-    eeg = noise(2, 2, 200)
-    places = np.array([("Cz",), ("Pz",)], dtype=[("labels", object)])
-    fields = {"nbchan": 2, "pnts": 400, "trials": 1, "srate": 200.0, "xmin": 0.0, "data": eeg, "chanlocs": places}
-    savemat(folder / "a.set", {"EEG": fields | {"event": [], "ref": "common"}}, appendmat=False)
-    return eeg
-
-
 def test_formats_are_read_in_microvolts(tmp_path: Path) -> None:
-    for name, eeg in {"a.vhdr": write_brainvision(tmp_path).T * 0.5, "a.set": write_eeglab(tmp_path)}.items():
-        prepared = pipeline.prepare(read_raw(tmp_path / name), UNFILTERED)
-        assert prepared.electrodes == ["CZ", "PZ"] and prepared.rate == 200
-        np.testing.assert_allclose(prepared.eeg, eeg, atol=1e-3)
+    for path in (brainvision(tmp_path / "a.vhdr"), eeglab(tmp_path / "b.set")):
+        prepared = pipeline.prepare(read_raw(path), UNFILTERED)
+        assert prepared.electrodes == ["C3", "CZ", "C4"] and prepared.rate == 200
+        np.testing.assert_allclose(prepared.eeg, noise(3, 5, 200), atol=0.5)  # a count of BrainVision's
 
 
 def test_annotations_in_any_encoding_are_no_obstacle(tmp_path: Path) -> None:
@@ -181,14 +158,14 @@ def test_an_edf_that_holds_less_than_its_header_announces_says_so(
 
 
 def test_a_linked_recording_is_read_with_the_files_beside_the_link(tmp_path: Path) -> None:
-    write_brainvision(tmp_path)
+    brainvision(tmp_path / "a.vhdr")
     (tmp_path / "in").mkdir()
     for suffix in ("vhdr", "vmrk", "eeg"):  # each file alone in a folder, as git-annex keeps them
         (tmp_path / suffix).mkdir()
         (tmp_path / f"a.{suffix}").rename(tmp_path / suffix / f"a.{suffix}")
         (tmp_path / "in" / f"a.{suffix}").symlink_to(tmp_path / suffix / f"a.{suffix}")
     assert convert(tmp_path / "in", tmp_path / "out") == 0
-    assert datasets(tmp_path / "out")["a"].shape == (2, 200)
+    assert datasets(tmp_path / "out")["a"].shape == (3, 1000)
 
 
 def test_a_recording_is_the_same_by_whatever_path_it_is_named(
@@ -285,13 +262,10 @@ def test_a_recording_cut_short_converts_as_far_as_it_goes_and_says_how_much_is_m
 # ---- the command line
 
 
-def test_a_rate_that_the_models_do_not_take_is_a_warning_on_standard_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_rate_that_the_models_do_not_take_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     save(tmp_path / "in/a_raw.fif", ["C3", "C4"])
     assert convert(tmp_path / "in", tmp_path / "out", "--rsfreq", 100) == 0
-    printed = capsys.readouterr()
-    assert "warning" not in printed.out and printed.err.startswith("warning: with --rsfreq 100")
+    assert capsys.readouterr().err.startswith("warning: with --rsfreq 100")
     assert datasets(tmp_path / "out")["a_raw"].attrs["rsFreq"] == 100
 
 

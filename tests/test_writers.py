@@ -65,25 +65,6 @@ def test_a_pre_training_file_describes_its_recording(tmp_path: Path) -> None:
         assert json.loads(file.attrs["made"])["source"] == "tests"
 
 
-def test_a_labelled_file_holds_what_was_appended_per_split(tmp_path: Path) -> None:
-    eeg = noise(5, 1, 200).reshape(5, 1, 200).astype(np.float32)
-    with labelled(tmp_path / "x.hdf5", "abc") as writer:
-        writer.append("train", eeg[:2], [0, 2], recording="r1", subject="Sü")
-        writer.append("train", eeg[2:3], [1], recording="r2", subject="s2")
-        writer.append("val", eeg[3:], [1, 1], recording="r3", subject="s3")
-    assert writer.counts == {"train": 3, "val": 2}
-    with h5py.File(tmp_path / "x.hdf5") as file:
-        assert set(file) == {"train", "val"}
-        train = file["train"]
-        np.testing.assert_array_equal(train["eeg"][:], eeg[:3])
-        assert train["eeg"].chunks == (1, 1, 200) and train["eeg"].dtype == np.float32
-        assert train["label"].dtype == np.int64 and train["label"][:].tolist() == [0, 2, 1]
-        assert train["recording"].asstr()[:].tolist() == ["r1", "r1", "r2"]
-        assert train["subject"].asstr()[:].tolist() == ["Sü", "Sü", "s2"]
-        assert (file.attrs["name"], file.attrs["task"], file.attrs["rsFreq"]) == ("X", "multiclass", 200)
-        assert list(file.attrs["classes"]) == ["a", "b", "c"] and list(file.attrs["chOrder"]) == ["CZ"]
-
-
 def test_labels_outside_the_classes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"r: labels \[1, 2\]"), labelled(tmp_path / "x") as writer:
         writer.append("train", np.zeros((2, 1, 200)), [1, 2], recording="r", subject="s")
