@@ -13,7 +13,6 @@ from typing import Any
 import h5py
 import torch
 
-import inference
 from dataset_maker.pipeline import add_filter_arguments, add_name_arguments, build_pipeline
 from dataset_maker.sources import find_files
 from eeg_data.hdf5 import SUFFIXES
@@ -31,6 +30,7 @@ from errors import (
 )
 from files import check_file, code_version
 from inference import output, plots, weights
+from inference.model import BATCH, POOLS, VERBS, Model, load
 from inference.recordings import BLOCK_BYTES, KINDS, Options, Windows, find
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def get_args() -> argparse.Namespace:
     """Read the command line."""
     parser = ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=ArgumentParser)
-    texts = {verb: inspect.getdoc(getattr(inference.Model, verb)) or "" for verb in inference.VERBS}
+    texts = {verb: inspect.getdoc(getattr(Model, verb)) or "" for verb in VERBS}
     texts["export"] = "Write the weights in another layout, and a JSON file that says what builds the model."
     for verb, text in texts.items():
         sub = verbs.add_parser(verb, help=text.splitlines()[0], description=text)
@@ -69,9 +69,9 @@ def _add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     if verb in PLOTS:
         add("--plot", type=Path, metavar="FILE.png", help=PLOTS[verb])
     if verb == "embed":
-        add("--pool", choices=inference.POOLS, help="features of what")
+        add("--pool", choices=POOLS, help="features of what")
     add("--split", choices=SPLITS, help="of labelled HDF5 (default: all)")
-    add("--batch_size", type=int, default=inference.BATCH, help="windows at a time")
+    add("--batch_size", type=int, default=BATCH, help="windows at a time")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     add = parser.add_argument_group("windows").add_argument
     add("--window", type=int, metavar="SECONDS", help="(default: the classifier's; 256 patches)")
@@ -105,7 +105,7 @@ def infer(args: argparse.Namespace) -> None:
         if path.exists() and args.output.exists() and args.output.samefile(path):
             raise UsageError(f"--output {args.output} would overwrite {path}, which is read: choose another name")
     pipeline = build_pipeline(args, block_bytes=BLOCK_BYTES)
-    model = inference.load(args.checkpoint, device=args.device, averaged=args.averaged)
+    model = load(args.checkpoint, device=args.device, averaged=args.averaged)
     model.check(args.verb)
     window = model.description.window_seconds or None if args.window is None else args.window
     options = Options(pipeline, args.prepared, args.scale, window, args.stride)
@@ -133,9 +133,7 @@ def infer(args: argparse.Namespace) -> None:
         raise InputError(f"{left_out} of {len(recordings)} recordings are left out of {args.output}: see above")
 
 
-def _run_verb(
-    args: argparse.Namespace, model: inference.Model, windows: Windows, file: h5py.File, *, many: bool
-) -> None:
+def _run_verb(args: argparse.Namespace, model: Model, windows: Windows, file: h5py.File, *, many: bool) -> None:
     """Run the verb on one recording of one or many, and draw it. A failure leaves no group in the file."""
     group = output.begin(file, windows)
     windows = replace(windows, name=output.name_of(group))
@@ -158,7 +156,7 @@ def _run_verb(
         DRAW[args.verb](picture, windows, group, model)
 
 
-def _description(args: argparse.Namespace, model: inference.Model) -> dict[str, Any]:
+def _description(args: argparse.Namespace, model: Model) -> dict[str, Any]:
     """How the results were made."""
     filtered = not args.prepared and any(path.suffix.lower() not in SUFFIXES for path in find_files(args.input, KINDS))
     return {

@@ -22,6 +22,7 @@ ROWS = [
     ("demo", "benchmarks", "reference", "tests"),
 ]
 PACKAGES = ("eeg_data", "training", "dataset_maker", "inference", "results")
+MOST_LEVELS = 8  # of files that import each other
 WITHOUT_TORCH = ("dataset_maker/*.py", "results/*.py", "eeg_data/hdf5.py", "eeg_data/quality.py", "eeg_data/*_files.py")
 FILES = [*ROOT.glob("*.py"), *(path for name in PACKAGES for path in ROOT.glob(f"{name}/*.py"))]
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
@@ -55,12 +56,15 @@ def imports(path: Path) -> set[str]:
     return {name for name in names if row(name) >= 0 or name in MODULES}
 
 
-def test_imports_point_to_rows_above_and_never_in_a_circle() -> None:
+def test_imports_point_to_rows_above_never_in_a_circle_and_over_few_levels() -> None:
     graph = {module: imports(path) for module, path in MODULES.items()}
     assert len(list(ROOT.glob("*.py"))) <= 20 and not [module for module in graph if row(module) < 0]
     pairs = [(module, name) for module, names in graph.items() for name in names if room(module) != room(name)]
     assert not [f"{module} imports {name}" for module, name in pairs if row(name) >= row(module)]
-    list(TopologicalSorter(graph).static_order())  # raises CycleError
+    levels: dict[str, int] = {}
+    for module in TopologicalSorter(graph).static_order():  # raises CycleError
+        levels[module] = 1 + max((levels[name] for name in graph.get(module, ())), default=0)
+    assert max(levels.values()) <= MOST_LEVELS, sorted(levels.items(), key=lambda pair: -pair[1])[:9]
 
 
 def test_dataset_makers_results_and_readers_of_files_do_not_import_torch() -> None:
