@@ -23,15 +23,9 @@ VOLTS, LIKELY = 3e-4, (0.3, 1e3)  # uV: a median of |EEG| outside LIKELY is of a
 BLOCK = 2**18  # values scanned at a time: they stay in the processor's cache
 COUNTS = ("not_finite", "flat", "saturated")
 
-# The histogram's bins: 20 a decade from 1e-9 to 1e7 uV, with edges rounded down (0.2 % at most) to floats whose last
-# 14 bits are zero, so that a float's other bits say which bin it is in; no logarithm is taken.
-_LOW_BITS = 14
-_decades = (10.0 ** (np.arange(-9 * 20, 7 * 20 + 1) / 20)).astype(np.float32)
-_EDGE_BITS = _decades.view(np.int32) >> _LOW_BITS
-EDGES = (_EDGE_BITS << _LOW_BITS).view(np.float32)  # uV; below and above them is one bin each
+A_DECADE, LOWEST, HIGHEST = 20, -9, 7  # bins of the histogram: 20 a decade from 1e-9 to 1e7 uV
+EDGES = 10 ** (np.arange(A_DECADE * LOWEST, A_DECADE * HIGHEST + 1) / A_DECADE)  # below and above them is one bin each
 BINS = len(EDGES) + 1
-_UPPER = 2**31 >> _LOW_BITS  # values that the upper bits of a float without its sign can have
-_INFINITY = int(np.array(np.inf, np.float32).view(np.int32)) >> _LOW_BITS
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +80,8 @@ class Quality:
         place = int(np.searchsorted(upto, rank))
         if place in (0, BINS - 1):  # these have one edge only
             return 0.0 if place == 0 else float(EDGES[-1])
-        low, high = float(EDGES[place - 1]), float(EDGES[place])
-        return low * (high / low) ** float((rank - upto[place - 1]) / self.histogram[place])
+        low, high = EDGES[place - 1 : place + 1]
+        return float(low * (high / low) ** ((rank - upto[place - 1]) / self.histogram[place]))
 
 
 def _pieces(eeg: np.ndarray) -> Iterator[np.ndarray]:
@@ -101,11 +95,13 @@ def _pieces(eeg: np.ndarray) -> Iterator[np.ndarray]:
 
 def amplitude_histogram(eeg: np.ndarray) -> np.ndarray:
     """Count the finite |uV| in the histogram's bins, (BINS,). eeg: (N, t) uV."""
-    fine = np.zeros(_UPPER, np.int64)
+    counts = np.zeros(BINS, np.int64)
     for piece in _pieces(eeg):
-        bits = (piece.view(np.uint32).ravel() << 1) >> (_LOW_BITS + 1)  # upper bits without the sign
-        fine += np.bincount(bits.astype(np.intp), minlength=_UPPER)
-    return np.add.reduceat(fine[:_INFINITY], np.concatenate([[0], _EDGE_BITS]))
+        with np.errstate(divide="ignore"):  # 0 is in the lowest bin
+            steps = np.floor(A_DECADE * np.log10(np.abs(piece[np.isfinite(piece)])))
+        places = np.clip(steps - A_DECADE * LOWEST + 1, 0, BINS - 1).astype(np.intp)
+        counts += np.bincount(places, minlength=BINS)
+    return counts
 
 
 class SignalScan:

@@ -127,11 +127,10 @@ def test_too_little_of_a_last_second_is_not_called_flat() -> None:
 
 
 def test_amplitudes_are_counted_as_numpy_counts_them_in_20_bins_a_decade_whatever_the_type() -> None:
-    exact = 10.0 ** (np.arange(321) / 20 - 9)
-    assert len(EDGES) == 321 and (exact * (1 + 1e-6) >= EDGES).all() and (exact * 0.998 <= EDGES).all()
+    np.testing.assert_allclose(EDGES, 10.0 ** (np.arange(321) / 20 - 9), rtol=1e-12)
     rng = np.random.default_rng(1)
     eeg = (rng.choice([-1, 1], (3, 4000)) * 10 ** rng.uniform(-11, 9, (3, 4000))).astype(np.float32)
-    eeg[0, :321], eeg[1, :321], eeg[2, :3] = EDGES, np.nextafter(EDGES, 0), [0, -0.0, np.nan]
+    eeg[2, :5] = [0, -0.0, np.nan, np.inf, -np.inf]
     expected = np.histogram(np.abs(eeg[np.isfinite(eeg)]), np.concatenate([[0], EDGES, [np.inf]]))[0]
     np.testing.assert_array_equal(scan(eeg).histogram, expected)
     np.testing.assert_array_equal(amplitude_histogram(eeg), expected)
