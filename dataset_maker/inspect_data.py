@@ -10,31 +10,12 @@ import sys
 sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by the file's path
 
 import argparse
-from pathlib import Path
-
-from errors import ArgumentParser, InputError, one_line, printable, run_script
-
-
-def get_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = ArgumentParser(prog="python -m dataset_maker.inspect_data", description=__doc__)
-    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="HDF5 files, or folders of them")
-    parser.add_argument(
-        "--mark", action="store_true", help="write `valid` into files without it (in a copy, which replaces the file)"
-    )
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a window and the spectrum of each set")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    ARGUMENTS = get_args()  # --help answers before the libraries below are loaded, which takes most of a second
-
-# ruff: noqa: E402
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -47,6 +28,7 @@ from eeg_data.labelled_files import LabelledFile, joined_shards, read_labelled, 
 from eeg_data.pretraining_files import SAMPLING_RATE, Recording, Windows, by_montage, read_recordings, seconds_of
 from eeg_data.quality import Quality
 from electrodes import embedding_rows
+from errors import ArgumentParser, InputError, one_line, printable, run_script
 from files import check_file, written_aside
 
 PERCENTILES = (1, 50, 99, 99.9)
@@ -63,6 +45,16 @@ class DataSet:
     warnings: list[str]
     windows: int  # that can be drawn
     read: Callable[[int], np.ndarray]  # one of them, (N, time) in uV
+
+
+def get_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = ArgumentParser(prog="python -m dataset_maker.inspect_data", description=__doc__)
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="HDF5 files, or folders of them")
+    words = "write `valid` into files without it (in a copy, which replaces the file)"
+    parser.add_argument("--mark", action="store_true", help=words)
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a window and the spectrum of each set")
+    return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
@@ -250,4 +242,4 @@ def draw(sets: Sequence[DataSet], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, ARGUMENTS)
+    run_script(main, get_args())
