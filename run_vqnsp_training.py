@@ -89,14 +89,13 @@ def main(args: argparse.Namespace) -> None:
 
 def report_evaluation(args: argparse.Namespace, run: utils.Run, model: modeling_vqnsp.VQNSP) -> None:
     """Log losses and codebook use of a checkpoint on the validation data and, if asked, on the training data."""
-    loader = eeg_data.build_validation_loader(args, run)
-    if loader is None and not args.calculate_codebook_usage:
+    names = ("val_data", "train_data") if args.calculate_codebook_usage else ("val_data",)
+    sets = {name: eeg_data.build_evaluation_loader(f"--{name}", args, run) for name in names}
+    loaders = {name: loader for name, loader in sets.items() if loader is not None}
+    if not loaders:
         raise InputError("--eval has nothing to evaluate on: give --val_data PATH")
     checkpoints.load_for_evaluation(model, args, run, stage="tokenizer")
-    sets = {"val_data": loader} if loader is not None else {}
-    if args.calculate_codebook_usage:
-        sets["train_data"] = eeg_data.build_evaluation_loader(args.train_data, "--train_data", args, run)
-    for name, data in sets.items():
+    for name, data in loaders.items():
         stats = evaluate(model, data, run)
         logger.info("%s: %s", name, ", ".join(f"{key} {value:.5g}" for key, value in stats.items()))
 

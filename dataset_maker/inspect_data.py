@@ -119,7 +119,7 @@ def mark_file(path: Path) -> bool:
         splits = [read_samples(file, split) for split in file.splits]
         scans = {samples.split: samples.quality for samples in splits if samples.unmarked}
     else:
-        scans = {recording.name: recording.scan for recording in read_recordings(path) if recording.invalid is None}
+        scans = {recording.name: recording.scan for recording in read_recordings(path) if recording.valid is None}
     for name in scans:
         if (owner := Path(open_file(path)[name].file.filename)) != path:
             raise InputError(f"{path}: `{printable(name)}` is in {owner}: mark that file")
@@ -167,7 +167,7 @@ def _describe_montage(path: Path, recordings: Sequence[Recording]) -> DataSet:
         "recordings too short": windows.too_short,
     }
     scan = Quality.merged(recording.quality() or recording.scan() for recording in recordings)
-    unmarked = any(recording.invalid is None for recording in recordings)
+    unmarked = any(recording.valid is None for recording in recordings)
     rows, warnings = _describe_signals(windows.montage, scan, unmarked)
     title = f"{path}: pre-training, {len(windows.montage)} electrode(s), {len(files)} file(s)"
     return DataSet(title, windows.montage, report | rows, warnings, len(windows), windows.__getitem__)

@@ -181,15 +181,14 @@ def add_pretraining_arguments(parser: argparse.ArgumentParser, *, window_stride:
     add_loader_arguments(group)
 
 
-def _read_data(
-    paths: Sequence[Path], flag: str, args: argparse.Namespace, run: Run, make_mask: MaskMaker | None
-) -> PretrainingDataset:
-    """Read the windows of all files, montages in a fixed order. Raises InputError if there are none."""
+def _read_data(flag: str, args: argparse.Namespace, run: Run, make_mask: MaskMaker | None) -> PretrainingDataset:
+    """Read the windows of all files of a flag, montages in a fixed order. Raises InputError if there are none."""
+    paths = getattr(args, flag.removeprefix("--")) or [DEFAULT_VAL_DATA]
     recordings = [recording for path in find_files(paths, flag) for recording in read_recordings(path)]
     window = args.time_window * SAMPLING_RATE if args.time_window else None
     montages = [Windows(group, window=window, stride=args.window_stride) for group in by_montage(recordings)]
     if run.is_main:
-        warn_unmarked({r.path for r in recordings if r.invalid is None}, flag)
+        warn_unmarked({r.path for r in recordings if r.valid is None}, flag)
         for windows in montages:
             _warn(windows, f"{flag}, {len(windows.montage)} electrodes")
     usable = [windows for windows in montages if len(windows)]
@@ -299,32 +298,25 @@ def build_pretraining_loaders(
 
     Raises InputError for data that are missing, damaged, of another rate or format, or too short.
     """
-    data = _read_data(args.train_data, "--train_data", args, run, make_mask)
+    data = _read_data("--train_data", args, run, make_mask)
     batches = training_batches([len(m) for m in data.montages], args, run, accumulation, args.dataset_order)
     for windows, repeated in zip(data.montages, batches.repeated, strict=True):
         logger.info(
             f"{len(windows.montage)} electrodes: {len(windows.recordings)} recording(s), {len(windows)} windows of "
             f"{windows.window // SAMPLING_RATE} s, {repeated} repeated to complete the last batch"
         )
-    val = build_validation_loader(args, run, make_mask=make_mask)
+    val = build_evaluation_loader("--val_data", args, run, make_mask=make_mask)
     return Loaders(make_loader(data, batches, args, run, collate), val)
 
 
-def build_validation_loader(
-    args: argparse.Namespace, run: Run, *, make_mask: MaskMaker | None = None
+def build_evaluation_loader(
+    flag: str, args: argparse.Namespace, run: Run, *, make_mask: MaskMaker | None = None
 ) -> DataLoader | None:
-    """Make the loader of --val_data, or of its default place where that exists, else None."""
-    if args.val_data is None and not run.run_on_rank0(DEFAULT_VAL_DATA.is_dir):
+    """Make a loader that reads every window of a flag's files once; None without --val_data and its default place."""
+    if flag == "--val_data" and args.val_data is None and not run.run_on_rank0(DEFAULT_VAL_DATA.is_dir):
         logger.info(f"No validation data (--val_data not given, no folder {DEFAULT_VAL_DATA}): nothing is evaluated.")
         return None
-    return build_evaluation_loader(args.val_data or [DEFAULT_VAL_DATA], "--val_data", args, run, make_mask=make_mask)
-
-
-def build_evaluation_loader(
-    paths: Sequence[Path], flag: str, args: argparse.Namespace, run: Run, *, make_mask: MaskMaker | None = None
-) -> DataLoader:
-    """Make a loader that reads every window of these files once. flag: the one that names the paths."""
-    data = _read_data(paths, flag, args, run, make_mask)
+    data = _read_data(flag, args, run, make_mask)
     sizes = [len(windows) for windows in data.montages]
     batches = EvaluationBatches(sizes, args.batch_size, rank=run.rank, processes=run.processes)
     return make_loader(data, batches, args, run, collate)

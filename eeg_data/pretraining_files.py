@@ -5,7 +5,7 @@ Works without torch. `pretraining.py` makes batches of it.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import h5py
@@ -20,8 +20,6 @@ MAX_SECONDS = 16  # of a window: rows of the models' time embedding
 MAX_TOKENS = 256  # patches a window in the paper: sets the default window
 BLOCK = 2**22  # values that a scan reads at once
 
-Stretches = tuple[tuple[int, int], ...]  # first second and one past the last, in order, apart
-
 
 def default_window(electrodes: int) -> int:
     """Return the samples of the longest window with at most 256 patches, between 1 and 16 s."""
@@ -33,12 +31,6 @@ def seconds_of(length: int) -> int:
     return -(-length // SAMPLING_RATE)
 
 
-def stretches(bad: np.ndarray) -> Stretches:
-    """Find where a row of booleans is true."""
-    places = np.flatnonzero(np.diff(bad.astype(np.int8), prepend=0, append=0))
-    return tuple((int(first), int(end)) for first, end in places.reshape(-1, 2))
-
-
 @dataclass(frozen=True)
 class Recording:
     """One recording of a pre-training file."""
@@ -47,20 +39,12 @@ class Recording:
     name: str
     montage: tuple[str, ...]
     length: int  # samples
-    invalid: Stretches | None = None  # seconds that cannot be used; None: the file does not say
+    valid: np.ndarray | None = field(default=None, compare=False)  # (seconds,) bool; None: the file does not say
 
     @property
     def where(self) -> str:
         """File and recording, for messages."""
         return f"{self.path}, recording {printable(self.name)}"
-
-    @property
-    def valid(self) -> np.ndarray:
-        """Which seconds can be used, (seconds,) bool; all of them where the file does not say."""
-        valid = np.ones(seconds_of(self.length), bool)
-        for first, end in self.invalid or ():
-            valid[first:end] = False
-        return valid
 
     def read(self, start: int, samples: int) -> np.ndarray:
         """Read a part of the signal, (N, samples) float32 in uV."""
@@ -73,22 +57,21 @@ class Recording:
         window, stride in samples; window i begins at sample i * stride. start, end: fractions of the recording.
         """
         every = max(0, (self.length - window) // stride + 1)
-        rest = range(int(every * start), int(every * end))
-        runs, number = [], len(rest)
-        for first, last in self.invalid or ():
-            before = max(0, (first * SAMPLING_RATE - window) // stride + 1)  # the first window that reaches into it
-            after = -(-last * SAMPLING_RATE // stride)  # the first one that begins behind it
-            runs.append(range(rest.start, min(rest.stop, before)))
-            rest = range(max(rest.start, after), rest.stop)
-        kept = [run for run in (*runs, rest) if run]
-        return kept, number - sum(map(len, kept))
+        indices = range(int(every * start), int(every * end))
+        if self.valid is None:
+            return [indices] if indices else [], 0
+        first = np.arange(indices.start, indices.stop) * stride  # samples
+        invalid = np.concatenate([[0], np.cumsum(~self.valid)])  # seconds before each one
+        usable = invalid[first // SAMPLING_RATE] == invalid[-(-(first + window) // SAMPLING_RATE)]
+        edges = np.flatnonzero(np.diff(usable, prepend=False, append=False)) + indices.start
+        return [range(*run) for run in edges.reshape(-1, 2).tolist()], len(usable) - int(usable.sum())
 
     def quality(self) -> Quality | None:
         """Read what a scan of this recording saw, None where the file does not say."""
         with readable(self.where):
             group = open_file(self.path)[self.name]
-            owners = [owner for owner in (group["eeg"], group) if "quality" in owner.attrs]
-            return Quality.from_json(owners[0].attrs["quality"], self.valid, self.where) if owners else None
+            scans = [owner.attrs["quality"] for owner in (group["eeg"], group) if "quality" in owner.attrs]
+        return Quality.from_json(scans[0], self.valid, self.where) if scans and self.valid is not None else None
 
     def scan(self) -> Quality:
         """Scan the whole signal, block by block; which seconds are valid says the file where it can."""
@@ -97,7 +80,7 @@ class Recording:
         for start in range(0, self.length, step):
             scan.add(self.read(start, min(step, self.length - start)))
         result = scan.result()
-        return result if self.invalid is None else replace(result, valid=self.valid)
+        return result if self.valid is None else replace(result, valid=self.valid)
 
 
 class Windows:
@@ -121,7 +104,7 @@ class Windows:
         windows = [recording.windows(self.window, stride, start, end) for recording in self.recordings]
         self.left_out = sum(invalid for _, invalid in windows)  # windows that touch an invalid second
         self.too_short = sum(r.length < self.window for r in self.recordings)
-        # Runs of windows, not windows: memory grows with recordings and their invalid stretches.
+        # Runs of windows, not windows: memory grows with recordings and their seconds.
         runs = [(which, run.start, len(run)) for which, (kept, _) in enumerate(windows) for run in kept]
         owners, firsts, lengths = np.array(runs, dtype=np.int64).reshape(-1, 3).T
         self.runs = owners, firsts, np.cumsum(lengths)  # recording, its first window, number of windows up to its end
@@ -176,8 +159,7 @@ def _read_recording(
         check_stored(eeg, where)
         length = int(eeg.shape[1])
         valid = read_valid(group, where, (seconds_of(length),))
-        invalid = None if valid is None else stretches(~valid)
-        return Recording(path, name, montages.setdefault(montage, montage), length, invalid)
+        return Recording(path, name, montages.setdefault(montage, montage), length, valid)
 
 
 def read_valid(group: h5py.Group, where: str, shape: Sequence[int]) -> np.ndarray | None:

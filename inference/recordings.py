@@ -25,7 +25,7 @@ from dataset_maker.reading import LISTED, read_raw
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
 from eeg_data.hdf5 import SUFFIXES, open_file, readable
 from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
-from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, Recording, default_window, read_recordings, stretches
+from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, Recording, default_window, read_recordings
 from eeg_data.quality import Quality, amplitude_histogram, unit_warnings
 from electrodes import canonical_name, resolve
 from errors import InputError, UsageError, printable
@@ -109,7 +109,7 @@ def cut(
             f"{where}: lasts {length / SAMPLING_RATE:.2f} s, a window {window // SAMPLING_RATE} s: choose a shorter "
             "--window (at least 1 s), or leave it out"
         )
-    runs, left_out = replace(recording, invalid=stretches(~quality.valid)).windows(window, stride)
+    runs, left_out = replace(recording, valid=quality.valid).windows(window, stride)
     numbers = np.concatenate([np.empty(0, int), *(np.arange(run.start, run.stop) for run in runs)])
     touch = "unusable seconds (not finite, or all electrodes flat)"
     if not len(numbers):
@@ -335,9 +335,7 @@ def _failed(error: InputError) -> Windows:
 
 def _open_recording(recording: Recording, options: Options) -> Windows:
     names, rows = _kept(recording.montage, options, recording.where)
-    quality = recording.quality()
-    if quality is None or recording.invalid is None:  # the file does not say
-        quality = recording.scan()
+    quality = recording.quality() or recording.scan()
 
     def read(start: int, samples: int) -> np.ndarray:
         return recording.read(start, samples)[rows]
