@@ -83,24 +83,17 @@ def test_the_loading_benchmark_writes_its_rows_and_shows_them_again(
 
 
 @pytest.mark.nightly
-def test_a_long_recordings_file_holds_time_and_memory_of_the_maker_alone(tmp_path: Path) -> None:
+def test_the_makers_benchmarks_measure_the_maker_alone(tmp_path: Path) -> None:
     held = np.ones(60_000_000)  # 480 MB of this process, not of the maker
-    words = ["--hours", 0.01, "--electrodes", 2, "--folder", tmp_path / "place"]
-    run(long_recording, *words, "--json", tmp_path / "long.json")
+    words = ["--hours", 0.01, "--electrodes", 2, "--folder", tmp_path / "place", "--json", tmp_path / "long.json"]
+    run(long_recording, *words)
     found = json.loads((tmp_path / "long.json").read_text())
-    assert found["settings"] == {"hours": 0.01, "electrodes": 2, "rate": 256} and "libraries" in found["machine"]
     assert found["edf_bytes"] == 256 * 3 + 36 * 2 * 256 * 2 and found["hdf5_bytes"] > 36 * 2 * 200 * 4
-    assert 30e6 < found["peak_bytes"] < held.nbytes and found["seconds"] > 0
-    assert not list((tmp_path / "place").iterdir())
-
-
-@pytest.mark.nightly
-def test_conversions_are_timed_against_the_plain_loop(tmp_path: Path) -> None:
+    assert 30e6 < found["peak_bytes"] < held.nbytes and not list((tmp_path / "place").iterdir())
     (tmp_path / "edf").mkdir()
     long_recording.write_edf(tmp_path / "edf/a.edf", 0.01, 2, 250)
     run(convert, "--input", tmp_path / "edf", "--jobs", 1, "--repeats", 1, "--json", tmp_path / "convert.json")
     found = json.loads((tmp_path / "convert.json").read_text())
     seconds = {name: values["median"] for name, values in found["seconds"].items()}
-    assert found["hours"] == pytest.approx(0.01) and found["settings"] == {"jobs": 1, "repeats": 1}
     assert found["hours_a_minute"]["maker"] == pytest.approx(0.6 / seconds["maker"])
     assert found["ratio_of_medians"] == pytest.approx(seconds["maker"] / seconds["plain"])
