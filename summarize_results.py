@@ -1,8 +1,8 @@
 """Results of runs beside the published ones: a table, and a page of figures, report.html.
 
-DIR is the --output_dir of a run of any stage, or a folder of such folders. The epoch
-that counts is the one with the best validation AUROC (two classes), Cohen's kappa (more) or R2 (regression), never one
-that the test set chose. Standard deviations are those of a sample (n - 1).
+DIR is the --output_dir of a run of any stage, or a folder of such folders. The epoch that counts is the one that the
+training selected: with the best validation AUROC (two classes), Cohen's kappa (more), R2 (regression) or --select_by.
+Standard deviations are those of a sample (n - 1). Published rows are those of the data set's name.
 """
 
 import argparse
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from errors import ArgumentParser, InputError, UsageError, run_script
 from files import check_file
-from results import NO_ROWS, published_sets
 
 logger = logging.getLogger(__name__)
 
@@ -23,20 +22,12 @@ FORMATS = ("text", "markdown", "csv")
 
 def get_args() -> argparse.Namespace:
     """Read the flags."""
-    sets = ", ".join(published_sets())
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("folders", type=Path, nargs="+", metavar="DIR", help="folder of a run, or of several")
     add("--format", choices=FORMATS, default="text", help="of the table")
     add("--report", type=Path, metavar="FILE.html", help=f"(default: {NAME} in the folder of all runs)")
     add("--no_report", action="store_true", help="make no page of figures, which takes seconds")
-    add(
-        "--published",
-        choices=[*published_sets(), NO_ROWS],
-        metavar="NAME",
-        help=f"whose published rows to show: {sets} or {NO_ROWS} (default: the data set's own)",
-    )
-    add("--select_by", metavar="METRIC", help="of the validation set, instead of the paper's rule")
     add("--draws", type=int, default=1000, help="of subjects, for the page's bootstrap intervals")
     return parser.parse_args()
 
@@ -51,10 +42,10 @@ def main(args: argparse.Namespace) -> None:
     from results import tables as result_tables  # here, because pandas takes a second that --help need not wait for
     from results.read import read_runs
 
-    runs, notes = read_runs(args.folders, select_by=args.select_by)
+    runs, notes = read_runs(args.folders)
     if not runs:
         raise InputError("; ".join(notes))
-    tables = result_tables.make_tables(runs, notes, published=args.published)
+    tables = result_tables.make_tables(runs, notes)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may lack characters
     print(getattr(result_tables, f"as_{args.format}")(tables), flush=True)
     for note in notes:

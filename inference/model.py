@@ -112,8 +112,6 @@ class Model:
 
     def _embed(self, eeg: Tensor, channels: Tensor, *, pool: str) -> dict[str, Tensor]:
         module = self.module
-        if pool == "mean" and module.fc_norm is not None:
-            return {"features": module.forward_features(eeg, channels)}  # the head's input
         tokens = module.run_blocks(module.embed(eeg, channels))[:, 1:]  # (B, N*A, D)
         if module.fc_norm is None:
             tokens = module.norm(tokens)

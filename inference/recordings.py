@@ -70,7 +70,6 @@ class Windows:
     samples: int  # of a window
     starts: np.ndarray  # (W,) float64, s from the recording's start
     read: Callable[[int], np.ndarray]  # number -> (N, samples) float32 in uV
-    left_out: int = 0  # windows that touch an unusable second
     recordings: Sequence[str] = ()  # of each window, if they are of several
     labels: np.ndarray | None = None  # (W,) class numbers or (W, outputs) targets
     classes: tuple[str, ...] = ()
@@ -125,7 +124,7 @@ def cut(
     def read_window(number: int) -> np.ndarray:
         return read(int(first[number]), window) * factor
 
-    return Windows(where, recording.name, electrodes, window, first / SAMPLING_RATE, read_window, left_out)
+    return Windows(where, recording.name, electrodes, window, first / SAMPLING_RATE, read_window)
 
 
 def unit_factor(options: Options, quality: Quality, where: str) -> np.float32:
@@ -218,7 +217,6 @@ def _joined(piece: Callable[[int], Windows], onsets: np.ndarray, where: str) -> 
         parts[0],
         starts=np.concatenate([part.starts for part in parts]),
         read=lambda number: windows[number][0].read(windows[number][1]),
-        left_out=sum(part.left_out for part in parts),
     )
 
 
@@ -367,7 +365,6 @@ def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
         file.seconds * SAMPLING_RATE,
         starts=np.zeros(len(usable)),
         read=lambda number: usable.read(number)[rows] * factor,
-        left_out=usable.left_out,
         recordings=[plain[name] for name in usable.recordings],
         labels=usable.labels,
         classes=file.classes,

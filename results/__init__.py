@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-NO_ROWS = "none"  # stands for no data set
 PUBLISHED = Path(__file__).with_name("published_results.json")
 
 

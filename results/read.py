@@ -86,18 +86,15 @@ class RunResult:
         return math.nan if self.epoch is None or name not in self.log else float(self.log.at[self.epoch, name])
 
 
-def read_runs(folders: Sequence[Path], *, select_by: str | None = None) -> tuple[list[RunResult], list[str]]:
-    """Read the runs in these folders or their sub-folders. Returns them and a line for everything that is odd.
-
-    select_by: a metric that replaces the paper's rule. Raises UsageError if the task of a run does not have it.
-    """
+def read_runs(folders: Sequence[Path]) -> tuple[list[RunResult], list[str]]:
+    """Read the runs in these folders or their sub-folders. Returns them and a line for everything that is odd."""
     notes: list[str] = []
     places = list(dict.fromkeys(place.resolve() for folder in folders for place in run_folders(folder, notes)))
     shared = os.path.commonpath([place.parent for place in places]) if places else ""
     runs = []
     for place in places:
         label, own = printable(str(place.relative_to(shared))), list[str]()
-        runs.append(read_run(place, label, own, select_by=select_by))
+        runs.append(read_run(place, label, own))
         notes += [f"{label}: {note}" for note in own]
     return [run for run in runs if len(run.log)], notes
 
@@ -113,7 +110,7 @@ def run_folders(folder: Path, notes: list[str]) -> list[Path]:
     return sorted(inside, key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path.name)])
 
 
-def read_run(folder: Path, label: str, notes: list[str], *, select_by: str | None = None) -> RunResult:
+def read_run(folder: Path, label: str, notes: list[str]) -> RunResult:
     """Read one folder. Without a whole line in log.txt the `log` of the result is empty."""
     lines = read_log(folder / "log.txt", notes)
     log = pd.DataFrame(lines, index=[int(line["epoch"]) for line in lines])
@@ -123,7 +120,7 @@ def read_run(folder: Path, label: str, notes: list[str], *, select_by: str | Non
     if not lines:
         notes.append("log.txt holds no whole epoch: left out")
         return run
-    stopped = stage == "classifier" and _judge(run, select_by, notes)
+    stopped = stage == "classifier" and _judge(run, notes)
     epochs, done = run.flags.get("epochs", 0), int(log.index[-1]) + 1
     if done < epochs and not stopped:
         run.finished = False
@@ -156,26 +153,21 @@ def _read_environment(path: Path, notes: list[str]) -> dict[str, Any]:
         return {}
 
 
-def _judge(run: RunResult, select_by: str | None, notes: list[str]) -> bool:
+def _judge(run: RunResult, notes: list[str]) -> bool:
     """Find the task, the epoch that counts and its predictions. Returns True if --patience stopped the training."""
     run.task = next((task for task, metric in SELECT_BY.items() if metric in run.metrics), None)
     if run.task is None:
         notes.append("log.txt holds no validation or test metrics")
         return False
-    trained_by = run.flags.get("select_by") or SELECT_BY[run.task]
-    run.select_by = select_by or SELECT_BY[run.task]
-    if trained_by != run.select_by:
-        notes.append(f"trained with --select_by {trained_by}, judged here by {run.select_by} (--select_by changes it)")
-    best = BestEpoch(run.select_by, run.task)  # the rule of training
-    trained = BestEpoch(trained_by, run.task, patience=run.flags.get("patience"))
+    run.select_by = run.flags.get("select_by") or SELECT_BY[run.task]
+    best = BestEpoch(run.select_by, run.task, patience=run.flags.get("patience"))
     for epoch, line in run.log.filter(regex="^(val|test)_").dropna(how="all").iterrows():
         best.update(int(epoch), line.to_dict())
-        trained.update(int(epoch), line.to_dict())
     run.epoch, run.rule = best.epoch, best.rule
     for split in ("val", "test"):
         if f"{split}_loss" in run.log:
             _add_predictions(run, run.task, split, notes)
-    return trained.stopped
+    return best.stopped
 
 
 def _add_predictions(run: RunResult, task: str, split: str, notes: list[str]) -> None:

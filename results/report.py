@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,26 +51,23 @@ th:first-child {{ text-align: left; }} thead th {{ border-bottom: 1px solid #999
 """
 
 
-class Units(NamedTuple):
-    """The recordings or the subjects of a set."""
-
-    kind: str  # recording or subject
-    places: list[np.ndarray]  # indices of the samples of each
-
+Units = Sequence[np.ndarray]  # the samples of each recording, or of each subject
 
 # Recordings and subjects
 
 
-def recordings_of(preds: Predictions) -> Units:
-    """Return the recordings of a set."""
-    return Units("recording", [*pd.Series(preds.recordings).groupby(preds.recordings).indices.values()])
+def places_of(names: np.ndarray) -> list[np.ndarray]:
+    """Return the samples of each recording or subject. names: (samples,), of what each belongs to."""
+    return [*pd.Series(names).groupby(names).indices.values()]
 
 
-def subjects_of(preds: Predictions) -> Units:
-    """Return the subjects of a set; its recordings if a subject is unknown."""
-    if not all(name.strip() for name in preds.subjects):
-        return recordings_of(preds)
-    return Units("subject", [*pd.Series(preds.subjects).groupby(preds.subjects).indices.values()])
+def subjects_of(preds: Predictions) -> list[np.ndarray]:
+    """Return the samples of each subject, or of each recording if a subject is unknown."""
+    return places_of(preds.subjects if _names_subjects(preds) else preds.recordings)
+
+
+def _names_subjects(preds: Predictions) -> bool:
+    return all(name.strip() for name in preds.subjects)
 
 
 def predicted_classes(task: str, logits: np.ndarray) -> np.ndarray:
@@ -84,14 +81,17 @@ def probabilities(task: str, logits: np.ndarray) -> np.ndarray:
 
 
 def unit_metrics(task: str, preds: Predictions, units: Units) -> dict[str, float] | None:
-    """Measure units by the mean probability of their windows. None if one has windows of several classes."""
-    if task == "regression" or any(len(np.unique(preds.labels[places])) > 1 for places in units.places):
+    """Measure recordings or subjects by the mean probability of their windows, whose places `units` holds.
+
+    None if one has windows of several classes.
+    """
+    if task == "regression" or any(len(np.unique(preds.labels[places])) > 1 for places in units):
         return None
     scores = probabilities(task, preds.logits)
-    means = np.stack([scores[places].mean(axis=0) for places in units.places])
+    means = np.stack([scores[places].mean(axis=0) for places in units])
     if task == "binary":  # metrics want logits; these keep order and threshold
         means = logit(np.clip(means, ALMOST_SURE, 1 - ALMOST_SURE))
-    return metrics.compute(task, means, np.array([preds.labels[places[0]] for places in units.places]))
+    return metrics.compute(task, means, np.array([preds.labels[places[0]] for places in units]))
 
 
 def class_names(task: str, preds: Predictions) -> list[str]:
@@ -108,11 +108,11 @@ def drawn_metrics(task: str, runs: Sequence[Predictions], units: Units, *, draws
     In a draw without one of the classes no metric is defined: a mean over fewer classes would be of another task.
     """
     generator = np.random.default_rng(seed)
-    labels, every = runs[0].labels, units.places
+    labels = runs[0].labels
     classes = 0 if task == "regression" else len(np.unique(labels))
     values = np.full((draws, len(runs), len(metrics.METRICS[task])), math.nan)
     for draw in tqdm(range(draws), desc="drawing subjects", disable=not sys.stderr.isatty(), leave=False):
-        places = np.concatenate([every[i] for i in generator.integers(len(every), size=len(every))])
+        places = np.concatenate([units[i] for i in generator.integers(len(units), size=len(units))])
         if len(np.unique(labels[places])) >= classes:
             for i, run in enumerate(runs):
                 values[draw, i] = list(metrics.compute(task, run.logits[places], run.labels[places]).values())
@@ -120,12 +120,8 @@ def drawn_metrics(task: str, runs: Sequence[Predictions], units: Units, *, draws
 
 
 def interval(values: np.ndarray) -> np.ndarray:
-    """Return the lower and upper end over the draws in which all is defined. (draws, ...) -> (2, ...); NaN: none is."""
-    defined = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    tail = (100 - LEVEL) / 2
-    if not defined.any():
-        return np.full((2, *values.shape[1:]), math.nan)
-    return np.percentile(values[defined], [tail, 100 - tail], axis=0)
+    """Return the lower and upper end over the draws in which a metric is defined, (draws, ...) -> (2, ...)."""
+    return np.nanpercentile(values, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
 
 
 # Figures
@@ -272,21 +268,22 @@ def predictions_of(task: str, split: str, group: Group, draws: int) -> list[str]
 
 def levels_grid(task: str, preds: Sequence[Predictions], draws: int) -> Grid:
     """Tabulate metrics over windows, recordings and subjects, and the intervals of those over windows."""
-    names, subjects = metrics.METRICS[task], subjects_of(preds[0])
-    levels = {f"{len(preds[0].labels)} windows": [metrics.compute(task, one.logits, one.labels) for one in preds]}
-    for units in (recordings_of(preds[0]), subjects):
-        measured = [values for one in preds if (values := unit_metrics(task, one, units))]
-        if measured:
-            levels[f"{len(units.places)} {units.kind}s"] = measured
+    names, first = metrics.METRICS[task], preds[0]
+    units = {"recordings": places_of(first.recordings)}
+    units |= {"subjects": places_of(first.subjects)} if _names_subjects(first) else {}
+    levels = {f"{len(first.labels)} windows": [metrics.compute(task, one.logits, one.labels) for one in preds]}
+    for kind, places in units.items():
+        if measured := [values for one in preds if (values := unit_metrics(task, one, places))]:
+            levels[f"{len(places)} {kind}"] = measured
     frames = {label: spread(values) for label, values in levels.items()}
     rows = [[label, *(mean_and_std(*frame[name]) for name in names)] for label, frame in frames.items()]
     below = ["The score of a recording or subject is the mean probability of its windows; all must have one class."]
-    if len(subjects.places) > 1:
-        values = drawn_metrics(task, preds, subjects, draws=draws).mean(axis=1)  # (draws, metrics)
-        rows.append([f"{LEVEL} % interval", *(f"{low:.4f} to {high:.4f}" for low, high in interval(values).T)])
-        used = int(np.isfinite(values).all(axis=1).sum())
+    if len(places) > 1:
+        drawn = drawn_metrics(task, preds, places, draws=draws).mean(axis=1)  # (draws, metrics)
+        rows.append([f"{LEVEL} % interval", *(f"{low:.4f} to {high:.4f}" for low, high in interval(drawn).T)])
+        used = int(np.isfinite(drawn).all(axis=1).sum())
         below.append(
-            f"Percentile interval of the windows' metrics, mean over runs: {used} draws of whole {subjects.kind}s with "
+            f"Percentile interval of the windows' metrics, mean over runs: {used} draws of whole {kind} with "
             f"replacement ({draws - used} more lack a class)."
         )
     return grid("over", names, rows, below)

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from errors import UsageError
-from results import NO_ROWS, published_sets
+from results import published_sets
 from results.read import RunResult
 
 WIDTH = 80  # of text
@@ -58,6 +57,7 @@ class Table:
     name: str | None  # of the data set, as are the following
     task: str | None
     split: str
+    rule: str  # how the epoch that counts was selected
     published: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)  # label -> metric -> mean, std
     source: str = ""
 
@@ -71,11 +71,6 @@ class Table:
         """All runs, unfinished ones too."""
         return [run for group in self.groups for run in group.runs]
 
-    @property
-    def rule(self) -> str:
-        """How the epoch that counts was selected."""
-        return next((run.rule for run in self.runs if run.rule), "")
-
 
 class Grid(NamedTuple):
     """A table as text, and the lines below it."""
@@ -87,22 +82,24 @@ class Grid(NamedTuple):
 # From runs to tables
 
 
-def make_tables(runs: Sequence[RunResult], notes: list[str], *, published: str | None = None) -> list[Table]:
-    """Make a table for each data set and for stages 1 and 2. What is odd is added to the notes.
-
-    published: data set whose rows to show instead of the runs' own; "none": no rows. Raises UsageError if no run has
-    its metrics.
-    """
+def make_tables(runs: Sequence[RunResult], notes: list[str]) -> list[Table]:
+    """Make a table for each data set, and rule for the epoch, and for stages 1 and 2. What is odd goes to the notes."""
     tables: dict[tuple, list[RunResult]] = {}
     for run in runs:
-        tables.setdefault((run.stage, run.name, run.task, run.split), []).append(run)
+        tables.setdefault((run.stage, run.name, run.task, run.split, run.rule), []).append(run)
     made = []
-    for (stage, name, task, split), members in tables.items():
-        made.append(Table(stage, make_groups(members, notes), name, task, split))
-        if task is not None:
-            _add_published(made[-1], published, notes)
-    if published not in (None, NO_ROWS) and not any(table.published for table in made):
-        raise UsageError(f"--published {published}: no run here has its metrics and a test set")
+    for (stage, name, task, split, rule), members in tables.items():
+        table = Table(stage, make_groups(members, notes), name, task, split, rule)
+        published = published_sets().get(name or "", {})
+        if published and split == "test" and set(published["metrics"]) <= set(members[0].metrics):
+            for label, pairs in published["rows"].items():
+                table.published[label] = dict(zip(published["metrics"], map(tuple, pairs), strict=True))
+            protocol = f"; {published['protocol']}" if "protocol" in published else ""
+            table.source = f"{name}: {published['source']}, mean and standard deviation over five seeds{protocol}"
+        elif published:
+            needed = ", ".join(published["metrics"])
+            notes.append(f"{table.title}: the published rows, {needed} of a test set, are not shown beside it")
+        made.append(table)
     return made
 
 
@@ -140,23 +137,6 @@ def _same_experiment(run: RunResult, other: RunResult) -> bool:
     return same and run.settings == other.settings
 
 
-def _add_published(table: Table, chosen: str | None, notes: list[str]) -> None:
-    known = published_sets()
-    name = chosen or next((one for one in known if one.lower() == (table.name or "").lower()), NO_ROWS)
-    if name == NO_ROWS:
-        return
-    published = known[name]
-    if not set(published["metrics"]) <= set(table.runs[0].metrics):
-        notes.append(f"{table.title}: the published rows of {name} are of another task and not shown")
-    elif table.split != "test":
-        notes.append(f"{table.title}: validation results, without a test set; published rows are not shown beside them")
-    else:
-        for label, pairs in published["rows"].items():
-            table.published[label] = dict(zip(published["metrics"], map(tuple, pairs), strict=True))
-        protocol = f"; {published['protocol']}" if "protocol" in published else ""
-        table.source = f"{name}: {published['source']}, mean and standard deviation over five seeds{protocol}"
-
-
 # From tables to text
 
 
@@ -192,8 +172,7 @@ def means_grid(table: Table) -> Grid:
 
 def runs_grid(table: Table) -> Grid:
     """Show one row for each run of stage 3."""
-    names = table.runs[0].metrics
-    rows = []
+    names, rows = table.runs[0].metrics, []
     for run in table.runs:
         values = [run.value(f"val_{run.select_by}"), *(run.value(f"{table.split}_{name}") for name in names)]
         rows.append([run.label, str(run.epoch), *map(number, values)])
@@ -203,20 +182,14 @@ def runs_grid(table: Table) -> Grid:
 
 def progress_grid(table: Table) -> Grid:
     """Show the last epoch and that with the lowest loss for each run of stage 1 or 2."""
-    names, kinds, rows = PROGRESS[table.stage], set(), []
+    names, rows = PROGRESS[table.stage], []
     for run in table.runs:
-        kind = loss_kind(run)
-        kinds.add("training" if kind == "train" else "validation")
+        kind = "test" if "test_loss" in run.log else "train"  # stages 1 and 2 call their validation set test
         for what, epoch in (("last", run.log.index[-1]), ("best", run.log[f"{kind}_loss"].fillna(math.inf).idxmin())):
             values = [run.log.loc[epoch].get(f"{kind}_{name}", math.nan) for name in names]
             rows.append([f"{run.label} {what}", str(epoch), *map(number, values)])
-    below = [f"Numbers are of {' and '.join(sorted(kinds))} data; best is the lowest loss."]
+    below = ["Numbers are of the validation set, without one of training; best is the lowest loss."]
     return grid("run", ["epoch", *names], rows, below)
-
-
-def loss_kind(run: RunResult) -> str:
-    """Return the prefix of the numbers that judge a run of stage 1 or 2, which call their validation set test."""
-    return "test" if "test_loss" in run.log else "train"
 
 
 def spread(values: Sequence[dict[str, float]]) -> pd.DataFrame:

@@ -72,7 +72,7 @@ def test_windows_with_a_stretch_of_nan_are_left_out_and_counted(caplog: pytest.L
     eeg = noise(3, 20, 200)
     eeg[1, 1010:1100] = np.nan  # the sixth second
     windows = of_raw(raw_of(NAMES, 200, eeg), Options(window=2, prepared=True))
-    assert windows.starts.tolist() == [0, 2, 6, 8, 10, 12, 14, 16, 18] and windows.left_out == 1
+    assert windows.starts.tolist() == [0, 2, 6, 8, 10, 12, 14, 16, 18]
     assert "1 of 10 windows" in caplog.text
 
 
@@ -221,7 +221,7 @@ def test_files_that_do_not_say_which_seconds_are_valid_are_scanned(tmp_path: Pat
     eeg[1, 2, 450] = np.nan
     options = Options(window=None if kind == "labelled" else 2)
     windows = opened(file_of_ours(tmp_path / "a.hdf5", kind, eeg), options)
-    assert sum(part.left_out for part in windows) == 1
+    assert sum(map(len, windows)) == (1 if kind == "labelled" else 3)
     assert all(np.isfinite(whole(part)).all() for part in windows)
     path = file_of_ours(tmp_path / "volts.hdf5", kind, signal(2, 3, 800) * 1e-6)
     with pytest.raises(InputError, match=r"volts.*--scale"):

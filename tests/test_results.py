@@ -110,21 +110,18 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_epoch_is_the_one_that_validation_selects_and_no_other(tmp_path: Path) -> None:
     # The best of the test set, of validation accuracy, of the training loss and the last one are four other epochs.
-    folder = write_run(tmp_path / "run", epochs=1)
-    write_log(
-        folder,
-        [
-            metric_line(0, val_roc_auc=0.6, test_roc_auc=0.99),
-            metric_line(1, val_roc_auc=0.7, test_roc_auc=0.61, val_accuracy=0.4),
-            metric_line(2, val_roc_auc=0.7, test_roc_auc=0.98, val_accuracy=0.9),
-            metric_line(3, val_roc_auc=None, test_roc_auc=0.97),
-            metric_line(4, val_roc_auc=0.5, test_roc_auc=0.96, train_loss=0.1),
-        ],
-    )
-    (run,), _ = read_runs([folder])
-    assert (run.epoch, run.value("test_roc_auc")) == (1, 0.61)
-    (run,), _ = read_runs([folder], select_by="accuracy")
-    assert (run.epoch, run.value("test_roc_auc")) == (2, 0.98)
+    lines = [
+        metric_line(0, val_roc_auc=0.6, test_roc_auc=0.99),
+        metric_line(1, val_roc_auc=0.7, test_roc_auc=0.61, val_accuracy=0.4),
+        metric_line(2, val_roc_auc=0.7, test_roc_auc=0.98, val_accuracy=0.9),
+        metric_line(3, val_roc_auc=None, test_roc_auc=0.97),
+        metric_line(4, val_roc_auc=0.5, test_roc_auc=0.96, train_loss=0.1),
+    ]
+    for rule, epoch, value in ((None, 1, 0.61), ("accuracy", 2, 0.98)):
+        folder = write_run(tmp_path / str(rule), epochs=1, select_by=rule)
+        write_log(folder, lines)
+        (run,), _ = read_runs([folder])
+        assert (run.epoch, run.value("test_roc_auc")) == (epoch, value)
 
 
 def test_mean_and_deviation_are_those_of_a_sample_over_runs(tmp_path: Path, shown: Shown) -> None:
@@ -173,10 +170,10 @@ def test_the_published_rows_are_those_that_were_given(shared: Path) -> None:
         assert values["source"].startswith(ours[name]["source"])
 
 
-def test_published_rows_are_printed_exactly_with_their_protocol(folder: Path, shown: Shown) -> None:
+def test_published_rows_are_printed_exactly_with_their_protocol(tmp_path: Path, shown: Shown) -> None:
     published = json.loads((ROOT / "results" / "published_results.json").read_text())
     for name, form in (("TUAB", "text"), ("MentalArithmetic", "markdown")):
-        text = shown(folder, "--published", name, "--format", form)
+        text = shown(write_run(tmp_path / name, name=name), "--format", form)
         for label, pairs in published[name]["rows"].items():
             (line,) = [one for one in text.splitlines() if one.strip("| ").startswith(label.split(" (")[0])]
             assert re.findall(r"([\d.]+) \u00b1 ([\d.]+)", line) == [(f"{m:.4f}", f"{s:.4f}") for m, s in pairs], label
