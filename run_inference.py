@@ -5,6 +5,7 @@
 
 import argparse
 import inspect
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +140,9 @@ def _run_verb(args: argparse.Namespace, model: Model, windows: Windows, file: h5
     windows = replace(windows, name=output.name_of(group))
     try:
         for part, arrays in model.batches(args.verb, windows, batch_size=args.batch_size, pool=args.pool, visible=True):
-            output.add(group, part, arrays)
+            for name, array in arrays.items():
+                shape = (len(windows), *array.shape[1:])
+                group.require_dataset(name, shape, array.dtype)[part] = array
     except InputError:
         del file[group.name]
         raise
@@ -158,6 +161,7 @@ def _run_verb(args: argparse.Namespace, model: Model, windows: Windows, file: h5
 
 def _description(args: argparse.Namespace, model: Model) -> dict[str, Any]:
     """How the results were made."""
+    filters = json.dumps({name: getattr(args, name) for name in ("l_freq", "h_freq", "notch")})
     filtered = not args.prepared and any(path.suffix.lower() not in SUFFIXES for path in find_files(args.input, KINDS))
     return {
         "verb": args.verb,
@@ -166,8 +170,8 @@ def _description(args: argparse.Namespace, model: Model) -> dict[str, Any]:
         "model": model.description.model,
         "code_version": code_version(),
         "sampling_rate": float(SAMPLING_RATE),
+        "pipeline": filters if filtered else "as it is",
         **({"pool": args.pool} if args.verb == "embed" else {}),
-        "pipeline": {name: getattr(args, name) for name in ("l_freq", "h_freq", "notch")} if filtered else "as it is",
     }
 
 

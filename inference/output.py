@@ -8,13 +8,14 @@ electrodes and its times are kept.
 import csv
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 
 from eeg_data.pretraining_files import SAMPLING_RATE
 from errors import UsageError
@@ -34,33 +35,29 @@ def check_output(path: Path) -> None:
 
 
 @contextmanager
-def results_file(path: Path, description: Mapping[str, Any]) -> Iterator[h5py.File]:
+def results_file(path: Path, description: dict[str, Any]) -> Iterator[h5py.File]:
     """Yield an open HDF5 file for results; at the end they are written to `path` as its suffix says.
 
-    description: how they were made; JSON values. On any error `path` stays as it was.
+    description: how they were made; texts and numbers. On any error `path` stays as it was.
     """
     suffix = path.suffix.lower()
-    plain = {
-        key: value if isinstance(value, str | int | float) else json.dumps(value) for key, value in description.items()
-    }
-    with written_aside(path) as part:
-        in_place = suffix in (".hdf5", ".h5")
-        # HDF5 writes through Python's file: with its own driver the process crashes when the disk is full.
-        with (
-            part.open("w+b") if in_place else tempfile.TemporaryFile(dir=path.parent) as disk,
-            h5py.File(disk, "w", track_order=True) as file,
-        ):
-            file.attrs.update(plain)
-            yield file
-            if suffix == ".npz":
-                with part.open("wb") as archive:
-                    np.savez(archive, description=np.array(json.dumps(plain)), **dict(_arrays(file)))
-            elif suffix == ".csv":
-                groups = list(file.values())
-                _write_csv(part, _window_rows(groups))
-                if "recording_probabilities" in groups[0]:
-                    with written_aside(path.with_name(f"{path.stem}-recordings{path.suffix}")) as table:
-                        _write_csv(table, _recording_rows(groups))
+    # HDF5 writes through Python's file: with its own driver the process crashes when the disk is full.
+    with (
+        written_aside(path) as part,
+        part.open("w+b") if suffix in (".hdf5", ".h5") else tempfile.TemporaryFile(dir=path.parent) as disk,
+        h5py.File(disk, "w", track_order=True) as file,
+    ):
+        file.attrs.update(description)
+        yield file
+        if suffix == ".npz":
+            with part.open("wb") as archive:
+                np.savez(archive, description=np.array(json.dumps(description)), **dict(_arrays(file)))
+        elif suffix == ".csv":
+            groups = list(file.values())
+            _write_csv(part, _window_rows(groups))
+            if "recording_probabilities" in groups[0]:
+                with written_aside(path.with_name(f"{path.stem}-recordings{path.suffix}")) as table:
+                    _write_csv(table, _recording_rows(groups))
 
 
 # A group holds the results of one recording, or of a labelled split
@@ -86,22 +83,11 @@ def name_of(group: h5py.Group) -> str:
     return str(group.name).strip("/")
 
 
-def add(group: h5py.Group, part: slice, arrays: Mapping[str, np.ndarray]) -> None:
-    """Store the arrays of consecutive windows."""
-    for name, array in arrays.items():
-        shape = (len(group["start_seconds"]), *array.shape[1:])
-        group.require_dataset(name, shape, array.dtype)[part] = array
-
-
 def add_means(group: h5py.Group) -> None:
     """Add the mean probabilities of each recording."""
-    probabilities = group["probabilities"][:]
-    owners = group["recording"].asstr()[:].tolist() if "recording" in group else [name_of(group)] * len(probabilities)
-    names, numbers = np.unique(owners, return_inverse=True)
-    sums = np.zeros((len(names), probabilities.shape[1]))
-    np.add.at(sums, numbers, probabilities)
-    group["recordings"] = names.tolist()
-    group["recording_probabilities"] = sums / np.bincount(numbers)[:, None]
+    owners = group["recording"].asstr()[:] if "recording" in group else [name_of(group)] * len(group["start_seconds"])
+    means = pd.DataFrame(group["probabilities"][:].astype(np.float64)).groupby(owners).mean()
+    group["recordings"], group["recording_probabilities"] = list(means.index), means.to_numpy()
 
 
 def recordings_of(group: h5py.Group, array: str = "recording") -> list[str]:
@@ -140,10 +126,7 @@ def _recording_rows(groups: Sequence[h5py.Group]) -> Iterator[list[Any]]:
 def _window_rows(groups: Sequence[h5py.Group]) -> Iterator[list[Any]]:
     """Yield the header and a row for each window, each electrode of it or each patch, as the results are."""
     results = [name for name in groups[0] if name in CSV_VALUES]
-    are_vectors = results[0] in (
-        "features",
-        "probabilities",
-    )  # of a window, or of a patch; codes and errors are numbers
+    are_vectors = results[0] in ("features", "probabilities")  # of a window or a patch; the others are numbers
     if "probabilities" in results:
         columns = list(groups[0].attrs["outputs"])
     elif are_vectors:
@@ -155,12 +138,9 @@ def _window_rows(groups: Sequence[h5py.Group]) -> Iterator[list[Any]]:
     yield ["recording", "start_seconds", *axes, *labels, *columns]
     for group in groups:
         names, starts, electrodes = recordings_of(group), group["start_seconds"][:], group.attrs["electrodes"]
-        # Recordings without a label leave its columns empty.
-        targets = (
-            group["label"][:].reshape(len(names), -1).tolist()
-            if "label" in group
-            else [[""] * len(labels)] * len(names)
-        )
+        targets = [[""] * len(labels)] * len(names)  # of a recording without labels
+        if "label" in group:
+            targets = group["label"][:].reshape(len(names), -1).tolist()
         for first in range(0, len(names), ROWS):
             values = [group[name][first : first + ROWS] for name in results]
             for offset, *place in np.ndindex(values[0].shape[: 1 + len(axes)]):
