@@ -48,16 +48,20 @@ def write_pretraining(
     names: Sequence[Any],
     recordings: Sequence[np.ndarray],
     *,
-    dtype: Any = np.float32,
+    rate: float = 200,
     valid: Sequence[Any] = (),
+    **options: Any,
 ) -> Path:
-    """Write a pre-training file; names: of electrodes, as text or bytes; valid: seconds of the first recordings."""
+    """Write a pre-training file; names: of electrodes, as text or bytes; valid: seconds of the first recordings.
+
+    options: of h5py's create_dataset.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         for i, eeg in enumerate(recordings):
             chunks = (len(eeg), min(200, eeg.shape[1]))
-            data = file.create_dataset(f"recording{i}/eeg", data=eeg.astype(dtype), chunks=chunks)
-            data.attrs.update(chOrder=list(names), rsFreq=200, lFreq=0.1, hFreq=75.0)
+            data = file.create_dataset(f"recording{i}/eeg", data=eeg, chunks=chunks, **{"dtype": "f4", **options})
+            data.attrs.update(chOrder=list(names), rsFreq=rate, lFreq=0.1, hFreq=75.0)
         for i, seconds in enumerate(valid):
             file[f"recording{i}/valid"] = seconds
     return path
@@ -72,8 +76,12 @@ def write_labelled(
     names: Sequence[str] = TRIO,
     rate: float = 200,
     leave_out: Collection[str] = (),
+    **options: Any,
 ) -> Path:
-    """Write a labelled file from split -> (eeg (samples, N, time), labels); leave_out: attributes and datasets."""
+    """Write a labelled file from split -> (eeg (samples, N, time), labels); leave_out: attributes and datasets.
+
+    options: of h5py's create_dataset for the EEG.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     attributes = {"name": path.stem, "task": task, "classes": list(classes), "chOrder": list(names), "rsFreq": rate}
     with h5py.File(path, "w") as file:
@@ -85,7 +93,7 @@ def write_labelled(
                 contents[key] = np.array([f"{split}-{key}{i // length}" for i in range(n)], dtype=h5py.string_dtype())
             for key, value in contents.items():
                 if key not in leave_out:
-                    group[key] = value
+                    group.create_dataset(key, data=value, **(options if key == "eeg" else {}))
     return path
 
 
@@ -142,17 +150,19 @@ def only_line(error: "pytest.ExceptionInfo[BaseException]", *parts: Any) -> str:
     return text
 
 
-def assert_equal(one: Any, other: Any) -> None:
-    """Compare nested state to the last bit."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_equal(a, b)
-    else:
-        assert one == other
+def flat(value: Any, place: str = "") -> dict[str, Any]:
+    """Return the leaves of a nested value by their places; two leaves are equal if their types and bits are."""
+    if isinstance(value, Mapping | list | tuple) and value:
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        return {name: leaf for key, part in pairs for name, leaf in flat(part, f"{place}.{key}").items()}
+    if isinstance(value, torch.Tensor):
+        value = value.contiguous().numpy()
+    if isinstance(value, np.ndarray):
+        return {place: (value.dtype, value.shape, value.tobytes())}
+    return {place: repr(value)}
+
+
+def differences(one: Any, other: Any) -> list[str]:
+    """Return the places at which two nested values differ in type or in a single bit."""
+    leaves, others = flat(one), flat(other)
+    return [place for place in sorted(leaves.keys() | others) if leaves.get(place) != others.get(place)]

@@ -114,23 +114,39 @@ def launch(
     request: `faults`; `words`, more flags of each attempt, again from the front; `folders`, where each rank works, as
     on several machines; `record`, whether to record what steps see; `harm`, {rank, step, name} of a weight to change.
     """
-    start_server()
     folder.mkdir(parents=True, exist_ok=True)
     request |= {"script": script, "flags": list(map(str, flags)), "folder": str(folder)}
-    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    store = new_store()
     codes: list[list[int]] = []
     while not codes or (any(codes[-1]) and len(codes) <= restarts):
-        places = {"WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": store.port}
-        places |= {"TORCHELASTIC_RESTART_COUNT": len(codes), "TORCHELASTIC_USE_AGENT_STORE": True}
-        ranks = []
-        for rank in range(processes):
-            own = places | {"RANK": rank, "LOCAL_RANK": 0 if "folders" in request else rank}
-            environment = {name: str(value) for name, value in own.items()} if processes > 1 else {}
-            ranks.append(SERVER.Process(target=be_rank, args=(request, environment)))
-        codes.append(run_together(ranks))
+        places = {"TORCHELASTIC_RESTART_COUNT": len(codes)} | ({"LOCAL_RANK": 0} if "folders" in request else {})
+        codes.append(together(be_rank, (request,), processes=processes, store=store, **places))
     ended = Ended(codes, folder)
     assert not check or not any(codes[-1]), f"{script} {codes}\n{ended.stderr()}"
     return ended
+
+
+def new_store() -> Any:
+    """Return a store at which processes meet, as torchrun has one for all attempts of a run."""
+    return dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+
+
+def together(
+    target: Callable[..., None], arguments: tuple[Any, ...], *, processes: int, store: Any = None, **places: Any
+) -> list[int]:
+    """Call a function in processes that meet at a store, as torchrun would have it; return their exit codes.
+
+    places: variables of their environment.
+    """
+    start_server()
+    store = store or new_store()
+    places = {"WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": store.port, **places}
+    ranks = []
+    for rank in range(processes):
+        own = {"TORCHELASTIC_USE_AGENT_STORE": True, "RANK": rank, "LOCAL_RANK": rank, **places}
+        environment = {name: str(value) for name, value in own.items()} if processes > 1 else {}
+        ranks.append(SERVER.Process(target=begin, args=(environment, target, arguments)))
+    return run_together(ranks)
 
 
 def run_together(ranks: Sequence[Any]) -> list[int]:
@@ -153,18 +169,22 @@ def run_together(ranks: Sequence[Any]) -> list[int]:
 # In a process
 
 
-def be_rank(request: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Run the script as one process of a launch."""
-    if os.getpid() != os.getsid(0):
-        os.setsid()
+def begin(environment: Mapping[str, str], target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Call a function as a process of a job: with a session that signals reach, and one thread."""
+    os.setsid()
     os.environ.update(environment)
+    torch.set_num_threads(1)
+    target(*arguments)
+
+
+def be_rank(request: Mapping[str, Any]) -> None:
+    """Run the script as one process of a launch."""
     rank, folder = int(os.environ.get("RANK", 0)), Path(request["folder"])
     attempt = len(list(folder.glob(f"err-*-{rank}")))
     with (folder / f"err-{attempt}-{rank}").open("w") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
     if "folders" in request:
         os.chdir(request["folders"][rank])
-    torch.set_num_threads(1)
     faults, words = request.get("faults", ()), request.get("words") or [[]]
     record: dict[str, Any] = {"losses": [], "codes": [], "codebooks": [], "digests": [], "evaluated": [], "harmed": 0}
     with ExitStack() as patches:
@@ -313,4 +333,4 @@ def faulty(fault: Fault, note: Path) -> Iterator[tuple[Any, str, Callable[..., A
 
 
 if __name__ == "__main__":
-    be_rank(json.loads(Path(sys.argv[1]).read_text()), {})
+    be_rank(json.loads(Path(sys.argv[1]).read_text()))

@@ -1,7 +1,4 @@
-"""What the tests of whole runs share: tiny HDF5 files, starting a script, reading what a run left behind.
-
-The files are written with plain h5py from the format's description, not with the project's own writers.
-"""
+"""What the tests of whole runs share: tiny HDF5 files, starting a script, reading and comparing what a run left."""
 
 import contextlib
 import importlib
@@ -16,10 +13,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import h5py
 import numpy as np
 import torch
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from data_helpers import differences, flat, write_labelled, write_pretraining
 
 ROOT = Path(__file__).parents[1]
 RATE = 200  # Hz
@@ -49,53 +47,33 @@ def pretraining_file(
     *,
     seconds: Sequence[float] = (20, 20),
     electrodes: Sequence[str] = ELECTRODES,
-    rate: float = RATE,
     seed: int = 0,
     **options: Any,
 ) -> Path:
-    """Write a pre-training file with a recording of each length; options go to h5py's create_dataset."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        for i, length in enumerate(seconds):
-            eeg = noise((len(electrodes), round(length * RATE)), seed + i)
-            chunks = (len(electrodes), min(RATE, eeg.shape[1]))
-            data = file.create_group(f"recording{i}").create_dataset("eeg", data=eeg, chunks=chunks, **options)
-            data.attrs.update(chOrder=list(electrodes), rsFreq=rate, lFreq=0.1, hFreq=75.0)
-    return path
+    """Write a pre-training file with a recording of each length; options: of write_pretraining."""
+    recordings = [noise((len(electrodes), round(length * RATE)), seed + i) for i, length in enumerate(seconds)]
+    return write_pretraining(path, electrodes, recordings, **options)
 
 
 def labelled_file(
     path: Path,
     *,
     counts: Mapping[str, int],
-    task: str = "binary",
     classes: Sequence[str] = ("normal", "abnormal"),
     electrodes: Sequence[str] = ELECTRODES,
     seconds: int = 2,
     labels: Any = None,
     **options: Any,
 ) -> Path:
-    """Write a labelled file; counts: samples of each split; labels: of the training split, where they matter."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        file.attrs.update(
-            name=path.stem, task=task, classes=list(classes), chOrder=list(electrodes), rsFreq=float(RATE)
-        )
-        for number, (split, n) in enumerate(counts.items()):
-            eeg = noise((n, len(electrodes), seconds * RATE), 100 + number)
-            label: Any = np.arange(n, dtype=np.int64) % len(classes)
-            if task == "regression":
-                label = np.random.default_rng(number).standard_normal((n, len(classes))).astype(np.float32)
-            else:
-                eeg *= (1 + label[:, None, None]).astype(np.float32)  # learnable: classes differ in amplitude
-            if labels is not None and split == "train":
-                label = np.asarray(labels)
-            group = file.create_group(split)
-            group.create_dataset("eeg", data=eeg, chunks=(1, *eeg.shape[1:]), **options)
-            group["label"] = label
-            group["recording"] = [f"{split}-{i // 2}".encode() for i in range(n)]
-            group["subject"] = [f"s{i // 4}".encode() for i in range(n)]
-    return path
+    """Write a labelled file; counts: samples of each split; labels: of train, where they matter; options: of h5py."""
+    splits = {}
+    for number, (split, n) in enumerate(counts.items()):
+        label = np.arange(n) % len(classes)
+        strength = (1 + label[:, None, None]).astype(np.float32)  # learnable: classes differ in amplitude
+        eeg = noise((n, len(electrodes), seconds * RATE), 100 + number) * strength
+        splits[split] = eeg, label if labels is None or split != "train" else np.asarray(labels)
+    chunks = (1, len(electrodes), seconds * RATE)
+    return write_labelled(path, splits, classes=classes, names=electrodes, chunks=chunks, **options)
 
 
 def call(script: str, *words: Any) -> int:
@@ -199,24 +177,6 @@ NOT_COMPARED = ("args", "seconds", "code version")  # of checkpoints: paths, clo
 def log_lines(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's log.txt but what the clock wrote into them."""
     return [{key: value for key, value in line.items() if key not in CLOCK} for line in log(folder)]
-
-
-def flat(value: Any, place: str = "") -> dict[str, Any]:
-    """Return the leaves of a nested value by their places; two leaves are equal if their types and bits are."""
-    if isinstance(value, Mapping | list | tuple) and value:
-        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
-        return {name: leaf for key, part in pairs for name, leaf in flat(part, f"{place}.{key}").items()}
-    if isinstance(value, torch.Tensor):
-        value = value.contiguous().numpy()
-    if isinstance(value, np.ndarray):
-        return {place: (value.dtype, value.shape, value.tobytes())}
-    return {place: repr(value)}
-
-
-def differences(one: Any, other: Any) -> list[str]:
-    """Return the places at which two nested values differ in type or in a single bit."""
-    leaves, others = flat(one), flat(other)
-    return [place for place in sorted(leaves.keys() | others) if leaves.get(place) != others.get(place)]
 
 
 def differing(one: Path, other: Path) -> list[str]:

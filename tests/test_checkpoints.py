@@ -18,10 +18,10 @@ from torch import Tensor, nn
 import modeling_finetune
 import modeling_pretrain
 import modeling_vqnsp
-from data_helpers import only_line
+from data_helpers import differences, only_line
 from errors import InputError, UsageError
 from layers import load_strictly
-from run_helpers import checkpoint, differences
+from run_helpers import checkpoint
 from training import checkpoints
 
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "epoch": 3, "scaler": None, "args": {"lr": 5e-4}}

@@ -1,5 +1,6 @@
 """How a script ends on an error that a user caused, and on one that only we can."""
 
+import errno
 import os
 import signal
 import sys
@@ -25,16 +26,29 @@ def raising(error: BaseException) -> Any:
     return main
 
 
-@pytest.mark.parametrize(("kind", "code"), [(InputError, 1), (UsageError, 2)])
-def test_bad_data_end_with_1_and_wrong_usage_with_2_in_one_line(
-    kind: type[InputError], code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (InputError("a.hdf5 is bad:\n  make it\tagain"), 1, "error: a.hdf5 is bad: make it again\n"),
+        (UsageError("bad"), 2, "error: bad\n"),
+        (KeyboardInterrupt(), 130, "stopped; the same command continues from here\n"),
+        (OSError(errno.ENAMETOOLONG, "Name too long", "a" * 300), 1, f"error: {'a' * 300}: Name too long; "),
+        # What a terminal would obey is escaped.
+        (
+            InputError("the class \x1b[2J\x9bé is \udcff unknown"),
+            1,
+            "error: the class \\x1b[2J\\x9bé is \\udcff unknown\n",
+        ),
+    ],
+)
+def test_each_kind_of_error_is_one_line_and_its_exit_code(
+    error: BaseException, code: int, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(SystemExit) as end:
-        run_script(raising(kind("a.hdf5 is bad:\n  make it\tagain")), None)
-    assert end.value.code == code
+        run_script(raising(error), None)
     shown = capsys.readouterr()
-    assert shown.err == "error: a.hdf5 is bad: make it again\n" and shown.out == ""
+    assert end.value.code == code and shown.out == ""
+    assert shown.err.startswith(text) and shown.err.count("\n") == 1
 
 
 def test_under_torchrun_processes_other_than_the_first_say_which_they_are(
@@ -44,24 +58,6 @@ def test_under_torchrun_processes_other_than_the_first_say_which_they_are(
     with pytest.raises(SystemExit):
         run_script(raising(InputError("bad")), None)
     assert capsys.readouterr().err == "[process 3] error: bad\n"
-
-
-def test_ctrl_c_ends_in_one_line_and_130(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run_script(raising(KeyboardInterrupt()), None)
-    assert ended.value.code == 130 and capsys.readouterr().err == "stopped; the same command continues from here\n"
-
-
-def test_what_the_file_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="1"):
-        run_script(lambda _: Path("x" * 300).exists(), None)
-    assert capsys.readouterr().err.startswith(f"error: {'x' * 300}: File name too long")
-
-
-def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run_script(raising(InputError("the class \x1b[2J\x9bé is \udcff unknown")), None)
-    assert capsys.readouterr().err == "error: the class \\x1b[2J\\x9bé is \\udcff unknown\n"
 
 
 # Errors of torch

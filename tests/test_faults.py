@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_helpers import differences
 from eeg_data.batches import TrainingBatches
 from optim_factory import Update
 from ranks import TESTS, Ended, Fault, launch, smaller_sizes
@@ -30,7 +31,6 @@ from run_helpers import (
     TOKENIZER,
     call,
     checkpoint,
-    differences,
     differing,
     labelled_file,
     log_lines,

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 from scipy.stats import linregress, mannwhitneyu
-from sklearn import metrics as sk
 
 from data_helpers import only_line
 from errors import UsageError
@@ -35,7 +34,7 @@ def test_two_classes_against_the_definitions() -> None:
     }
 
 
-def test_more_classes_against_the_definitions_and_scikit_learn() -> None:
+def test_more_classes_against_the_definitions() -> None:
     found = compute("multiclass", SCORES, CLASSES)
     predicted = softmax(SCORES, axis=1).argmax(1)
     table = np.zeros((4, 4))
@@ -48,8 +47,6 @@ def test_more_classes_against_the_definitions_and_scikit_learn() -> None:
         "cohen_kappa": pytest.approx((agreed - by_chance) / (1 - by_chance), rel=1e-12),
         "f1_weighted": pytest.approx((f1 * table.sum(1)).sum() / 300, rel=1e-12),
     }
-    assert found["cohen_kappa"] == pytest.approx(sk.cohen_kappa_score(CLASSES, predicted), rel=1e-12)
-    assert found["f1_weighted"] == pytest.approx(sk.f1_score(CLASSES, predicted, average="weighted"), rel=1e-12)
 
 
 def test_regression_against_the_definitions() -> None:

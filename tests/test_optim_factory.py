@@ -18,7 +18,7 @@ import modeling_finetune  # noqa: F401  # registers its models, as the two below
 import modeling_pretrain  # noqa: F401
 import modeling_vqnsp  # noqa: F401
 import optim_factory
-from data_helpers import assert_equal, only_line, parse, plain_run, process_group
+from data_helpers import differences, only_line, parse, plain_run, process_group
 from errors import InputError, UsageError
 from optim_factory import Update, build_update, cosine_schedule, micro_batches, parameter_groups
 
@@ -153,7 +153,7 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing(tmp_path: Path, accumul
         assert update.skipped and not update.overflowed and update.nonfinite_in_a_row == again
         assert [bool(one) for one in update.finite] == [False, *[True] * (accumulation - 1)]
     assert update.step == 8
-    assert_equal(before, (weights(update), update.optimizer.state_dict()["state"]))
+    assert not differences(before, (weights(update), update.optimizer.state_dict()["state"]))
     taken = [update(mse(update, *samples(4, micro))) for micro in range(accumulation)]
     assert taken[-1] and not update.skipped and update.nonfinite_in_a_row == 0
     assert all(bool(value.isfinite().all()) for value in weights(update).values())
@@ -169,7 +169,7 @@ def test_warming_up_ddp_changes_nothing_random_state_included(tmp_path: Path) ->
         assert update(mse(update, *samples(4, 7))) is False
     assert update.skipped and update.micro_batch == 1
     assert float(torch.rand(())) == float(torch.rand((), generator=torch.Generator().manual_seed(3)))
-    assert_equal(before, (weights(update), update.state_dict()))
+    assert not differences(before, (weights(update), update.state_dict()))
 
 
 def test_the_schedules_are_applied_at_each_step_and_scaled_by_each_groups_lr_scale(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_the_state_of_another_optimizer_is_refused_and_options_are_those_of_the_
     second.load_state_dict(first.state_dict())
     for group in second.optimizer.param_groups:
         assert (group["betas"], group["eps"], group["lr_scale"]) == ((0.5, 0.6), 1e-3, 0.25)
-    assert_equal(first.optimizer.state_dict()["state"], second.optimizer.state_dict()["state"])
+    assert not differences(first.optimizer.state_dict()["state"], second.optimizer.state_dict()["state"])
     second.optimizer = torch.optim.SGD(second.optimizer.param_groups, lr=0.1)
     with pytest.raises(InputError, match="it is AdamW, not SGD"):
         second.load_state_dict(first.state_dict())
@@ -245,11 +245,11 @@ def test_gradient_overflows_in_half_precision_lower_the_scale_and_without_end_ar
         assert update.skipped and update.overflowed and update.nonfinite_in_a_row == 0
     update(mse(update, *samples(4)) * 1e304)
     assert update.skipped and not update.overflowed and update.nonfinite_in_a_row == 1
-    assert_equal(before, weights(update))
+    assert not differences(before, weights(update))
     assert update.scaler.get_scale() == 2.0 ** (60 - 21)
     update(mse(update, *samples(4)) * math.nan)  # no overflow either
     assert update.skipped and not update.overflowed and update.nonfinite_in_a_row == 2
-    assert_equal(before, weights(update))
+    assert not differences(before, weights(update))
 
 
 @pytest.mark.parametrize(

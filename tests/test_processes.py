@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from data_helpers import differences
 from ranks import Ended, launch
 from run_helpers import (
     CLASSIFIER,
     MASKED,
     TOKENIZER,
     checkpoint,
-    differences,
     labelled_file,
     log,
     predictions,
@@ -278,6 +278,6 @@ def test_predictions_hold_every_sample_once_in_the_files_order(runs: Runs, split
     assert len(np.unique(whole["last_logits"])) == n, "equal logits could hide a wrong order"
     for layout in CUT:
         found = predictions(runs.output(layout, "classifier") / f"predictions-{split}.npz")
-        assert found["recording"].tolist() == [f"{split}-{i // 2}" for i in range(n)]
+        assert found["recording"].tolist() == [f"{split}-recording{i // 2}" for i in range(n)]
         np.testing.assert_array_equal(found["labels"], np.arange(n) % 2)
         np.testing.assert_allclose(found["last_logits"], whole["last_logits"], rtol=0, atol=1e-8)

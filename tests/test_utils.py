@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +19,14 @@ import torch.distributed as dist
 from timm.models import create_model
 
 import files
+import run_class_finetuning
 import run_vqnsp_training
 from data_helpers import TINY, only_line, script_args
 from eeg_data.batches import TrainingBatches
 from eeg_data.pretraining import Batch
 from errors import InputError, Interrupted, UsageError
 from optim_factory import build_update
-from run_helpers import ROOT, start
+from ranks import together
 from training.checkpoints import load_for_evaluation
 from training.state import TrainingState
 from utils import Interruption, setup_run
@@ -48,6 +48,8 @@ def test_a_run_without_torchrun_is_one_process_and_is_torn_down_also_after_an_er
         with pytest.raises(ZeroDivisionError), setup_run(flags(tmp_path)):
             raise ZeroDivisionError
         assert not dist.is_initialized()
+    with pytest.raises(UsageError, match="lower --batch_size"), setup_run(flags(tmp_path)):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_the_seed_fixes_torch_and_numpy(tmp_path: Path) -> None:
@@ -108,76 +110,54 @@ def test_precision_on_a_cpu(tmp_path: Path, precision: str, expected: tuple) -> 
 
 # Several processes
 
-TOGETHER = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-import argparse, torch
-from errors import InputError, Interrupted
-from run_class_finetuning import get_args
-from utils import setup_run
-for rank in "012":
-    if os.fork() == 0:
-        break  # this process is one of three
-else:
-    sys.exit(any(os.wait()[1] for _ in range(3)))
-os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="3", LOCAL_WORLD_SIZE="3", MASTER_ADDR="localhost")
-argv = ["--output_dir", f"out{{rank}}", "--device", "cpu", "--data_dir", f"data{{rank}}"]
-texts = []
-for dataset, port in zip((f"{{rank}}/MyPath.hdf5", "TUAB"), {ports}):
-    os.environ["MASTER_PORT"] = str(port)
-    sys.argv[1:] = [*argv, "--dataset", dataset]
+
+def share(folder: Path, datasets: list[str]) -> None:
+    """Be one of three processes that exchange results, errors, differences and signals; write down what came."""
+    rank, seen, texts = int(os.environ["RANK"]), [], []
+    words = ("--output_dir", folder / f"out{rank}", "--data_dir", folder / f"data{rank}", "--dataset", datasets[rank])
+
+    def work() -> dict[str, Any]:
+        seen.append(rank)
+        return {"a": [torch.arange(3), (torch.tensor(1.5), True)], "b": torch.zeros(0)}
+
+    def refuse() -> None:
+        raise InputError("refused on process 0")
+
     try:
-        with setup_run(get_args()) as run:
-            def work():
-                seen.append(run.rank)
-                return {{"a": [torch.arange(3), (torch.tensor(1.5), True)], "b": torch.zeros(0)}}
-            def refuse():
-                raise InputError("refused on process 0")
-            seen = []
+        with setup_run(script_args(run_class_finetuning, "--device", "cpu", *words)) as run:
             texts += [str(run.run_on_rank0(work)), str(seen)]
-            for bad in (lambda: run.run_on_rank0(refuse), lambda: run.check_same({{"x": run.rank}}, "the way out")):
-                try:
+            for bad in (lambda: run.run_on_rank0(refuse), lambda: run.check_same({"x": rank}, "the way out")):
+                with pytest.raises(InputError) as error:
                     bad()
-                except InputError as error:
-                    texts.append(str(error))
-            calls, wanted = 0, []
+                texts.append(str(error.value))
             with run.interruption.listening():
                 for step in range(20):
-                    if step == 7 and run.rank == 1:
+                    if step == 7 and rank == 1:
                         os.kill(os.getpid(), signal.SIGUSR1)
-                    calls += 1
-                    wanted.append(run.interruption.sync_signals(save=step == 3 and run.rank == 0))
+                    if run.interruption.sync_signals(save=step == 3 and rank == 0):
+                        texts.append(f"save at {step}")
     except InputError as error:
         texts.append(str(error))
-        torch.distributed.destroy_process_group()
+        dist.destroy_process_group()
     except Interrupted as stop:
-        texts.append(f"{{calls}} {{stop.exit_code}} {{[i for i, want in enumerate(wanted) if want]}}")
-        torch.distributed.barrier() if torch.distributed.is_initialized() else None
-open(f"result.{{rank}}", "w").write("|".join(texts))
-"""
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        texts.append(f"{stop.exit_code} at {step}")
+    (folder / f"result.{rank}").write_text(json.dumps(texts))
 
 
 def test_processes_share_results_errors_differences_and_signals(tmp_path: Path) -> None:
-    text = TOGETHER.format(root=str(ROOT), ports=[free_port(), free_port()])
-    start(["-c", text], cwd=tmp_path)
-    results = [(tmp_path / f"result.{rank}").read_text().split("|") for rank in range(3)]
+    results = []
+    for datasets in (["0/MyPath.hdf5", "1/MyPath.hdf5", "2/MyPath.hdf5"], ["TUAB"] * 3):
+        assert together(share, (tmp_path, datasets), processes=3) == [0, 0, 0]
+        results.append([json.loads((tmp_path / f"result.{rank}").read_text()) for rank in range(3)])
     # Other folders are no difference, other --dataset are, whatever their names.
-    assert all(own[0].startswith("process 1 has another --dataset (1/MyPath.hdf5) than process 0") for own in results)
-    assert all(own[1] == results[0][1] and "tensor([0, 1, 2])" in own[1] for own in results)
-    assert [own[2] for own in results] == ["[0]", "[]", "[]"]
-    assert all(
-        own[3:5] == ["refused on process 0", "process 1 has another x (1) than process 0 (0): the way out"]
-        for own in results
-    )
-    # The signal of step 7, the eighth call, takes effect in the ninth; the wish to save of step 3 in step 4.
-    assert [own[5] for own in results] == ["9 143 [4]"] * 3
+    for (text,) in results[0]:
+        assert text.startswith("process 1 has another --dataset (1/MyPath.hdf5) than process 0")
+    same = "process 1 has another x (1) than process 0 (0): the way out"
+    for rank, (shared, seen, *others) in enumerate(results[1]):
+        assert shared == results[1][0][0] and "tensor([0, 1, 2])" in shared
+        assert seen == ("[0]" if rank == 0 else "[]")
+        # The wish to save of step 3 takes effect in step 4, the signal of step 7 in step 8.
+        assert others == ["refused on process 0", same, "save at 4", "143 at 8"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 143), (signal.SIGINT, 130)])
