@@ -144,8 +144,7 @@ def friendly_error(args: argparse.Namespace, *, processes: int = 1) -> Iterator[
     except InputError:
         raise
     except Exception as error:
-        friendly = _translate(error, vars(args), processes)
-        if friendly is None:
+        if (friendly := _translate(error, vars(args), processes)) is None:
             raise
         raise friendly from error
 
@@ -163,10 +162,8 @@ def _translate(error: Exception, flags: dict[str, Any], processes: int) -> Input
     if processes > 1 and isinstance(error, RuntimeError) and any(sign in text for sign in LOST_PEER):
         return PeerLost("ended because another process of the run did")
     if TIMED_OUT in text:
-        return InputError(
-            f"another process of the run took too long ({reason}): if it reads files for the first time, run python -m "
-            "dataset_maker.inspect_data --mark on them once, then start again"
-        )
+        way_out = "see what keeps it on its machine, then start the same command again"
+        return InputError(f"another process of the run took too long ({reason}): {way_out}")
     if isinstance(error, RuntimeError) and any(sign in text for sign in NO_MEMORY):
         reason = ". ".join(reason.split(". ")[:2])  # how much was wanted; what follows says who holds the rest
         ways = [way for flag, way in LESS_MEMORY.items() if flag in flags and flags[flag] not in (1, True)]

@@ -56,20 +56,21 @@ def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
     A device or pipe is yielded itself. durable: whether the file must survive a power cut.
     Raises UsageError if the file cannot be written.
     """
-    special = _is_special(path)
-    part = path if special else path.with_name(f".{path.name}.{os.getpid()}.part")
+    if _is_special(path):
+        with written(path):
+            yield path
+        return
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with written(path):
             yield part
-            if not special:
-                if durable:
-                    with part.open("rb") as file:
-                        os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-                os.replace(part, path)
+            if durable:
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+            os.replace(part, path)
     finally:
-        if not special:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:

@@ -178,18 +178,6 @@ def test_a_run_stopped_inside_an_epoch_and_again_before_its_next_step_ends_bit_e
 AVERAGED = ["--model_ema", "--model_ema_decay", "0.5"]
 
 
-def test_eval_of_a_probe_gives_the_predictions_of_the_selected_epoch(tasks: Path, tmp_path: Path) -> None:
-    given = words(tasks, *MODES["probe"], *AVERAGED, "--epochs", "2", "--output_dir", tmp_path)
-    assert call(SCRIPT, *given) == 0
-    trained = predictions(tmp_path / "predictions-val.npz")
-    (tmp_path / "predictions-val.npz").unlink()
-    assert call(SCRIPT, *given, "--eval") == 0
-    evaluated = predictions(tmp_path / "predictions-val.npz")
-    assert evaluated["epoch"] == trained["epoch"]
-    np.testing.assert_allclose(evaluated["logits"], trained["logits"], rtol=0, atol=2e-6)
-    assert np.ptp(trained["logits"]) > 1e-3
-
-
 def read_split(path: Path, split: str) -> tuple[Tensor, Tensor]:
     """Read EEG in units of 100 uV as patches (n, N, A, 200), and labels, without the project's own reader."""
     with h5py.File(path, locking=False) as file:
@@ -225,16 +213,23 @@ def test_a_linear_probe_ends_where_a_plain_loop_on_features_ends(tasks: Path, tm
     assert weight.abs().max() > 0.1
 
 
-def test_features_are_computed_once_per_sample_whatever_the_number_of_epochs(tasks: Path, tmp_path: Path) -> None:
-    given = words(tasks, "--linear_probe", "--epochs", "5", "--output_dir", tmp_path)
+def test_features_are_computed_once_and_eval_without_them_gives_the_same_predictions(
+    tasks: Path, tmp_path: Path
+) -> None:
+    given = words(tasks, *MODES["probe"], *AVERAGED, "--epochs", "5", "--output_dir", tmp_path)
     batches = 3 + 2 + 2  # of 4, of 12, 7 and 6 samples
     with patch.object(layers.Block, "forward", autospec=True, side_effect=layers.Block.forward) as forward:
         assert call(SCRIPT, *given) == 0
         assert forward.call_count == DEPTH * batches and len(log(tmp_path)) == 5
         assert call(SCRIPT, *given) == 0
         assert forward.call_count == DEPTH * batches, "a finished run computes nothing"
+        trained = predictions(tmp_path / "predictions-val.npz")
+        (tmp_path / "predictions-val.npz").unlink()
         assert call(SCRIPT, *given, "--eval") == 0
-        assert forward.call_count == DEPTH * (batches + 2 + 2), "without training there are no features"
+        assert forward.call_count == DEPTH * (batches + 2 + 2)
+    evaluated = predictions(tmp_path / "predictions-val.npz")
+    assert evaluated["epoch"] == trained["epoch"] and np.ptp(trained["logits"]) > 1e-3
+    np.testing.assert_allclose(evaluated["logits"], trained["logits"], rtol=0, atol=2e-6)
 
 
 def test_the_merged_file_is_the_selected_classifier_for_eval_and_finetune_but_the_adapters_file_is_not(

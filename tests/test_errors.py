@@ -104,7 +104,7 @@ def test_a_lost_connection_is_another_process_that_ended_where_there_are_several
     [
         (RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. "), "--num_workers"),
         (ConnectionResetError(104, "Connection reset by peer"), "--num_workers"),  # in the middle of a batch
-        (RuntimeError("[unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation"), "--mark"),
+        (RuntimeError("[unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation"), "same command again"),
     ],
 )
 def test_a_killed_loading_process_and_a_long_wait_are_named_with_what_helps(error: Exception, way_out: str) -> None:

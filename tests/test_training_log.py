@@ -11,7 +11,7 @@ from data_helpers import only_line, process_group
 from errors import UsageError
 from run_helpers import scalars
 from training import log as module
-from training.log import MetricLog, RunLog, list_windows
+from training.log import MetricLog, RunLog, append, list_windows
 
 
 def test_means_are_weighted_by_the_number_of_samples() -> None:
@@ -65,7 +65,7 @@ def test_bad_steps_are_cut_to_the_step_and_half_a_line_to_nothing(tmp_path: Path
     log = RunLog(tmp_path, None)
     places = [(0, 3), (1, 4), (1, 5), (2, 0)]
     for epoch, step in places:
-        log.add_bad_step({"epoch": epoch, "step": step})
+        append(log.bad_steps, {"epoch": epoch, "step": step})
     with log.bad_steps.open("a") as file:
         file.write('{"epoch": 0, "st')
     log.cut(1, 5)
@@ -76,7 +76,7 @@ def test_bad_steps_are_cut_to_the_step_and_half_a_line_to_nothing(tmp_path: Path
 def test_a_new_run_sets_the_old_files_aside(tmp_path: Path) -> None:
     log = RunLog(tmp_path, None)
     log.add_epoch(0, {"epoch": 0})
-    log.add_bad_step({"epoch": 0, "step": 1})
+    append(log.bad_steps, {"epoch": 0, "step": 1})
     log.begin()
     assert {path.name for path in tmp_path.iterdir()} == {"log.previous.txt", "bad_steps.previous.jsonl"}
 

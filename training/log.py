@@ -117,7 +117,7 @@ class RunLog:
 
     def add_epoch(self, epoch: int, line: Mapping[str, Any]) -> None:
         """Write an epoch's line, show it, and add its numbers to TensorBoard."""
-        _append(self.log, line)
+        append(self.log, line)
         numbers = {n: v for n, v in line.items() if n not in ("epoch", "n_parameters") and math.isfinite(v)}
         shown = [f"{name} {value:.4g}" for name, value in numbers.items() if not name.endswith(LOG_ONLY)]
         logger.info("epoch %d: %s", epoch, ", ".join(shown))
@@ -130,12 +130,9 @@ class RunLog:
             for name, value in numbers.items():
                 writer.add_scalar(name, value, epoch)
 
-    def add_bad_step(self, line: Mapping[str, Any]) -> None:
-        """Write a line about a step that was skipped."""
-        _append(self.bad_steps, line)
 
-
-def _append(path: Path, line: Mapping[str, Any]) -> None:
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line to a JSON-lines file, to the disk."""
     with written(path), path.open("a") as file:
         file.write(json.dumps(plain(line)) + "\n")
         file.flush()

@@ -23,7 +23,7 @@ from layers import load_strictly
 from optim_factory import MAX_NONFINITE, Update
 from training import checkpoints
 from training.checkpoints import digest_of_weights
-from training.log import MetricLog, RunLog, environment, list_windows
+from training.log import MetricLog, RunLog, append, environment, list_windows
 from utils import Run, gather
 
 logger = logging.getLogger(__name__)
@@ -279,7 +279,7 @@ class TrainingState:
         # First those that must be the cause, then those of micro-batches with a bad loss, then the largest values.
         windows.sort(key=lambda window: (window["finite"], window["loss_finite"], -window["largest_uv"]))
         line = {"epoch": self.epoch, "step": self.step, "taken": False, "windows": windows}
-        self.run.run_on_rank0(lambda: self.run_log.add_bad_step(line))
+        self.run.run_on_rank0(lambda: append(self.run_log.bad_steps, line))
         text = (
             f"loss or gradient is not finite at step {self.step} of epoch {self.epoch}, "
             f"{self.update.nonfinite_in_a_row} in a row; the step changed nothing. Windows: "
