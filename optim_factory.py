@@ -6,7 +6,7 @@ Paper, tables 3 to 5 of the appendix (hyperparameters). Source of the layer-wise
 import argparse
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -134,14 +134,10 @@ class Update:
         """Learning rate of the current step."""
         return float(self.lr_values[min(self.step, len(self.lr_values) - 1)])
 
-    @contextmanager
-    def _exchange(self) -> Iterator[None]:
+    def _exchange(self) -> AbstractContextManager[None]:
         """Exchange gradients between processes with the step's last micro-batch only."""
-        if self.micro_batch == self.accumulation - 1 or self._warming_up:
-            yield
-        else:
-            with self.model.no_sync():
-                yield
+        last = self.micro_batch == self.accumulation - 1 or self._warming_up
+        return nullcontext() if last else self.model.no_sync()
 
     @contextmanager
     def forward(self) -> Iterator[None]:
