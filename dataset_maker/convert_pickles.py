@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import mne
 import numpy as np
 
-from dataset_maker import labelled, tuh
+from dataset_maker import making, tuh
 from dataset_maker.pipeline import Prepared
 from dataset_maker.writers import DataSet, Windows
 from eeg_data.labelled_files import SPLITS
@@ -134,4 +134,4 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
 
 
 if __name__ == "__main__":
-    labelled.run("dataset_maker.convert_pickles")
+    making.run("dataset_maker.convert_pickles")

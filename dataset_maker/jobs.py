@@ -57,14 +57,9 @@ class Plan:
     data_set: DataSet | None = None  # None: pre-training files
 
     @property
-    def notes(self) -> Path:
-        """The folder for notes of what is finished."""
-        return self.folder / ".making"
-
-    @property
     def parts(self) -> Path:
-        """The folder for what is in no shard yet."""
-        return self.notes / "parts"
+        """The folder for what is in no shard yet. Notes on shards are in the folder above."""
+        return self.folder / ".making" / "parts"
 
     def key(self, task: Task) -> str:
         """Return a digest of a stamped recording and of all that decides what becomes of it."""
@@ -186,7 +181,7 @@ def only_maker(plan: Plan) -> Iterator[None]:
     """Hold the output folder for this maker alone. Raises InputError if another one holds it."""
     check_writable(plan.folder)
     plan.parts.mkdir(parents=True, exist_ok=True)
-    with (plan.notes / "lock").open("w") as lock:
+    with (plan.parts.parent / "lock").open("w") as lock:
         try:
             import fcntl
 
@@ -219,19 +214,15 @@ def _in_shards(plan: Plan, tasks: Sequence[Task]) -> dict[str, Entry]:
     Raises InputError for a recording that has changed or was converted in another way, and if a labelled set holds
     recordings that are not among these.
     """
-    entries = [entry for note in sorted(plan.notes.glob("*.json")) for entry in _recall(plan, note)]
-    keys: dict[str, set[str]] = {}
-    for task in tasks:
-        keys.setdefault(task["path"], set()).add(plan.key(task))
-    others = [entry["path"] for entry in entries if entry["path"] not in keys]
-    changed = [entry["path"] for entry in entries if entry["key"] not in keys.get(entry["path"], {entry["key"]})]
-    if changed:
-        held = f"{changed[0]} as it was before it changed, or made with other flags or by another version"
-    elif others and plan.data_set:
-        held = f"{len(others)} recordings that are not among these, such as {others[0]}"
-    else:
-        return {entry["key"]: entry for entry in entries if entry["path"] in keys}
-    raise InputError(f"{plan.folder} holds {held}: delete {plan.folder}, or name another --output")
+    entries = [entry for note in sorted(plan.parts.parent.glob("*.json")) for entry in _recall(plan, note)]
+    keys, paths = {plan.key(task) for task in tasks}, {task["path"] for task in tasks}
+    unequal = [e["path"] for e in entries if e["key"] not in keys and (plan.data_set or e["path"] in paths)]
+    if unequal:
+        raise InputError(
+            f"{plan.folder} holds {unequal[0]}, which has changed, was made with other flags or by another version, or "
+            f"is not among these recordings: delete {plan.folder}, or name another --output"
+        )
+    return {entry["key"]: entry for entry in entries if entry["key"] in keys}
 
 
 # ---- survey, convert, join
@@ -317,7 +308,7 @@ def _join(plan: Plan, job: str, parts: Mapping[Path, Entry]) -> None:
                 writers.join(inside, aside)
             sizes[name] = aside.stat().st_size
         # The note comes before the files get their names: a stop between the two leaves no file that nobody knows of.
-        write_json(plan.notes / f"{job}.json", {"files": sizes, "recordings": list(parts.values())})
+        write_json(plan.parts.parent / f"{job}.json", {"files": sizes, "recordings": list(parts.values())})
     for part in parts:
         part.unlink(missing_ok=True)
         part.with_suffix(".json").unlink()

@@ -22,7 +22,7 @@ from typing import Any
 
 import mne
 
-from dataset_maker import labelled
+from dataset_maker import making
 from dataset_maker.pipeline import Prepared
 from dataset_maker.reading import recording_readable
 from dataset_maker.sources import find_files
@@ -104,4 +104,4 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
 
 
 if __name__ == "__main__":
-    labelled.run("dataset_maker.make_SEEDV")
+    making.run("dataset_maker.make_SEEDV")

@@ -18,7 +18,7 @@ import argparse
 from functools import partial
 from typing import Any
 
-from dataset_maker import labelled, tuh
+from dataset_maker import making, tuh
 from dataset_maker.writers import DataSet
 
 TREE = "{train,eval}/{abnormal,normal}/01_tcp_ar/"
@@ -32,4 +32,4 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
 
 
 if __name__ == "__main__":
-    labelled.run("dataset_maker.make_TUAB")
+    making.run("dataset_maker.make_TUAB")

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset_maker import labelled, tuh
+from dataset_maker import making, tuh
 from dataset_maker.pipeline import Prepared
 from dataset_maker.writers import DataSet, Windows
 
@@ -42,4 +42,4 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
 
 
 if __name__ == "__main__":
-    labelled.run("dataset_maker.make_TUEV")
+    making.run("dataset_maker.make_TUEV")

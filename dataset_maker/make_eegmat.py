@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dataset_maker import labelled, sources
+from dataset_maker import making, sources
 from dataset_maker.writers import DataSet
 from errors import InputError, UsageError
 
@@ -63,4 +63,4 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
 
 
 if __name__ == "__main__":
-    labelled.run("dataset_maker.make_eegmat")
+    making.run("dataset_maker.make_eegmat")

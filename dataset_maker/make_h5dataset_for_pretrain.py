@@ -11,10 +11,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset_maker import jobs, pipeline, pool, report
+from dataset_maker import making, pipeline, pool
 from dataset_maker.sources import find_files
 from eeg_data.pretraining_files import SAMPLING_RATE
-from errors import ArgumentParser, InputError, run_script
+from errors import ArgumentParser, run_script
 
 
 def get_args() -> argparse.Namespace:
@@ -30,25 +30,13 @@ def get_args() -> argparse.Namespace:
 def convert_recordings(
     args: argparse.Namespace, paths: Sequence[Path], *, maker: str, source: str, drop: Sequence[str] = ()
 ) -> None:
-    """Turn recordings into pre-training HDF5 in the folder `args.output`, with a bar, a summary and a report.
+    """Turn recordings into pre-training HDF5 in the folder `args.output`; those that it holds already are skipped.
 
-    maker: module with the hook `read`, if MNE does not read them. Recordings that the folder holds already are skipped.
-    One that fails is left out and named; an InputError at the end counts these.
+    maker: module with the hook `read`, if MNE does not read them. Raises InputError at the end if any was left out.
     """
-    options, output = pipeline.build_pipeline(args, drop=drop), args.output.resolve()
-    tasks = jobs.stamped(
-        {"path": path, "recording": path.name.removesuffix(".gz").rpartition(".")[0]} for path in paths
-    )
-    plan = jobs.Plan(maker, options, output, {"source": source} | options.described())
-    with jobs.only_maker(plan):
-        with pool.processes(args) as submit:
-            entries, parts = jobs.convert_all(plan, tasks, submit)
-        jobs.join(plan, tasks, parts)
-    whole = report.save(entries, plan.made, output)
-    report.show(whole)
-    if count := len(whole["left_out"]):
-        others = f"the others are in {output}" if whole["converted"] else "nothing was converted"
-        raise InputError(f"{count} of {len(tasks)} recordings were left out, named above; {others}")
+    names = [path.name.removesuffix(".gz").rpartition(".")[0] for path in paths]
+    tasks = [{"path": path, "recording": name} for path, name in zip(paths, names, strict=True)]
+    making.make(args, maker, tasks, source=source, drop=drop)
 
 
 def main(args: argparse.Namespace) -> None:

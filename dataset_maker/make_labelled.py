@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dataset_maker import labelled
+from dataset_maker import making
 from dataset_maker.pipeline import Prepared, add_name_arguments
 from dataset_maker.sources import train_or_val
 from dataset_maker.writers import DataSet, Windows
@@ -208,4 +208,4 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
 
 
 if __name__ == "__main__":
-    labelled.run("dataset_maker.make_labelled")
+    making.run("dataset_maker.make_labelled")

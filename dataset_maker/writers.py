@@ -130,16 +130,16 @@ class LabelledShard(_Shard):
     def __init__(self, path: Path, data_set: DataSet, **options: Any) -> None:
         super().__init__(path, **options)
         self.data_set = data_set
-        self.counts: Counter[str] = Counter()  # split -> samples
         self._file.attrs.update(name=data_set.name, task=data_set.task, classes=list(data_set.classes))
         self._file.attrs.update(chOrder=list(data_set.electrodes or ()), rsFreq=float(SAMPLING_RATE))
 
     def append(
-        self, split: str, eeg: np.ndarray, label: Any, *, recording: str, subject: str, valid: np.ndarray | None = None
+        self, split: str, eeg: np.ndarray, label: Any, *, recording: str, subject: str, valid: np.ndarray
     ) -> None:
-        """Write samples of one recording. eeg: (samples, N, time) uV; label: (samples,) or (samples, outputs).
+        """Write samples of one recording.
 
-        Raises InputError for labels outside the classes.
+        eeg: (samples, N, time) uV; label: (samples,) or (samples, outputs); valid: (samples, seconds) bool. Raises
+        InputError for labels outside the classes.
         """
         assert split in SPLITS, split
         label, classes = np.asarray(label, "float32" if self.data_set.regression else "int64"), self.data_set.classes
@@ -150,12 +150,11 @@ class LabelledShard(_Shard):
             "label": label,
             "recording": np.full(len(eeg), recording, dtype=object),
             "subject": np.full(len(eeg), subject, dtype=object),
-            "valid": np.ones((len(eeg), eeg.shape[2] // SAMPLING_RATE), bool) if valid is None else valid,
+            "valid": valid,
         }
         group = self._file.require_group(split)
         for key, values in columns.items():
             _extend(group, key, values)
-        self.counts[split] += len(eeg)
 
     def append_windows(self, prepared: Prepared, windows: Windows, *, task: Mapping[str, Any]) -> dict[str, Any]:
         """Cut the windows of a task's recording and append them. Its `split` holds for windows without one.

@@ -13,6 +13,7 @@ sys.path.insert(0, sys.path[0].removesuffix("demo"))  # for a start by the file'
 
 import argparse
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -67,14 +68,17 @@ def main(args: argparse.Namespace) -> None:
     split = f"test as published; {VAL_FRACTION:g} of the training trials, stratified, are val"
     made = {"source": "SelfRegulationSCP1", "filter": stages, "split": split, "seed": SEED}
     data_set = DataSet("SCP1", CLASSES, window=3, electrodes=ELECTRODES)
+    counts: Counter[str] = Counter()
     refuse_existing(args.output)
     with LabelledShard(args.output, data_set, made=made) as writer:
         for part, (trials, labels) in parts.items():
             for index, (trial, label) in enumerate(zip(resample(trials), labels, strict=True)):
                 split = "test" if part == "TEST" else "val" if index in val else "train"
                 name = f"{part.lower()}-{index:03d}"
-                writer.append(split, trial[None], [label], recording=name, subject="SCP1")
-    print(f"{args.output}: " + ", ".join(f"{count} {split}" for split, count in writer.counts.items()) + " trials")
+                valid = np.ones((1, trial.shape[1] // SAMPLING_RATE), bool)
+                writer.append(split, trial[None], [label], recording=name, subject="SCP1", valid=valid)
+                counts[split] += 1
+    print(f"{args.output}: " + ", ".join(f"{count} {split}" for split, count in counts.items()) + " trials")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import h5py
 import mne
 import numpy as np
 
-from dataset_maker import labelled
+from dataset_maker import making
 from errors import run_script
 
 # EDF: fields of the header's first part with their widths, then the fields of signals, each for all signals.
@@ -28,7 +28,7 @@ def run_maker(maker: ModuleType, *words: Any) -> int:
     with patch.object(sys, "argv", [maker.__name__, *map(str, words)]):
         try:
             if hasattr(maker, "find_recordings"):
-                labelled.run(maker.__name__)
+                making.run(maker.__name__)
             else:
                 run_script(maker.main, maker.get_args())
         except SystemExit as end:

@@ -257,7 +257,7 @@ TUAB_REPORT = {
     "task": "binary",
     "classes": ["normal", "abnormal"],
     "counts": {"recordings shorter than a window of 10 s": 1},
-    "subjects_on_two_sides": {"aaaaaaaa": ["test", "train"], "aaaaaaaf": ["train", "val"]},
+    "subjects_on_two_sides": {"aaaaaaaa": ["train", "test"], "aaaaaaaf": ["train", "val"]},
 }
 TUEV_REPORT = {
     "task": "multiclass",

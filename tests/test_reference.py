@@ -18,7 +18,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from timm.models import create_model
 from torch.nn import functional as F
 
-from dataset_maker import labelled
+from dataset_maker import making
 from errors import InputError, UsageError
 from modeling_pretrain import random_mask
 from reference import baselines, cell, intervals, one_mask, tables
@@ -128,8 +128,8 @@ def test_every_shipped_command_is_one_that_its_script_still_takes() -> None:
         script, *words = cell.fill(re.sub(r"[*?\[\]]|^python (-m )?", "", command).split(), places)
         script = script.removesuffix(".py").replace("/", ".")
         module = importlib.import_module(script)
-        with patch.object(sys, "argv", [script, *words]), patch.object(labelled, "run_script"):
-            module.get_args() if hasattr(module, "get_args") else labelled.run(script)
+        with patch.object(sys, "argv", [script, *words]), patch.object(making, "run_script"):
+            module.get_args() if hasattr(module, "get_args") else making.run(script)
         seen.add(script)
     assert {"reference.baselines", "reference.one_mask", "run_inference", "dataset_maker.make_eegmat"} <= seen
 

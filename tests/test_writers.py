@@ -67,7 +67,7 @@ def test_a_pre_training_file_describes_its_recording(tmp_path: Path) -> None:
 
 def test_labels_outside_the_classes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"r: labels \[1, 2\]"), labelled(tmp_path / "x") as writer:
-        writer.append("train", np.zeros((2, 1, 200)), [1, 2], recording="r", subject="s")
+        writer.append("train", np.zeros((2, 1, 200)), [1, 2], recording="r", subject="s", valid=np.ones((2, 1), bool))
     assert not list(tmp_path.iterdir())
 
 

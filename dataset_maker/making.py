@@ -1,7 +1,7 @@
-"""Make one labelled data set of recordings: what all labelled makers share. Format: docs/data.md.
+"""Make files of recordings: what all makers share. Formats: docs/data.md.
 
-A maker lists the recordings and says where their windows lie. This module does the rest: processes, resuming, the
-electrodes that all recordings must have, one file in the recordings' order or a folder of shards, the report.
+A maker lists the recordings and, of a labelled set, says where their windows lie. This module does the rest: processes,
+resuming, the electrodes that all recordings of a labelled set must have, one file or a folder of shards, the report.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import importlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from files import digest_of, written_aside
 
 
 def run(maker: str) -> None:
-    """Run a maker's command line.
+    """Run the command line of a labelled maker.
 
     maker: name of a module. Its docstring is the help. `add_arguments(parser)` declares its flags.
     `find_recordings(args)` returns the DataSet and a task for each recording: path, recording (its name), subject,
@@ -42,45 +42,60 @@ def run(maker: str) -> None:
     if not getattr(module, "FILTERED", False):
         add_filter_arguments(parser)
     pool.add_arguments(parser)
-    run_script(lambda args: make(args, maker, *module.find_recordings(args)), parser.parse_args())
+
+    def main(args: argparse.Namespace) -> None:
+        data_set, tasks = module.find_recordings(args)
+        make(args, maker, tasks, data_set)
+
+    run_script(main, parser.parse_args())
 
 
-def make(args: argparse.Namespace, maker: str, data_set: DataSet, tasks: Sequence[Task]) -> None:
+def make(
+    args: argparse.Namespace,
+    maker: str,
+    tasks: Iterable[Task],
+    data_set: DataSet | None = None,
+    *,
+    source: str = "",
+    drop: Sequence[str] = (),
+) -> None:
     """Convert the tasks' recordings into `args.output` with a bar, a summary and a report.
 
+    data_set: None for pre-training files, which have a source, and channels to leave out in addition to --drop.
     Raises InputError at the end if recordings were left out; a data set that nobody can train on is not made.
     """
-    pipeline, output, tasks = build_pipeline(args, drop=data_set.drop), args.output.resolve(), jobs.stamped(tasks)
-    single = output.suffix.lower() in SUFFIXES
+    pipeline = build_pipeline(args, drop=data_set.drop if data_set else drop)
+    made = {**(data_set.made if data_set else {"source": source}), **pipeline.described()}
+    output, tasks = args.output.resolve(), jobs.stamped(tasks)
+    single = data_set is not None and output.suffix.lower() in SUFFIXES
     folder = output.with_name(f".{output.name}.making") if single else output  # of the shards
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / ".making").is_dir():
+    if data_set and folder.is_dir() and any(folder.iterdir()) and not (folder / ".making").is_dir():
         raise InputError(f"{folder} holds other files already: name a new folder, or a file with the suffix .hdf5")
-    plan = Plan(maker, pipeline, folder, {**data_set.made, **pipeline.described()}, data_set)
+    plan = Plan(maker, pipeline, folder, made, data_set)
     fingerprint = digest_of(plan.key(task) for task in tasks)
     if single and is_made_already(output, fingerprint):
         shutil.rmtree(folder, ignore_errors=True)  # of a maker that was stopped at its very end
         return
     with jobs.only_maker(plan):
         with pool.processes(args) as submit:
-            if not data_set.electrodes:
+            if data_set and not data_set.electrodes:
                 data_set = replace(data_set, electrodes=common_montage(jobs.survey_all(plan, tasks, submit)))
                 plan = replace(plan, data_set=data_set)
             entries, parts = jobs.convert_all(plan, tasks, submit)
-        whole = report.save(entries, plan.made, output, data_set)
+        whole = report.save(entries, made, output, data_set)
         report.show(whole)
-        if problem := why_unusable(whole):
+        if data_set and (problem := why_unusable(whole)):
             raise InputError(f"{output}: not made, {problem}; see {report.report_path(output)}")
         if single:
-            made = {**plan.made, "fingerprint": fingerprint, "left_out": len(whole["left_out"])}
+            made = {**made, "fingerprint": fingerprint, "left_out": len(whole["left_out"])}
             with written_aside(output) as aside:
                 join([plan.part(task) for task in tasks if plan.key(task) in parts], aside, made=made)
         else:
             jobs.join(plan, tasks, parts)
     if single:
         shutil.rmtree(folder)
-    print(f"{output}: {data_set.name}, {len(data_set.electrodes or ())} electrodes, {data_set.window} s")
     if count := len(whole["left_out"]):
-        raise InputError(f"{count} of {whole['recordings']} recordings were left out, named above")
+        raise InputError(f"{count} of {len(tasks)} recordings were left out, named above; the others are in {output}")
 
 
 def is_made_already(output: Path, fingerprint: str) -> bool:
