@@ -1,13 +1,12 @@
 """Band-pass, notch and resampling with MNE's filters, for a whole recording or block by block.
 
-`raw.filter(l_freq, h_freq)` and `raw.notch_filter(notch)` are two FIR filters that MNE designs. Here they become one
-kernel, designed once for each sampling rate and applied to all channels together. The recording's ends continue by odd
-reflection, as in MNE, so both ways agree to rounding. A whole recording is resampled by `mne.filter.resample`, which
-is what `raw.resample` calls: one FFT over its whole length.
+MNE designs two FIR filters for `raw.filter(l_freq, h_freq)` and `raw.notch_filter(notch)`. Here they become one kernel,
+designed once for each sampling rate. The recording's ends continue by odd reflection, as in MNE, so both ways agree to
+rounding. A whole recording is resampled by `mne.filter.resample`, as by `raw.resample`: one FFT over its whole length.
 
 A long recording is filtered with the same kernel in overlapping blocks, which changes nothing, and resampled by
 `scipy.signal.resample_poly`. Output k lies at k / new_rate seconds, exactly. MNE rounds the length of its FFT, which
-moves its outputs by up to half a sample; where it does not, the two agree to 0.005 uV for EEG of 50 uV (tests).
+moves its outputs by up to half a sample. Where it does not, the two agree to 0.005 uV for EEG of 50 uV (tests).
 """
 
 from collections.abc import Callable, Iterator

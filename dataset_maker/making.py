@@ -82,8 +82,7 @@ def make(
                 data_set = replace(data_set, electrodes=common_montage(jobs.survey_all(plan, tasks, submit)))
                 plan = replace(plan, data_set=data_set)
             entries, parts = jobs.convert_all(plan, tasks, submit)
-        whole = report.save(entries, made, output, data_set)
-        report.show(whole)
+        whole = report.write(entries, made, output, data_set)
         if data_set and (problem := why_unusable(whole)):
             raise InputError(f"{output}: not made, {problem}; see {report.report_path(output)}")
         if single:
@@ -95,7 +94,7 @@ def make(
     if single:
         shutil.rmtree(folder)
     if count := len(whole["left_out"]):
-        raise InputError(f"{count} of {len(tasks)} recordings were left out, named above; the others are in {output}")
+        raise InputError(f"{count} of {len(tasks)} recordings were left out, named above")
 
 
 def is_made_already(output: Path, fingerprint: str) -> bool:

@@ -25,10 +25,10 @@ def report_path(output: Path) -> Path:
     return output.with_name(f"{output.stem if output.suffix.lower() in SUFFIXES else output.name}.report.json")
 
 
-def save(
+def write(
     entries: Sequence[Entry], made: Mapping[str, Any], output: Path, data_set: DataSet | None = None
 ) -> dict[str, Any]:
-    """Write the report of an output and return it. data_set: of a labelled one."""
+    """Write and print the report of an output, and return it. data_set: of a labelled one."""
     good = [entry for entry in entries if "error" not in entry]
     dropped: dict[str, Counter[str]] = {}  # reason -> channel -> recordings
     for entry in good:
@@ -48,6 +48,7 @@ def save(
     }
     whole |= _splits(good, data_set) if data_set else {"montages": _montages(good)}
     write_json(report_path(output), whole)
+    _show(whole)
     return whole
 
 
@@ -94,7 +95,7 @@ def published_counts(name: str) -> dict[str, dict[str, int]]:
     return {key: dict(zip(SPLITS, sizes[key], strict=True)) for key in sizes if key.partition(" v")[0] == name}
 
 
-def show(report: Mapping[str, Any]) -> None:
+def _show(report: Mapping[str, Any]) -> None:
     """Print what people need of the report; doubts go to standard error."""
     output = Path(report["output"])
     for reason, names in report["dropped_channels"].items():

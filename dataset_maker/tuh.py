@@ -113,17 +113,18 @@ def read_events(path: Path) -> np.ndarray:
     except OSError as error:
         reason = f"cannot be read ({error.strerror}); TUEV has a file of events beside every EDF"
         raise InputError(f"{path}: {reason}") from error
-    rows = [_event(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row: list[float] = []
+        with suppress(ValueError):
+            row = [float(value) for value in line.split(b",")]
+        if len(row) != 4 or not all(0 <= value < math.inf for value in row) or row[3] not in LABELS:
+            allowed = f"a channel and seconds from 0, a label from {LABELS[0]} to {LABELS[-1]}"
+            raise InputError(f"{path}, line {number}: expected channel,start,end,label: {allowed}")
+        rows.append(row)
     return np.array(rows, dtype=np.float64).reshape(-1, 4)
-
-
-def _event(line: bytes, where: str) -> list[float]:
-    with suppress(ValueError):
-        channel, start, end, label = map(float, line.split(b","))
-        if channel >= 0 and 0 <= start < math.inf and 0 <= end < math.inf and label in LABELS:
-            return [channel, start, end, label]
-    allowed = f"a channel and seconds from 0 and a label from {LABELS[0]} to {LABELS[-1]}"
-    raise InputError(f"{where}: expected four numbers, channel,start,end,label: {allowed}")
 
 
 def first_samples(times: np.ndarray, rate: float, limit: int) -> np.ndarray:

@@ -158,14 +158,6 @@ def test_what_is_left_out_wraps_or_repeats_is_counted() -> None:
     assert none.starts.shape == none.labels.shape == (0,) and none.notes == {}
 
 
-def test_rows_are_read_with_either_line_end_blank_lines_and_blanks(tmp_path: Path) -> None:
-    (tmp_path / "a.rec").write_bytes(b"\r\n0,0.5,1.5,6\r\n\n 3 , 1.0 ,2.0, 1.0\n  \n22,30,31,2")
-    expected = [[0, 0.5, 1.5, 6], [3, 1, 2, 1], [22, 30, 31, 2]]
-    np.testing.assert_array_equal(tuh.read_events(tmp_path / "a.rec"), expected)
-    (tmp_path / "empty.rec").touch()
-    assert tuh.read_events(tmp_path / "empty.rec").shape == (0, 4)
-
-
 @pytest.mark.parametrize("line", ["0,1,2", "0,1,2,Jane Roe", "-1,1,2,3", "0,-1,0,3", "0,1,inf,3", "0,1,2,0"])
 def test_a_row_that_is_no_event_is_refused_with_its_line_and_nothing_of_its_text(line: str, tmp_path: Path) -> None:
     (tmp_path / "a.rec").write_text(f"0,1,2,3\n\n{line}\n")
