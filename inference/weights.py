@@ -38,11 +38,10 @@ from training import checkpoints
 logger = logging.getLogger(__name__)
 
 SIZES = {
-    "tokenizer": modeling_vqnsp.SIZES,
+    "tokenizer": {name: {"width": 200, **depths} for name, depths in modeling_vqnsp.SIZES.items()},
     "pretraining": modeling_pretrain.SIZES,
     "classifier": modeling_finetune.SIZES,
 }
-TOKENIZER = {"width": 200, "heads": 10}  # of all sizes: their table does not name them
 
 # braindecode's `Labram` (1.8) is the same network under other names. It cuts windows into patches itself, so it takes
 # windows of one length; its time embedding has one row more than these have patches, and the last is never used.
@@ -66,18 +65,13 @@ class Description:
 
     stage: str  # a key of checkpoints.STAGES
     model: str  # name in timm's registry
+    size: dict[str, int]  # width, depth and heads; of a tokenizer width and the depths of encoder and decoder
     settings: dict[str, Any]  # further keyword arguments of timm's create_model
     data_set: str = ""  # name of a classifier's data set
     task: str = ""  # binary, multiclass or regression
     classes: tuple[str, ...] = ()  # for regression the names of the outputs
     electrodes: tuple[str, ...] = ()  # of the training windows, in their order
     window_seconds: int = 0  # length of the training windows; 0: not known
-
-    @property
-    def size(self) -> dict[str, int]:
-        """Width, depth and heads; of a tokenizer width, heads and the depths of encoder and decoder."""
-        sizes = {name: size for table in SIZES.values() for name, size in table.items()}
-        return {key: value for key, value in {**TOKENIZER, **sizes[self.model]}.items() if key != "init_values"}
 
     @property
     def data(self) -> dict[str, Any]:
@@ -108,7 +102,7 @@ def recognise(weights: Mapping[str, Tensor], where: str | Path) -> Description:
         raise InputError(f"{where} lacks {error.args[0]}: it is cut short, or of another model") from error
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise InputError(f"{where}: a tensor has a shape that no LaBraM model has: it is of another model") from error
-    return Description(stage, _name(stage, size, where), settings)
+    return Description(stage, _name(stage, size, where), size, settings)
 
 
 def _tokenizer_size(weights: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str, Any]]:
@@ -141,16 +135,14 @@ def _trunk_size(weights: Mapping[str, Tensor], stage: str) -> tuple[dict[str, in
 
 
 def _name(stage: str, size: Mapping[str, int], where: str | Path) -> str:
-    """Name of the stage's model of this size. Raises InputError, with the known sizes, if there is none."""
-    sizes = {name: {**TOKENIZER, **numbers} for name, numbers in SIZES[stage].items()}
-    for name, numbers in sizes.items():
+    """Name of the stage's model of this size. Raises InputError if there is none."""
+    for name, numbers in SIZES[stage].items():
         if size.items() <= numbers.items():
             return name
-    known = "; ".join(f"{name}: {', '.join(str(numbers[key]) for key in size)}" for name, numbers in sizes.items())
     given = ", ".join(f"{key} {number}" for key, number in size.items())
     raise InputError(
-        f"{where} holds {checkpoints.STAGES[stage]} of an unknown size: {given}; known are "
-        f"({', '.join(size)}) {known}; add a row to SIZES of the model's file"
+        f"{where} holds {checkpoints.STAGES[stage]} of an unknown size ({given}); known are {', '.join(SIZES[stage])}: "
+        "add a row to SIZES of the model's file"
     )
 
 
