@@ -1,20 +1,17 @@
-"""What the tests of inference share: tiny checkpoints, running the command, reading its files."""
+"""What the tests of inference share: tiny checkpoints, reading files of results."""
 
-import csv
-import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import h5py
 import numpy as np
+import pandas as pd
 import torch
 from timm.models import create_model
 from torch import Tensor, nn
 
-import run_inference
 from data_helpers import TINY, TRIO
-from errors import run_script
+from golden_recipe import fill
 
 NAMES = ["C3", "Cz", "C4"]
 CLASSIFIER = "labram_tiny_patch200_200"
@@ -24,13 +21,8 @@ DATA = {"name": "Odd", "task": "binary", "classes": ["rest", "task"], "electrode
 
 
 def random_module(name: str, **options: Any) -> nn.Module:
-    """Return a model in which every parameter is drawn: nothing is zero or one by chance of its start."""
-    torch.manual_seed(0)
-    module: nn.Module = create_model(name, **options)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape))
-    return module.eval()
+    """Return a model whose tensors are all different from each other and from a new model's."""
+    return fill(create_model(name, **options)).eval()
 
 
 def saved(path: Path, module: nn.Module, **entries: Any) -> Path:
@@ -47,16 +39,6 @@ def equal(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     )
 
 
-def command(*words: Any) -> int:
-    """Run `run_inference.py words...` as a user does; return its exit code."""
-    with patch.object(sys, "argv", ["run_inference.py", *map(str, words)]):
-        try:
-            run_script(run_inference.main, run_inference.get_args())
-        except SystemExit as end:
-            return int(end.code or 0)
-    return 0
-
-
 def read(path: Path, recording: str, name: str) -> np.ndarray:
     """Read an array of a written file, by other means than the product's."""
     if path.suffix == ".npz":
@@ -68,5 +50,4 @@ def read(path: Path, recording: str, name: str) -> np.ndarray:
 
 def rows(path: Path) -> list[dict[str, str]]:
     """Read a CSV table."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")

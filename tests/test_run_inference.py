@@ -20,8 +20,9 @@ from data_helpers import TRIO, signal, write_labelled, write_pretraining
 from errors import InputError
 from inference import output, plots, recordings
 from inference.recordings import Windows
-from inference_helpers import CLASSIFIER, DATA, MASKED, NAMES, TINY_MODELS, command, random_module, read, rows, saved
+from inference_helpers import CLASSIFIER, DATA, MASKED, NAMES, TINY_MODELS, random_module, read, rows, saved
 from maker_helpers import noise, raw_of, save
+from run_helpers import call
 
 ARRAYS = {
     "tokenize": ["codes"],
@@ -46,12 +47,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def infer(checkpoints: dict[str, Path]) -> Infer:
     """Run a verb on one or several recordings; return its exit code."""
 
-    def call(verb: str, inputs: Path | list[Path], output: Path, *words: Any, checkpoint: Path | None = None) -> int:
+    def run(verb: str, inputs: Path | list[Path], output: Path, *words: Any, checkpoint: Path | None = None) -> int:
         inputs = inputs if isinstance(inputs, list) else [inputs]
         path = checkpoint or checkpoints[verb]
-        return command(verb, "--checkpoint", path, "--input", *inputs, "--output", output, *words)
+        return call("run_inference", verb, "--checkpoint", path, "--input", *inputs, "--output", output, *words)
 
-    return call
+    return run
 
 
 @pytest.fixture(scope="module")

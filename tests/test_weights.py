@@ -20,7 +20,7 @@ from errors import InputError
 from golden_recipe import eeg, fill, published_weights, table
 from inference import weights
 from inference.weights import export
-from inference_helpers import TINY_MODELS, command, equal, saved
+from inference_helpers import TINY_MODELS, equal, random_module, saved
 from modeling_vqnsp import load_tokenizer
 from run_helpers import CLASSIFIER, call, checkpoint, labelled_file
 from training import checkpoints
@@ -58,9 +58,9 @@ def on_meta(name: str, **settings: Any) -> dict[str, Tensor]:
 
 
 def trained(stage: str = "classifier", **settings: Any) -> nn.Module:
-    """Return a tiny model of a stage whose tensors are all different from each other and from a new model's."""
+    """Return a tiny model of a stage."""
     settings = {"num_classes": 3, **settings} if stage == "classifier" else settings
-    return fill(create_model(TINY_MODELS[stage], **settings)).eval()
+    return random_module(TINY_MODELS[stage], **settings)
 
 
 @pytest.fixture
@@ -271,7 +271,7 @@ def test_windows_are_those_of_the_training_or_of_the_flags_or_as_long_as_256_pat
     output = tmp_path / "new" / "a.safetensors"
     assert windows_of(export(ours, to="braindecode", output=output)) == (1000, ["C3", "C4"])
     words = ["export", "--checkpoint", ours, "--to", "braindecode", "--output", output]
-    assert command(*words, "--electrodes", "EEG Fp1-REF", "o2", "--time_window", 3) == 0
+    assert call("run_inference", *words, "--electrodes", "EEG Fp1-REF", "o2", "--time_window", 3) == 0
     assert windows_of((output, output.with_suffix(".json"))) == (600, ["FP1", "O2"])
     unknown = saved(tmp_path / "unknown.pth", trained())
     for names, seconds in ((None, 2), (MANY, 11), (PAIR, 16)):
