@@ -187,14 +187,17 @@ def be_rank(request: Mapping[str, Any]) -> None:
         os.chdir(request["folders"][rank])
     faults, words = request.get("faults", ()), request.get("words") or [[]]
     record: dict[str, Any] = {"losses": [], "codes": [], "codebooks": [], "digests": [], "evaluated": [], "harmed": 0}
+
+    def note_start(state: TrainingState, *_: Any) -> None:
+        if state.run.is_main:
+            (folder / f"start-{attempt}").write_text(json.dumps([attempt, state.epoch, state.step]))
+
     with ExitStack() as patches:
         patches.enter_context(smaller_sizes())
         # Loading processes look this often whether theirs is there still, and until then keep its connections open.
         patches.enter_context(patch("torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL", 0.2))
-        watched: list[tuple[Any, str, Any]] = [(TrainingState, "resume", note_start(folder, attempt))]
-        if request.get("record"):
-            watched += notes_into(record, request.get("harm"))
-        for owner, name, note in watched:
+        patches.enter_context(watch(TrainingState, "resume", note_start))
+        for owner, name, note in notes_into(record, request.get("harm")) if request.get("record") else ():
             patches.enter_context(watch(owner, name, note))
         if attempt < len(faults) and rank in faults[attempt]["ranks"]:
             for owner, name, instead in list(faulty(faults[attempt], folder / f"fault-{attempt}")):
@@ -229,23 +232,13 @@ def watch(owner: Any, name: str, note: Callable[..., None]) -> Any:
     return patch.object(owner, name, method)
 
 
-def note_start(folder: Path, attempt: int) -> Callable[..., None]:
-    """Return what notes where a run goes on."""
-
-    def note(state: TrainingState, *_: Any) -> None:
-        if state.run.is_main:
-            (folder / f"start-{attempt}").write_text(json.dumps([attempt, state.epoch, state.step]))
-
-    return note
-
-
 def notes_into(record: dict[str, Any], harm: Any) -> Iterator[tuple[Any, str, Callable[..., None]]]:
     """Yield what to watch: class, method, and what notes each of its calls in the record.
 
     Noted are losses and codes of every micro-batch, the codebook after each change, a digest of all weights after each
     step, the beginning of each sample that was evaluated, and how many weights came to harm.
     """
-    latest: list[torch.Tensor] = []
+    latest: list[torch.Tensor] = []  # codes
 
     def note_step(update: Update, arguments: Any, stepped: bool) -> None:
         if update.skipped:  # also for a warm-up, of which nothing remains

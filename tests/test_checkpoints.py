@@ -25,16 +25,16 @@ from run_helpers import checkpoint
 from training import checkpoints
 
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "epoch": 3, "scaler": None, "args": {"lr": 5e-4}}
-SIZE_OF_STAGE = {
-    "tokenizer": next(name for name in modeling_vqnsp.SIZES if "tiny" in name),
-    "pretraining": next(name for name in modeling_pretrain.SIZES if "tiny" in name),
-    "classifier": next(name for name in modeling_finetune.SIZES if "tiny" in name),
+SIZES = {
+    "tokenizer": modeling_vqnsp.SIZES,
+    "pretraining": modeling_pretrain.SIZES,
+    "classifier": modeling_finetune.SIZES,
 }
 
 
 def weights_of(stage: str) -> dict[str, Tensor]:
     with torch.device("meta"):
-        return create_model(SIZE_OF_STAGE[stage]).state_dict()
+        return create_model(next(name for name in SIZES[stage] if "tiny" in name)).state_dict()
 
 
 def test_the_new_file_reaches_the_disk_before_it_takes_the_old_ones_place(

@@ -25,7 +25,6 @@ from optim_factory import Update
 from ranks import TESTS, Ended, Fault, launch, smaller_sizes
 from run_helpers import (
     CLASSIFIER,
-    ELECTRODES,
     MASKED,
     RATE,
     TOKENIZER,
@@ -194,7 +193,7 @@ def test_the_comparison_sees_a_single_bit(references: Path) -> None:
 
 
 def poisoned(folder: Path, stage: str, *, window: int, references: Path) -> dict[str, Any]:
-    """Write data of which one window is not finite though the file calls it valid; returns how it is to be named.
+    """Write data of which one window is not finite; returns how it is to be named.
 
     window: of the first recording, or a sample.
     """
@@ -206,12 +205,9 @@ def poisoned(folder: Path, stage: str, *, window: int, references: Path) -> dict
         with h5py.File(path, "r+") as file:
             group = file["train"]
             group["eeg"][window, 1, 30] = np.nan
-            group["valid"] = np.ones((len(group["eeg"]), WINDOW), bool)
             return {"file": str(path), "recording": group["recording"][window].decode(), "sample": window}
     path = folder / "train" / "a.hdf5"
     with h5py.File(path, "r+") as file:
-        for group in file.values():
-            group["valid"] = np.ones(-(-group["eeg"].shape[1] // RATE), bool)
         file["recording0"]["eeg"][1, window * WINDOW * RATE + 30] = np.nan
     return {"file": str(path), "recording": "recording0", "start_seconds": float(window * WINDOW)}
 
@@ -281,10 +277,8 @@ def test_after_ten_bad_steps_in_a_row_a_run_stops(tmp_path: Path, capsys: pytest
     labelled_file(tmp_path / "task.hdf5", counts={"train": 48, "val": 4})
     with h5py.File(tmp_path / "task.hdf5", "r+") as file:
         file["train"]["eeg"][:, 0, 0] = np.nan
-        file["train"]["valid"] = np.ones((48, WINDOW), bool)
-    words = ["--dataset", tmp_path / "task.hdf5", "--output_dir", tmp_path / "run", "--device", "cpu"]
-    words += ["--model", "labram_tiny_patch200_200", "--num_workers", 0, "--batch_size", 4, "--epochs", 1]
-    assert call("run_class_finetuning", *words) == 1
+    words = ["--dataset", tmp_path / "task.hdf5", "--output_dir", tmp_path / "run"]
+    assert call("run_class_finetuning", *CLASSIFIER, *words) == 1
     assert len(bad_steps(tmp_path / "run")) == 10
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "10 in a row" in line and str(tmp_path / "task.hdf5") in line
@@ -314,17 +308,9 @@ def test_a_bad_step_of_one_process_is_skipped_by_all_and_resumed_like_any(tmp_pa
 
 def test_a_window_that_one_process_cannot_read_ends_all_with_that_processs_line(tmp_path: Path) -> None:
     write_data(tmp_path)
-    path = tmp_path / "train" / "a.hdf5"
-    window = window_of(1, after=2)
-    with h5py.File(path, "r+") as file:
-        eeg = file["recording0"]["eeg"][()]
-        attributes = dict(file["recording0"]["eeg"].attrs)
-        del file["recording0"]["eeg"]
-        packed = file["recording0"].create_dataset("eeg", data=eeg, chunks=(len(ELECTRODES), RATE), compression="gzip")
-        packed.attrs.update(attributes)
-        for group in file.values():
-            group["valid"] = np.ones(-(-group["eeg"].shape[1] // RATE), bool)
-        place = packed.id.get_chunk_info(window * WINDOW).byte_offset
+    path = pretraining_file(tmp_path / "train" / "a.hdf5", seconds=(24, 16), compression="gzip")
+    with h5py.File(path) as file:  # a chunk is a second
+        place = file["recording0/eeg"].id.get_chunk_info(window_of(1, after=2) * WINDOW).byte_offset
     with path.open("r+b") as raw:
         raw.seek(place)
         raw.write(b"\xff" * 64)

@@ -172,12 +172,6 @@ def stop_inside_the_first_epoch(folder: Path, task: Path) -> None:
     assert checkpoint(folder / "checkpoint.pth")["step"] == 1
 
 
-def as_of_two_processes(folder: Path) -> None:
-    state = checkpoint(folder / "checkpoint.pth")
-    state["settings"]["processes"] = 2
-    torch.save(state, folder / "checkpoint.pth")
-
-
 @pytest.mark.parametrize("change", ["batch", "data", "processes"])
 def test_inside_an_epoch_other_windows_are_refused_and_resume_anyway_begins_the_epoch_again(
     change: str, tmp_path: Path, task: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
@@ -186,7 +180,9 @@ def test_inside_an_epoch_other_windows_are_refused_and_resume_anyway_begins_the_
     stop_inside_the_first_epoch(folder, task)
     data = labelled_file(tmp_path / "b.hdf5", counts={"train": 12, "val": 6, "test": 5}) if change == "data" else task
     if change == "processes":
-        as_of_two_processes(folder)
+        state = checkpoint(folder / "checkpoint.pth")
+        state["settings"]["processes"] = 2
+        torch.save(state, folder / "checkpoint.pth")
     words = ["--batch_size", 2] if change == "batch" else []
     named = {"batch": "--batch_size is 2", "data": "train data", "processes": "processes is 1"}[change]
     assert train(folder, data, *words) == 1
@@ -254,16 +250,6 @@ def test_a_run_that_goes_back_sets_the_best_checkpoint_of_a_later_epoch_aside(tm
         assert best_epochs(tmp_path)["checkpoint-best.pth"] == 2
 
 
-def test_a_new_run_in_the_same_folder_sets_the_best_checkpoint_of_the_old_one_aside(
-    tmp_path: Path, task: Path, straight: Path
-) -> None:
-    folder = copy_of(straight, tmp_path / "run")
-    old = best_epochs(folder)["checkpoint-best.pth"]
-    with dying(checkpoints, "copy", lambda *_: True):
-        train(folder, task, "--no_auto_resume")
-    assert best_epochs(folder) == {"checkpoint-best.previous.pth": old}
-
-
 def test_a_world_size_without_a_rank_is_one_process_that_sees_all_data(
     tmp_path: Path, task: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,14 +258,15 @@ def test_a_world_size_without_a_rank_is_one_process_that_sees_all_data(
     assert_same_run(straight, tmp_path / "run")
 
 
-def test_only_the_last_numbered_checkpoints_are_kept_where_asked_and_a_new_run_keeps_the_old_log(
+def test_only_the_last_numbered_checkpoints_are_kept_where_asked_and_a_new_run_sets_the_old_ones_files_aside(
     tmp_path: Path, task: Path
 ) -> None:
     assert train(tmp_path, task, "--keep_last", 2) == 0
     assert {path.name for path in tmp_path.glob("checkpoint-[0-9]*")} == {"checkpoint-1.pth", "checkpoint-2.pth"}
     state = checkpoint(tmp_path / "checkpoint-1.pth")
     assert {"model", "optimizer", "epoch", "scaler", "args", "stage"} <= state.keys() and state["epoch"] == 1
-    old = (tmp_path / "log.txt").read_text()
+    old, best = (tmp_path / "log.txt").read_text(), best_epochs(tmp_path)["checkpoint-best.pth"]
     assert train(tmp_path, task, "--no_auto_resume", "--no_save_ckpt", epochs=1) == 0
     assert [line["epoch"] for line in log(tmp_path)] == [0] and (tmp_path / "log.previous.txt").read_text() == old
+    assert best_epochs(tmp_path) == {"checkpoint-best.previous.pth": best}
     assert checkpoint(tmp_path / "checkpoint.pth")["epoch"] == 2, "--no_save_ckpt writes none"

@@ -332,14 +332,15 @@ class TrainingState:
             "generator": torch.get_rng_state(),
             "device_generator": torch.cuda.get_rng_state(self.run.device) if cuda else None,
         }
-        gathered = gather(own)
+        processes = gather(own)
         numbered = whole_epoch and self.epoch % self.args.save_ckpt_freq == 0
-        self.run.run_on_rank0(lambda: self._write(self._checkpoint(gathered), numbered=numbered, best=best))
+        self.run.run_on_rank0(lambda: self._write(processes, numbered=numbered, best=best))
         self._saved = time.monotonic()
 
-    def _checkpoint(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
+    def _write(self, processes: list[dict[str, Any]], *, numbered: bool, best: bool) -> None:
+        """Write the files of a checkpoint. processes: each one's part."""
         update = self.update.state_dict()
-        return {
+        state = {
             "model": self.model.module.state_dict(),
             "optimizer": update.pop("optimizer"),
             "scaler": update.pop("scaler"),
@@ -354,8 +355,6 @@ class TrainingState:
             "settings": self.settings,
             **({"data_set": self.data_set} if self.data_set else {}),
         }
-
-    def _write(self, state: dict[str, Any], *, numbered: bool, best: bool) -> None:
         folder = self.run.output_dir
         if numbered:  # before the latest one, which says that an epoch needs no repetition
             checkpoints.save(state, folder / f"checkpoint-{self.epoch - 1}.pth")
