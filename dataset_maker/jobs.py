@@ -16,11 +16,10 @@ import importlib
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from os.path import realpath
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -228,23 +227,10 @@ def _in_shards(plan: Plan, tasks: Sequence[Task]) -> dict[str, Entry]:
 # ---- survey, convert, join
 
 
-def _spread_out(
-    submit: pool.Submit, function: Callable[[Task], Entry], tasks: Sequence[Task], what: str
-) -> Iterator[tuple[Task, Entry]]:
-    """Yield each task with function(task), or with {"error": reason}, as they come, under a progress bar."""
-    futures = {submit(function, task): task for task in tasks}
-    with tqdm(total=len(tasks), desc=what, unit="recording", disable=None) as bar:
-        for future in as_completed(futures):
-            task = futures[future]
-            yield task, pool.result_of(future, task["path"])
-            bar.update()
-
-
-def survey_all(plan: Plan, tasks: Sequence[Task], submit: pool.Submit) -> list[list[str]]:
-    """Return the electrodes of all recordings that can be read, in order. Converting names the others."""
-    entries = _spread_out(submit, partial(survey, plan), tasks, "looking")
-    electrodes = {plan.key(task): entry.get("electrodes") for task, entry in entries}
-    return [names for task in tasks if (names := electrodes[plan.key(task)])]
+def first_electrodes(plan: Plan, tasks: Sequence[Task], submit: pool.Submit) -> list[str]:
+    """Return the electrodes of the first recording that can be read; converting names those that cannot."""
+    entries = (pool.result_of(submit(survey, plan, task), task["path"]) for task in tasks)
+    return next((entry["electrodes"] for entry in entries if "electrodes" in entry), [])
 
 
 def convert_all(plan: Plan, tasks: Sequence[Task], submit: pool.Submit) -> tuple[list[Entry], dict[str, Entry]]:
@@ -258,7 +244,10 @@ def convert_all(plan: Plan, tasks: Sequence[Task], submit: pool.Submit) -> tuple
     if results := results | parts:
         print(f"{len(results)} of {len(tasks)} recordings were converted before")
     new = [task for task in tasks if plan.key(task) not in results]
-    for task, entry in _spread_out(submit, partial(convert, plan), new, "converting"):
+    futures = {submit(convert, plan, task): task for task in new}
+    for future in tqdm(as_completed(futures), "converting", len(new), unit="recording", disable=None):
+        task = futures[future]
+        entry = pool.result_of(future, task["path"])
         entry |= {key: task[key] for key in ("path", "open", "recording", "subject") if key in task}
         entry["key"] = key = plan.key(task)
         results[key] = entry

@@ -10,7 +10,7 @@ The manifest is a CSV file (UTF-8, commas, decimal points) with these columns in
                subject: a fifth of them test, of the others a fifth val
   subject      who was recorded: a number or code, never a name
 A segment gives the windows of --window seconds that fit into it, --stride seconds apart. Two labels are a binary task,
-more a multiclass one; the electrodes are those that the recordings have.
+more a multiclass one. The electrodes are those of the first recording; recordings with others are left out.
 """
 
 import sys

@@ -8,7 +8,6 @@ import argparse
 import importlib
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -79,7 +78,7 @@ def make(
     with jobs.only_maker(plan):
         with pool.processes(args) as submit:
             if data_set and not data_set.electrodes:
-                data_set = replace(data_set, electrodes=common_montage(jobs.survey_all(plan, tasks, submit)))
+                data_set = replace(data_set, electrodes=jobs.first_electrodes(plan, tasks, submit))
                 plan = replace(plan, data_set=data_set)
             entries, parts = jobs.convert_all(plan, tasks, submit)
         whole = report.write(entries, made, output, data_set)
@@ -113,13 +112,6 @@ def is_made_already(output: Path, fingerprint: str) -> bool:
         raise InputError(f"{output} was made without {count} recordings, see {place}: delete it to try again")
     print(f"{output} is already made from these recordings with these flags")
     return True
-
-
-def common_montage(montages: Sequence[Sequence[str]]) -> list[str]:
-    """Return the electrodes that most recordings have, in the order of the first of them; empty without recordings."""
-    counts = Counter(frozenset(names) for names in montages)
-    most = max(counts, key=counts.__getitem__, default=None)
-    return next((list(names) for names in montages if frozenset(names) == most), [])
 
 
 def why_unusable(whole: Mapping[str, Any]) -> str | None:

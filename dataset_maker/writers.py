@@ -35,7 +35,7 @@ class DataSet:
     name: str
     classes: Sequence[str]  # of a regression the names of the targets
     window: int  # s
-    electrodes: Sequence[str] | None = None  # every recording has exactly these; None: those that most have
+    electrodes: Sequence[str] | None = None  # every recording has exactly these; None: those of the first
     drop: Sequence[str] = ()  # channels to leave out in addition to --drop
     wrap: bool = False  # whether windows may reach round a recording's ends
     regression: bool = False

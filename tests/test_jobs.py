@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import h5py
 import numpy as np
@@ -65,28 +66,25 @@ def assert_whole(folder: Path, paths: list[Path]) -> None:
     assert not list(folder.rglob("*.part")) and not list((folder / ".making/parts").iterdir())
 
 
-@pytest.mark.parametrize(
-    ("word", "limits", "reason"),
-    [
-        ("crash", {}, "makes its reader crash (exit code -11)"),
-        ("hang", {"time_limit": 5.0}, "--time_limit"),
-        ("greedy", {}, "--memory_limit"),
-        ("fault", {}, "cannot be converted (TypeError in odd_maker.py, line"),
-        ("gone", {}, "cannot be converted (FileNotFoundError in odd_maker.py, line"),
-    ],
-)
-def test_a_recording_that_kills_its_reader_costs_only_itself(
-    word: str, limits: dict[str, float], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    paths = write(tmp_path / "in", a="fine", b=word, c="fine", d="fine")
-    with pytest.raises(InputError, match="1 of 4 recordings were left out"):
-        convert(paths, tmp_path / "out", jobs=2, **limits)
-    assert_whole(tmp_path / "out", [paths[0], *paths[2:]])
+def test_a_recording_that_kills_its_reader_costs_only_itself(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    reasons = {
+        "crash": "makes its reader crash (exit code -11)",
+        "hang": "--time_limit",
+        "greedy": "--memory_limit",
+        "fault": "cannot be converted (TypeError in odd_maker.py, line",
+        "gone": "cannot be converted (FileNotFoundError in odd_maker.py, line",
+    }
+    paths = write(tmp_path / "in", a="fine", **{word: word for word in reasons}, z="fine")
+    with pytest.raises(InputError, match="5 of 7 recordings were left out"):
+        convert(paths, tmp_path / "out", jobs=2, time_limit=8.0)
+    assert_whole(tmp_path / "out", [paths[0], paths[-1]])
     printed = capsys.readouterr()
-    (line,) = printed.err.splitlines()
-    assert line.startswith(f"left out: {paths[1]}: ") and reason in line and "Jane" not in printed.out + printed.err
-    (entry,) = json.loads((tmp_path / "out.report.json").read_text())["left_out"]
-    assert entry["path"] == str(paths[1]) and reason in entry["reason"]
+    left_out = json.loads((tmp_path / "out.report.json").read_text())["left_out"]
+    assert [entry["path"] for entry in left_out] == [str(path) for path in paths[1:-1]]
+    assert sorted(printed.err.splitlines()) == sorted(f"left out: {entry['reason']}" for entry in left_out)
+    for entry, path in zip(left_out, paths[1:-1], strict=True):
+        assert entry["reason"].startswith(f"{path}: ") and reasons[path.stem] in entry["reason"]
+    assert "Jane" not in printed.out + printed.err
 
 
 def test_processes_that_cannot_start_stop_the_maker_and_blame_no_recording(
@@ -359,6 +357,20 @@ def test_a_finished_labelled_file_is_recognised_and_another_is_not_replaced(
     with pytest.raises(InputError, match="exists already"):
         make_labelled(paths, tmp_path / "x.hdf5", classes=("c", "d"))
     assert (tmp_path / "x.hdf5").stat().st_mtime_ns == stamp
+
+
+def test_a_single_file_goes_on_where_it_stopped_without_a_recording_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    paths = write(tmp_path / "in", a="fine", b="fine", v="fine")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(making, "join", Mock(side_effect=KeyboardInterrupt))
+        make_labelled(paths, tmp_path / "x.hdf5")
+    make_labelled([paths[0], paths[2]], tmp_path / "x.hdf5")
+    assert "2 of 2 recordings were converted before" in capsys.readouterr().out
+    with h5py.File(tmp_path / "x.hdf5") as file:
+        assert set(file["train/recording"].asstr()[:]) == {"a"} and len(file["train/label"]) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "x.hdf5", "x.report.json"]
 
 
 def test_a_labelled_folder_keeps_its_shards_and_refuses_recordings_that_are_gone_and_other_files(
