@@ -87,7 +87,7 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of export."""
     add = parser.add_argument
     add("--to", choices=weights.FORMATS, required=True, help="safetensors: any stage; braindecode: all but a tokenizer")
-    add("--output", type=Path, required=True, metavar="FILE", help="ends with .safetensors; a .json goes beside it")
+    add("--output", type=Path, required=True, metavar="FILE", help="ends with .safetensors; a .json file goes with it")
     window = "of braindecode's windows (default: the training's, else"
     add("--electrodes", nargs="+", metavar="NAME", help=f"{window} all 128)")
     add("--time_window", type=int, metavar="SECONDS", help=f"{window} floor(256 / electrodes))")

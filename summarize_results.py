@@ -1,4 +1,4 @@
-"""Results of runs beside the published ones: a table, and a page of figures, report.html.
+"""Results of runs next to the published ones: a table, and a page of figures, report.html.
 
 DIR is the --output_dir of a run of any stage, or a folder of such folders. The epoch that counts is the one that the
 training selected: with the best validation AUROC (two classes), Cohen's kappa (more), R2 (regression) or --select_by.

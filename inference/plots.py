@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt  # the backend comes first: there may be no
 
 from errors import InputError
 from files import written_aside
-from inference.output import ROWS, recordings_of
+from inference.output import recordings_of
 from inference.recordings import Windows
 from layers import PATCH_SAMPLES
 
@@ -34,7 +34,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def timeline(path: Path, windows: Windows, group: h5py.Group, model: Any) -> None:
-    """Draw the signal, electrodes below each other, and below them the prediction of each window.
+    """Draw the signal, a line for each electrode, and below it the prediction of each window.
 
     Of two classes only the second is drawn.
     """
@@ -97,12 +97,10 @@ def spectra(path: Path, windows: Windows, group: h5py.Group, model: Any) -> None
 
 def mean_features(groups: Sequence[h5py.Group]) -> tuple[np.ndarray, list[str]]:
     """Mean features (W, D) of the windows of all recordings, and the class or the recording of each window."""
-    means: list[np.ndarray] = []
-    names: list[str] = []
+    means, names = list[np.ndarray](), list[str]()
     for group in groups:
-        array = group["features"]
-        pieces = (array[first : first + ROWS] for first in range(0, len(array), ROWS))
-        means += [piece.reshape(len(piece), -1, piece.shape[-1]).mean(1) for piece in pieces]
+        features = group["features"][:]
+        means.append(features.reshape(len(features), -1, features.shape[-1]).mean(1))
         is_class = "label" in group and group["label"].ndim == 1
         names += [group.attrs["classes"][label] for label in group["label"][:]] if is_class else recordings_of(group)
     return np.concatenate(means), names

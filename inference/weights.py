@@ -66,7 +66,7 @@ class Description:
     stage: str  # a key of checkpoints.STAGES
     model: str  # name in timm's registry
     size: dict[str, int]  # width, depth and heads; of a tokenizer width and the depths of encoder and decoder
-    settings: dict[str, Any]  # further keyword arguments of timm's create_model
+    settings: dict[str, Any]  # other keyword arguments of timm's create_model
     data_set: str = ""  # name of a classifier's data set
     task: str = ""  # binary, multiclass or regression
     classes: tuple[str, ...] = ()  # for regression the names of the outputs
@@ -106,7 +106,7 @@ def recognise(weights: Mapping[str, Tensor], where: str | Path) -> Description:
 
 
 def _tokenizer_size(weights: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str, Any]]:
-    """Size in `modeling_vqnsp.SIZES` and further settings of a tokenizer."""
+    """Find the size in `SIZES` and the other settings of a tokenizer."""
     size = {f"{part}_depth": depth_of(weights, f"{part}.") for part in ("encoder", "decoder")}
     _, _, size["width"] = weights["encoder.cls_token"].shape
     codes, code_dim = weights["quantize.embedding.weight"].shape
@@ -115,7 +115,7 @@ def _tokenizer_size(weights: Mapping[str, Tensor]) -> tuple[dict[str, int], dict
 
 
 def _trunk_size(weights: Mapping[str, Tensor], stage: str) -> tuple[dict[str, int], dict[str, Any]]:
-    """Width, depth and heads, and further settings, of a masked model or a classifier."""
+    """Find width, depth and heads, and the other settings, of a masked model or a classifier."""
     prefix = "student." if stage == "pretraining" else ""
     _, _, width = weights[f"{prefix}cls_token"].shape
     (head,) = weights[f"{prefix}blocks.0.attn.q_norm.weight"].shape

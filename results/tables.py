@@ -1,20 +1,21 @@
-"""Tables of runs: mean and standard deviation over seeds beside the published rows, as text, Markdown or data.
+"""Tables of runs: mean and standard deviation over seeds below the published rows, as text, Markdown or CSV.
 
 Standard deviations are those of a sample (n - 1), as published ones are; a single run has none. Runs that differ in
 more than their seed are never averaged.
 """
 
+import json
 import math
 import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from results import published_sets
 from results.read import RunResult
 
 WIDTH = 80  # of text
@@ -22,6 +23,7 @@ PROGRESS = {
     "tokenizer": ("loss", "rec_loss", "rec_angle_loss", "used_code", "perplexity"),
     "pretraining": ("loss", "unigram_loss", "mlm_acc", "code_entropy"),
 }
+PUBLISHED = Path(__file__).with_name("published_results.json")
 STAGES = {"tokenizer": "Tokenizer (stage 1)", "pretraining": "Pre-training (stage 2)"}
 
 
@@ -82,6 +84,12 @@ class Grid(NamedTuple):
 # From runs to tables
 
 
+def published_sets() -> dict[str, dict[str, Any]]:
+    """Read the published results: {data set: {source, metrics, rows, ...}}."""
+    content = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    return {name: values for name, values in content.items() if isinstance(values, dict)}
+
+
 def make_tables(runs: Sequence[RunResult], notes: list[str]) -> list[Table]:
     """Make a table for each data set, and rule for the epoch, and for stages 1 and 2. What is odd goes to the notes."""
     tables: dict[tuple, list[RunResult]] = {}
@@ -98,7 +106,7 @@ def make_tables(runs: Sequence[RunResult], notes: list[str]) -> list[Table]:
             table.source = f"{name}: {published['source']}, mean and standard deviation over five seeds{protocol}"
         elif published:
             needed = ", ".join(published["metrics"])
-            notes.append(f"{table.title}: the published rows, {needed} of a test set, are not shown beside it")
+            notes.append(f"{table.title}: the published rows, {needed} of a test set, are not shown")
         made.append(table)
     return made
 

@@ -26,7 +26,7 @@ def random_module(name: str, **options: Any) -> nn.Module:
 
 
 def saved(path: Path, module: nn.Module, **entries: Any) -> Path:
-    """Write a checkpoint of a model with further entries."""
+    """Write a checkpoint of a model with more entries."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": module.state_dict(), **entries}, path)
     return path
