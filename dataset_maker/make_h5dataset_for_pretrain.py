@@ -13,7 +13,6 @@ from pathlib import Path
 
 from dataset_maker import making, pipeline, pool
 from dataset_maker.sources import find_files
-from eeg_data.pretraining_files import SAMPLING_RATE
 from errors import ArgumentParser, run_script
 
 
@@ -36,14 +35,11 @@ def convert_recordings(
     """
     names = [path.name.removesuffix(".gz").rpartition(".")[0] for path in paths]
     tasks = [{"path": path, "recording": name} for path, name in zip(paths, names, strict=True)]
-    making.make(args, maker, tasks, source=source, drop=drop)
+    making.make(args, maker, None, tasks, source=source, drop=drop)
 
 
 def main(args: argparse.Namespace) -> None:
     """Convert every recording found; raises InputError at the end if any was left out."""
-    if args.rsfreq != SAMPLING_RATE:
-        takes = f"cannot train this project's models, which take {SAMPLING_RATE} Hz"
-        print(f"warning: with --rsfreq {args.rsfreq:g} the files {takes}", file=sys.stderr)
     maker = "dataset_maker.make_h5dataset_for_pretrain"
     convert_recordings(args, find_files(args.input), maker=maker, source="recordings read by MNE")
 

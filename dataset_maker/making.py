@@ -41,19 +41,14 @@ def run(maker: str) -> None:
     if not getattr(module, "FILTERED", False):
         add_filter_arguments(parser)
     pool.add_arguments(parser)
-
-    def main(args: argparse.Namespace) -> None:
-        data_set, tasks = module.find_recordings(args)
-        make(args, maker, tasks, data_set)
-
-    run_script(main, parser.parse_args())
+    run_script(lambda args: make(args, maker, *module.find_recordings(args)), parser.parse_args())
 
 
 def make(
     args: argparse.Namespace,
     maker: str,
+    data_set: DataSet | None,
     tasks: Iterable[Task],
-    data_set: DataSet | None = None,
     *,
     source: str = "",
     drop: Sequence[str] = (),

@@ -42,9 +42,9 @@ class FilterSettings:
 
     def __post_init__(self) -> None:
         """Raise UsageError for settings that no filter can follow."""
-        for flag, value in zip(("--l_freq", "--h_freq", "--notch", "--rsfreq"), asdict(self).values(), strict=True):
+        for flag, value in (("l_freq", self.l_freq), ("h_freq", self.h_freq), ("notch", self.notch)):
             if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"{flag} {value:g}: must be a positive number of Hz, or 0 to leave this stage out")
+                raise UsageError(f"--{flag} {value:g}: must be a positive number of Hz, or 0 to leave this stage out")
         if self.l_freq and self.h_freq and self.l_freq >= self.h_freq:
             raise UsageError(f"--l_freq {self.l_freq:g} must be below --h_freq {self.h_freq:g}")
 
@@ -89,10 +89,8 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> Any:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the whole pipeline's flags."""
-    group, rate = add_filter_arguments(parser), FilterSettings.sampling_rate
-    group.add_argument("--rsfreq", type=float, default=rate, metavar="HZ", help="rate to write (default %(default)s)")
     trim_end = "cut so much off every recording's end"
-    group.add_argument("--trim_end", type=float, default=0.0, metavar="SECONDS", help=trim_end)
+    add_filter_arguments(parser).add_argument("--trim_end", type=float, default=0, metavar="SECONDS", help=trim_end)
     add_name_arguments(parser)
 
 
@@ -109,13 +107,13 @@ def build_pipeline(args: argparse.Namespace, *, drop: Sequence[str] = (), block_
     drop: channels to leave out in addition to those of --drop. Raises UsageError and InputError.
     """
     l_freq, h_freq, notch = (getattr(args, name, 0.0) or None for name in ("l_freq", "h_freq", "notch"))
-    settings = FilterSettings(l_freq, h_freq, notch, getattr(args, "rsfreq", FilterSettings.sampling_rate) or None)
     trim_end = getattr(args, "trim_end", 0.0)
     if not 0 <= trim_end < math.inf:
         raise UsageError(f"--trim_end {trim_end:g}: must be a number of seconds from 0")
     rename = load_rename(args.rename) if getattr(args, "rename", None) else {}
     dropped = (*getattr(args, "drop", ()), *drop)
-    return Pipeline(settings, rename, dropped, trim_end, getattr(args, "dtype", Pipeline.dtype), block_bytes)
+    dtype = getattr(args, "dtype", Pipeline.dtype)
+    return Pipeline(FilterSettings(l_freq, h_freq, notch), rename, dropped, trim_end, dtype, block_bytes)
 
 
 def load_rename(path: Path) -> dict[str, str]:

@@ -153,8 +153,8 @@ def _read_recording(
             raise InputError(f"{where}: {len(montage)} electrode names for {eeg.shape[0]} rows of EEG")
         if (rate := float(np.squeeze(attribute("rsFreq", where, eeg, group)))) != SAMPLING_RATE:
             raise InputError(
-                f"{where}: sampled at {rate:g} Hz, all files of a run must be at {SAMPLING_RATE} Hz: convert it with "
-                f"--rsfreq {SAMPLING_RATE}"
+                f"{where}: sampled at {rate:g} Hz, the models take {SAMPLING_RATE} Hz; make it with "
+                "dataset_maker/make_h5dataset_for_pretrain.py"
             )
         check_stored(eeg, where)
         length = int(eeg.shape[1])

@@ -244,20 +244,13 @@ def test_a_recording_cut_short_converts_as_far_as_it_goes_and_says_how_much_is_m
 # ---- the command line
 
 
-def test_a_rate_that_the_models_do_not_take_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    save(tmp_path / "in/a_raw.fif", ["C3", "C4"])
-    assert convert(tmp_path / "in", tmp_path / "out", "--rsfreq", 100) == 0
-    assert capsys.readouterr().err.startswith("warning: with --rsfreq 100")
-    assert datasets(tmp_path / "out")["a_raw"].attrs["rsFreq"] == 100
-
-
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
         (["--input", "nowhere"], 1, "nowhere: does not exist"),
         (["--input", "ok", "--output", "file.txt"], 2, "file.txt cannot be written"),
         (["--input", "ok", "--l_freq", "80"], 2, "--l_freq 80 must be below"),
-        (["--input", "ok", "--rsfreq", "-1"], 2, "--rsfreq -1: must be"),
+        (["--input", "ok", "--notch", "-1"], 2, "--notch -1: must be"),
     ],
 )
 def test_wrong_input_is_one_line_and_its_exit_code(

@@ -314,7 +314,7 @@ def make_labelled(paths: list[Path], output: Path, classes: tuple[str, ...] = ("
         for p in paths
     ]
     data_set = DataSet("Odd", classes, window=1, made={"source": "tests"})
-    making.make(args, "tests.odd_maker", tasks, data_set)
+    making.make(args, "tests.odd_maker", data_set, tasks)
 
 
 def test_a_labelled_file_holds_the_recordings_in_order_their_rows_in_one_order_and_counts_what_it_left_out(
