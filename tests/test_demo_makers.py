@@ -80,10 +80,7 @@ def test_scp1_input_of_another_kind_is_one_line(tmp_path: Path, capsys: pytest.C
     assert len(capsys.readouterr().err.splitlines()) == 3 and not (tmp_path / "a.hdf5").exists()
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_the_demos_data_are_made_of_the_packages_once(
-    interrupted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_demos_data_are_made_of_the_packages_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     downloads = tmp_path / "downloads"
     downloads.mkdir()
     with tarfile.open(downloads / data.EEGHDF.file, "w:gz") as tar:
@@ -102,9 +99,8 @@ def test_the_demos_data_are_made_of_the_packages_once(
         return subprocess.CompletedProcess(command, run_maker(maker, *command[2:]))
 
     monkeypatch.setattr(data, "subprocess", SimpleNamespace(run=here))
-    if interrupted:  # before the second recording
-        first, _ = data.recordings(downloads)
-        data.make("make_eeghdf.py", "--input", str(first), "--output", str(tmp_path / "data" / "pretrain"))
+    first, _ = data.recordings(downloads)  # as if it was interrupted before the second recording
+    data.make("make_eeghdf.py", "--input", str(first), "--output", str(tmp_path / "data" / "pretrain"))
     pretrain, task = data.prepare(tmp_path)
     found = [recording.name for path in pretrain.glob("*.hdf5") for recording in read_recordings(path)]
     assert len(found) == 2 and {name.partition("_")[0].partition(".")[0] for name in found} == {"absence", "spasms"}

@@ -36,12 +36,6 @@ def test_every_subject_is_tested_once_and_validates_once_over_the_folds() -> Non
             sources.folds(NAMES, number, fold)
 
 
-def test_equal_names_get_a_digest_of_their_paths_end_and_others_stay() -> None:
-    paths = [Path(f"/x/{folder}/a b.edf") for folder in ("one", "two")] + [Path("/x/c.edf")]
-    one, two, other = sources.unique_names(["a b", "a b", "c"], paths)
-    assert one != two and {one[:-6], two[:-6]} == {"a_b-"} and other == "c"
-
-
 def test_recordings_are_found_once_and_later_parts_of_split_ones_never(tmp_path: Path) -> None:
     names = ["b.EDF", "sub/a_raw.fif", "sub/a_raw-1.fif", "x_split-01_raw.fif", "x_split-02_raw.fif", "y-2.fif"]
     for name in [*names, ".hidden.edf", "sub/._b.edf", "notes.txt"]:
