@@ -139,7 +139,7 @@ def _run_verb(args: argparse.Namespace, model: Model, windows: Windows, file: h5
     group = output.begin(file, windows)
     windows = replace(windows, name=output.name_of(group))
     try:
-        for part, arrays in model.batches(args.verb, windows, batch_size=args.batch_size, pool=args.pool, visible=True):
+        for part, arrays in model.batches(args.verb, windows, batch_size=args.batch_size, pool=args.pool):
             for name, array in arrays.items():
                 shape = (len(windows), *array.shape[1:])
                 group.require_dataset(name, shape, array.dtype)[part] = array

@@ -116,8 +116,7 @@ class Model:
         if module.fc_norm is None:
             tokens = module.norm(tokens)
         axes = {"patches": "B N A D", "electrodes": "B N D", "mean": "B D"}[pool]
-        tokens = rearrange(tokens, "B (N A) D -> B N A D", N=eeg.shape[1])
-        tokens = reduce(tokens, f"B N A D -> {axes}", "mean")
+        tokens = reduce(tokens, f"B (N A) D -> {axes}", "mean", N=eeg.shape[1])
         return {"features": tokens if module.fc_norm is None else module.fc_norm(tokens)}
 
     def _predict(self, eeg: Tensor, channels: Tensor) -> dict[str, Tensor]:
@@ -130,11 +129,11 @@ class Model:
 
     @torch.inference_mode()
     def batches(
-        self, verb: str, windows: Windows, *, batch_size: int = BATCH, pool: str = "patches", visible: bool = False
+        self, verb: str, windows: Windows, *, batch_size: int = BATCH, pool: str = "patches"
     ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-        """Yield what `verb` gives for consecutive windows: which windows they are, and arrays by name.
+        """Yield which windows a batch holds, and the arrays that `verb` gives for them, by name.
 
-        Memory does not grow with the number of windows. visible: show a progress bar.
+        Memory does not grow with the number of windows.
         """
         if pool not in POOLS:
             raise UsageError(f"--pool {pool}: allowed are {', '.join(POOLS)}")
@@ -142,8 +141,8 @@ class Model:
             raise UsageError(f"--batch_size {batch_size}: must be at least 1")
         compute = partial(self._embed, pool=pool) if verb == "embed" else getattr(self, f"_{verb}")
         channels = self._channels(windows)
-        hidden = None if visible else True  # None: shown on a terminal only
-        with tqdm(total=len(windows), desc=windows.name, unit="window", leave=False, disable=hidden) as bar:
+        # disable=None: shown on a terminal only.
+        with tqdm(total=len(windows), desc=windows.name, unit="window", leave=False, disable=None) as bar:
             for first in range(0, len(windows), batch_size):
                 part = slice(first, min(first + batch_size, len(windows)))
                 eeg = torch.from_numpy(windows.batch(part.start, part.stop)).to(self.device) / UNIT
