@@ -230,4 +230,4 @@ def first_few(words: Sequence[str], most: int = 5) -> str:
 def worst_first(counts: Mapping[str, int], seconds: int) -> str:
     """Return the electrodes with most bad seconds, and their share. counts: electrode -> bad seconds."""
     worst = sorted(counts, key=lambda name: -counts[name])
-    return first_few([f"{name} {counts[name]} s ({counts[name] / seconds:.0%})" for name in worst])
+    return first_few([f"{name} {counts[name]} s ({counts[name] / seconds:.1%})" for name in worst])

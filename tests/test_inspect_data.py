@@ -74,7 +74,7 @@ def test_a_pretraining_folder_is_described_montage_by_montage(tmp_path: Path, in
         assert value == pytest.approx(np.percentile(values, float(p.removesuffix(" %"))), rel=0.13), p
     assert pair.report["seconds"] == {"scanned": 85, "invalid": 2}
     kinds = [pair.report[kind] for kind in ("flat", "saturated", "not finite")]
-    assert kinds == ["FP1 3 s (4%), FP2 1 s (1%)", "FP2 1 s (1%)", "FP2 1 s (1%)"]
+    assert kinds == ["FP1 3 s (3.5%), FP2 1 s (1.2%)", "FP2 1 s (1.2%)", "FP2 1 s (1.2%)"]
     assert trio.warnings == [] and any("2 of 85 seconds (2.4%) cannot be used" in text for text in pair.warnings)
     code, text, errors = inspect(tmp_path / "data")
     assert (code, errors) == (0, "") and "warning: 2 of 85 seconds" in text and f"stride 1 s: {windows[1]}" in text

@@ -180,8 +180,8 @@ def test_invalid_seconds_and_flat_and_saturated_electrodes_are_warned_about_the_
         eeg[n, : 200 * (10 + n)] = 0  # 10 s, 11 s, ... flat
     eeg[7, 50 : 200 * 2 : 200] = eeg[7, 51 : 200 * 2 : 200] = eeg[7, 52 : 200 * 2 : 200] = 999
     flat, saturated = warnings(scan(eeg, names=tuple("ABCDEFGH")))
-    assert "6 electrode(s)" in flat and "G 16 s (16%), F 15 s (15%), E" in flat and "and 1 more" in flat
-    assert "1 electrode(s)" in saturated and "H 2 s (2%)" in saturated
+    assert "6 electrode(s)" in flat and "G 16 s (16.0%), F 15 s (15.0%), E" in flat and "and 1 more" in flat
+    assert "1 electrode(s)" in saturated and "H 2 s (2.0%)" in saturated
     kept = Quality(np.ones(10, bool), {}, {"CZ": 9}, {}, scan(noise(1, 200)).histogram, seconds=100)
     assert warnings(kept) == [], "shares are of the seconds that were scanned"
     eeg = noise(2, 200 * 200)
