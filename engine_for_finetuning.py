@@ -102,25 +102,6 @@ def evaluate(model: nn.Module, loader: DataLoader, run: Run, task: str) -> tuple
     return {"loss": float(loss), **metrics.compute(task, whole, labels)}, whole
 
 
-class Selected:
-    """Logits of the selected epoch by set, and the last epoch's metrics, so that a resumed run still has them."""
-
-    def __init__(self) -> None:
-        self.epoch = -1
-        self.logits: dict[str, np.ndarray] = {}
-        self.last: dict[str, float] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what exact resumption needs."""
-        logits = {name: torch.from_numpy(values) for name, values in self.logits.items()}
-        return {"epoch": self.epoch, "logits": logits, "last": self.last}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        self.epoch, self.last = state["epoch"], dict(state["last"])
-        self.logits = {name: value.numpy() for name, value in state["logits"].items()}
-
-
 def _last_epoch_of(path: Path, dataset: Any) -> dict[str, Any] | None:
     """Read `last_epoch` and `last_logits` of a predictions file; {} if it is unusable, None if of another data set."""
     same = {"labels": dataset.labels, "recording": dataset.recordings, "subject": dataset.subjects}

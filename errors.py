@@ -13,8 +13,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -94,25 +94,23 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
-def run_script(main: Callable[[Any], None], args: Any) -> None:
+def run_script(main: Callable[[Any], None], args: argparse.Namespace) -> None:
     """Call `main(args)`; turn an InputError into one line on stderr and its exit code, Ctrl-C into a line and 130.
 
-    A refusal by the file system (no permission, a name that is too long) becomes one line, too. All other errors keep
-    their traceback. In a run of several processes the first error is printed by its process and in torchrun's summary.
+    So are errors of torch and of the file system that a user can act on. All others keep their traceback. In a run of
+    several processes the first error is printed by its process and in torchrun's summary.
     """
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
     try:
         main(args)
-    except InputError as error:
-        _end(f"error: {one_line(error)}", error.exit_code, distributed, quiet=isinstance(error, PeerLost))
     except Interrupted as stop:
         _end(str(stop) if os.environ.get("RANK", "0") == "0" else "", stop.exit_code, distributed=False)
     except KeyboardInterrupt:
         _end("stopped; the same command continues from here", INTERRUPTED, distributed)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in REFUSED and error.filename is not None:
-            refused = InputError(f"{error.filename}: {error.strerror}; change its permissions or name another place")
-            _end(f"error: {one_line(refused)}", refused.exit_code, distributed)
+        known = error if isinstance(error, InputError) else translated(error, args, distributed=distributed)
+        if known is not None:
+            _end(f"error: {one_line(known)}", known.exit_code, distributed, quiet=isinstance(known, PeerLost))
         if not distributed:
             raise
         _end("".join(traceback.format_exception(error)).rstrip(), 1, distributed)
@@ -136,21 +134,10 @@ def _end(text: str, code: int, distributed: bool, *, quiet: bool = False) -> NoR
     sys.exit(code)
 
 
-@contextmanager
-def friendly_error(args: argparse.Namespace, *, processes: int = 1) -> Iterator[None]:
-    """Turn torch's errors that a user can act on into an InputError of one line; all others stay as they are."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        if (friendly := _translate(error, vars(args), processes)) is None:
-            raise
-        raise friendly from error
-
-
-def _translate(error: Exception, flags: dict[str, Any], processes: int) -> InputError | None:
-    """Return what to print in place of an error of torch; None to leave it."""
+def translated(error: Exception, args: argparse.Namespace, *, distributed: bool = False) -> InputError | None:
+    """Return what to print in place of an error that a user can act on; None for any other error."""
+    if isinstance(error, OSError) and error.errno in REFUSED and error.filename is not None:
+        return InputError(f"{error.filename}: {error.strerror}; change its permissions or name another place")
     text = str(error).strip() or type(error).__name__
     lines = text.splitlines()
     reason = lines[1].strip() if lines[0].endswith("raised:") and len(lines) > 1 else lines[0]  # a compiler's reason
@@ -159,16 +146,18 @@ def _translate(error: Exception, flags: dict[str, Any], processes: int) -> Input
             f"a loading process ended ({reason}): if memory is short, try fewer --num_workers; the same command "
             "continues from the last checkpoint"
         )
-    if processes > 1 and isinstance(error, RuntimeError) and any(sign in text for sign in LOST_PEER):
+    if distributed and isinstance(error, RuntimeError) and any(sign in text for sign in LOST_PEER):
         return PeerLost("ended because another process of the run did")
     if TIMED_OUT in text:
         way_out = "see what keeps it on its machine, then start the same command again"
         return InputError(f"another process of the run took too long ({reason}): {way_out}")
     if isinstance(error, RuntimeError) and any(sign in text for sign in NO_MEMORY):
         reason = ". ".join(reason.split(". ")[:2])  # how much was wanted; what follows says who holds the rest
-        ways = [way for flag, way in LESS_MEMORY.items() if flag in flags and flags[flag] not in (1, True)]
+        ways = [way for flag, way in LESS_MEMORY.items() if flag in args and getattr(args, flag) not in (1, True)]
         ways.append("use shorter windows or a smaller model")
-        return UsageError(f"--device {flags.get('device', 'cpu')} has too little memory ({reason}): {', '.join(ways)}")
+        return UsageError(
+            f"--device {getattr(args, 'device', 'cpu')} has too little memory ({reason}): {', '.join(ways)}"
+        )
     if type(error).__module__.startswith(COMPILER_MODULES):
         return InputError(f"--compile: torch.compile failed ({reason}): leave it out with --no_compile")
     return None

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.models import create_model
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -16,7 +17,7 @@ from eeg_data import labelled as labelled_data
 from eeg_data import labelled_files
 from eeg_data.labelled import balanced_weights
 from eeg_data.pretraining import Loaders
-from engine_for_finetuning import Selected, evaluate, save_predictions, train_one_epoch
+from engine_for_finetuning import evaluate, save_predictions, train_one_epoch
 from errors import ArgumentParser, InputError, UsageError, run_script
 from training import adaptation, checkpoints
 from training.metrics import SELECT_BY, BestEpoch
@@ -117,37 +118,30 @@ def build_average(model: nn.Module, args: argparse.Namespace, *, steps: int) -> 
     return ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
 
 
-class Evaluation:
-    """Metrics and prediction files of the validation and test sets, and the selected epoch."""
+def evaluate_sets(
+    model: nn.Module, loaders: Loaders, run: utils.Run, best: BestEpoch, epoch: int, *, training: bool = True
+) -> tuple[dict[str, float], bool]:
+    """Evaluate and write the predictions; returns the log entries and whether this epoch is now the selected.
 
-    def __init__(self, run: utils.Run, task: str, best: BestEpoch) -> None:
-        self.run, self.task, self.best = run, task, best
-        self.selected = Selected()
-
-    def __call__(
-        self, model: nn.Module, loaders: Loaders, epoch: int, *, training: bool = True
-    ) -> tuple[dict[str, float], bool]:
-        """Evaluate and write the predictions; returns the log entries and whether this epoch is now the selected.
-
-        training: False keeps what the prediction files have of the last epoch.
-        """
-        stats: dict[str, float] = {}
-        logits = {}
-        sets = {name: loader for name, loader in (("val", loaders.val), ("test", loaders.test)) if loader is not None}
+    training: False keeps what the prediction files have of the last epoch.
+    """
+    stats: dict[str, float] = {}
+    logits = {}
+    sets = {name: loader for name, loader in (("val", loaders.val), ("test", loaders.test)) if loader is not None}
+    for name, loader in sets.items():
+        values, logits[name] = evaluate(model, loader, run, best.task)
+        stats |= {f"{name}_{metric}": value for metric, value in values.items()}
+    stats = run.run_on_rank0(lambda: stats)  # machines may differ in a last bit, and all must select alike
+    selected = best.update(epoch, stats)
+    if selected:
+        best.logits = {name: torch.from_numpy(values) for name, values in logits.items()}
+    if run.is_main:
         for name, loader in sets.items():
-            values, logits[name] = evaluate(model, loader, self.run, self.task)
-            stats |= {f"{name}_{metric}": value for metric, value in values.items()}
-        stats = self.run.run_on_rank0(lambda: stats)  # machines may differ in a last bit, and all must select alike
-        selected = self.best.update(epoch, stats)
-        if selected:
-            self.selected.epoch, self.selected.logits = epoch, logits
-        if self.run.is_main:
-            for name, loader in sets.items():
-                path = self.run.output_dir / f"predictions-{name}.npz"
-                chosen = self.selected.epoch, self.selected.logits[name]
-                last = (epoch, logits[name]) if training else None
-                save_predictions(path, loader.dataset, selected=chosen, last=last)
-        return stats, selected
+            path = run.output_dir / f"predictions-{name}.npz"
+            chosen = int(best.epoch or 0), best.logits[name].numpy()
+            last = (epoch, logits[name]) if training else None
+            save_predictions(path, loader.dataset, selected=chosen, last=last)
+    return stats, selected
 
 
 def main(args: argparse.Namespace) -> None:
@@ -166,27 +160,26 @@ def main(args: argparse.Namespace) -> None:
         if args.patience is not None and loaders.val is None:
             raise UsageError(f"--patience {args.patience}: {file.path} has no validation samples to judge an epoch by")
         model = run.distribute(build_model(args, run, file.outputs))
-        evaluation = Evaluation(run, file.task, best)
         if args.eval:
             averaged = args.model_ema
             epoch = checkpoints.load_for_evaluation(model.module, args, run, stage="classifier", averaged=averaged)
-            show(evaluation(model.module, loaders, epoch, training=False)[0], f"epoch {epoch}")
+            show(evaluate_sets(model.module, loaders, run, best, epoch, training=False)[0], f"epoch {epoch}")
             return
         ema = build_average(model.module, args, steps=args.epochs * loaders.steps_per_epoch)
         steps = {"steps_per_epoch": loaders.steps_per_epoch, "accumulation": accumulation}
         update = optim_factory.build_update(model, args, run, layer_decay=args.layer_decay, **steps)
-        extras = {"best": best, "selected": evaluation.selected, **({"model_ema": ema} if ema else {})}
+        extras = {"best": best, **({"model_ema": ema} if ema else {})}
         data = {"inputs": loaders.summary(), "data_set": file.description}
         state = TrainingState(model, update, run, args, stage="classifier", extras=extras, **data)
         with run.interruption.listening():
-            fine_tune(state, loaders, evaluation, args, ema)
+            fine_tune(state, loaders, best, args, ema)
 
 
 def fine_tune(
-    state: TrainingState, loaders: Loaders, evaluation: Evaluation, args: argparse.Namespace, ema: ModelEmaV3 | None
+    state: TrainingState, loaders: Loaders, best: BestEpoch, args: argparse.Namespace, ema: ModelEmaV3 | None
 ) -> None:
     """Train from where the run stands to the last epoch, or until patience ends; then log the results."""
-    module, best, run = state.model.module, evaluation.best, state.run
+    module, run = state.model.module, state.run
     judged = ema.module if ema else module
     epoch = state.resume()
     options: dict[str, Any] = {"smoothing": args.smoothing}
@@ -200,12 +193,11 @@ def fine_tune(
         # After resuming, which may bring another trunk than --finetune.
         loaders = adaptation.build_feature_loaders(module, loaders, args, run)
     while epoch < args.epochs and not best.stopped:
-        train_one_epoch(state, loaders.train, epoch, evaluation.task, **options)
+        train_one_epoch(state, loaders.train, epoch, best.task, **options)
         stats: dict[str, float] = {}
         selected = False
         if not args.disable_eval_during_finetuning or epoch == args.epochs - 1:
-            stats, selected = evaluation(judged, loaders, epoch)
-            evaluation.selected.last = stats
+            stats, selected = evaluate_sets(judged, loaders, run, best, epoch)
         if selected and args.lora is not None and args.save_ckpt:
             adaptation.save_merged(judged, state, epoch)
         state.finish_epoch(epoch, stats, best=selected)
@@ -215,7 +207,7 @@ def fine_tune(
             rule = f"--patience {best.patience} epochs in a row without a better validation {best.name}"
             logger.info("Stopped after epoch %d: %s than epoch %d's.", epoch - 1, rule, best.epoch)
         show(best.stats, f"selected epoch {best.epoch} ({best.rule})")
-        show(evaluation.selected.last, f"last epoch {epoch - 1}")
+        show(best.last, f"last epoch {epoch - 1}")
 
 
 def show(stats: dict[str, float], title: str) -> None:

@@ -25,7 +25,6 @@ from errors import (
     InputError,
     Interrupted,
     UsageError,
-    friendly_error,
     one_line,
     run_script,
 )
@@ -179,12 +178,11 @@ def main(args: argparse.Namespace) -> None:
     """Do what the verb says."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        with friendly_error(args):
-            if args.verb == "export":
-                options = {name: getattr(args, name) for name in ("to", "output", "electrodes", "averaged")}
-                weights.export(args.checkpoint, seconds=args.time_window, **options)
-            else:
-                infer(args)
+        if args.verb == "export":
+            options = {name: getattr(args, name) for name in ("to", "output", "electrodes", "averaged")}
+            weights.export(args.checkpoint, seconds=args.time_window, **options)
+        else:
+            infer(args)
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command begins anew", INTERRUPTED) from None
 

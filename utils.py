@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from errors import INTERRUPTED, TERMINATED, InputError, Interrupted, PeerLost, UsageError, friendly_error
+from errors import INTERRUPTED, TERMINATED, InputError, Interrupted, PeerLost, UsageError
 from files import check_writable
 from layers import MAX_PATCHES, PATCH_SAMPLES, compile_blocks
 
@@ -272,11 +272,10 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     processes = dist.get_world_size()
     compiled = device.type == "cuda" if args.compile is None else args.compile
     place = (device, dist.get_rank(), processes, args.seed, args.output_dir, *types)
+    run = Run(*place, compiled, Interruption(cpu_group), cpu_group)
     try:
-        with friendly_error(args, processes=processes):
-            run = Run(*place, compiled, Interruption(cpu_group), cpu_group)
-            run.check_same(_common_flags(args), "start all machines with the same command")
-            yield run
+        run.check_same(_common_flags(args), "start all machines with the same command")
+        yield run
     finally:
         # After an error of one process the others still wait for it in an exchange, and a group with an exchange
         # under way cannot be destroyed: `errors.run_script` ends such a process without.

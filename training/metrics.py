@@ -79,10 +79,12 @@ class BestEpoch:
         """
         if name not in METRICS[task]:
             raise UsageError(f"--select_by {name}: for {task} tasks allowed are {', '.join(METRICS[task])}")
-        self.name, self.patience = name, patience
+        self.name, self.task, self.patience = name, task, patience
         self.waited = 0  # epochs in a row without a better value
         self.epoch: int | None = None
         self.stats: dict[str, float] = {}
+        self.last: dict[str, float] = {}  # metrics of the last epoch
+        self.logits: dict[str, Any] = {}  # of the selected epoch, by set, as the evaluation leaves them here
 
     @property
     def rule(self) -> str:
@@ -110,14 +112,15 @@ class BestEpoch:
         else:
             better = math.isnan(best) or (value < best if self.name in LOWER_IS_BETTER else value > best)
         self.waited = 0 if better else self.waited + 1
+        self.last = dict(stats)
         if better:
             self.epoch, self.stats = epoch, dict(stats)
         return better
 
     def state_dict(self) -> dict[str, Any]:
         """Return what exact resumption needs."""
-        return {"epoch": self.epoch, "stats": self.stats, "waited": self.waited}
+        return {name: getattr(self, name) for name in ("epoch", "stats", "waited", "last", "logits")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
-        self.epoch, self.stats, self.waited = state["epoch"], dict(state["stats"]), state["waited"]
+        vars(self).update(state)
