@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import os
 import subprocess
@@ -13,6 +14,8 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 __version__ = "0.1.0"
 
@@ -71,6 +74,14 @@ def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> None:
+    """Rename a file, if it is there, to NAME.previous.SUFFIX."""
+    if path.is_file():
+        other = path.with_name(f"{path.stem}.previous{path.suffix}")
+        os.replace(path, other)
+        logger.warning("%s is now %s.", path, other.name)
 
 
 def plain(value: Any) -> Any:

@@ -48,7 +48,6 @@ def epochs(path: Path) -> list[int]:
 
 def test_a_continued_run_logs_every_epoch_once_in_both_places(tmp_path: Path) -> None:
     log = RunLog(tmp_path, tmp_path / "board")
-    log.begin()
     for epoch in range(4):
         log.add_epoch(epoch, {"train_loss": 10.0 + epoch, "epoch": epoch, "val_auc": math.nan})
     again = RunLog(tmp_path, tmp_path / "board")
@@ -71,14 +70,6 @@ def test_bad_steps_are_cut_to_the_step_and_half_a_line_to_nothing(tmp_path: Path
     log.cut(1, 5)
     lines = [json.loads(line) for line in log.bad_steps.read_text().splitlines()]
     assert [(line["epoch"], line["step"]) for line in lines] == places[:2]
-
-
-def test_a_new_run_sets_the_old_files_aside(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, None)
-    log.add_epoch(0, {"epoch": 0})
-    append(log.bad_steps, {"epoch": 0, "step": 1})
-    log.begin()
-    assert {path.name for path in tmp_path.iterdir()} == {"log.previous.txt", "bad_steps.previous.jsonl"}
 
 
 def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ released code (an argparse Namespace under `args`, numpy scalars in the optimize
 import argparse
 import difflib
 import logging
-import os
 import pickle
 import re
 import shutil
@@ -23,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from errors import InputError
-from files import digest_of, written_aside
+from files import digest_of, set_aside, written_aside
 from layers import load_strictly
 from utils import Run
 
@@ -35,8 +34,7 @@ STAGES = {
     "classifier": "a classifier of stage 3 (run_class_finetuning.py)",
 }
 LATEST = "checkpoint.pth"  # of a run; other names in its folder are copies of what it once was
-OLD_LATEST = "checkpoint.previous.pth"  # what --resume FILE took the place of
-BEST, OLD_BEST = "checkpoint-best.pth", "checkpoint-best.previous.pth"  # of the selected epoch; of an older run
+BEST = "checkpoint-best.pth"  # of the selected epoch
 
 _SCALAR = np.float64(0).__reduce__()[0]
 # Harmless types in files of the released code. Nothing else but plain data and tensors is unpickled.
@@ -67,7 +65,7 @@ def copy(path: Path, target: Path) -> None:
         shutil.copyfile(path, part)
 
 
-def numbered(folder: Path) -> list[Path]:
+def numbered_files(folder: Path) -> list[Path]:
     """Return the files checkpoint-<epoch>.pth, last written first."""
     paths = [path for path in folder.glob("checkpoint-*.pth") if re.fullmatch(r"checkpoint-\d+\.pth", path.name)]
     return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
@@ -143,7 +141,7 @@ def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
     Raises InputError if all are damaged.
     """
-    candidates = [path for path in (folder / LATEST, *numbered(folder)) if path.is_file()]
+    candidates = [path for path in (folder / LATEST, *numbered_files(folder)) if path.is_file()]
     for path in candidates:
         try:
             return path, read(path)
@@ -154,21 +152,19 @@ def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def restore_best(folder: Path, state: Mapping[str, Any], path: Path | None = None) -> None:
-    """Let checkpoint-best.pth be of the epoch that `state`, the checkpoint at `path`, selected, or rename it.
+def restore_best(folder: Path, state: Mapping[str, Any], path: Path) -> None:
+    """Let checkpoint-best.pth be of the epoch that `state`, the checkpoint at `path`, selected, or set it aside.
 
-    Without a path a new run begins. The file can be of another epoch after a kill, or if the run goes back.
+    It can be of another epoch after a kill, or if the run goes back.
     """
     best, selected = folder / BEST, _selection(state)
-    other = folder / f"checkpoint-{selected[0]}.pth"
-    if path is not None and selected[0] == state["epoch"] and not state["step"]:
+    numbered = folder / f"checkpoint-{selected[0]}.pth"
+    if selected[0] == state["epoch"] and not state["step"]:
         copy(path, best)
-    elif best.is_file() and (path is None or not _has_selected(best, selected)):
-        os.replace(best, folder / OLD_BEST)
-        if path is not None and _has_selected(other, selected):
-            copy(other, best)
-        else:
-            logger.warning("%s is not of the epoch that this run has selected: it is now %s.", best, OLD_BEST)
+    elif best.is_file() and not _has_selected(best, selected):
+        set_aside(best)
+        if _has_selected(numbered, selected):
+            copy(numbered, best)
 
 
 def _selection(state: Mapping[str, Any]) -> tuple[int | None, str]:
@@ -182,14 +178,6 @@ def _has_selected(path: Path, selected: tuple[int | None, str]) -> bool:
     with suppress(InputError):
         return _selection(read(path)) == selected
     return False
-
-
-def set_aside(latest: Path, source: Path) -> None:
-    """Rename a run's newest checkpoint before another file takes its place."""
-    old = latest.with_name(OLD_LATEST)
-    if latest.is_file() and source.resolve() != old.resolve():
-        os.replace(latest, old)
-        logger.warning("%s takes the place of %s, which is now %s.", source, latest, OLD_LATEST)
 
 
 # Weights and stages

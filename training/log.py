@@ -99,14 +99,6 @@ class RunLog:
         self.log, self.bad_steps = folder / "log.txt", folder / "bad_steps.jsonl"
         self.tensorboard = tensorboard
 
-    def begin(self) -> None:
-        """Start anew: rename what an earlier run in the same folder logged."""
-        for path in (self.log, self.bad_steps):
-            if path.is_file():
-                before = path.with_name(f"{path.stem}.previous{path.suffix}")
-                os.replace(path, before)
-                logger.info("A new run starts in %s: the old %s is now %s.", path.parent, path.name, before.name)
-
     def cut(self, epoch: int, step: int) -> None:
         """Continue at a step of an epoch: remove lines that will be written again."""
         for path, end in ((self.log, (epoch, WHOLE_EPOCH)), (self.bad_steps, (epoch, step))):

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from errors import InputError
-from files import code_version, plain, sha256, write_json
+from files import code_version, plain, set_aside, sha256, write_json
 from layers import load_strictly
 from optim_factory import MAX_NONFINITE, Update
 from training import checkpoints
@@ -104,13 +104,12 @@ class TrainingState:
         Returns the epoch to continue with; `steps()` begins at the right step of it.
         """
         self.run.check_same(self.inputs, "start all machines with the same data")
-        newest = self.run.run_on_rank0(self._find)
-        if newest is None:
+        checkpoint = self.run.run_on_rank0(self._find)
+        if checkpoint is None:
             self.epoch = int(self.args.start_epoch)
-            self.run.run_on_rank0(self._begin_files)
         else:
-            self._continue(*newest)
-            self.run.run_on_rank0(lambda: self._cut_files(*newest))
+            self._continue(*checkpoint)
+        self.run.run_on_rank0(lambda: self._prepare_files(checkpoint))
         self.update.step = self.epoch * self.update.steps_per_epoch + self.step
         if self.run.is_main and self.epoch < self.args.epochs:  # a finished run keeps the flags it was trained with
             write_json(self.run.output_dir / "environment.json", environment(self.args, self.run))
@@ -174,18 +173,21 @@ class TrainingState:
         logger.warning("Steps hold other windows than in %s: epoch %d begins again.", path, self.epoch)
         self.step = 0
 
-    def _begin_files(self) -> None:
-        self.run_log.begin()
-        checkpoints.restore_best(self.run.output_dir, {})
-
-    def _cut_files(self, path: Path, state: dict[str, Any]) -> None:
-        """Bring the log and the checkpoints of the folder to the state of the checkpoint."""
-        latest = self.run.output_dir / checkpoints.LATEST
+    def _prepare_files(self, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
+        """Bring log and checkpoints of the folder to the state of the checkpoint; without one, set them aside."""
+        folder = self.run.output_dir
+        if checkpoint is None:
+            for path in (self.run_log.log, self.run_log.bad_steps, folder / checkpoints.BEST):
+                set_aside(path)
+            return
+        path, state = checkpoint
+        latest = folder / checkpoints.LATEST
         if self.args.save_ckpt and path.resolve() != latest.resolve():
-            checkpoints.set_aside(latest, path)
+            if path.resolve() != (folder / "checkpoint.previous.pth").resolve():
+                set_aside(latest)
             checkpoints.copy(path, latest)
         self.run_log.cut(self.epoch, self.step)
-        checkpoints.restore_best(self.run.output_dir, state, path)
+        checkpoints.restore_best(folder, state, path)
 
     # The loop
 
@@ -362,7 +364,7 @@ class TrainingState:
         if best:  # only now may it replace the file of an older epoch; resuming does what a kill prevents here
             checkpoints.copy(folder / checkpoints.LATEST, folder / checkpoints.BEST)
         if self.args.keep_last:
-            for path in checkpoints.numbered(folder)[self.args.keep_last :]:
+            for path in checkpoints.numbered_files(folder)[self.args.keep_last :]:
                 path.unlink(missing_ok=True)
 
     def _stop(self) -> str:
