@@ -24,28 +24,24 @@ LOWER_IS_BETTER = ("rmse",)
 SELECT_BY = {"binary": "roc_auc", "multiclass": "cohen_kappa", "regression": "r2"}  # the paper's rule
 
 
-def _binary(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """logits: (n,) or (n, 1); labels: (n,) of 0 and 1."""
-    logits = logits.reshape(len(labels))
-    predicted = (expit(logits) >= 0.5).astype(int)
-    both = len(np.unique(labels)) == 2
-    return {
-        "accuracy": sk.accuracy_score(labels, predicted),
-        "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted),
-        "pr_auc": sk.average_precision_score(labels, logits) if both else math.nan,
-        "roc_auc": sk.roc_auc_score(labels, logits) if both else math.nan,
-    }
-
-
-def _multiclass(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """logits: (n, classes); labels: (n,)."""
-    predicted = logits.argmax(axis=1)
-    return {
-        "accuracy": sk.accuracy_score(labels, predicted),
-        "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted),
-        "cohen_kappa": sk.cohen_kappa_score(labels, predicted),
-        "f1_weighted": sk.f1_score(labels, predicted, average="weighted", zero_division=0),
-    }
+def _classification(task: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """logits: (n,) or (n, 1) for two classes, else (n, classes); labels: (n,)."""
+    if task == "binary":
+        logits = logits.reshape(len(labels))
+        predicted = (expit(logits) >= 0.5).astype(int)
+        both = len(np.unique(labels)) == 2
+        others = {
+            "pr_auc": sk.average_precision_score(labels, logits) if both else math.nan,
+            "roc_auc": sk.roc_auc_score(labels, logits) if both else math.nan,
+        }
+    else:
+        predicted = logits.argmax(axis=1)
+        others = {
+            "cohen_kappa": sk.cohen_kappa_score(labels, predicted),
+            "f1_weighted": sk.f1_score(labels, predicted, average="weighted", zero_division=0),
+        }
+    accuracy = sk.accuracy_score(labels, predicted)
+    return {"accuracy": accuracy, "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted), **others}
 
 
 def _regression(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
@@ -62,10 +58,10 @@ def _regression(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
 
 def compute(task: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Compute the METRICS of a task from the logits and labels of every sample of a set."""
-    function = {"binary": _binary, "multiclass": _multiclass, "regression": _regression}[task]
+    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a class without samples, say: the numbers show it
-        values = function(np.asarray(logits, dtype=np.float64), np.asarray(labels))
+        values = _regression(logits, labels) if task == "regression" else _classification(task, logits, labels)
     return {name: float(value) for name, value in values.items()}
 
 
@@ -105,12 +101,10 @@ class BestEpoch:
         """Return whether this epoch is now selected. Ties keep the earlier epoch; NaN never replaces a number."""
         key = f"val_{self.name}"
         value, best = stats.get(key), self.stats.get(key, math.nan)
-        if self.epoch is None or value is None:
+        if self.epoch is None or value is None or (math.isnan(best) and not math.isnan(value)):
             better = True
-        elif math.isnan(value):
-            better = False
         else:
-            better = math.isnan(best) or (value < best if self.name in LOWER_IS_BETTER else value > best)
+            better = value < best if self.name in LOWER_IS_BETTER else value > best  # never if one of them is NaN
         self.waited = 0 if better else self.waited + 1
         self.last = dict(stats)
         if better:
