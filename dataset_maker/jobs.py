@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from os.path import realpath
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -60,12 +61,17 @@ class Plan:
         """The folder for what is in no shard yet. Notes on shards are in the folder above."""
         return self.folder / ".making" / "parts"
 
+    @cached_property
+    def _text(self) -> str:
+        data_set = asdict(self.data_set) if self.data_set else None
+        values = (self.maker, asdict(self.pipeline), dict(self.made), data_set)
+        return json.dumps(values, sort_keys=True, default=list)[1:-1]
+
     def key(self, task: Task) -> str:
         """Return a digest of a stamped recording and of all that decides what becomes of it."""
         named = {name: value for name, value in task.items() if name not in ("recording", "open")}  # these may change
-        data_set = asdict(self.data_set) if self.data_set else None
-        values = (self.maker, asdict(self.pipeline), dict(self.made), data_set, named)
-        return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()[:16]
+        text = f"[{self._text}, {json.dumps(named, sort_keys=True, default=list)}]"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def part(self, task: Task) -> Path:
         """Return the file for what a process makes of a recording."""

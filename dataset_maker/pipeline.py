@@ -90,7 +90,7 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> Any:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the whole pipeline's flags."""
     trim_end = "cut so much off every recording's end"
-    add_filter_arguments(parser).add_argument("--trim_end", type=float, default=0, metavar="SECONDS", help=trim_end)
+    add_filter_arguments(parser).add_argument("--trim_end", type=float, default=0.0, metavar="SECONDS", help=trim_end)
     add_name_arguments(parser)
 
 
