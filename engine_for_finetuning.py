@@ -102,19 +102,16 @@ def evaluate(model: nn.Module, loader: DataLoader, run: Run, task: str) -> tuple
     return {"loss": float(loss), **metrics.compute(task, whole, labels)}, whole
 
 
-def _last_epoch_of(path: Path, dataset: Any) -> dict[str, Any] | None:
-    """Read `last_epoch` and `last_logits` of a predictions file; {} if it is unusable, None if of another data set."""
-    same = {"labels": dataset.labels, "recording": dataset.recordings, "subject": dataset.subjects}
+def _earlier(path: Path) -> dict[str, Any]:
+    """Read a predictions file; {} if there is none or it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as before:
-            if all(np.array_equal(before[name], np.asarray(values)) for name, values in same.items()):
-                return {name: before[name] for name in ("last_epoch", "last_logits")}
-            if "name" in before and str(before["name"]) != dataset.name:
-                return None
-        logger.warning("%s does not fit the samples of %s: it is written again.", path, dataset.name)
-    except Exception as error:  # a damaged file raises anything, from BadZipFile to KeyError
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # a damaged file raises anything, from BadZipFile to ValueError
         logger.warning("%s cannot be read (%s): it is written again.", path, type(error).__name__)
-    return {}
+        return {}
 
 
 def save_predictions(
@@ -126,24 +123,18 @@ def save_predictions(
     `last_logits`. last=None keeps the file's last epoch; a file of another data set stays as it is, and the new file's
     name ends with this data set's. `name`, `task` and `classes` are the data set's.
     """
+    samples: Any = {"labels": dataset.labels, "recording": dataset.recordings, "subject": dataset.subjects}
+    samples = {name: np.array(values) for name, values in samples.items()}
     latest: Any = dict(zip(("last_epoch", "last_logits"), last or selected, strict=True))
-    if last is None and path.is_file():
-        kept = _last_epoch_of(path, dataset)
-        latest |= kept or {}
-        if kept is None:
-            other = path.with_name(f"{path.stem}-{NOT_IN_NAMES.sub('_', dataset.name)}.npz")
-            logger.warning("%s is of another data set and stays: these outputs are in %s.", path, other.name)
-            path = other
+    before = _earlier(path) if last is None else {}
+    if before and all(np.array_equal(before.get(name, ()), values) for name, values in samples.items()):
+        latest = {name: before[name] for name in latest}
+    elif before and str(before.get("name", dataset.name)) != dataset.name:
+        other = path.with_name(f"{path.stem}-{NOT_IN_NAMES.sub('_', dataset.name)}.npz")
+        logger.warning("%s is of another data set and stays: these outputs are in %s.", path, other.name)
+        path = other
+    elif before:
+        logger.warning("%s does not fit the samples of %s: it is written again.", path, dataset.name)
+    about: Any = {name: np.array(getattr(dataset, name)) for name in ("name", "task", "classes")}
     with written_aside(path) as part, part.open("wb") as file:
-        np.savez(
-            file,
-            epoch=selected[0],
-            logits=selected[1],
-            labels=dataset.labels,
-            recording=np.array(dataset.recordings),
-            subject=np.array(dataset.subjects),
-            name=np.array(dataset.name),
-            task=np.array(dataset.task),
-            classes=np.array(dataset.classes),
-            **latest,
-        )
+        np.savez(file, epoch=selected[0], logits=selected[1], **samples, **about, **latest)
