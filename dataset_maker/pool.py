@@ -1,14 +1,15 @@
-"""The processes that read recordings: pebble's pool with limits.
+"""The processes that read recordings: pebble's pool, or a Dask cluster.
 
 A reader that crashes, hangs or allocates without end on broken bytes costs only the recording at hand: pebble ends a
-process after the time limit, starts another one, and tells which call it was. The system enforces the memory limit. A
-reader that ends its process with code 0 is noticed by the time limit only.
+process after the time limit, starts another one, and tells which call it was. The system enforces the memory limit. On
+a cluster both limits are the cluster's. A reader that ends its process with code 0 is noticed by the time limit only.
 """
 
 import argparse
 import multiprocessing
 import os
 import signal
+import site
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, TimeoutError
@@ -24,6 +25,8 @@ from pebble import ProcessExpired, ProcessPool
 
 from errors import TERMINATED, InputError, Interrupted, UsageError
 
+PROJECT = Path(__file__).resolve().parents[1]
+DASK_SECONDS = 30  # to wait for a scheduler's answer
 CALLS = 500  # of one process, then a fresh one takes its place: readers may leak memory
 LIBRARIES = (
     *("h5py", "joblib", "tqdm", "mne.io.edf", "mne.io._read_raw", "mne.filter", "mne.epochs"),
@@ -42,16 +45,21 @@ Submit = Callable[..., Future]  # (function, *arguments)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of every maker that works on many recordings."""
-    add = parser.add_argument_group("processes", "a recording that passes a limit is left out").add_argument
+    limits = "a recording that passes a limit is left out; with --dask the limits are the cluster's"
+    add = parser.add_argument_group("processes", limits).add_argument
     add("--dtype", choices=("float32", "float16"), default="float32", help="of the signals written")
     add("--jobs", type=int, default=joblib.cpu_count(), metavar="N", help="processes (default: cores)")
+    add("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work instead")
     add("--time_limit", type=float, default=3600.0, metavar="SECONDS", help="for one recording")
     add("--memory_limit", type=float, default=3.0, metavar="GB", help="for one recording, beside the libraries")
 
 
 @contextmanager
 def processes(args: argparse.Namespace) -> Iterator[Submit]:
-    """Yield what submits calls to the processes. Raises UsageError for limits under which nothing can be done."""
+    """Yield what submits calls to processes here, or to a Dask cluster.
+
+    Raises UsageError for limits under which nothing can be done, and for a cluster that cannot be reached.
+    """
     allowed = {
         "jobs": (args.jobs >= 1, "1 or more"),
         "time_limit": (0 < args.time_limit < float("inf"), "a positive number of seconds"),
@@ -60,6 +68,10 @@ def processes(args: argparse.Namespace) -> Iterator[Submit]:
     for flag, (fits, what) in allowed.items():
         if not fits:
             raise UsageError(f"--{flag} {getattr(args, flag):g}: must be {what}")
+    if args.dask:
+        with _dask_client(args.dask) as client:
+            yield client.get_executor(pure=False).submit
+        return
     pool = ProcessPool(args.jobs, CALLS, _start_reader, (args.memory_limit,), _context())
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -101,8 +113,8 @@ def result_of(future: Future, path: str) -> dict[str, Any]:
         reason = "takes longer than --time_limit; raise it if the recording is sound"
     except ProcessExpired as error:
         reason = f"makes its reader crash (exit code {error.exitcode})"
-    except Exception as error:  # of a survey: a conversion makes it an InputError
-        reason = f"makes its reader fail ({type(error).__name__})"
+    except Exception as error:  # of the cluster: its process died
+        reason = f"makes its reader crash ({type(error).__name__})"
     return {"error": f"{path}: {reason}"}
 
 
@@ -134,3 +146,19 @@ def _end_with_maker() -> None:
     assert parent, "a process of the pool has one"
     parent.join()
     os._exit(1)
+
+
+@contextmanager
+def _dask_client(address: str) -> Iterator[Any]:
+    """Connect to a Dask cluster. Raises UsageError if it cannot be reached."""
+    try:
+        import distributed
+    except ImportError as error:
+        raise UsageError(f"--dask {address}: needs `pip install distributed`") from error
+    try:
+        client = distributed.Client(address, timeout=DASK_SECONDS)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--dask {address}: no scheduler answers there ({type(error).__name__})") from error
+    with client:
+        client.run(site.addsitedir, str(PROJECT))  # workers see the project in the same place, as they do the data
+        yield client

@@ -1,4 +1,4 @@
-"""Makers on many recordings: limits, crashes, kills, resumption, several processes."""
+"""Makers on many recordings: limits, crashes, kills, resumption, several processes, a Dask cluster."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ from errors import InputError, UsageError
 from odd_maker import signal_of
 from waiting import children, wait_for, wait_until, wait_until_gone
 
-FLAGS = {"jobs": 1, "time_limit": 120.0, "memory_limit": 2.0, "dtype": "float32"}  # no filters
+FLAGS = {"jobs": 1, "dask": None, "time_limit": 120.0, "memory_limit": 2.0, "dtype": "float32"}  # no filters
 
 
 def write(folder: Path, **words: str) -> list[Path]:
@@ -289,6 +289,18 @@ def test_jobs_follow_from_the_recordings_and_are_at_most_64_for_small_sets() -> 
     large = plan_jobs([{"path": f"{n}", "stamps": [[200 << 20, 0], [100 << 20, 0]]} for n in range(1000)])
     assert {len(job) for job in large} <= {1, 2}
     assert plan_jobs([]) == [] and len(plan_jobs([{"path": "nowhere", "stamps": []}] * 3)) == 1
+
+
+def test_a_dask_cluster_of_two_workers_gives_the_same_files(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    paths = write(tmp_path / "in", **{f"r{n}": "fine" for n in range(4)}, s="crash")
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "processes": True}
+    with distributed.LocalCluster(**options) as cluster, pytest.raises(InputError, match="1 of 5"):
+        convert(paths, tmp_path / "out", dask=cluster.scheduler_address)
+    with pytest.raises(InputError, match="1 of 5"):
+        convert(paths, tmp_path / "here")
+    assert_whole(tmp_path / "out", paths[:4])
+    assert content(tmp_path / "out") == content(tmp_path / "here")
 
 
 # ---- labelled sets
