@@ -1,7 +1,7 @@
 """Many recordings on many processes: one call each, resuming, shards, what is left out.
 
 A process of the pool (`pool`) writes what it makes of a recording into a file of the hidden folder `.making/parts` in
-the output folder, its part; a JSON note beside it describes the part. A maker that was stopped goes on with the
+the output folder, its part; a JSON note of the same name describes it. A maker that was stopped goes on with the
 recordings that lack a note. At the end, parts of consecutive recordings are joined into shards, with a note of what
 they hold in `.making`. Which shards there are depends on the recordings alone, never on the number of processes.
 
@@ -87,7 +87,7 @@ def stamped(tasks: Iterable[Task]) -> list[Task]:
     result = []
     for task, path, name in zip(tasks, paths, unique_names([t["recording"] for t in tasks], distinct), strict=True):
         also = [realpath(other) for other in task.get("also", ())]
-        given = str(Path(task["path"]).absolute())  # maybe a link, beside which its other files lie
+        given = str(Path(task["path"]).absolute())  # maybe a link, in whose folder its other files lie
         there = [Path(other).stat() for other in (path, *also) if Path(other).exists()]
         stamps = [[stat.st_size, stat.st_mtime_ns] for stat in there]
         result.append({**task, "path": str(path), "open": given, "also": also, "recording": name, "stamps": stamps})

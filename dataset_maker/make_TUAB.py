@@ -3,7 +3,7 @@
 `python -m dataset_maker.make_TUAB --root tuab/v3.0.1/edf --output data/TUAB.hdf5 --jobs 8`
 
 Expected below --root: {train,eval}/{abnormal,normal}/01_tcp_ar/*.edf, as in version 3. The deeper folders of version 2
-(01_tcp_ar/076/00007671/s003_2012_10_14/00007671_s003_t000.edf) are found, too. A recording without exactly the 23
+(01_tcp_ar/076/00007671/s003_2012_10_14/00007671_s003_t000.edf) work, too. A recording without exactly the 23
 channels (`EEG xxx-REF`), apart from known extras, is left out and named in the report. Label 1 is abnormal; a subject
 is a file's name up to the first `_`; eval is test.
 

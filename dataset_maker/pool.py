@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=int, default=joblib.cpu_count(), metavar="N", help="processes (default: cores)")
     add("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work instead")
     add("--time_limit", type=float, default=3600.0, metavar="SECONDS", help="for one recording")
-    add("--memory_limit", type=float, default=3.0, metavar="GB", help="for one recording, beside the libraries")
+    add("--memory_limit", type=float, default=3.0, metavar="GB", help="for one recording, on top of the libraries")
 
 
 @contextmanager

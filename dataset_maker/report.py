@@ -1,4 +1,4 @@
-"""What a maker reports at its end, on the terminal and as JSON beside its output.
+"""What a maker reports at its end, on the terminal and as JSON in the folder of its output.
 
 Paths, channel names, counts and reasons: nothing from a recording's header but its channels' names.
 """
@@ -21,7 +21,7 @@ Entry = Mapping[str, Any]  # what became of a recording
 
 
 def report_path(output: Path) -> Path:
-    """Return where the report of an output goes: beside it."""
+    """Return where the report of an output goes: into its folder."""
     return output.with_name(f"{output.stem if output.suffix.lower() in SUFFIXES else output.name}.report.json")
 
 

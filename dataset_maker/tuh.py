@@ -111,7 +111,7 @@ def read_events(path: Path) -> np.ndarray:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        reason = f"cannot be read ({error.strerror}); TUEV has a file of events beside every EDF"
+        reason = f"cannot be read ({error.strerror}); every EDF of TUEV has a file of events"
         raise InputError(f"{path}: {reason}") from error
     rows = []
     for number, line in enumerate(lines, start=1):

@@ -126,9 +126,9 @@ def test_arrays_of_numpy_1_and_2_come_back_exactly(module: bytes) -> None:
     values = [RANDOM.standard_normal((4, 30))[:, 5:25], np.arange(6, dtype=">f4"), np.float64(2.5), np.array(3.0)]
     data = pickle.dumps(values, 2).replace(b"numpy._core", b"numpy.core").replace(b"numpy.core", module)
     assert module in data
-    for found, value in zip(convert_pickles.PlainUnpickler(io.BytesIO(data)).load(), values, strict=True):
-        assert type(found) is type(value)
-        np.testing.assert_array_equal(found, value)
+    for loaded, value in zip(convert_pickles.PlainUnpickler(io.BytesIO(data)).load(), values, strict=True):
+        assert type(loaded) is type(value)
+        np.testing.assert_array_equal(loaded, value)
 
 
 def test_one_bad_pickle_leaves_out_its_recording_only_and_nan_stays_in_its_place(

@@ -102,8 +102,8 @@ def test_the_demos_data_are_made_of_the_packages_once(tmp_path: Path, monkeypatc
     first, _ = data.recordings(downloads)  # as if it was interrupted before the second recording
     data.make("make_eeghdf.py", "--input", str(first), "--output", str(tmp_path / "data" / "pretrain"))
     pretrain, task = data.prepare(tmp_path)
-    found = [recording.name for path in pretrain.glob("*.hdf5") for recording in read_recordings(path)]
-    assert len(found) == 2 and {name.partition("_")[0].partition(".")[0] for name in found} == {"absence", "spasms"}
+    names = [recording.name for path in pretrain.glob("*.hdf5") for recording in read_recordings(path)]
+    assert len(names) == 2 and {name.partition("_")[0].partition(".")[0] for name in names} == {"absence", "spasms"}
     with h5py.File(task) as file:
         assert [len(file[split]["label"]) for split in ("train", "val", "test")] == [8, 2, 10]
     monkeypatch.setattr(data.subprocess, "run", lambda _: pytest.fail("it was made again"))

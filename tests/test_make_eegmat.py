@@ -61,8 +61,8 @@ def test_folds_cut_by_subject_and_need_both_flags(tmp_path: Path, capsys: pytest
     assert "--folds 5" in capsys.readouterr().err and not (tmp_path / "out.hdf5").exists()
     assert run_maker(make_eegmat, *words, "--folds", 4, "--fold", 3) == 0
     with h5py.File(tmp_path / "out.hdf5") as file:
-        found = {split: sorted(set(group["subject"].asstr())) for split, group in file.items()}
-        assert found == {"test": ["Subject03"], "val": ["Subject00"], "train": ["Subject01", "Subject02"]}
+        subjects = {split: sorted(set(group["subject"].asstr())) for split, group in file.items()}
+        assert subjects == {"test": ["Subject03"], "val": ["Subject00"], "train": ["Subject01", "Subject02"]}
         assert json.loads(file.attrs["made"])["split"] == "fold 3 of 4"
 
 

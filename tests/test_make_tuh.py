@@ -119,11 +119,11 @@ def test_any_other_set_of_channels_is_refused_and_named(names: list[str], text: 
 def test_windows_round_events_are_the_golden_ones() -> None:
     golden = np.load(GOLDEN)
     signal = np.random.default_rng(int(golden["signal_seed"])).standard_normal(golden["signal_shape"])
-    found = tuh.event_windows(golden["events"], signal.shape[1], float(golden["sampling_rate"]))
-    windows = np.stack([signal.take(np.arange(start, start + 1000), axis=1, mode="wrap") for start in found.starts])
+    windowed = tuh.event_windows(golden["events"], signal.shape[1], float(golden["sampling_rate"]))
+    windows = np.stack([signal.take(np.arange(start, start + 1000), axis=1, mode="wrap") for start in windowed.starts])
     np.testing.assert_array_equal(windows[:, 0], golden["window_first_row"])
     np.testing.assert_array_equal(windows[:, -1], golden["window_last_row"])
-    np.testing.assert_array_equal(found.labels, golden["label"][:, 0] - 1)
+    np.testing.assert_array_equal(windowed.labels, golden["label"][:, 0] - 1)
 
 
 @pytest.mark.parametrize("rate", [200.0, 199.9])
@@ -142,10 +142,10 @@ def test_an_event_begins_at_the_first_sample_at_or_after_its_time(rate: float) -
 def test_what_is_left_out_wraps_or_repeats_is_counted() -> None:
     rows = [[0, 10, 11, 2], [1, 10, 11, 2], [2, 10, 11, 3], [0, 12, 13, 1], [1, 12, 13, 1], [0, 0.5, 1.5, 6]]
     rows += [[0, 24, 25, 6], [0, 3, 5, 1], [0, 5, 4, 1], [0, 24.5, 25.5, 1], [0, 24.5, 24.5, 1], [0, 1e300, 2e300, 1]]
-    found = tuh.event_windows(np.array(rows, float), 5000, 200.0)
-    assert found.starts.tolist() == [1600, 1600, 1600, 2000, 2000, -300, 4400] and found.starts.dtype == np.int64
-    assert found.labels.tolist() == [1, 1, 2, 0, 0, 5, 5]
-    assert found.notes == {
+    windowed = tuh.event_windows(np.array(rows, float), 5000, 200.0)
+    assert windowed.starts.tolist() == [1600, 1600, 1600, 2000, 2000, -300, 4400] and windowed.starts.dtype == np.int64
+    assert windowed.labels.tolist() == [1, 1, 2, 0, 0, 5, 5]
+    assert windowed.notes == {
         "events that end after the recording, left out": 2,
         "events that are not 1 s long, left out": 3,
         "windows that wrap round at the recording's edge": 2,
@@ -259,10 +259,11 @@ TUEV_REPORT = {
 
 
 @pytest.mark.parametrize(
-    ("maker", "tree", "seconds", "said"), [(make_TUAB, TUAB, 10, TUAB_REPORT), (make_TUEV, TUEV, 5, TUEV_REPORT)]
+    ("maker", "tree", "seconds", "facts"),
+    [(make_TUAB, TUAB, 10, TUAB_REPORT), (make_TUEV, TUEV, 5, TUEV_REPORT)],
 )
 def test_a_tree_becomes_exactly_the_expected_windows_and_faults_cost_their_recordings(
-    maker: ModuleType, tree: list[Recording], seconds: int, said: dict[str, Any], tmp_path: Path, capsys: Any
+    maker: ModuleType, tree: list[Recording], seconds: int, facts: dict[str, Any], tmp_path: Path, capsys: Any
 ) -> None:
     for recording in tree:
         recording.write(tmp_path / "in")
@@ -271,7 +272,7 @@ def test_a_tree_becomes_exactly_the_expected_windows_and_faults_cost_their_recor
     report = json.loads((tmp_path / "a.report.json").read_text())
     with h5py.File(tmp_path / "a.hdf5") as file:
         assert list(file.attrs["chOrder"]) == ORDER and file.attrs["rsFreq"] == 200
-        assert file.attrs["task"] == said["task"] and list(file.attrs["classes"]) == said["classes"]
+        assert file.attrs["task"] == facts["task"] and list(file.attrs["classes"]) == facts["classes"]
         assert json.loads(file.attrs["made"])["split"] == "published"
         assert file.keys() == expected.keys() == {"train", "val", "test"}
         for split, columns in expected.items():
@@ -289,5 +290,7 @@ def test_a_tree_becomes_exactly_the_expected_windows_and_faults_cost_their_recor
     assert left_out.keys() == faults.keys()
     for path, reason in faults.items():
         assert reason in left_out[path] and path.removesuffix(".edf") in printed  # or the .rec file beside it
-    assert {key: report[key] for key in said} == said and all(name in printed for name in said["subjects_on_two_sides"])
+    assert {key: report[key] for key in facts} == facts and all(
+        name in printed for name in facts["subjects_on_two_sides"]
+    )
     assert {name for names in report["dropped_channels"].values() for name in names} == set(EXTRAS)

@@ -44,8 +44,8 @@ def test_recordings_are_found_once_and_later_parts_of_split_ones_never(tmp_path:
     (tmp_path / "z.edf").symlink_to(tmp_path / "b.EDF")
     (tmp_path / "broken.edf").symlink_to(tmp_path / "nowhere")
     wanted = ["b.EDF", "broken.edf", "sub/a_raw.fif", "x_split-01_raw.fif", "y-2.fif"]
-    found = sources.find_files([tmp_path, tmp_path / "b.EDF"])
-    assert [str(path.relative_to(tmp_path)) for path in found] == wanted
+    paths = sources.find_files([tmp_path, tmp_path / "b.EDF"])
+    assert [str(path.relative_to(tmp_path)) for path in paths] == wanted
     for path in (tmp_path / "none", tmp_path / "notes.txt"):
         with pytest.raises(InputError, match=path.name):
             sources.find_files([path])
