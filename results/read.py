@@ -16,15 +16,13 @@ import numpy as np
 import pandas as pd
 
 from errors import InputError, one_line, printable
+from training import FREE_FLAGS
 from training.metrics import SELECT_BY, BestEpoch, compute
 
 STAGE_SIGNS = {"train_quant_loss": "tokenizer", "train_mlm_acc": "pretraining"}
 SAME_VALUE = 5e-5  # half of the last printed digit: batches of another size round differently
 # Flags that say where a run reads, writes and computes: runs that differ in them are still averaged.
-PLACES = {"output_dir", "log_dir", "data_dir", "train_data", "val_data", "dataset", "device", "num_workers", "pin_mem"}
-PLACES |= {"resume", "auto_resume", "resume_anyway", "start_epoch", "eval", "precision", "grad_checkpoint", "seed"}
-PLACES |= {"save_ckpt", "save_ckpt_freq", "save_every_minutes", "keep_last", "calculate_codebook_usage", "input_size"}
-PLACES |= {"disable_rel_pos_bias", "nb_classes", "codebook_size", "codebook_dim", "total_batch_size"}
+PLACES = FREE_FLAGS - {"finetune", "tokenizer_weight"} | {"seed"}
 BATCH_FLAGS = {"batch_size", "gradient_accumulation_steps", "update_freq"}  # their product is compared
 
 

@@ -281,7 +281,7 @@ def test_patience_stops_after_so_many_epochs_in_a_row_without_a_better_score(
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "part"),
     [
         (["--freeze_blocks", "5"], "--freeze_blocks 5"),
         (["--lora_alpha", "4"], "--lora R"),
@@ -290,8 +290,8 @@ def test_patience_stops_after_so_many_epochs_in_a_row_without_a_better_score(
     ],
 )
 def test_flags_that_make_no_sense_are_refused_in_one_line_before_data_are_read(
-    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str], part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(SCRIPT, *CLASSIFIER, "--dataset", tmp_path / "none.hdf5", "--output_dir", tmp_path, *flags) == 2
     error = capsys.readouterr().err
-    assert said in error and error.startswith("error: ") and error.count("\n") == 1
+    assert part in error and error.startswith("error: ") and error.count("\n") == 1

@@ -112,7 +112,7 @@ def test_a_compilers_reason_is_shown_which_stands_on_its_second_line() -> None:
 
 
 @pytest.fixture
-def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def error_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Make this process one of two, which torchrun ends with SIGTERM; give the file that torchrun's summary reads."""
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
@@ -130,30 +130,30 @@ def ended(error: BaseException) -> int:
     return int(str(end.value.code))
 
 
-def summary(said: Path) -> str:
+def summary(error_file: Path) -> str:
     """Return what torchrun prints of this process at the end."""
-    failure = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(said))
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(error_file))
     assert failure.timestamp == 1234
     return ChildFailedError("script.py", {0: failure}).format_msg()
 
 
 def test_torchruns_summary_shows_the_line_of_a_users_error_and_the_traceback_of_ours(
-    said: Path, capsys: pytest.CaptureFixture[str]
+    error_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ended(UsageError("a.hdf5 is\nbad")) == 2
     assert capsys.readouterr().err == "error: a.hdf5 is bad\n"
-    assert "error: a.hdf5 is bad\n" in summary(said)
-    said.unlink()
+    assert "error: a.hdf5 is bad\n" in summary(error_file)
+    error_file.unlink()
     assert ended(KeyError("ours")) == 1
     assert capsys.readouterr().err.startswith("Traceback")
-    assert "raise error" in summary(said) and "KeyError: 'ours'" in summary(said)
+    assert "raise error" in summary(error_file) and "KeyError: 'ours'" in summary(error_file)
 
 
 @pytest.mark.parametrize(
     ("place", "error"), [("0", PeerLost("another one ended")), ("1", InputError("bad"))], ids=["lost", "second"]
 )
 def test_who_lost_another_process_and_who_is_not_first_wait_to_be_ended_before_they_say_anything(
-    place: str, error: InputError, said: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: str, error: InputError, error_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waited: list[float] = []
 
@@ -166,11 +166,11 @@ def test_who_lost_another_process_and_who_is_not_first_wait_to_be_ended_before_t
     monkeypatch.setenv("RANK", place)
     assert ended(error) == 1 and waited == [GRACE_SECONDS]
     assert capsys.readouterr().err.endswith(f"error: {error}\n")
-    assert said.exists() == (place == "1"), "a process that lost another one is not the first error"
+    assert error_file.exists() == (place == "1"), "a process that lost another one is not the first error"
 
 
 @pytest.mark.parametrize(("rank", "shown"), [("0", "stopped by SIGTERM\n"), ("1", "")])
-@pytest.mark.usefixtures("said")
+@pytest.mark.usefixtures("error_file")
 def test_a_run_that_a_signal_stopped_says_so_once_and_ends_with_its_code(
     rank: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -272,19 +272,6 @@ def test_no_auto_resume_starts_anew_and_start_epoch_places_the_schedule(tmp_path
         assert state.resume() == 3 and state.update.step == 6
 
 
-def test_weights_alone_and_checkpoints_of_another_stage_are_not_resumed_and_the_log_stays(tmp_path: Path) -> None:
-    (tmp_path / "log.txt").write_text('{"epoch": 0}\n')
-    with training(tmp_path) as state:
-        torch.save({"model": state.model.module.state_dict(), "epoch": 3}, tmp_path / "weights.pth")
-        torch.save({"model": create_model("labram_tiny_patch200_200").state_dict()}, tmp_path / "other.pth")
-        for name, words in (("weights.pth", ["--no_auto_resume"]), ("other.pth", ["classifier", "tokenizer"])):
-            state.args.resume = tmp_path / name
-            with pytest.raises(InputError) as error:
-                state.resume()
-            only_line(error, tmp_path / name, *words)
-    assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n'
-
-
 def test_evaluation_takes_the_best_checkpoint_before_the_latest_and_resume_before_both(tmp_path: Path) -> None:
     model = create_model(TINY, n_code=8, code_dim=4)
     for epoch, name in enumerate(["other.pth", "checkpoint.pth", "checkpoint-best.pth"]):

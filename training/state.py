@@ -21,7 +21,7 @@ from errors import InputError
 from files import code_version, plain, set_aside, sha256, write_json
 from layers import load_strictly
 from optim_factory import MAX_NONFINITE, Update
-from training import checkpoints
+from training import FREE_FLAGS, checkpoints
 from training.checkpoints import digest_of_weights
 from training.log import MetricLog, RunLog, append, environment, list_windows
 from utils import Run, gather
@@ -30,12 +30,6 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 30  # between two lines of an epoch
 
-# Flags that change no number, flags whose files are compared by content, and flags that only repeat what files say.
-FREE_FLAGS = {"output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "auto_resume", "resume_anyway"}
-FREE_FLAGS |= {"save_ckpt", "save_ckpt_freq", "save_every_minutes", "keep_last", "start_epoch", "eval", "nb_classes"}
-FREE_FLAGS |= {"train_data", "val_data", "dataset", "data_dir", "tokenizer_weight", "finetune", "grad_checkpoint"}
-FREE_FLAGS |= {"calculate_codebook_usage", "disable_rel_pos_bias", "input_size", "precision", "codebook_size"}
-FREE_FLAGS |= {"codebook_dim", "total_batch_size", "gradient_accumulation_steps", "update_freq"}
 # What decides the windows of a step.
 ORDER = {"processes", "micro-batches", "train data", "--batch_size", "--seed", "--dataset_order", "--overfit_batch"}
 
