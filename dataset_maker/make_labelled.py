@@ -195,6 +195,9 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
         table["split"] = split_subjects(table["subject"], seed, where)
     elif args.seed is not None:
         raise UsageError(f"--seed {seed}: {where} has a column split; leave out the flag, or delete the column")
+    train = table[table["split"] == "train"]
+    if train.empty or (not targets and train["number"].nunique() < 2):
+        raise InputError(f"{where}: nothing to train on, {'no row' if targets else 'fewer than two labels'} in train")
     made: dict[str, Any] = {"source": "manifest", "manifest_sha256": sha256(args.manifest)}
     made |= {"split": "by subject" if by_subject else "the manifest's", "seed": seed if by_subject else None}
     name = args.name or args.output.resolve().stem

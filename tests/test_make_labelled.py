@@ -3,13 +3,13 @@
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from dataset_maker import make_labelled
@@ -89,18 +89,6 @@ def test_regression_keeps_targets_in_order_and_names_them(tmp_path: Path) -> Non
         np.testing.assert_array_equal(file["val"]["label"][:], [[0.5, 1]])
 
 
-@pytest.fixture
-def table(tmp_path: Path) -> Callable[..., Any]:
-    """Return what reads a manifest of these stops and labels."""
-
-    def read(stops: Sequence[Any], labels: Sequence[str]) -> Any:
-        (tmp_path / "a.edf").touch()
-        rows = [f"a.edf,1,{stop},{label},train,{n}" for n, (stop, label) in enumerate(zip(stops, labels, strict=True))]
-        return make_labelled.read_manifest(write_manifest(tmp_path / "m.csv", *rows))[0]
-
-    return read
-
-
 @pytest.mark.parametrize(
     ("labels", "words", "classes"),
     [
@@ -115,9 +103,9 @@ def table(tmp_path: Path) -> Callable[..., Any]:
     ],
 )
 def test_classes_are_sorted_as_numbers_or_texts_or_as_wanted_or_refused(
-    labels: str, words: tuple[str, ...], classes: Any, table: Callable[..., Any]
+    labels: str, words: tuple[str, ...], classes: Any
 ) -> None:
-    column = table([9] * len(labels.split()), labels.split())["label"]
+    column = pd.Series(labels.split(), index=range(2, 2 + len(labels.split())))  # by lines
     with pytest.raises(InputError, match=classes) if isinstance(classes, str) else nullcontext():
         assert make_labelled.choose_classes(column, words, "m.csv") == classes
 
@@ -126,19 +114,20 @@ def test_classes_are_sorted_as_numbers_or_texts_or_as_wanted_or_refused(
     ("stops", "window", "stride", "wanted"),
     [
         ([5.1, 5.2], None, None, (4, 4)),
-        ([""], 16, 0.05, (16, 0.05)),
+        ([np.inf], 16, 0.05, (16, 0.05)),
         ([4.9999999999], None, 1.0, (4, 1)),  # as a sum of decimals may be
         ([5.1, 6.0], None, None, "--window is needed, .* from 4 to 5 s"),
-        ([5.0, ""], None, None, "from 4 to inf s"),
+        ([5.0, np.inf], None, None, "from 4 to inf s"),
         ([5.0], 17, None, "--window 17"),
         ([5.0], None, 0.0, "--stride 0"),
     ],
 )
 def test_the_window_is_the_segments_whole_seconds_or_given_or_refused(
-    stops: list[Any], window: int | None, stride: float | None, wanted: Any, table: Callable[..., Any]
+    stops: list[float], window: int | None, stride: float | None, wanted: Any
 ) -> None:
+    table = pd.DataFrame({"start": 1.0, "stop": stops})
     with pytest.raises(InputError, match=wanted) if isinstance(wanted, str) else nullcontext():
-        assert make_labelled.choose_window(table(stops, ["x"] * len(stops)), window, stride) == wanted
+        assert make_labelled.choose_window(table, window, stride) == wanted
 
 
 def test_without_a_column_split_subjects_are_split_by_the_seed(tmp_path: Path) -> None:
@@ -222,7 +211,13 @@ def test_what_spreadsheets_write_is_read_and_text_stays_text(tmp_path: Path) -> 
     assert table.loc[5, "label"] == "none"  # one event, two labels
 
 
-def test_a_column_split_and_a_seed_contradict_each_other(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("split", "words", "code", "message"),
+    [("val", (), 1, "fewer than two labels in train"), ("train", ("--seed", 1), 2, "has a column split")],
+)
+def test_a_data_set_that_nobody_can_train_on_and_a_needless_seed_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, split: str, words: tuple[Any, ...], code: int, message: str
+) -> None:
     recordings(tmp_path, a=3)
-    write_manifest(tmp_path / "m.csv", "a_raw.fif,0,1,x,train,1", "a_raw.fif,1,2,y,train,1")
-    assert make(tmp_path, "--seed", 1) == 2 and "has a column split" in capsys.readouterr().err
+    write_manifest(tmp_path / "m.csv", "a_raw.fif,0,1,x,train,1", f"a_raw.fif,1,2,y,{split},1")
+    assert make(tmp_path, *words) == code and message in capsys.readouterr().err
