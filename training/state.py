@@ -129,14 +129,17 @@ class TrainingState:
     def _continue(self, path: Path, state: dict[str, Any]) -> None:
         weights = checkpoints.model_state(state, path)
         checkpoints.check_stage(weights, [self.stage], path)
-        if not {"update", "processes", "settings"} <= state.keys():
+        if not {"update", "processes"} <= state.keys():
             raise InputError(
                 f"{path} holds weights but not the state of a run, so it can be evaluated but not resumed: use "
                 "--no_auto_resume or another --output_dir"
             )
         self.resumed_from = self.resumed_from or state.get("resumed_from")
         self.epoch, self.step = int(state["epoch"]) + 1, int(state["step"])
-        self._compare(state["settings"], path)
+        if "settings" in state:
+            self._compare(state["settings"], path)
+        else:
+            logger.warning("%s, of an older version, does not say its settings: they are not compared.", path)
         load_strictly(self.model.module, weights, where=str(path))
         self.update.load_state_dict(state["update"] | {"optimizer": state["optimizer"], "scaler": state["scaler"]})
         for name, extra in self.extras.items():
@@ -199,7 +202,8 @@ class TrainingState:
         sampler.set_epoch(epoch, self.step)
         self._begin_epoch()
         begun = time.monotonic() - self.seconds
-        for batch in loader:
+        bar = {"leave": False, "disable": None if self.run.is_main else True}  # None: only shown on a terminal
+        for batch in tqdm(loader, f"epoch {epoch}", initial=self.step * self.update.accumulation, **bar):
             batch = batch.to(self.run)
             if self._warm_up_due:
                 self._warm_up_due = False
