@@ -65,7 +65,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Adds useful defaults to the help of flags and leaves a description as it is."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default is None or isinstance(action.default, bool) or "default" in (action.help or "")
+        silent = action.default in (None, []) or isinstance(action.default, bool) or "default" in (action.help or "")
         return action.help if silent else super()._get_help_string(action)
 
 
