@@ -18,11 +18,13 @@ from inference.model import Model
 from inference_helpers import CLASSIFIER, DATA, MASKED, NAMES, random_module, saved
 from maker_helpers import noise, raw_of
 
+Modules = dict[str, Any]
+Models = dict[str, Model]
 ROWS = [0, *(ELECTRODES.index(name.upper()) + 1 for name in NAMES)]
 
 
 @pytest.fixture(scope="module")
-def modules() -> dict[str, Any]:
+def modules() -> Modules:
     return {
         "tokenizer": random_module(TINY, n_code=64, code_dim=8, quantize_kmeans_init=False),
         "pretraining": random_module(MASKED, vocab_size=64),
@@ -31,7 +33,7 @@ def modules() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def models(modules: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+def models(modules: Modules, tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("checkpoints")
     return {stage: inference.load(saved(folder / f"{stage}.pth", module)) for stage, module in modules.items()}
 
@@ -46,9 +48,7 @@ def batch(eeg: np.ndarray, seconds: int) -> torch.Tensor:
 # What is computed
 
 
-def test_codes_of_a_recording_are_those_of_windows_cut_from_what_mne_filters(
-    modules: dict[str, Any], models: dict[str, Model]
-) -> None:
+def test_codes_of_a_recording_are_those_of_windows_cut_from_what_mne_filters(modules: Modules, models: Models) -> None:
     raw = raw_of(NAMES, 250, noise(3, 40, 250))
     result = models["tokenizer"].tokenize(raw, window=4)
     filtered = raw.copy().filter(0.1, 75, verbose="error").notch_filter(50, verbose="error")
@@ -60,7 +60,7 @@ def test_codes_of_a_recording_are_those_of_windows_cut_from_what_mne_filters(
     assert result.times.tolist() == [4 * n for n in range(10)]
 
 
-def test_every_kind_of_recording_gives_the_same(models: dict[str, Model]) -> None:
+def test_every_kind_of_recording_gives_the_same(models: Models) -> None:
     eeg = torch.from_numpy(signal(3, 12 * 200)).bfloat16().float().numpy()
     model, options = models["pretraining"], {"electrodes": NAMES, "window": 4}
     expected = model.embed(eeg, **options).features
@@ -82,9 +82,7 @@ def test_every_kind_of_recording_gives_the_same(models: dict[str, Model]) -> Non
 
 
 @pytest.mark.parametrize("stage", ["pretraining", "classifier"])
-def test_features_are_means_of_tokens_under_the_trained_norm(
-    modules: dict[str, Any], models: dict[str, Model], stage: str
-) -> None:
+def test_features_are_means_of_tokens_under_the_trained_norm(modules: Modules, models: Models, stage: str) -> None:
     eeg = signal(3, 8 * 200)
     module = modules[stage]
     trunk, norm = (module.student, module.student.norm) if stage == "pretraining" else (module, module.fc_norm)
@@ -99,7 +97,7 @@ def test_features_are_means_of_tokens_under_the_trained_norm(
         np.testing.assert_allclose(result.features, expected, atol=2e-5)
 
 
-def test_the_heads_input_is_the_mean_features(modules: dict[str, Any], models: dict[str, Model]) -> None:
+def test_the_heads_input_is_the_mean_features(modules: Modules, models: Models) -> None:
     eeg = signal(3, 8 * 200)
     features = torch.from_numpy(models["classifier"].embed(eeg, electrodes=NAMES, window=4, pool="mean").features)
     expected = modules["classifier"].head(features).softmax(1).detach().numpy()
@@ -122,9 +120,7 @@ def test_a_classifier_that_pools_by_cls_is_normed_before_the_mean(tmp_path: Path
     np.testing.assert_allclose(probabilities[:, 1:], 1 / (1 + np.exp(-logit.numpy())), atol=1e-6)
 
 
-def test_spectra_are_numpys_and_those_that_the_codes_stand_for(
-    modules: dict[str, Any], models: dict[str, Model]
-) -> None:
+def test_spectra_are_numpys_and_those_that_the_codes_stand_for(modules: Modules, models: Models) -> None:
     eeg = signal(3, 4 * 200)
     result = models["tokenizer"].reconstruct(eeg, electrodes=NAMES, window=2)
     spectrum = np.fft.fft(batch(eeg, 2).double().numpy())  # (2, 3, 2, 200)
@@ -167,7 +163,7 @@ def test_predictions_are_named_and_scaled_as_the_task_says(
     assert result.classes == tuple(printable.get(name, name) for name in classes)
 
 
-def test_any_number_of_electrodes_and_seconds(models: dict[str, Model]) -> None:
+def test_any_number_of_electrodes_and_seconds(models: Models) -> None:
     for electrodes, seconds in ((1, 1), (1, 16), (128, 2)):
         options: dict[str, Any] = {"electrodes": ELECTRODES[:electrodes], "window": seconds}
         eeg = signal(electrodes, seconds * 200)
@@ -178,18 +174,18 @@ def test_any_number_of_electrodes_and_seconds(models: dict[str, Model]) -> None:
 # What is refused
 
 
-def test_a_verb_of_another_stage_names_the_checkpoint_that_it_needs(models: dict[str, Model]) -> None:
+def test_a_verb_of_another_stage_names_the_checkpoint_that_it_needs(models: Models) -> None:
     for stage, verb in (("pretraining", "tokenize"), ("tokenizer", "embed"), ("pretraining", "predict")):
         with pytest.raises(UsageError, match=rf"{stage}.pth is a .*; {verb} needs .*: choose another --checkpoint"):
             getattr(models[stage], verb)(signal(3, 400), electrodes=NAMES)
 
 
-def test_an_electrode_without_a_row_in_the_model_is_named(models: dict[str, Model]) -> None:
+def test_an_electrode_without_a_row_in_the_model_is_named(models: Models) -> None:
     with pytest.raises(InputError, match="has no row for FP1-F3"):
         models["pretraining"].embed(signal(1, 400), electrodes=["FP1-F3"])
 
 
-def test_values_that_are_not_allowed_are_named(models: dict[str, Model]) -> None:
+def test_values_that_are_not_allowed_are_named(models: Models) -> None:
     cases: dict[str, dict[str, Any]] = {
         "--window 0": {"window": 0},
         "--window 1.5": {"window": 1.5},

@@ -31,6 +31,7 @@ ARRAYS = {
     "predict": ["probabilities"],
 }
 Infer = Callable[..., int]
+Text = Callable[[], str]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+def error_of(capsys: pytest.CaptureFixture[str]) -> Text:
     """Return the only error line of a command."""
 
     def error() -> str:
@@ -171,7 +172,7 @@ def test_any_class_name_can_be_written_and_drawn(infer: Infer, recording: Path, 
 
 
 def test_recordings_that_fail_do_not_stop_the_others(
-    infer: Infer, tmp_path: Path, error_of: Callable[[], str], caplog: pytest.LogCaptureFixture
+    infer: Infer, tmp_path: Path, error_of: Text, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(tmp_path / "in" / "s1" / "rest_raw.fif", NAMES)
     save(tmp_path / "in" / "s2" / "rest_raw.fif", NAMES, seed=2)
@@ -190,9 +191,7 @@ def test_recordings_that_fail_do_not_stop_the_others(
     assert all(name.startswith("rest_raw-") for name in names[:2])
 
 
-def test_if_no_recording_can_be_used_nothing_is_written(
-    infer: Infer, tmp_path: Path, error_of: Callable[[], str]
-) -> None:
+def test_if_no_recording_can_be_used_nothing_is_written(infer: Infer, tmp_path: Path, error_of: Text) -> None:
     bad = save(tmp_path / "in" / "a_raw.fif", ["E7"])
     short = save(tmp_path / "in" / "b_raw.fif", NAMES, seconds=1.0)
     for inputs, error in (([bad], "'E7'"), ([bad, short], "none of 2 recordings")):
@@ -250,7 +249,7 @@ def test_results_that_find_no_room_are_named_and_leave_the_old_file(
     room: int,
     what: str,
     monkeypatch: pytest.MonkeyPatch,
-    error_of: Callable[[], str],
+    error_of: Text,
 ) -> None:
     monkeypatch.setattr(recordings, "IN_MEMORY", 0 if what == "temporary files" else recordings.IN_MEMORY)
     path = tmp_path / f"o{suffix}"
@@ -304,7 +303,6 @@ def test_a_map_of_features_is_drawn_from_all_windows(
 @pytest.mark.parametrize(
     ("verb", "words", "error"),
     [
-        ("tokenize", "--window 0", "--window 0"),
         ("tokenize", "--batch_size 0", "--batch_size 0"),
         ("tokenize", "--output out.txt", ".npz, .hdf5, .h5, .csv"),
         ("tokenize", "--output /dev/null/out.npz", "--output /dev/null cannot be written"),
@@ -325,14 +323,14 @@ def test_flags_that_are_not_allowed_are_one_line_and_write_nothing(
     verb: str,
     words: str,
     error: str,
-    error_of: Callable[[], str],
+    error_of: Text,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert infer(verb, recording, tmp_path / "out.npz", *words.split()) in (1, 2)
     assert error in error_of() and list(tmp_path.iterdir()) == []
 
 
-def test_no_recording_and_no_folder_is_overwritten(infer: Infer, tmp_path: Path, error_of: Callable[[], str]) -> None:
+def test_no_recording_and_no_folder_is_overwritten(infer: Infer, tmp_path: Path, error_of: Text) -> None:
     path = write_pretraining(tmp_path / "in" / "a.hdf5", TRIO, [signal(3, 800)])
     (tmp_path / "link.hdf5").symlink_to(path)
     for name in ("a.npz", "a.png"):
