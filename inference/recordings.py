@@ -263,15 +263,31 @@ def _log_notes(report: dict[str, Any], where: str) -> None:
             logger.log(level, "%s: left out, %s: %s.", where, reason, ", ".join(map(printable, names)))
 
 
-def _store(electrodes: Sequence[str], rate: float, length: int) -> np.ndarray:
+def _store(electrodes: Sequence[str], rate: float, length: int) -> Any:
     """Return a place for a prepared signal, (N, length) float32: in memory, or on the disk if it is long."""
     shape = len(electrodes), length
-    if 4 * math.prod(shape) <= IN_MEMORY:
-        return np.empty(shape, np.float32)
-    with tempfile.TemporaryFile() as file:  # the map keeps it
-        if hasattr(os, "posix_fallocate"):  # on a full disk this raises OSError; a write to a map ends the process
-            os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
-        return np.memmap(file, np.float32, "w+", shape=shape)
+    return np.empty(shape, np.float32) if 4 * math.prod(shape) <= IN_MEMORY else DiskArray(shape)
+
+
+class DiskArray:
+    """An array of float32 in a temporary file, mapped into memory only while a part of it is read or written.
+
+    Raises OSError on a full disk, where a write to a map would end the process.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape, self._file = shape, tempfile.TemporaryFile()  # noqa: SIM115 (it goes with the array)
+        reserve = getattr(os, "posix_fallocate", lambda file, start, size: os.ftruncate(file, size))
+        reserve(self._file.fileno(), 0, 4 * math.prod(shape))
+
+    def _mapped(self) -> np.ndarray:
+        return np.memmap(self._file, np.float32, "r+", shape=self.shape)
+
+    def __getitem__(self, place: Any) -> np.ndarray:
+        return np.array(self._mapped()[place])
+
+    def __setitem__(self, place: Any, values: np.ndarray) -> None:
+        self._mapped()[place] = values
 
 
 # Files
