@@ -30,9 +30,8 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from dataset_maker import pool, writers
-from dataset_maker.pipeline import Pipeline, Prepared, Store, in_memory, prepare
-from dataset_maker.reading import missing_seconds, read_raw, select_electrodes
+from dataset_maker import pipeline, pool, writers
+from dataset_maker.pipeline import Pipeline, Prepared, Store
 from dataset_maker.sources import unique_names
 from dataset_maker.writers import DataSet, LabelledShard, PretrainingShard, consecutive_windows
 from errors import InputError
@@ -119,13 +118,13 @@ def _blamed_on(path: str) -> Iterator[None]:
 
 def _read(plan: Plan, task: Task) -> Any:
     maker = importlib.import_module(plan.maker)
-    return maker.read(task) if hasattr(maker, "read") else read_raw(Path(task["path"]))
+    return maker.read(task) if hasattr(maker, "read") else pipeline.read_raw(Path(task["path"]))
 
 
 def survey(plan: Plan, task: Task) -> Entry:
     """Return a recording's electrodes, from its header. Raises whatever its reader raises."""
     raw, options = _read(plan, {**task, "path": task["open"]}), plan.pipeline
-    raw, _, _ = select_electrodes(raw, rename=options.rename, drop=options.drop, where=task["open"])
+    raw, _, _ = pipeline.select_electrodes(raw, rename=options.rename, drop=options.drop, where=task["open"])
     return {"electrodes": list(raw.ch_names)}
 
 
@@ -159,8 +158,8 @@ def convert(plan: Plan, task: Task) -> Entry:
 def _prepare(plan: Plan, task: Task, store: Store) -> Prepared:
     """Read a recording and put it through the pipeline; notes what its file lacks."""
     path, raw = task["path"], _read(plan, task)
-    warning = missing_seconds(Path(path), raw)
-    prepared = prepare(raw, plan.pipeline, where=path, store=store)
+    warning = pipeline.missing_seconds(Path(path), raw)
+    prepared = pipeline.prepare(raw, plan.pipeline, where=path, store=store)
     prepared.report["warnings"] = [warning] if warning else []
     return prepared
 
@@ -170,7 +169,7 @@ def _scratch(stack: ExitStack, folder: Path, block_bytes: int) -> Store:
 
     def store(electrodes: Any, rate: float, length: int) -> Any:
         if 4 * len(electrodes) * length <= block_bytes:
-            return in_memory(electrodes, rate, length)
+            return pipeline.in_memory(electrodes, rate, length)
         unnamed = stack.enter_context(TemporaryFile(dir=folder))  # noqa: SIM115 - the stack closes it
         file = stack.enter_context(h5py.File(unnamed, "w"))
         return file.create_dataset("eeg", (len(electrodes), length), "float32", chunks=(len(electrodes), 200))

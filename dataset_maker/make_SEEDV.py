@@ -23,8 +23,7 @@ from typing import Any
 import mne
 
 from dataset_maker import making
-from dataset_maker.pipeline import Prepared
-from dataset_maker.reading import recording_readable
+from dataset_maker.pipeline import Prepared, recording_readable
 from dataset_maker.sources import find_files
 from dataset_maker.writers import DataSet, Windows
 from eeg_data.labelled_files import SPLITS

@@ -16,7 +16,7 @@ from typing import Any
 import mne
 import numpy as np
 
-from dataset_maker.reading import read_raw
+from dataset_maker.pipeline import read_raw
 from dataset_maker.sources import find_files, train_or_val
 from dataset_maker.writers import DataSet, Windows
 from errors import InputError

@@ -20,8 +20,7 @@ import mne
 import numpy as np
 from scipy import fft
 
-from dataset_maker.pipeline import FilterSettings, Pipeline, prepare
-from dataset_maker.reading import LISTED, read_raw
+from dataset_maker.pipeline import LISTED, FilterSettings, Pipeline, prepare, read_raw
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
 from eeg_data.hdf5 import SUFFIXES, open_file, readable
 from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from dataset_maker import make_h5dataset_for_pretrain, pipeline
-from dataset_maker.pipeline import FilterSettings, Pipeline
-from dataset_maker.reading import missing_seconds, read_raw
+from dataset_maker.pipeline import FilterSettings, Pipeline, missing_seconds, read_raw
 from maker_helpers import edf, noise, opened, raw_of, run_maker, save
 from test_privacy import brainvision, eeglab
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from dataset_maker import filters, pipeline
-from dataset_maker.pipeline import FilterSettings, Pipeline
-from dataset_maker.reading import read_raw
+from dataset_maker.pipeline import FilterSettings, Pipeline, read_raw
 from errors import InputError
 from maker_helpers import raw_of
 
