@@ -138,6 +138,8 @@ def translated(error: Exception, args: argparse.Namespace, *, distributed: bool 
     """Return what to print in place of an error that a user can act on; None for any other error."""
     if isinstance(error, OSError) and error.errno in REFUSED and error.filename is not None:
         return InputError(f"{error.filename}: {error.strerror}; change its permissions or name another place")
+    if not hasattr(args, "device"):  # a script without torch, whose errors are all that follows
+        return None
     text = str(error).strip() or type(error).__name__
     lines = text.splitlines()
     reason = lines[1].strip() if lines[0].endswith("raised:") and len(lines) > 1 else lines[0]  # a compiler's reason
@@ -155,9 +157,7 @@ def translated(error: Exception, args: argparse.Namespace, *, distributed: bool 
         reason = ". ".join(reason.split(". ")[:2])  # how much was wanted; what follows says who holds the rest
         ways = [way for flag, way in LESS_MEMORY.items() if flag in args and getattr(args, flag) not in (1, True)]
         ways.append("use shorter windows or a smaller model")
-        return UsageError(
-            f"--device {getattr(args, 'device', 'cpu')} has too little memory ({reason}): {', '.join(ways)}"
-        )
+        return UsageError(f"--device {args.device} has too little memory ({reason}): {', '.join(ways)}")
     if type(error).__module__.startswith(COMPILER_MODULES):
         return InputError(f"--compile: torch.compile failed ({reason}): leave it out with --no_compile")
     return None

@@ -85,7 +85,8 @@ LOST = RuntimeError("Connection closed by peer [127.0.0.1]:4711")
 
 def test_other_errors_stay_as_they_are() -> None:
     for error in (RuntimeError("size mismatch"), ValueError("out of memory"), OF_A_DATASET, LOST):
-        assert translated(error, Namespace()) is None
+        assert translated(error, Namespace(device="cpu")) is None
+    assert translated(ConnectionResetError(104, "of a maker's cluster"), Namespace()) is None
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_other_errors_stay_as_they_are() -> None:
     ],
 )
 def test_what_ends_one_process_of_several_is_named_with_what_helps(error: Exception, way_out: str) -> None:
-    known = translated(error, Namespace(), distributed=True)
+    known = translated(error, Namespace(device="cpu"), distributed=True)
     assert way_out in str(known) and isinstance(known, PeerLost) == (error is LOST)
 
 
@@ -108,7 +109,7 @@ def test_a_compilers_reason_is_shown_which_stands_on_its_second_line() -> None:
 
     with pytest.raises(Exception) as error:
         torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
-    assert re.search(r"no C\+\+ compiler.*--no_compile", str(translated(error.value, Namespace())))
+    assert re.search(r"no C\+\+ compiler.*--no_compile", str(translated(error.value, Namespace(device="cpu"))))
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ PLACES = ("step", "save", "replace", "evaluate")
 MOMENTS = 4  # at which a run is stopped
 RUNS = -(-int(os.environ.get("LABRAM_SOAK", "4")) // MOMENTS)  # of each stage
 NO_SCALARS = ("epoch", "n_parameters")  # of a line of log.txt
-WORKERS = [["--num_workers", number] for number in ("0", "1")]  # of the attempts of stage 2
+WORKERS = [["--num_workers", number] for number in ("0", "0", "1")]  # of the attempts of stage 2
 WINDOW = 2  # seconds
 WINDOWS = [20, 13]  # of the two montages in their order; the first 12 are of train/a.hdf5's first recording
 

@@ -256,16 +256,10 @@ class TrainingState:
         if now - self._shown < PROGRESS_SECONDS and self.step not in (1, steps):
             return
         self._shown = now  # not at every step: reading the loss makes a GPU wait
-        logger.info(
-            "epoch %d, step %d/%d: loss %.4f, lr %.2g, %.1f samples/s, left %s",
-            self.epoch,
-            self.step,
-            steps,
-            self.log.mean("loss"),
-            self.update.lr,
-            self.samples / max(self.seconds, 1e-9),
-            tqdm.format_interval(self.seconds / self.step * (steps * (self.args.epochs - self.epoch) - self.step)),
-        )
+        loss, rate = self.log.mean("loss"), self.samples / max(self.seconds, 1e-9)
+        left = tqdm.format_interval(self.seconds / self.step * (steps * (self.args.epochs - self.epoch) - self.step))
+        place = f"epoch {self.epoch}, step {self.step}/{steps}"
+        logger.info(f"{place}: loss {loss:.4f}, lr {self.update.lr:.2g}, {rate:.1f} samples/s, left {left}")
 
     def _report_bad_step(self, loader: Any) -> None:
         """Name the windows of a step whose loss or gradient is not finite; stop if asked to or after too many."""
