@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_helpers import TRIO, only_line, signal, write_labelled
-from dataset_maker.report import published_counts
+from dataset_maker.making import published_counts
 from eeg_data.hdf5 import close_files
 from eeg_data.labelled_files import DATASETS, SPLITS, labelled_path, read_labelled, read_samples, split_warnings
 from errors import InputError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dataset_maker import make_SEEDV
-from dataset_maker.report import published_counts
+from dataset_maker.making import published_counts
 from eeg_data.labelled_files import SPLITS
 from maker_helpers import run_maker
 
