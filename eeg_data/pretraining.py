@@ -120,8 +120,9 @@ def extent(eeg: np.ndarray) -> dict[str, Any]:
 
 def to_units(windows: Sequence[np.ndarray]) -> Tensor:
     """Stack B windows (N, A*T) in uV -> (B, N, A, T) in units of 100 uV."""
-    eeg = np.stack(windows)
-    eeg /= UNIT
+    eeg = np.empty((len(windows), *windows[0].shape), windows[0].dtype)
+    for window, place in zip(windows, eeg, strict=True):
+        np.divide(window, UNIT, out=place)  # stacked first, the batch would be passed over twice
     return rearrange(torch.from_numpy(eeg), "B N (A T) -> B N A T", T=PATCH_SAMPLES)
 
 
