@@ -52,7 +52,8 @@ from training.state import TrainingState
 TESTS = Path(__file__).parent
 SERVER = multiprocessing.get_context("forkserver")
 TIMEOUT = 240  # seconds of an attempt
-GRACE = 0.5  # seconds in which processes end by themselves after the first one has
+GRACE, MORE_GRACE = 1, 20  # seconds in which the others end by themselves after one failed, or was stopped by a signal
+STOPPED = (130, 143)  # exit codes
 ANY_ERROR = "error: "
 LOST = "error: ended because another process of the run did"
 MODELS = (modeling_vqnsp.VQNSP, modeling_pretrain.MaskedModel, modeling_finetune.NeuralTransformer)
@@ -157,8 +158,9 @@ def run_together(ranks: Sequence[Any]) -> list[int]:
     while any(rank.is_alive() for rank in ranks):
         connection.wait([rank.sentinel for rank in ranks if rank.is_alive()], max(end - time.monotonic(), 0))
         if any(rank.exitcode for rank in ranks) or time.monotonic() > end:
+            stopped = any(rank.exitcode in STOPPED for rank in ranks)
             for rank in ranks:
-                rank.join(GRACE)
+                rank.join(MORE_GRACE if stopped else GRACE)
             for stop in ("terminate", "kill"):
                 for rank in ranks:
                     getattr(rank, stop)()
