@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from eeg_data.hdf5 import attribute, check_stored, files_below, open_file, read_signal, readable, texts
-from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, read_valid
+from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, check_rate, read_valid
 from eeg_data.quality import Quality, SignalScan, first_few
 from electrodes import canonical_name
 from errors import InputError
@@ -157,11 +157,10 @@ def _read_shard(path: Path) -> LabelledFile:
     with readable(path):
         (task, *_), (name, *_) = texts(attribute("task", where, file)), texts(file.attrs.get("name", path.stem))
         classes, montage = (texts(attribute(key, where, file)) for key in ("classes", "chOrder"))
-        rate = float(np.squeeze(attribute("rsFreq", where, file)))
+        check_rate(where, file)
         splits = tuple(split for split in SPLITS if split in list(file))  # `in file` would overlook a broken link
         seconds = {_check_split(file[split], f"{path}, group {split}", len(montage)) for split in splits}
     refuse(where, f"task is {task[:20]!r}; allowed: {', '.join(TASKS)}", task not in TASKS)
-    refuse(where, f"sampled at {rate:g} Hz; the models take {SAMPLING_RATE} Hz", rate != SAMPLING_RATE)
     refuse(where, f"{len(classes)} classes; a binary task has two", task == "binary" and len(classes) != 2)
     refuse(where, f"windows of {sorted(seconds)} s; all splits must have the same", len(seconds) > 1)
     return LabelledFile(path, name, task, classes, montage, splits, max(seconds, default=0), (path,))

@@ -151,15 +151,21 @@ def _read_recording(
         montage = texts(attribute("chOrder", where, eeg, group))
         if len(montage) != eeg.shape[0]:
             raise InputError(f"{where}: {len(montage)} electrode names for {eeg.shape[0]} rows of EEG")
-        if (rate := float(np.squeeze(attribute("rsFreq", where, eeg, group)))) != SAMPLING_RATE:
-            raise InputError(
-                f"{where}: sampled at {rate:g} Hz, the models take {SAMPLING_RATE} Hz; make it with "
-                "dataset_maker/make_h5dataset_for_pretrain.py"
-            )
+        check_rate(where, eeg, group)
         check_stored(eeg, where)
         length = int(eeg.shape[1])
         valid = read_valid(group, where, (seconds_of(length),))
         return Recording(path, name, montages.setdefault(montage, montage), length, valid)
+
+
+def check_rate(where: str, *owners: h5py.HLObject) -> None:
+    """Raise InputError unless the attribute rsFreq, of the first owner that has it, is the models' rate."""
+    with readable(f"{where}, attribute rsFreq"):
+        rate = float(np.squeeze(attribute("rsFreq", where, *owners)))
+    if rate != SAMPLING_RATE:
+        raise InputError(
+            f"{where}: sampled at {rate:g} Hz, the models take {SAMPLING_RATE} Hz; make it again with dataset_maker"
+        )
 
 
 def read_valid(group: h5py.Group, where: str, shape: Sequence[int]) -> np.ndarray | None:

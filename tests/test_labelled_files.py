@@ -140,6 +140,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"task": "ranking"}, ["ranking", "binary, multiclass, regression"]),
     ({"classes": ["one"]}, ["1 classes"]),
     ({"rate": 250}, ["250 Hz"]),
+    ({"rate": "200 Hz"}, ["attribute rsFreq"]),
     ({"splits": {"training": two_classes(2)}}, ["train, val, test"]),
     ({"splits": {"train": two_classes(2), "val": (signal(2, 2, 400), [0, 1])}}, ["group val", "(samples, 3, time)"]),
     *(({"splits": {"train": (signal(*s), [0, 1])}}, ["group train"]) for s in ((2, 400), (2, 3, 300), (2, 3, 0))),
