@@ -142,6 +142,8 @@ class TrainingState:
             logger.warning("%s, of an older version, does not say its settings: they are not compared.", path)
         load_strictly(self.model.module, weights, where=str(path))
         self.update.load_state_dict(state["update"] | {"optimizer": state["optimizer"], "scaler": state["scaler"]})
+        if selected := state["extras"].pop("selected", None):  # of older versions; part of `best` since then
+            state["extras"]["best"] |= {key: selected[key] for key in ("logits", "last")}
         for name, extra in self.extras.items():
             if name not in state["extras"]:
                 raise InputError(f"{path} holds no {name}: resume without --{name}, or begin anew (--no_auto_resume)")
