@@ -87,6 +87,7 @@ def lab(**options: Any) -> Path:
 DATA_CASES: dict[str, tuple[str, Callable[[], Any], list[str]]] = {  # script, data, what the line names
     "nowhere": (TRAIN, lambda: Path("nowhere"), ["nowhere", "--train_data"]),
     "cut short": (TRAIN, lambda: cut(pre()), ["a.hdf5"]),
+    "too short": (TRAIN, lambda: pre(seconds=(1,)), ["--train_data", "a.hdf5", "--time_window"]),
     "unknown electrode": (TRAIN, lambda: pre(electrodes=("C3", "CZZ")), ["CZZ", "a.hdf5"]),
     "damaged, loading process": (TRAIN, lambda: damaged(pre(compression="gzip")), ["a.hdf5"]),
     "damaged, nothing but NaN": (TRAIN, lambda: all_nan(pre()), ["finite"]),
