@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from errors import INTERRUPTED, TERMINATED, InputError, Interrupted, PeerLost, UsageError
 from files import check_writable
@@ -275,7 +276,8 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     run = Run(*place, compiled, Interruption(cpu_group), cpu_group)
     try:
         run.check_same(_common_flags(args), "start all machines with the same command")
-        yield run
+        with logging_redirect_tqdm():  # lines of the log stand above a bar
+            yield run
     finally:
         # After an error of one process the others still wait for it in an exchange, and a group with an exchange
         # under way cannot be destroyed: `errors.run_script` ends such a process without.
