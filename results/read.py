@@ -87,7 +87,8 @@ class RunResult:
 def read_runs(folders: Sequence[Path]) -> tuple[list[RunResult], list[str]]:
     """Read the runs in these folders or their sub-folders. Returns them and a line for everything that is odd."""
     notes: list[str] = []
-    places = list(dict.fromkeys(place.resolve() for folder in folders for place in run_folders(folder, notes)))
+    found = [place for folder in folders for place in run_folders(folder, notes)]
+    places = [*{place.resolve(): Path(os.path.normpath(place.absolute())) for place in found}.values()]  # each run once
     shared = os.path.commonpath([place.parent for place in places]) if places else ""
     runs = []
     for place in places:

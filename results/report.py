@@ -31,7 +31,7 @@ LEVEL = 95  # percent of an interval
 ALMOST_SURE = 1e-15  # a probability of 0 or 1 has no finite logit
 LONGEST_NAME = 24  # characters in a figure
 STYLE: Any = {"axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 9, "text.parse_math": False}
-STYLES = {"train": "-", "val": "--", "test": ":"}  # of lines; stages 1 and 2 call their validation set test
+STYLES = {"train": "-", "val": "--", "test": ":"}  # of lines; stage 1 calls its validation set test
 CURVES = {  # numbers of log.txt that are drawn by epoch
     "tokenizer": ("loss", "rec_loss", "rec_angle_loss", "quant_loss", "used_code", "perplexity", "top10_share"),
     "pretraining": ("loss", "mlm_acc", "mlm_acc_sym", "code_entropy"),

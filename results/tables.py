@@ -192,7 +192,7 @@ def progress_grid(table: Table) -> Grid:
     """Show the last epoch and that with the lowest loss for each run of stage 1 or 2."""
     names, rows = PROGRESS[table.stage], []
     for run in table.runs:
-        kind = "test" if "test_loss" in run.log else "train"  # stages 1 and 2 call their validation set test
+        kind = next(kind for kind in ("test", "val", "train") if f"{kind}_loss" in run.log)  # of stage 1, stage 2
         for what, epoch in (("last", run.log.index[-1]), ("best", run.log[f"{kind}_loss"].fillna(math.inf).idxmin())):
             values = [run.log.loc[epoch].get(f"{kind}_{name}", math.nan) for name in names]
             rows.append([f"{run.label} {what}", str(epoch), *map(number, values)])

@@ -145,15 +145,15 @@ def test_without_a_test_set_validation_is_shown_as_such_and_no_published_row(fol
 
 
 def test_the_first_two_stages_show_last_and_best_epoch(tmp_path: Path, shown: Shown) -> None:
-    (tmp_path / "tok").mkdir()
     rows = [(0, 2.5, 3), (1, 1.5, 9), (2, 1.75, 7)]
-    write_log(
-        tmp_path / "tok",
-        [{"epoch": e, "train_loss": 9, "train_quant_loss": 1, "test_loss": v, "test_used_code": u} for e, v, u in rows],
-    )
-    text = shown(tmp_path / "tok")
-    assert re.search(r"^tok last +2 +1\.7500 +- +- +7 +-$", text, re.MULTILINE), text
-    assert re.search(r"^tok best +1 +1\.5000 +- +- +9 +-$", text, re.MULTILINE), text
+    cases = [("tok", "quant_loss", "test", "used_code", "- +- +{} +-"), ("m", "mlm_acc", "val", "mlm_acc", "- +{} +-")]
+    for name, sign, split, column, cells in cases:  # stage 1 calls its validation set test
+        (tmp_path / name).mkdir()
+        lines = [{f"{split}_loss": loss, f"{split}_{column}": value, "epoch": e} for e, loss, value in rows]
+        write_log(tmp_path / name, [{"train_loss": 9, f"train_{sign}": 1, **line} for line in lines])
+        text = shown(tmp_path / name)
+        assert re.search(rf"^{name} last +2 +1\.7500 +{cells.format(7)}$", text, re.MULTILINE), text
+        assert re.search(rf"^{name} best +1 +1\.5000 +{cells.format(9)}$", text, re.MULTILINE), text
 
 
 # Published rows
@@ -243,6 +243,11 @@ def test_runs_are_taken_once_in_the_order_of_their_seeds(tmp_path: Path) -> None
         write_run(tmp_path / f"seed-{seed}", seed)
     runs, _ = read_runs([tmp_path, tmp_path / "seed-2", tmp_path / "seed-10" / ".." / "seed-2"])
     assert [run.label for run in runs] == ["seed-0", "seed-2", "seed-10"]
+    (tmp_path / "chosen").mkdir()
+    for name, seed in (("a", 2), ("b", 10)):
+        (tmp_path / "chosen" / name).symlink_to(tmp_path / f"seed-{seed}")
+    runs, _ = read_runs([tmp_path / "chosen"])
+    assert [run.label for run in runs] == ["a", "b"] and runs[0].folder.parent == tmp_path / "chosen"
 
 
 def test_a_folder_without_runs_is_one_line(
