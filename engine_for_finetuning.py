@@ -127,7 +127,9 @@ def save_predictions(
     samples = {name: np.array(values) for name, values in samples.items()}
     latest: Any = dict(zip(("last_epoch", "last_logits"), last or selected, strict=True))
     before = _earlier(path) if last is None else {}
-    if before and all(np.array_equal(before.get(name, ()), values) for name, values in samples.items()):
+    if latest.keys() <= before.keys() and all(
+        np.array_equal(before.get(name, ()), values) for name, values in samples.items()
+    ):
         latest = {name: before[name] for name in latest}
     elif before and str(before.get("name", dataset.name)) != dataset.name:
         other = path.with_name(f"{path.stem}-{NOT_IN_NAMES.sub('_', dataset.name)}.npz")

@@ -291,11 +291,14 @@ def test_an_evaluation_writes_damaged_predictions_anew_and_leaves_those_of_anoth
     one, two = np.array([[1.0]]), np.array([[2.0]])
     save_predictions(path, dataset, selected=(3, one), last=(9, two))
     before = path.read_bytes()
-    path.write_bytes(before[:100])
-    save_predictions(path, dataset, selected=(4, one), last=None)
-    found = predictions(path)
-    assert (int(found["last_epoch"]), found["last_logits"].tolist()) == (4, [[1.0]])
-    assert "p.npz cannot be read" in caplog.text
+    incomplete = tmp_path / "incomplete.npz"
+    np.savez(incomplete, **{name: array for name, array in predictions(path).items() if name != "last_logits"})
+    for damaged, text in ((before[:100], "p.npz cannot be read"), (incomplete.read_bytes(), "p.npz does not fit")):
+        path.write_bytes(damaged)
+        save_predictions(path, dataset, selected=(4, one), last=None)
+        found = predictions(path)
+        assert (int(found["last_epoch"]), found["last_logits"].tolist()) == (4, [[1.0]])
+        assert text in caplog.text
     path.write_bytes(before)
     dataset.name, dataset.recordings = "age, year 2", ["another"]
     save_predictions(path, dataset, selected=(5, one), last=None)
