@@ -138,9 +138,8 @@ def _window_rows(groups: Sequence[h5py.Group]) -> Iterator[list[Any]]:
     yield ["recording", "start_seconds", *axes, *labels, *columns]
     for group in groups:
         names, starts, electrodes = recordings_of(group), group["start_seconds"][:], group.attrs["electrodes"]
-        targets = [[""] * len(labels)] * len(names)  # of a recording without labels
-        if "label" in group:
-            targets = group["label"][:].reshape(len(names), -1).tolist()
+        given = group["label"][:].reshape(len(names), -1).tolist() if "label" in group else [[]] * len(names)
+        targets = [[*row, *[""] * (len(labels) - len(row))] for row in given]
         for first in range(0, len(names), ROWS):
             values = [group[name][first : first + ROWS] for name in results]
             for offset, *place in np.ndindex(values[0].shape[: 1 + len(axes)]):

@@ -145,12 +145,12 @@ def of_raw(raw: mne.io.BaseRaw, options: Options) -> Windows:
 
 def of_epochs(epochs: mne.BaseEpochs, options: Options) -> Windows:
     """Windows of MNE epochs, as many as fit into each; they start at the times of `epochs.events`."""
-    data = epochs.get_data(copy=True)  # before the events are read: this drops bad epochs
+    data, prepared = epochs.get_data(copy=True), list[str]()  # before the events are read: this drops bad epochs
     rate = getattr(epochs, "_raw_sfreq", None) or epochs.info["sfreq"]  # of the events, also after resampling
 
     def piece(number: int) -> Windows:
         raw = mne.io.RawArray(data[number], epochs.info, verbose="error")
-        return prepared_windows(raw, options, f"epochs, epoch {number}", "epochs", piece=number)
+        return prepared_windows(raw, options, f"epochs, epoch {number}", "epochs", pieces=prepared)
 
     if not len(data):
         raise InputError("epochs: there is no epoch")
@@ -220,9 +220,12 @@ def _joined(piece: Callable[[int], Windows], onsets: np.ndarray, where: str) -> 
 
 
 def prepared_windows(
-    raw: mne.io.BaseRaw, options: Options, where: str, name: str, *, piece: int | None = None
+    raw: mne.io.BaseRaw, options: Options, where: str, name: str, *, pieces: list[str] | None = None
 ) -> Windows:
-    """Filter and resample a recording, or a piece of that number, in place, and cut it."""
+    """Filter and resample a recording, or a piece of it, in place, and cut it.
+
+    pieces: those that were prepared before; this one is added.
+    """
     pipeline, rate = options.pipeline, float(raw.info["sfreq"])
     if options.prepared:
         if not math.isclose(rate, SAMPLING_RATE, rel_tol=1e-6):
@@ -239,14 +242,16 @@ def prepared_windows(
             f"temporary files cannot be written in {tempfile.gettempdir()} ({error.strerror or error}): free space, or "
             "name another folder in the environment variable TMPDIR"
         ) from error
-    if not piece:  # the notes on the other epochs are the same
+    if not pieces:  # the notes on the other epochs are the same
         _log_notes(prepared.report, where)
+    if pieces is not None:
+        pieces.append(where)
     recording = Recording(Path(), name, tuple(prepared.electrodes), prepared.length)
 
     def read(start: int, samples: int) -> np.ndarray:
         return prepared.eeg[:, start : start + samples]
 
-    return cut(recording, read, prepared.quality, options, where, is_piece=piece is not None)
+    return cut(recording, read, prepared.quality, options, where, is_piece=pieces is not None)
 
 
 def _log_notes(report: dict[str, Any], where: str) -> None:

@@ -308,8 +308,9 @@ def export(
     check_file(output)
     model, description = load(path, as_features=to == "braindecode", averaged=averaged)
     state, texts, settings = model.state_dict(), {"format": "pt"}, asdict(description)
+    del settings["size"]  # the model's name says it
     if to == "braindecode":
-        checkpoints.check_stage(state, ["classifier"], f"--to braindecode: {path}")
+        checkpoints.check_stage(state, ["pretraining", "classifier"], f"--to braindecode: {path}")
         names = electrodes or description.electrodes or ELECTRODES[:PUBLISHED_ELECTRODES]
         names = tuple(ELECTRODES[row - 1] for row in embedding_rows(names, where=str(path))[1:])  # checks the names
         seconds = seconds or description.window_seconds or default_window(len(names)) // PATCH_SAMPLES

@@ -146,6 +146,10 @@ def test_targets_of_a_regression_are_columns(infer: Infer, tmp_path: Path) -> No
     path = write_labelled(tmp_path / "a.hdf5", splits, task="regression", classes=("x", "y"))
     assert infer("embed", path, tmp_path / "out.csv", "--pool", "mean") == 0
     assert [(row["label_0"], row["label_1"]) for row in rows(tmp_path / "out.csv")] == [("0.5", "1.0"), ("2.0", "3.0")]
+    other = write_labelled(tmp_path / "b.hdf5", {"test": (signal(1, 3, 400), [1])})
+    assert infer("embed", [path, other], tmp_path / "out.csv", "--pool", "mean") == 0
+    last = rows(tmp_path / "out.csv")[-1]
+    assert (last["label_0"], last["label_1"]) == ("1", "") and float(last["f0"]) != float(last["f1"])
 
 
 def test_a_file_describes_how_it_was_made(infer: Infer, recording: Path, tmp_path: Path) -> None:

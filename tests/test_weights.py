@@ -303,6 +303,8 @@ def test_a_model_of_every_stage_comes_back_from_safetensors_and_its_json_builds_
     content = json.loads(config.read_text())
     create_model(content["model"], **content["settings"]).load_state_dict(load_file(file))
     assert content["stage"] == stage and content["classes"] == (DATA["classes"] if entries else [])
+    fields = "stage model settings data_set task classes electrodes window_seconds"
+    assert list(content) == fields.split()
     file, _ = export(path, to="safetensors", output=tmp_path / "b.safetensors", averaged=True)
     assert equal(load_file(file), averaged)
 
@@ -338,7 +340,7 @@ def test_training_starts_from_a_safetensors_file_as_from_the_checkpoint(tmp_path
         ("classifier", {}, {"electrodes": ["FP1-F3"]}, "no row for FP1-F3"),
         ("classifier", {}, {"output": "file/a.safetensors"}, "cannot be written"),
         ("classifier", {"num_electrodes": 136}, {}, "--to safetensors"),
-        ("tokenizer", {}, {}, "holds a tokenizer of stage 1"),
+        ("tokenizer", {}, {}, "needed here: a masked model of stage 2"),
     ],
 )
 def test_what_cannot_be_exported_is_an_error_of_one_line_and_writes_nothing(
