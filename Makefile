@@ -22,9 +22,9 @@ suite: $(VENV)/tests.stamp
 	$(PYTEST) $(FLAGS)
 coverage: $(VENV)/tests.stamp
 	$(PYTEST) --cov --cov-report term $(FLAGS)
-# The whole suite with its slow tests: more killed runs, the benchmarks.
+# The whole suite with its slow tests: more killed runs, more damaged files, the benchmarks.
 nightly: $(VENV)/tests.stamp
-	LABRAM_SOAK=20 $(PYTEST) -m "" $(FLAGS)
+	LABRAM_SOAK=20 LABRAM_FUZZ=1000 $(PYTEST) -m "" $(FLAGS)
 # FLAGS="--eegmat DIR --eegmmidb DIR" says where the recordings are.
 reference: env
 	$(BIN)/python -m reference.cell $(FLAGS)
