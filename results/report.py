@@ -9,6 +9,7 @@ import html
 import io
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,8 @@ def drawn_metrics(task: str, runs: Sequence[Predictions], units: Units, *, draws
 
 def interval(values: np.ndarray) -> np.ndarray:
     """Return the lower and upper end over the draws in which a metric is defined, (draws, ...) -> (2, ...)."""
-    return np.nanpercentile(values, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of a metric that no draw defines: NaN
+        return np.nanpercentile(values, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
 
 
 # Figures

@@ -98,7 +98,7 @@ def make_tables(runs: Sequence[RunResult], notes: list[str]) -> list[Table]:
     made = []
     for (stage, name, task, split, rule), members in tables.items():
         table = Table(stage, make_groups(members, notes), name, task, split, rule)
-        published = published_sets().get(name or "", {})
+        published = {one.lower(): rows for one, rows in published_sets().items()}.get((name or "").lower(), {})
         if published and split == "test" and set(published["metrics"]) <= set(members[0].metrics):
             for label, pairs in published["rows"].items():
                 table.published[label] = dict(zip(published["metrics"], map(tuple, pairs), strict=True))
@@ -196,7 +196,7 @@ def progress_grid(table: Table) -> Grid:
         for what, epoch in (("last", run.log.index[-1]), ("best", run.log[f"{kind}_loss"].fillna(math.inf).idxmin())):
             values = [run.log.loc[epoch].get(f"{kind}_{name}", math.nan) for name in names]
             rows.append([f"{run.label} {what}", str(epoch), *map(number, values)])
-    below = ["Numbers are of the validation set, without one of training; best is the lowest loss."]
+    below = ["Numbers are of the validation set, or of training where there is none; best is the lowest loss."]
     return grid("run", ["epoch", *names], rows, below)
 
 

@@ -75,6 +75,7 @@ def test_whole_subjects_are_drawn_and_not_windows() -> None:
     assert set(drawn) == {0.0, 0.5, 1.0}
 
 
+@pytest.mark.filterwarnings("error")
 def test_draws_of_one_class_are_left_out() -> None:
     one = predictions(np.array([[-1.0], [1.0]]), [0, 1], ["a", "b"])
     drawn = drawn_metrics("binary", [one], places_of(one.recordings), draws=1000)

@@ -172,8 +172,8 @@ def test_the_published_rows_are_those_that_were_given(shared: Path) -> None:
 
 def test_published_rows_are_printed_exactly_with_their_protocol(tmp_path: Path, shown: Shown) -> None:
     published = json.loads((ROOT / "results" / "published_results.json").read_text())
-    for name, form in (("TUAB", "text"), ("MentalArithmetic", "markdown")):
-        text = shown(write_run(tmp_path / name, name=name), "--format", form)
+    for name, form, own in (("TUAB", "text", "tuab"), ("MentalArithmetic", "markdown", "MentalArithmetic")):
+        text = shown(write_run(tmp_path / name, name=own), "--format", form)
         for label, pairs in published[name]["rows"].items():
             (line,) = [one for one in text.splitlines() if one.strip("| ").startswith(label.split(" (")[0])]
             assert re.findall(r"([\d.]+) \u00b1 ([\d.]+)", line) == [(f"{m:.4f}", f"{s:.4f}") for m, s in pairs], label
