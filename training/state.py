@@ -32,6 +32,7 @@ PROGRESS_SECONDS = 30  # between two lines of an epoch
 
 # What decides the windows of a step.
 ORDER = {"processes", "micro-batches", "train data", "--batch_size", "--seed", "--dataset_order", "--overfit_batch"}
+OLDER_NAMES = dict.fromkeys(("--update_freq", "--gradient_accumulation_steps"), "micro-batches")  # of settings
 
 
 def describe_settings(args: argparse.Namespace, update: Update, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +158,7 @@ class TrainingState:
 
     def _compare(self, saved: dict[str, Any], path: Path) -> None:
         """Warn of differences from the run that made a checkpoint. Inside an epoch, refuse a change of its windows."""
+        saved = {OLDER_NAMES.get(name, name): value for name, value in saved.items()}
         changed = differences(saved, self.settings)
         if changed:
             logger.warning("%s is continued with other settings: %s.", path, "; ".join(changed.values()))
