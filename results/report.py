@@ -25,7 +25,7 @@ from tqdm import tqdm
 from errors import printable
 from files import written_aside
 from results.read import Predictions, RunResult
-from results.tables import Grid, Group, Table, grid, grids, mean_and_std, spread
+from results.tables import Grid, Group, Table, grid, grids, mean_and_std, number, spread
 from training import metrics
 
 LEVEL = 95  # percent of an interval
@@ -282,7 +282,8 @@ def levels_grid(task: str, preds: Sequence[Predictions], draws: int) -> Grid:
     below = ["The score of a recording or subject is the mean probability of its windows; all must have one class."]
     if len(places) > 1:
         drawn = drawn_metrics(task, preds, places, draws=draws).mean(axis=1)  # (draws, metrics)
-        rows.append([f"{LEVEL} % interval", *(f"{low:.4f} to {high:.4f}" for low, high in interval(drawn).T)])
+        ends = [" to ".join(map(number, pair)) if np.isfinite(pair).all() else "-" for pair in interval(drawn).T]
+        rows.append([f"{LEVEL} % interval", *ends])
         used = int(np.isfinite(drawn).all(axis=1).sum())
         below.append(
             f"Percentile interval of the windows' metrics, mean over runs: {used} draws of whole {kind} with "
