@@ -35,7 +35,7 @@ from dataset_maker.pipeline import Pipeline, Prepared, Store
 from dataset_maker.sources import unique_names
 from dataset_maker.writers import DataSet, LabelledShard, PretrainingShard, consecutive_windows
 from errors import InputError
-from files import check_writable, digest_of, write_json, written_aside
+from files import check_writable, digest_of, write_json, written, written_aside
 
 JOBS = 64  # shards of a small data set
 JOB_BYTES = 512 << 20  # of source: large data sets get more shards
@@ -130,6 +130,11 @@ def survey(plan: Plan, task: Task) -> Entry:
 
 def convert(plan: Plan, task: Task) -> Entry:
     """Convert one recording into the file `plan.part(task)`; returns what the report needs."""
+    with written(plan.part(task)):  # whose file is opened before its own `with` begins
+        return _convert(plan, task)
+
+
+def _convert(plan: Plan, task: Task) -> Entry:
     part, path = plan.part(task), task["open"]
     task = {**task, "path": path}
     # Not durable: a note knows a part's size, which a power cut would change.

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def make(
         if data_set and (problem := why_unusable(whole)):
             raise InputError(f"{output}: not made, {problem}; see {report_path(output)}")
         if single:
+            for path in output.parent.glob(f".{escape(output.name)}.*.part"):  # of a maker that was killed here
+                path.unlink()
             made = {**made, "fingerprint": fingerprint, "left_out": len(whole["left_out"])}
             with written_aside(output) as aside:
                 join([plan.part(task) for task in tasks if plan.key(task) in parts], aside, made=made)

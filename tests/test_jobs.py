@@ -1,6 +1,7 @@
 """Makers on many recordings: limits, crashes, kills, resumption, several processes, a Dask cluster."""
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import pytest
 from dataset_maker import jobs, making, pool
 from dataset_maker.jobs import plan_jobs
 from dataset_maker.make_h5dataset_for_pretrain import convert_recordings
+from dataset_maker.pipeline import Pipeline
 from dataset_maker.writers import DataSet
 from errors import InputError, UsageError
 from odd_maker import signal_of
@@ -270,10 +272,15 @@ def test_a_recording_whose_name_is_no_utf_8_is_converted_and_known_again(
     assert recordings(tmp_path / "out").keys() == {"M_ller"}
 
 
-def test_no_space_left_stops_the_maker_and_blames_no_recording(tmp_path: Path) -> None:
+def test_no_space_left_stops_the_maker_and_blames_no_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="cannot be written"):
         convert(write(tmp_path / "in", a="full"), tmp_path / "out")
     assert not content(tmp_path / "out")
+    # The file cannot even be begun.
+    monkeypatch.setattr(jobs, "PretrainingShard", Mock(side_effect=OSError(errno.ENOSPC, "no space")))
+    (task,) = jobs.stamped([{"path": tmp_path / "in" / "a.odd", "recording": "a"}])
+    with pytest.raises(UsageError, match="cannot be written"):
+        jobs.convert(jobs.Plan("tests.odd_maker", Pipeline(), tmp_path / "out", {}), task)
 
 
 @pytest.mark.parametrize("wrong", [{"jobs": 0}, {"time_limit": np.nan}, {"memory_limit": 0.1}])
@@ -366,6 +373,7 @@ def test_a_single_file_goes_on_where_it_stopped_without_a_recording_that_is_gone
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(making, "join", Mock(side_effect=KeyboardInterrupt))
         make_labelled(paths, tmp_path / "x.hdf5")
+    (tmp_path / ".x.hdf5.1.part").touch()  # as a kill leaves it
     make_labelled([paths[0], paths[2]], tmp_path / "x.hdf5")
     assert "2 of 2 recordings were converted before" in capsys.readouterr().out
     with h5py.File(tmp_path / "x.hdf5") as file:
