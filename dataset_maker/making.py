@@ -83,18 +83,20 @@ def make(
                 plan = replace(plan, data_set=data_set)
             entries, parts = jobs.convert_all(plan, tasks, submit)
         whole = write_report(entries, made, output, data_set)
-        if data_set and (problem := why_unusable(whole)):
-            raise InputError(f"{output}: not made, {problem}; see {report_path(output)}")
-        if single:
+        problem = why_unusable(whole) if data_set else None
+        if single and not problem:
             for path in output.parent.glob(f".{escape(output.name)}.*.part"):  # of a maker that was killed here
                 path.unlink()
             made = {**made, "fingerprint": fingerprint, "left_out": len(whole["left_out"])}
             with written_aside(output) as aside:
                 join([plan.part(task) for task in tasks if plan.key(task) in parts], aside, made=made)
-        else:
+        elif not problem:
             jobs.join(plan, tasks, parts)
-    if single:
+    if single and not problem:
         shutil.rmtree(folder)
+    _show(whole)  # last: it may be that nobody reads it any more
+    if problem:
+        raise InputError(f"{output}: not made, {problem}; see {report_path(output)}")
     if count := len(whole["left_out"]):
         raise InputError(f"{count} of {len(tasks)} recordings were left out, named above")
 
@@ -138,7 +140,7 @@ def report_path(output: Path) -> Path:
 def write_report(
     entries: Sequence[Entry], made: Mapping[str, Any], output: Path, data_set: DataSet | None = None
 ) -> dict[str, Any]:
-    """Write and print the report of an output, and return it. data_set: of a labelled one."""
+    """Write the report of an output, and return it. data_set: of a labelled one."""
     good = [entry for entry in entries if "error" not in entry]
     dropped: dict[str, Counter[str]] = {}  # reason -> channel -> recordings
     for entry in good:
@@ -158,7 +160,6 @@ def write_report(
     }
     whole |= _splits(good, data_set) if data_set else {"montages": _montages(good)}
     write_json(report_path(output), whole)
-    _show(whole)
     return whole
 
 

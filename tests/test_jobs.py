@@ -374,7 +374,9 @@ def test_a_single_file_goes_on_where_it_stopped_without_a_recording_that_is_gone
         patch.setattr(making, "join", Mock(side_effect=KeyboardInterrupt))
         make_labelled(paths, tmp_path / "x.hdf5")
     (tmp_path / ".x.hdf5.1.part").touch()  # as a kill leaves it
-    make_labelled([paths[0], paths[2]], tmp_path / "x.hdf5")
+    with monkeypatch.context() as patch, pytest.raises(BrokenPipeError):
+        patch.setattr(making, "_show", Mock(side_effect=BrokenPipeError))  # as after `| head -n 1`
+        make_labelled([paths[0], paths[2]], tmp_path / "x.hdf5")
     assert "2 of 2 recordings were converted before" in capsys.readouterr().out
     with h5py.File(tmp_path / "x.hdf5") as file:
         assert set(file["train/recording"].asstr()[:]) == {"a"} and len(file["train/label"]) == 4
