@@ -176,8 +176,9 @@ if __name__ == "__main__":
     sys.stdin.readline()
     ours.send(1)
     print(ours.recv(), flush=True)
-    process.terminate()
-    process.join()
+    while process.is_alive():  # one SIGTERM may be lost: while another one waits, the two are one
+        process.terminate()
+        process.join(1)
     print(process.exitcode)
 """
 
