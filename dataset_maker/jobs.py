@@ -256,7 +256,7 @@ def convert_all(plan: Plan, tasks: Sequence[Task], submit: pool.Submit) -> tuple
     new = [task for task in tasks if plan.key(task) not in results]
     futures = {submit(convert, plan, task): task for task in new}
     for future in tqdm(as_completed(futures), "converting", len(new), unit="recording", disable=None):
-        task = futures[future]
+        task = futures.pop(future)  # a result that nobody holds is not computed again when a cluster loses a worker
         entry = pool.result_of(future, task["path"])
         entry |= {key: task[key] for key in ("path", "open", "recording", "subject") if key in task}
         entry["key"] = key = plan.key(task)

@@ -306,7 +306,8 @@ def test_a_dask_cluster_of_two_workers_gives_the_same_files(tmp_path: Path) -> N
         convert(paths, tmp_path / "out", dask=cluster.scheduler_address)
     with pytest.raises(InputError, match="1 of 5"):
         convert(paths, tmp_path / "here")
-    assert_whole(tmp_path / "out", paths[:4])
+    assert_whole(tmp_path / "here", paths[:4])
+    # A worker may still compute what a lost one had finished: what it writes into `.making` is nobody's.
     assert content(tmp_path / "out") == content(tmp_path / "here")
 
 
