@@ -47,14 +47,12 @@ def make_file(args: argparse.Namespace, folder: Path) -> Path:
     if path.is_file():
         return path
     if shutil.disk_usage(folder).free < 1.1 * size:
-        raise InputError(
-            f"{folder} has no room for {args.size_gb:g} GB: choose a smaller --size_gb or another --folder"
-        )
+        raise InputError(f"{folder} has no room for {args.size_gb:g} GB: lower --size_gb, or name another --folder")
     second = args.electrodes * SAMPLING_RATE * np.dtype(args.dtype).itemsize  # bytes
     seconds = max(args.seconds, min(RECORDING, int(size / second / 2)))
     shape = (args.electrodes, seconds * SAMPLING_RATE)
     noise = 20 * np.random.default_rng(0).standard_normal(shape, dtype=np.float32)  # uV
-    attributes = {"chOrder": ELECTRODES[: args.electrodes], "rsFreq": 200.0, "lFreq": 0.1, "hFreq": 75.0}
+    attributes = {"chOrder": ELECTRODES[: args.electrodes], "rsFreq": float(SAMPLING_RATE)}
     with written_aside(path) as part, h5py.File(part, "w") as file:
         for i in tqdm(range(max(2, round(size / second / seconds))), desc="writing", disable=None, leave=False):
             group = file.create_group(f"recording{i:06d}")

