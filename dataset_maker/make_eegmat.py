@@ -53,7 +53,8 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
             task = {"path": str(path), "recording": path.stem, "subject": parts[1]}
             tasks.append(task | {"split": split, "label": int(parts[3]) - 1})
     if not tasks:
-        raise InputError(f"--root {args.root}: no SubjectNN_1.edf (rest), SubjectNN_2.edf (task) there")
+        wanted = "SubjectNN_1.edf (rest) and SubjectNN_2.edf (task)"
+        raise InputError(f"--root {args.root}: no recordings there; name the folder that holds {wanted}")
     if args.folds is None:
         return DATA_SET, tasks
     split_of = sources.folds((task["subject"] for task in tasks), args.folds, args.fold)

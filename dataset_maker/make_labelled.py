@@ -85,7 +85,9 @@ def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
     options: Any = {"header": None, "dtype": str, "keep_default_na": False, "skip_blank_lines": False}
     try:
         text = pd.read_csv(path, encoding="utf-8-sig", **options)
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); correct --manifest") from None
+    except ValueError as error:  # pandas' own errors, too
         expected = "CSV (UTF-8, commas, decimal points, quotation marks around texts with commas)"
         raise InputError(f"{path}: cannot be read as {expected}: {' '.join(str(error).split())}") from None
     text = text.apply(lambda column: column.str.strip()).set_axis(text.index + 1)

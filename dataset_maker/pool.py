@@ -28,10 +28,8 @@ from errors import TERMINATED, InputError, Interrupted, UsageError
 PROJECT = Path(__file__).resolve().parents[1]
 DASK_SECONDS = 30  # to wait for a scheduler's answer
 CALLS = 500  # of one process, then a fresh one takes its place: readers may leak memory
-LIBRARIES = (
-    *("h5py", "joblib", "tqdm", "mne.io.edf", "mne.io._read_raw", "mne.filter", "mne.epochs"),
-    *("scipy.signal", "scipy.stats"),
-)
+LIBRARIES = ["h5py", "joblib", "tqdm", "mne.io.edf", "mne.io._read_raw", "mne.filter", "mne.epochs"]
+LIBRARIES += ["scipy.signal", "scipy.stats"]
 ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     # glibc gives large arrays back to the system and gets them anew, zeroed, a dozen times a recording: an eighth of
@@ -86,7 +84,7 @@ def _context() -> BaseContext:
     """Return how processes start: as copies of one with the libraries, where the system can."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    multiprocessing.set_forkserver_preload([*LIBRARIES])
+    multiprocessing.set_forkserver_preload(LIBRARIES)
     before = dict(os.environ)
     os.environ |= ENVIRONMENT
     forkserver.ensure_running()

@@ -109,7 +109,7 @@ def test_what_is_no_checkpoint_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.pth").touch()
     (tmp_path / "text.pth").write_text("no checkpoint")
     torch.save([1, 2], tmp_path / "list.pth")
-    words = {"empty.pth": "no readable checkpoint", "text.pth": "no readable checkpoint", "list.pth": "list"}
+    words = {"empty.pth": "no readable checkpoint", "text.pth": "plain tensors", "list.pth": "list"}
     for name, word in {**words, ".": "folder"}.items():
         with pytest.raises(InputError) as error:
             checkpoints.read(tmp_path / name)

@@ -192,7 +192,7 @@ BAD = [  # rows, header, what the message says
 
 @pytest.mark.parametrize(("rows", "header", "message"), BAD)
 def test_a_bad_row_is_named_by_line_and_column(tmp_path: Path, rows: str, header: str, message: str) -> None:
-    with pytest.raises(InputError, match="cannot be read"):  # before it is there
+    with pytest.raises(InputError, match="correct --manifest"):  # before it is there
         make_labelled.read_manifest(tmp_path / "m.csv")
     (tmp_path / "a.edf").touch()
     (tmp_path / "m.csv").write_bytes((header + rows).encode("utf-8", "surrogateescape"))

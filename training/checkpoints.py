@@ -90,7 +90,8 @@ def read(path: str | Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and zipfile raise many types for files that are no checkpoints
         reason = str(error).strip().split("\n")[0][:200]
-        if isinstance(error, pickle.UnpicklingError):  # torch advises weights_only=False, which would run the code
+        # torch advises weights_only=False, which would run the code; of a file of text it names a byte.
+        if isinstance(error, pickle.UnpicklingError | KeyError):
             reason = "not plain tensors and numbers"
         raise InputError(
             f"{path} is no readable checkpoint (damaged, cut short, or holding code): get or train it again ({reason})"
