@@ -7,6 +7,7 @@ rounding. A whole recording is resampled by `mne.filter.resample`, as by `raw.re
 A long recording is filtered with the same kernel in overlapping blocks, which changes nothing, and resampled by
 `scipy.signal.resample_poly`. Output k lies at k / new_rate seconds, exactly. MNE rounds the length of its FFT, which
 moves its outputs by up to half a sample. Where it does not, the two agree to 0.005 uV for EEG of 50 uV (tests).
+The same way serves each stretch of a recording with breaks alone: its ends continue by odd reflection, too.
 """
 
 from collections.abc import Callable, Iterator
@@ -85,13 +86,17 @@ def process_blocks(
     *,
     h_freq: float | None,
     block_samples: int,
+    stretch: tuple[int, int] | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield consecutive blocks (N, t) float64 of the filtered, resampled signal, `output_length` samples in all.
 
     read: gives samples start to stop of the source, (N, stop - start), asked for in order with overlaps.
     samples, rate: of the source, rate in Hz. taps: of `kernel`. h_freq: its low-pass, Hz. block_samples: source samples
-    of a block, raised to the overlap's length. The recording must be longer than the overlap.
+    of a block, raised to the overlap's length. stretch: first sample and end of the only part that is read, at least
+    one sample; the blocks hold the outputs that lie in it. One shorter than the kernel is reflected repeatedly, which
+    continues the line between its ends.
     """
+    first, last = stretch or (0, samples)
     up, down, smoothing = 1, 1, np.ones(1)
     if changes_rate(rate, new_rate):
         ratio = _ratio(rate, new_rate, samples)
@@ -100,17 +105,18 @@ def process_blocks(
     overlap = down * -(-(len(smoothing) // 2 // up + 1) // down) if up != down else 0  # source samples
     margin = overlap + len(taps) // 2
     step = down * -(-max(block_samples, margin, 1) // down)  # a whole number of outputs
-    left = output_length(samples, rate, new_rate)
-    for start in range(0, samples, step):
-        first, last = start - margin, start + step + margin
-        eeg = read(max(first, 0), min(last, samples))
-        eeg = _apply(_mirrored(eeg, max(-first, 0), max(min(last, samples + margin) - samples, 0)), taps)
+    skip = overlap // down * up
+    length = output_length(samples, rate, new_rate)
+    begin, end = (min(-(-sample * up // down), length) for sample in (first, last))  # of the outputs
+    end = length if last == samples else end
+    for start in range(first // down * down, last, step):  # an output lies on each start
+        low, high = start - margin, start + step + margin
+        eeg = read(max(low, first), min(high, last))
+        eeg = _apply(_mirrored(eeg, max(first - low, 0), max(min(high, last + margin) - last, 0)), taps)
         if up != down:
             eeg = scipy.signal.resample_poly(eeg, up, down, axis=1, window=smoothing)
-        skip = overlap // down * up
-        count = min(step // down * up, left)
-        yield eeg[:, skip : skip + count]
-        left -= count
+        at = start // down * up
+        yield eeg[:, skip + max(begin - at, 0) : skip + min(step // down * up, end - at)]
 
 
 def _ratio(rate: float, new_rate: float, samples: int) -> Fraction:

@@ -6,6 +6,7 @@ The manifest is a CSV file (UTF-8, commas, decimal points) with these columns in
   path         a recording in any format that MNE reads, relative to this file
   start, stop  seconds of a segment; empty: the recording's start, its end
   label        its class; or, for regression, target_0, target_1, ...: numbers
+               (rows in which they are empty, n/a or nan are left out)
   split        train, val or test; without this column --seed splits by
                subject: a fifth of them test, of the others a fifth val
   subject      who was recorded: a number or code, never a name
@@ -43,6 +44,7 @@ if TYPE_CHECKING:  # --help does not need them
 LAST_SECOND = 1e9  # 30 years: no recording is longer
 CUT = "segments that reach beyond their recording's end, cut there"
 SHORT = "segments without room for a window, left out"
+MISSING = ("", "n/a", "nan")  # labels that are none, in any case (BIDS, pandas); other words, such as none, may be a class
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +80,8 @@ def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
     """Return a manifest's rows, indexed by their lines, and the names of its targets (none: classes).
 
     path becomes a Path, start and stop become seconds (stop infinite: the recording's end), targets become numbers,
-    the rest stays text. Raises InputError, naming line and column, for whatever is wrong.
+    the rest stays text. Rows whose label or a target is missing are left out; `attrs["missing"]` of the table counts
+    them. Raises InputError, naming line and column, for whatever is wrong.
     """
     import pandas as pd
 
@@ -97,15 +100,18 @@ def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
     text = text[(text != "").any(axis=1)]
     if text.empty:
         raise InputError(f"{path}: has no rows below its header")
+    missing = text[targets or ["label"]].apply(lambda column: column.str.lower().isin(MISSING)).any(axis=1)
+    if missing.all():
+        raise InputError(f"{path}: no row has a label: all are empty, n/a or nan")
+    text = text[~missing]
     table = text.copy()
 
     def refuse(column: str, wrong: "pd.Series", allowed: str) -> None:
         for line, value in text.loc[wrong, column].items():
             raise InputError(f"{path}, line {line}, column {column}: is {value[:60]!r}; {allowed}")
 
-    for column, allowed in (("path", "a recording"), ("label", "a class"), ("subject", "a number or code")):
-        if column in table:  # other words than nan, such as none, may be a class
-            refuse(column, text[column].str.lower().isin(["", "nan"]), f"expected {allowed}")
+    for column, allowed in (("path", "a recording"), ("subject", "a number or code")):
+        refuse(column, text[column].str.lower().isin(MISSING), f"expected {allowed}")
     table["path"] = [path.parent / name for name in text["path"]]
     refuse("path", ~table["path"].map(os.path.exists), f"there is no such file or folder in {path.parent}")
     for column, empty in (("start", "0"), ("stop", "inf")):
@@ -124,6 +130,7 @@ def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
         refuse("split", other, "the same seconds are in another split above; delete one of the two rows")
     twice = table.duplicated(["path", "start", "stop", "subject", *(targets or ["label"])])
     refuse("path", twice, "the same seconds have the same subject and label above; delete one of the two rows")
+    table.attrs["missing"] = int(missing.sum())
     return table, targets
 
 
@@ -201,6 +208,9 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
     if train.empty or (not targets and train["number"].nunique() < 2):
         raise InputError(f"{where}: nothing to train on, {'no row' if targets else 'fewer than two labels'} in train")
     made: dict[str, Any] = {"source": "manifest", "manifest_sha256": sha256(args.manifest)}
+    if missing := table.attrs["missing"]:
+        print(f"{missing} rows of {where} are left out: their label is missing (empty, n/a or nan)")
+        made["rows_without_label"] = missing
     made |= {"split": "by subject" if by_subject else "the manifest's", "seed": seed if by_subject else None}
     name = args.name or args.output.resolve().stem
     data_set = DataSet(name, classes=classes, window=window, regression=bool(targets), made=made)

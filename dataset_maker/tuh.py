@@ -136,13 +136,14 @@ def first_samples(times: np.ndarray, rate: float, limit: int) -> np.ndarray:
     return samples.astype(np.int64)
 
 
-def event_windows(events: np.ndarray, length: int, rate: float) -> Windows:
+def event_windows(events: np.ndarray, length: int, rate: float, *, unique: bool = False) -> Windows:
     """Return the window of each event, from 2 s before its start to 2 s after its end, and its label - 1.
 
     events: (events, 4) of `read_events`; length: samples of the recording. Windows that reach over an edge have
     negative starts, or ends beyond the length: they wrap round. Events that are not one second long or end after the
     recording are left out, and all where the recording is shorter than a window. A row is one channel's event, so a
     window may come several times, with one label or several: all are kept, as in the published numbers, and counted.
+    unique: keep one of equal ones, none of those with several labels.
     """
     second = round(rate)
     starts, ends = (first_samples(events[:, column], rate, length + 1) for column in (1, 2))
@@ -153,14 +154,18 @@ def event_windows(events: np.ndarray, length: int, rate: float) -> Windows:
     first = starts[kept] - MARGIN * second
     labels = events[kept, 3].astype(np.int64) - LABELS[0]
     pairs = np.unique(np.stack((first, labels), axis=1), axis=0)
-    repeats, kinds = (np.unique(values, return_counts=True)[1] for values in (first, pairs[:, 0]))
+    _, index, repeats = np.unique(first, return_index=True, return_counts=True)
+    kinds = np.unique(pairs[:, 0], return_counts=True)[1]
     wraps = (first < 0) | (first + EVENT_WINDOW * second > length)
     notes = {
         "events that end after the recording, left out": beyond,
         f"events that are not {EVENT} s long, left out": odd,
         f"events in recordings shorter than {EVENT_WINDOW} s, left out": ~beyond & ~odd & (not fits),
         "windows that wrap round at the recording's edge": wraps,
-        "windows that come more than once": repeats > 1,
-        "windows that come with different labels": kinds > 1,
+        f"windows that come more than once{', kept once' if unique else ''}": (repeats > 1) & ~(unique & (kinds > 1)),
+        f"windows that come with different labels{', left out' if unique else ''}": kinds > 1,
     }
+    if unique:
+        chosen = np.sort(index[kinds == 1])
+        first, labels = first[chosen], labels[chosen]
     return Windows(first, labels, notes={note: int(which.sum()) for note, which in notes.items() if which.any()})

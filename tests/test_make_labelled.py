@@ -182,9 +182,9 @@ BAD = [  # rows, header, what the message says
     (f"{GOOD}\n\n\nb.edf,0,1,x,train,1", HEADER, "line 5, column path: is 'b.edf'"),
     ('a.edf,"0,5",1,x,train,1', HEADER, "line 2, column start: is '0,5'; expected seconds"),
     ("a.edf,1,1,x,train,1", HEADER, "line 2, column stop: is '1'; expected more"),
-    ("a.edf,0,1,NaN,train,1", HEADER, "line 2, column label: is 'NaN'"),
+    ("a.edf,0,1,NaN,train,1", HEADER, "no row has a label"),
     ("a.edf,0,1,x,train", HEADER, "line 2, column subject"),
-    ("a.edf,0,1,1,nan,train,1", LONG, "line 2, column target_1: is 'nan'; expected a number"),
+    ("a.edf,0,1,1,x,train,1", LONG, "line 2, column target_1: is 'x'; expected a number"),
     (f"{GOOD}\n{GOOD}", HEADER, "line 3, column path: is 'a.edf'; the same seconds"),
     (f"{GOOD}\n{GOOD.replace('train', 'val')}", HEADER, "line 3, column split: is 'val'"),
 ]
