@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # --help does not need them
 LAST_SECOND = 1e9  # 30 years: no recording is longer
 CUT = "segments that reach beyond their recording's end, cut there"
 SHORT = "segments without room for a window, left out"
-MISSING = ("", "n/a", "nan")  # labels that are none, in any case (BIDS, pandas); other words, such as none, may be a class
+MISSING = ("", "n/a", "nan")  # no label, in any case (BIDS, pandas); other words, such as none, may be a class
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
