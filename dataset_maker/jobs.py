@@ -5,9 +5,9 @@ the output folder, its part; a JSON note of the same name describes it. A maker 
 recordings that lack a note. At the end, parts of consecutive recordings are joined into shards, with a note of what
 they hold in `.making`. Which shards there are depends on the recordings alone, never on the number of processes.
 
-A maker is a module that may define two hooks. `read(task)` opens a recording that MNE does not read by itself; what it
-adds to the task is there for `windows`. `windows(task, prepared)` returns the windows of a labelled recording. Without
-it they follow each other from the start, and the task's `label` is the class of all.
+A maker is a module that may define two hooks. `read(task)` opens a recording that MNE does not read by itself (None: it
+does); what it adds to the task is there for `windows`. `windows(task, prepared)` returns the windows of a labelled
+recording. Without it they follow each other from the start, and the task's `label` is the class of all.
 """
 
 import errno
@@ -118,7 +118,8 @@ def _blamed_on(path: str) -> Iterator[None]:
 
 def _read(plan: Plan, task: Task) -> Any:
     maker = importlib.import_module(plan.maker)
-    return maker.read(task) if hasattr(maker, "read") else pipeline.read_raw(Path(task["path"]))
+    raw = maker.read(task) if hasattr(maker, "read") else None
+    return pipeline.read_raw(Path(task["path"])) if raw is None else raw
 
 
 def survey(plan: Plan, task: Task) -> Entry:

@@ -1,6 +1,7 @@
 """Turn any labelled recordings into a labelled HDF5: a manifest says which seconds have which label.
 
 `python -m dataset_maker.make_labelled --manifest manifest.csv --output data/Imagery.hdf5 --window 4`
+`python -m dataset_maker.make_labelled --epochs epochs/ --output data/Imagery.hdf5`
 
 The manifest is a CSV file (UTF-8, commas, decimal points) with these columns in any order:
   path         a recording in any format that MNE reads, relative to this file
@@ -12,6 +13,9 @@ The manifest is a CSV file (UTF-8, commas, decimal points) with these columns in
   subject      who was recorded: a number or code, never a name
 A segment gives the windows of --window seconds that fit into it, --stride seconds apart. Two labels are a binary task,
 more a multiclass one. The electrodes are those of the first recording; recordings with others are left out.
+
+--epochs takes epoched files instead: EEGLAB's .set and MNE's -epo.fif. The label of an epoch is the name of the event
+that it was cut around. Each gives one sample of --window seconds (default: its whole seconds) from --tmin on.
 """
 
 import sys
@@ -29,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dataset_maker import making
+from dataset_maker import epochs, making
 from dataset_maker.pipeline import Prepared, add_name_arguments
 from dataset_maker.sources import train_or_val
 from dataset_maker.writers import DataSet, Windows
@@ -39,10 +43,12 @@ from errors import InputError, UsageError
 from files import sha256
 
 if TYPE_CHECKING:  # --help does not need them
+    import mne
     import pandas as pd
 
 LAST_SECOND = 1e9  # 30 years: no recording is longer
 CUT = "segments that reach beyond their recording's end, cut there"
+IN_ORDER = "of each subject's epochs of a label the first 60 % train, then 20 % val, 20 % test"
 SHORT = "segments without room for a window, left out"
 MISSING = ("", "n/a", "nan")  # no label, in any case (BIDS, pandas); other words, such as none, may be a class
 
@@ -50,7 +56,13 @@ MISSING = ("", "n/a", "nan")  # no label, in any case (BIDS, pandas); other word
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     add = parser.add_argument
-    add("--manifest", type=Path, required=True, metavar="FILE.csv", help="with the columns above")
+    one_of = parser.add_mutually_exclusive_group(required=True).add_argument
+    one_of("--manifest", type=Path, metavar="FILE.csv", help="with the columns above")
+    one_of("--epochs", type=Path, nargs="+", metavar="PATH", help="files *.set and *epo.fif, and folders of them")
+    tmin = "of --epochs: first second of a sample, 0 is the event (default: the epoch's first)"
+    add("--tmin", type=float, metavar="SECONDS", help=tmin)
+    subject = "of --epochs: finds the subject in a path (default: XX of sub-XX as in BIDS, else the file's name)"
+    add("--subject", metavar="REGEX", help=subject)
     add("--name", help="of the data set (default: the output's)")
     window = f"length of a window, 1 to {MAX_SECONDS} (default: the segments' whole seconds, if all have the same)"
     add("--window", type=int, metavar="SECONDS", help=window)
@@ -59,6 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--classes", nargs="+", metavar="LABEL", help=order)
     add("--seed", type=int, help="splits by subject, without a column split (default: 0)")
     add_name_arguments(parser)
+
+
+def read(task: Mapping[str, Any]) -> "mne.io.BaseRaw | None":
+    """Return the epochs of a task as a recording; None for a recording of a manifest, which MNE reads."""
+    return epochs.read(task) if "epochs" in task else None
 
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
@@ -73,7 +90,7 @@ def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
         notes += Counter({CUT: last > length, SHORT: not fitting})
         rows += [(begin, label, split) for begin in fitting]
     starts, labels, splits = zip(*rows, strict=True) if rows else ((), (), ())
-    return Windows(starts, labels, splits, notes)
+    return Windows(starts, labels, splits, notes + Counter(task.get("notes", {})))
 
 
 def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
@@ -190,10 +207,27 @@ def split_subjects(subjects: "pd.Series", seed: int, where: str) -> "pd.Series":
     return subjects.map(lambda subject: inner.get(subject, "test"))
 
 
+def split_in_order(table: "pd.DataFrame") -> "pd.Series":
+    """Return each row's split: of a subject's rows of a label the first 60 % train, then 20 % val, 20 % test."""
+    import pandas as pd
+
+    rows = table.groupby(["subject", "label"])["label"]
+    place = (rows.cumcount() + 0.5) / rows.transform("size")
+    return pd.cut(place, [0, 0.6, 0.8, 1], labels=SPLITS).astype(str)
+
+
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
     """Return the data set that the manifest and the flags describe, and a task for each recording and subject."""
-    where = str(args.manifest)
-    table, targets = read_manifest(args.manifest)
+    if args.manifest and (args.tmin is not None or args.subject):
+        raise UsageError("--tmin and --subject are flags of --epochs; a manifest has the columns start and subject")
+    where, files, targets = str(args.manifest or "--epochs"), list[dict[str, Any]](), list[str]()
+    if args.epochs:
+        table, files = epochs.find(args)
+        if (count := table["subject"].nunique()) < 3:
+            print(f"warning: {count} subjects cannot be split: {IN_ORDER} instead", file=sys.stderr)
+            table["split"] = split_in_order(table)
+    else:
+        table, targets = read_manifest(args.manifest)
     window, stride = choose_window(table, args.window, args.stride)
     if targets and args.classes and len(args.classes) != len(targets):
         raise UsageError(f"--classes has {len(args.classes)} names for the {len(targets)} targets of {where}")
@@ -202,23 +236,31 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
     by_subject, seed = "split" not in table, args.seed or 0
     if by_subject:
         table["split"] = split_subjects(table["subject"], seed, where)
-    elif args.seed is not None:
+    elif args.manifest and args.seed is not None:
         raise UsageError(f"--seed {seed}: {where} has a column split; leave out the flag, or delete the column")
     train = table[table["split"] == "train"]
     if train.empty or (not targets and train["number"].nunique() < 2):
         raise InputError(f"{where}: nothing to train on, {'no row' if targets else 'fewer than two labels'} in train")
-    made: dict[str, Any] = {"source": "manifest", "manifest_sha256": sha256(args.manifest)}
-    if missing := table.attrs["missing"]:
+    made: dict[str, Any] = {"source": "epochs"}
+    if args.manifest:
+        made = {"source": "manifest", "manifest_sha256": sha256(args.manifest)}
+    if missing := table.attrs.get("missing"):
         print(f"{missing} rows of {where} are left out: their label is missing (empty, n/a or nan)")
         made["rows_without_label"] = missing
-    made |= {"split": "by subject" if by_subject else "the manifest's", "seed": seed if by_subject else None}
+    split = "by subject" if by_subject else "the manifest's" if args.manifest else IN_ORDER
+    made |= {"split": split, "seed": seed if by_subject else None}
     name = args.name or args.output.resolve().stem
     data_set = DataSet(name, classes=classes, window=window, regression=bool(targets), made=made)
+    of_file = {file["path"]: file for file in files}  # what the tasks of epochs hold besides
     tasks = []  # one for each recording and subject
     for (_, subject), rows in table.groupby([table["path"].map(Path.resolve), "subject"], sort=False):
         path = rows["path"].iloc[0]
         task = {"path": str(path), "recording": path.stem, "subject": subject, "window": window, "stride": stride}
-        tasks.append(task | {"segments": rows[["start", "stop", "number", "split"]].to_numpy(dtype=object).tolist()})
+        task |= {"segments": rows[["start", "stop", "number", "split"]].to_numpy(dtype=object).tolist()}
+        tasks.append(of_file.get(path, {}) | task)
+    for file in files:
+        if "error" in file:  # for the report
+            tasks.append(file | {"path": str(file["path"]), "recording": file["path"].stem})
     return data_set, tasks
 
 

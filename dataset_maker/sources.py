@@ -46,6 +46,21 @@ def _is_later_part(path: Path) -> bool:
     return any(first != path.name and path.with_name(first).is_file() for first in (plain, bids))
 
 
+def subject_of(path: Path, pattern: str | None = None) -> str:
+    """Return the subject of a recording: the first group, or all, of what `pattern` of --subject finds in its path.
+
+    Without a pattern: the label of BIDS (01 of sub-01), or else the file's name without its suffix. Raises UsageError
+    for a pattern that is none, and InputError where it finds nothing.
+    """
+    try:
+        found = re.search(pattern or r"(?:^|[/_])sub-([A-Za-z0-9]+)(?=[/_.])", path.as_posix())
+    except re.error as error:
+        raise UsageError(f"--subject {pattern}: not a regular expression: {error}") from None
+    if pattern and not found:
+        raise InputError(f"{path}: --subject {pattern} finds nothing in this path; correct it")
+    return (found[1] if found.re.groups else found[0]) if found else path.name.partition(".")[0]
+
+
 def plain_name(text: str) -> str:
     """Keep letters, digits and `_.-` of a text, so that it can name an HDF5 group."""
     return re.sub(r"[^\w.-]+", "_", text).strip("._-") or "recording"

@@ -135,7 +135,7 @@ def test_without_a_column_split_subjects_are_split_by_the_seed(tmp_path: Path) -
     rows = [f"a_raw.fif,{start},{start + 1},{'xy'[start]},{who}" for who in range(10) for start in (0, 1)]
     manifest = write_manifest(tmp_path / "m.csv", *rows, header="path,start,stop,label,subject\n")
     names = {"manifest": manifest, "output": Path("x.hdf5"), "name": "X"}
-    flags: dict[str, Any] = dict.fromkeys(("window", "stride", "classes", "seed"), None)
+    flags: dict[str, Any] = dict.fromkeys(("epochs", "tmin", "subject", "window", "stride", "classes", "seed"), None)
     sides = []
     for seed in (3, 3, 4):
         data_set, tasks = make_labelled.find_recordings(argparse.Namespace(**(flags | names | {"seed": seed})))
