@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import torch
 
-from dataset_maker.pipeline import add_filter_arguments, add_name_arguments, build_pipeline
+from dataset_maker.pipeline import add_filter_arguments, add_name_arguments, add_scale_argument, build_pipeline
 from dataset_maker.sources import find_files
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS
@@ -76,10 +76,10 @@ def _add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     add = parser.add_argument_group("windows").add_argument
     add("--window", type=int, metavar="SECONDS", help="(default: the classifier's; 256 patches)")
     add("--stride", type=float, metavar="SECONDS", help="from window to window (default: the window)")
-    add("--scale", type=float, metavar="FACTOR", help="on the values, where their unit is not uV")
     add("--prepared", action="store_true", help="signals are filtered and at 200 Hz already")
     add_filter_arguments(parser)
     add_name_arguments(parser)
+    add_scale_argument(parser)
 
 
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +108,7 @@ def infer(args: argparse.Namespace) -> None:
     model = load(args.checkpoint, device=args.device, averaged=args.averaged)
     model.check(args.verb)
     window = model.description.window_seconds or None if args.window is None else args.window
-    options = Options(pipeline, args.prepared, args.scale, window, args.stride)
+    options = Options(pipeline, args.prepared, window=window, stride=args.stride)
     recordings = list(find(args.input, options, split=args.split))
     if args.split and not any(where.endswith(f", group {args.split}") for where, _ in recordings):
         raise UsageError(f"--split {args.split}: is for labelled HDF5, and --input has none: leave the flag out")

@@ -166,7 +166,7 @@ def _prepare(plan: Plan, task: Task, store: Store) -> Prepared:
     path, raw = task["path"], _read(plan, task)
     warning = pipeline.missing_seconds(Path(path), raw)
     prepared = pipeline.prepare(raw, plan.pipeline, where=path, store=store)
-    prepared.report["warnings"] = [warning] if warning else []
+    prepared.report["warnings"] += [warning] if warning else []
     return prepared
 
 

@@ -21,7 +21,7 @@ import h5py
 
 from dataset_maker import jobs, pool
 from dataset_maker.jobs import Entry, Plan, Task
-from dataset_maker.pipeline import add_filter_arguments, build_pipeline
+from dataset_maker.pipeline import add_filter_arguments, add_scale_argument, build_pipeline
 from dataset_maker.writers import DataSet, join, refuse_existing
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS
@@ -46,6 +46,7 @@ def run(maker: str) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.hdf5", help=output)
     if not getattr(module, "FILTERED", False):
         add_filter_arguments(parser)
+    add_scale_argument(parser)
     pool.add_arguments(parser)
     run_script(lambda args: make(args, maker, *module.find_recordings(args)), parser.parse_args())
 

@@ -20,7 +20,7 @@ import mne
 import numpy as np
 
 from dataset_maker import filters
-from eeg_data.quality import BINS, Quality, SignalScan, amplitude_histogram
+from eeg_data.quality import Quality, SignalScan, check_unit, electrode_warnings
 from electrodes import is_known_non_eeg, resolve
 from errors import InputError, UsageError
 
@@ -61,8 +61,14 @@ class Pipeline:
     rename: Mapping[str, str] = field(default_factory=dict)
     drop: Sequence[str] = ()
     trim_end: float = 0.0  # s cut off every recording's end
+    scale: float | None = None  # factor on the values; None: 1, and amplitudes that no EEG in uV has are refused
     dtype: str = "float32"
     block_bytes: int = BLOCK_BYTES
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a scale that float32 does not hold."""
+        if self.scale is not None and not 1e-30 <= abs(self.scale) <= 1e30:
+            raise UsageError(f"--scale {self.scale:g}: must be a number that is not 0, of a size from 1e-30 to 1e30")
 
     def described(self) -> dict[str, Any]:
         """Return what files and reports say of it: all but the size of the blocks, which decides no signal."""
@@ -96,6 +102,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     trim_end = "cut so much off every recording's end"
     add_filter_arguments(parser).add_argument("--trim_end", type=float, default=0.0, metavar="SECONDS", help=trim_end)
     add_name_arguments(parser)
+    add_scale_argument(parser)
+
+
+def add_scale_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the flag for values of another unit."""
+    scale = "multiplies the values, if they are not of the unit that the file says (1: take them as they are)"
+    parser.add_argument("--scale", type=float, metavar="FACTOR", help=scale)
 
 
 def add_name_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +130,8 @@ def build_pipeline(args: argparse.Namespace, *, drop: Sequence[str] = (), block_
     rename = load_rename(args.rename) if getattr(args, "rename", None) else {}
     dropped = (*getattr(args, "drop", ()), *drop)
     dtype = getattr(args, "dtype", Pipeline.dtype)
-    return Pipeline(FilterSettings(l_freq, h_freq, notch), rename, dropped, trim_end, dtype, block_bytes)
+    scale, filters = getattr(args, "scale", None), FilterSettings(l_freq, h_freq, notch)
+    return Pipeline(filters, rename, dropped, trim_end, scale, dtype, block_bytes)
 
 
 def load_rename(path: Path) -> dict[str, str]:
@@ -259,10 +273,13 @@ def narrowed(eeg: np.ndarray, dtype: str, where: str) -> np.ndarray:
 
 
 class _Source:
-    """The EEG of a recording before the filters, in volts. The scan sees every sample once."""
+    """The EEG of a recording before the filters, in volts. The scan sees every sample once.
 
-    def __init__(self, raw: mne.io.BaseRaw, samples: int, where: str) -> None:
-        self.raw, self.samples, self.where = raw, samples, where
+    scale: factor on the values.
+    """
+
+    def __init__(self, raw: mne.io.BaseRaw, samples: int, where: str, scale: float) -> None:
+        self.raw, self.samples, self.where, self.scale = raw, samples, where, scale
         self.rate = float(raw.info["sfreq"])
         self.scan = SignalScan(raw.ch_names, self.rate, amplitudes=False)
         self.gaps = any(text.lower().startswith(GAPS) for text in raw.annotations.description)
@@ -273,7 +290,7 @@ class _Source:
         with recording_readable(self.where):
             eeg = self.raw.get_data(start=start, stop=stop, verbose="error")
         if start <= self._scanned < stop:  # blocks overlap
-            self.scan.add(eeg[:, self._scanned - start :] * 1e6)
+            self.scan.add(eeg[:, self._scanned - start :] * (1e6 * self.scale))
             self._scanned = stop
         return bridged(eeg)
 
@@ -332,9 +349,10 @@ def prepare(raw: mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording"
     """Pick EEG, band-pass, notch, resample, in this order, with MNE's defaults. Source: paper, section 2.
 
     raw: in volts, changed in place. store: gives the place for the result, (N, samples) uV, once the size is known.
-    The result's `report` holds `plan_stages`' keys and `dropped` (channel -> reason). NaN and infinity are bridged by
-    straight lines and their seconds marked invalid. A recording of more than `pipeline.block_bytes` is never held as
-    a whole. Raises InputError for unknown electrodes, signals that cannot be read, and where no second is valid.
+    The result's `report` holds `plan_stages`' keys, `dropped` (channel -> reason) and `warnings`. NaN and infinity
+    are bridged by straight lines and their seconds marked invalid. A recording of more than `pipeline.block_bytes` is
+    never held as a whole. Raises InputError for unknown electrodes, signals that cannot be read, where no second is
+    valid, and for amplitudes that no EEG has, unless the pipeline has a scale.
     """
     with recording_readable(where):
         raw, dropped, one_rate = select_electrodes(raw, rename=pipeline.rename, drop=pipeline.drop, where=where)
@@ -347,20 +365,22 @@ def prepare(raw: mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording"
         raise InputError(f"{where}: lasts {max(samples, 0) / rate:.2f} s{trimmed}, but one patch is 1 s")
     stages = plan_stages(rate, pipeline.filter, samples / rate)
     new_rate = stages["sampling_rate"]
-    source = _Source(raw, samples, where)
-    histogram = np.zeros(BINS, np.int64)
+    source = _Source(raw, samples, where, pipeline.scale or 1.0)
     try:
         length, blocks = _processed(source, stages, pipeline.block_bytes, one_rate)
         eeg, at = store(raw.ch_names, new_rate, length), 0
         for block in blocks:  # (N, t), V
-            block *= 1e6
+            block *= 1e6 * source.scale
             eeg[:, at : at + block.shape[1]] = narrowed(block, pipeline.dtype, where)
-            histogram += amplitude_histogram(source.scan.usable(block, at, new_rate))
+            source.scan.count(source.scan.usable(block, at, new_rate))
             at += block.shape[1]
     except InputError:
         raise
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{where}: cannot be filtered and resampled ({type(error).__name__})") from error
     assert at == length, (at, length)
-    quality = replace(source.quality(math.ceil(length / new_rate)), histogram=histogram)
-    return Prepared(list(raw.ch_names), new_rate, length, eeg, quality, stages | {"dropped": dropped})
+    quality = source.quality(math.ceil(length / new_rate))
+    if pipeline.scale is None:
+        check_unit(quality, where)
+    report = stages | {"dropped": dropped, "warnings": [f"{where}: {text}" for text in electrode_warnings(quality)]}
+    return Prepared(list(raw.ch_names), new_rate, length, eeg, quality, report)

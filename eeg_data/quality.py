@@ -1,4 +1,5 @@
-"""Judge signals: which seconds can be used, which electrodes are flat, saturated or not finite, which unit it may be.
+"""Judge signals: which seconds can be used, which electrodes are flat, saturated, not finite or on another scale than
+their fellows, which unit it may be.
 
 Needs NumPy only: makers, training and `dataset_maker.inspect_data` share it. Signals are (N, time) in uV.
 """
@@ -7,7 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,23 @@ FLAT_SHARE = 0.01  # of the recording's median movement; else signals in volts w
 MIN_PART = 0.1  # s: a shorter last second is never flat
 STUCK_SECONDS, STUCK_SAMPLES = 0.01, 3  # an electrode that stays so long at its extreme is saturated
 MANY_INVALID, MANY_FLAT, MANY_SATURATED = 0.01, 0.1, 0.01  # shares of the seconds that are warned about
-VOLTS, LIKELY = 3e-4, (0.3, 1e3)  # uV: a median of |EEG| outside LIKELY is of another unit, below VOLTS of volts
+LIKELY, TYPICAL = (0.3, 1e3), 10.0  # uV: a median of |EEG| outside LIKELY is of another unit
+OTHER_SCALE = 30  # times larger or smaller than its fellows is an electrode, or a recording, on another scale
+MOST_OTHERS = 0.75  # share of the electrodes; if more have another scale than EEG, the whole recording has
+FACTORS = {  # on values -> what they probably are
+    "1e6": "volts",
+    "1000": "millivolts",
+    "1e9": "a billionth of EEG, such as volts in the place of nanovolts",
+    "100": "EEG that is divided by 100 already",
+    "0.001": "nanovolts",
+    "1e-6": "microvolts that were taken for volts",
+}
+MOVES = 4.0  # EEG moves about so many times its median |uV| in a second; with a constant offset less than half of it
+WHOLE_BELOW = 2.0**20  # float32 holds larger values as whole numbers
 BLOCK = 2**18  # values scanned at a time: they stay in the processor's cache
-COUNTS = ("not_finite", "flat", "saturated")
+COUNTS = ("not_finite", "flat", "saturated", "other_scale")
 
-A_DECADE, LOWEST, HIGHEST = 20, -9, 7  # bins of the histogram: 20 a decade from 1e-9 to 1e7 uV
+A_DECADE, LOWEST, HIGHEST = 20, -9, 13  # bins of a histogram: 20 a decade from 1e-9 to 1e13 uV
 EDGES = 10 ** (np.arange(A_DECADE * LOWEST, A_DECADE * HIGHEST + 1) / A_DECADE)  # below and above them is one bin each
 BINS = len(EDGES) + 1
 
@@ -38,50 +51,74 @@ class Quality:
     saturated: dict[str, int]  # electrode -> seconds in which it sticks to its largest or smallest value
     histogram: np.ndarray  # (BINS,) int64: how many finite |uV| are below EDGES[0], between them, above the last
     seconds: int  # that were counted; more than len(valid) where only parts were kept
+    other_scale: dict[str, int] = field(default_factory=dict)  # electrode (x its factor) -> seconds of such recordings
+    movement: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))  # (BINS,): of electrodes in seconds
+    whole: bool = False  # whether all values are whole numbers, such as raw counts
 
     @classmethod
     def merged(cls, parts: Iterable["Quality"]) -> "Quality":
         """Add several up; `valid` one after the other."""
-        valid, histogram, seconds = [np.zeros(0, bool)], np.zeros(BINS, np.int64), 0
-        counts = {key: Counter[str]() for key in COUNTS}
+        parts, counts = list(parts), {key: Counter[str]() for key in COUNTS}
         for part in parts:
-            valid.append(part.valid)
             for key in COUNTS:
                 counts[key].update(getattr(part, key))
-            histogram += part.histogram
-            seconds += part.seconds
-        return cls(np.concatenate(valid), **counts, histogram=histogram, seconds=seconds)
+        return cls(
+            np.concatenate([np.zeros(0, bool), *(part.valid for part in parts)]),
+            **counts,
+            histogram=sum((part.histogram for part in parts), np.zeros(BINS, np.int64)),
+            seconds=sum(part.seconds for part in parts),
+            movement=sum((part.movement for part in parts), np.zeros(BINS, np.int64)),
+            whole=bool(parts) and all(part.whole for part in parts),
+        )
 
     def to_json(self) -> str:
         """Write everything but `valid`."""
-        content = {key: getattr(self, key) for key in (*COUNTS, "seconds")}
-        content["histogram"] = {str(i): int(self.histogram[i]) for i in np.flatnonzero(self.histogram)}
+        content = {key: getattr(self, key) for key in (*COUNTS, "seconds", "whole")}
+        for key in ("histogram", "movement"):
+            content[key] = {str(i): int(getattr(self, key)[i]) for i in np.flatnonzero(getattr(self, key))}
         return json.dumps(content, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: Any, valid: np.ndarray, where: str = "attribute quality") -> "Quality":
-        """Read what `to_json` wrote. Raises InputError, which begins with `where`, for anything else."""
+        """Read what `to_json` wrote, also before it had all keys.
+
+        Raises InputError, which begins with `where`, for anything else.
+        """
         try:
-            content = json.loads(text)
-            histogram = np.zeros(BINS, np.int64)
-            for place, count in content["histogram"].items():
-                histogram[int(place)] = count
-            counts = {key: dict(content[key]) for key in COUNTS}
-            return cls(valid, **counts, histogram=histogram, seconds=int(content["seconds"]))
+            content = {"other_scale": {}, "movement": {}, "whole": False} | json.loads(text)
+            histograms = {key: np.zeros(BINS, np.int64) for key in ("histogram", "movement")}
+            for key, histogram in histograms.items():
+                for place, count in content[key].items():
+                    histogram[int(place)] = count
+            parts: dict[str, Any] = histograms | {key: dict(content[key]) for key in COUNTS}
+            return cls(valid, **parts, seconds=int(content["seconds"]), whole=bool(content["whole"]))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
             raise InputError(f"{where}: quality is no JSON of a scan: make the file again") from None
 
     def percentile(self, p: float) -> float | None:
         """Return the |uV| that p % of the values do not pass, to the width of a bin (12 %); None without values."""
-        upto = np.cumsum(self.histogram)
-        if not upto[-1]:
-            return None
-        rank = max(p / 100 * upto[-1], 1)
-        place = int(np.searchsorted(upto, rank))
-        if place in (0, BINS - 1):  # these have one edge only
-            return 0.0 if place == 0 else float(EDGES[-1])
-        low, high = EDGES[place - 1 : place + 1]
-        return float(low * (high / low) ** ((rank - upto[place - 1]) / self.histogram[place]))
+        return _percentile(self.histogram, p)
+
+    @property
+    def median(self) -> float | None:
+        """Median of the |uV| that are not 0: those have no unit. None without values."""
+        return _median(self.histogram)
+
+
+def _percentile(histogram: np.ndarray, p: float) -> float | None:
+    upto = np.cumsum(histogram)
+    if not upto[-1]:
+        return None
+    rank = max(p / 100 * upto[-1], 1)
+    place = int(np.searchsorted(upto, rank))
+    if place in (0, BINS - 1):  # these have one edge only
+        return 0.0 if place == 0 else float(EDGES[-1])
+    low, high = EDGES[place - 1 : place + 1]
+    return float(low * (high / low) ** ((rank - upto[place - 1]) / histogram[place]))
+
+
+def _median(histogram: np.ndarray) -> float | None:
+    return _percentile(np.concatenate([[0], histogram[1:]]), 50)
 
 
 def _pieces(eeg: np.ndarray) -> Iterator[np.ndarray]:
@@ -94,14 +131,38 @@ def _pieces(eeg: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def amplitude_histogram(eeg: np.ndarray) -> np.ndarray:
-    """Count the finite |uV| in the histogram's bins, (BINS,). eeg: (N, t) uV."""
-    counts = np.zeros(BINS, np.int64)
+    """Count each electrode's finite |uV| in the histogram's bins, (N, BINS). eeg: (N, t) uV."""
+    counts = np.zeros(len(eeg) * BINS, np.int64)
+    first = BINS * np.arange(len(eeg), dtype=np.float32)[:, None]  # bin of each electrode
     for piece in _pieces(eeg):
-        with np.errstate(divide="ignore"):  # 0 is in the lowest bin
-            steps = np.floor(A_DECADE * np.log10(np.abs(piece[np.isfinite(piece)])))
-        places = np.clip(steps - A_DECADE * LOWEST + 1, 0, BINS - 1).astype(np.intp)
-        counts += np.bincount(places, minlength=BINS)
-    return counts
+        finite = np.isfinite(piece)
+        with np.errstate(divide="ignore", invalid="ignore"):  # 0 is in the lowest bin
+            places = np.log10(np.abs(piece))
+            places *= A_DECADE
+            np.floor(places, out=places)
+            places += 1 - A_DECADE * LOWEST
+        np.clip(places, 0, BINS - 1, out=places)
+        places += first
+        places = places.ravel() if finite.all() else places[finite]
+        counts += np.bincount(places.astype(np.intp), minlength=len(counts))
+    return counts.reshape(len(eeg), BINS)
+
+
+def unlike(levels: Mapping[str, float]) -> dict[str, float]:
+    """Return which are on another scale than their fellows: name -> how many times the fellows' median.
+
+    levels: name of an electrode, or a recording -> its median |uV|. Fellows have the amplitudes of EEG; if hardly any
+    has, nothing tells which scale is right, and none is returned.
+    """
+    fellows = [level for level in levels.values() if LIKELY[0] <= level <= LIKELY[1]]
+    if len(fellows) < (1 - MOST_OTHERS) * len(levels) or not fellows:
+        return {}
+    factors = {name: level / float(np.median(fellows)) for name, level in levels.items()}
+    return {name: factor for name, factor in factors.items() if _is_other(factor)}
+
+
+def _is_other(factor: float) -> bool:
+    return not 1 / OTHER_SCALE < factor < OTHER_SCALE
 
 
 class SignalScan:
@@ -118,13 +179,17 @@ class SignalScan:
         self._rest = np.empty((len(self.electrodes), 0), np.float32)  # of the second that is not whole yet
         self._parts: list[tuple[np.ndarray, ...]] = []  # of whole seconds, as `_extremes` gives them
         self._moved = [np.empty((2, 0))]  # of their seconds: the electrodes' largest and median movement, uV
-        self._histogram = np.zeros(BINS, np.int64)
+        self._histogram = np.zeros((len(self.electrodes), BINS), np.int64)
+        self._whole = True
 
     def add(self, eeg: np.ndarray) -> None:
         """Scan the next samples. eeg: (N, t) uV, any t."""
         if self.amplitudes:
-            self._histogram += amplitude_histogram(eeg)
+            self.count(eeg)
         for piece in _pieces(eeg):
+            if self._whole:
+                small = piece[np.abs(piece) < WHOLE_BELOW]
+                self._whole = bool((small == np.rint(small)).all())
             unscanned = np.concatenate([self._rest, piece], axis=1)
             most = int(unscanned.shape[1] / self.rate) + 1  # seconds that begin in it
             seconds = np.arange(self._seconds, self._seconds + most + 1)
@@ -137,6 +202,10 @@ class SignalScan:
                 self._moved.append(np.stack([moved.max(axis=0), np.median(moved, axis=0)]))
                 self._seconds += whole
             self._rest = unscanned[:, starts[-1] :].copy()
+
+    def count(self, eeg: np.ndarray) -> None:
+        """Add the amplitudes of eeg, (N, t) uV, to the histogram."""
+        self._histogram += amplitude_histogram(eeg)
 
     def result(self) -> Quality:
         """Judge all samples up to now."""
@@ -156,8 +225,36 @@ class SignalScan:
         highest = np.where(finite, high, -np.inf).max(axis=1, keepdims=True)
         stuck = (at_low & (low == lowest)) | (at_high & (high == highest))
         valid = finite.all(axis=0) & ~flat.all(axis=0)
-        not_finite, flats, saturated = map(self._by_electrode, (~finite, flat, stuck & finite & ~flat))
-        return Quality(valid, not_finite, flats, saturated, self._histogram.copy(), len(valid))
+        found: dict[str, Any] = dict(
+            zip(COUNTS, map(self._by_electrode, (~finite, flat, stuck & finite & ~flat)), strict=False)
+        )
+        found["other_scale"] = {
+            f"{n} (x 1e{power})": len(valid) for n, power in self._other_scale(moved, judged).items()
+        }
+        found |= {"histogram": self._histogram.sum(axis=0), "seconds": len(valid), "whole": self._whole}
+        return Quality(valid, **found, movement=amplitude_histogram(moved[judged & ~flat][None])[0])
+
+    def _other_scale(self, moved: np.ndarray, judged: np.ndarray) -> dict[str, int]:
+        """Return the electrodes on another scale than their fellows, and the power of ten nearest to their factor.
+
+        A wrong unit changes amplitudes and movement alike. An offset changes the one, noise of mains before the filter
+        the other. moved, judged: (N, seconds) uV and bool.
+        """
+        levels = dict(zip(self.electrodes, map(_median, self._histogram), strict=True))
+        factors = unlike({name: level for name, level in levels.items() if level})
+        if not factors:
+            return {}
+        movements = {
+            name: float(np.median(row[its])) if its.any() else 0.0
+            for name, row, its in zip(self.electrodes, moved, judged, strict=True)
+        }
+        usual = float(np.median([movement for name, movement in movements.items() if name not in factors]))
+        other = {}
+        for name, factor in factors.items():
+            movement = movements[name] / usual if usual else 0.0  # 0: it is flat, which is said already
+            if movement and _is_other(movement) and (movement > 1) == (factor > 1):
+                other[name] = round(math.log10(factor))
+        return other
 
     def usable(self, eeg: np.ndarray, at: int, rate: float) -> np.ndarray:
         """Return the samples in usable seconds of the filtered signal, eeg (N, t) from sample `at` on, rate in Hz.
@@ -208,7 +305,7 @@ def _extremes(eeg: np.ndarray, starts: np.ndarray, run: int) -> tuple[np.ndarray
 
 def warnings(quality: Quality) -> list[str]:
     """Return warnings about signals that should be EEG in uV: full sentences with numbers."""
-    texts = unit_warnings(quality)
+    texts = unit_warnings(quality) + electrode_warnings(quality)
     seconds, invalid = len(quality.valid), int((~quality.valid).sum())
     if invalid > MANY_INVALID * seconds:
         texts.append(
@@ -225,18 +322,58 @@ def warnings(quality: Quality) -> list[str]:
     return texts
 
 
-def unit_warnings(quality: Quality) -> list[str]:
-    """Return a warning if the amplitudes say that the unit is not uV."""
-    median = replace(quality, histogram=np.concatenate([[0], quality.histogram[1:]])).percentile(50)  # 0 has no unit
-    if median is None or LIKELY[0] <= median <= LIKELY[1]:
+def electrode_warnings(quality: Quality) -> list[str]:
+    """Return a warning if electrodes are on another scale than their fellows."""
+    if not (other := quality.other_scale):
         return []
-    if median < VOLTS:
-        unit = "volts: multiply them by 1e6"
-    elif median < LIKELY[0]:
-        unit = "millivolts: multiply them by 1000"
-    else:
-        unit = "raw counts or nanovolts: convert them to microvolts"
-    return [f"Half of all values are within {median:.2g} uV of zero, which no EEG is; they are probably {unit}."]
+    shares = worst_first(other, quality.seconds)
+    return [f"{len(other)} electrode(s) on another scale than the others (unit, gain, or no contact?): {shares}."]
+
+
+def recording_warnings(levels: Mapping[str, float | None]) -> list[str]:
+    """Return a warning if recordings are on another scale than the others. levels: name -> median |uV| (None: none)."""
+    known = {name: level for name, level in levels.items() if level}
+    if not (other := unlike(known)):
+        return []
+    worst = sorted(other, key=lambda name: -abs(math.log(other[name])))
+    names = first_few([f"{name} (x {other[name]:.2g})" for name in worst])
+    return [f"{len(other)} of {len(known)} recordings are on another scale than the others: {names}."]
+
+
+def unit_warnings(quality: Quality) -> list[str]:
+    """Return a warning if the amplitudes say that the unit is not uV, with the factors that would make EEG of them."""
+    median, moved = quality.median, _median(quality.movement)
+    if median is None:
+        nothing = quality.histogram.any() and quality.valid.any()
+        return [f"All values are within {EDGES[0]:g} uV of zero, which no EEG is."] if nothing else []
+    offset = moved is not None and 2 * moved < median
+    size = moved / MOVES if moved is not None and offset else median  # uV: median without the offset
+    if LIKELY[0] <= median <= LIKELY[1] and LIKELY[0] <= size:
+        return []
+    if sum(quality.other_scale.values()) >= quality.seconds:
+        shares = worst_first(quality.other_scale, quality.seconds)
+        return [f"Electrodes are on different scales, no one factor mends them: {shares}; leave them out with --drop."]
+    found = {
+        f"{what} (factor {factor})": abs(math.log10(size * float(factor) / TYPICAL))
+        for factor, what in (FACTORS | ({"1": "microvolts"} if offset else {})).items()
+        if LIKELY[0] <= size * float(factor) <= LIKELY[1]
+    }
+    if quality.whole and median > LIKELY[1]:
+        found["raw counts (the factor is the microvolts of one count)"] = 0.5 if offset and size <= LIKELY[1] else 0.0
+    likely = sorted(found, key=lambda what: found[what])
+    names = " or ".join(likely[:1] + [what for what in likely[1:2] if found[what] <= 1]) or "of no unit that is known"
+    if offset:
+        return [
+            f"Half of all values are more than {median:.2g} uV from zero, but move only {moved:.2g} uV in a second: "
+            f"take the constant offset off (a high-pass does); what is left are probably {names}."
+        ]
+    return [f"Half of all values are within {median:.2g} uV of zero, which no EEG is; they are probably {names}."]
+
+
+def check_unit(quality: Quality, where: str) -> None:
+    """Raise InputError, which begins with `where`, for amplitudes that no EEG in uV has."""
+    for text in unit_warnings(quality):
+        raise InputError(f"{where}: {text} --scale FACTOR multiplies the values (1: they are right as they are)")
 
 
 def first_few(words: Sequence[str], most: int = 5) -> str:

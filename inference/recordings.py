@@ -25,7 +25,7 @@ from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_nam
 from eeg_data.hdf5 import SUFFIXES, open_file, readable
 from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, Recording, default_window, read_recordings
-from eeg_data.quality import Quality, amplitude_histogram, unit_warnings
+from eeg_data.quality import Quality, SignalScan, check_unit, electrode_warnings
 from electrodes import canonical_name, resolve
 from errors import InputError, UsageError, printable
 
@@ -42,7 +42,7 @@ class Options:
 
     pipeline: Pipeline = field(default_factory=lambda: Pipeline(block_bytes=BLOCK_BYTES))
     prepared: bool = False  # True: MNE's data have been filtered and resampled to 200 Hz
-    scale: float | None = None  # factor on the values; None: 1, and amplitudes that no EEG in uV has are refused
+    scale: float | None = None  # in place of the pipeline's
     window: int | None = None  # s; None: as many as 256 patches allow, 16 at most
     stride: float | None = None  # s; None: the window
 
@@ -53,8 +53,8 @@ class Options:
             raise UsageError(f"--window {window}: allowed are 1 to {MAX_SECONDS} whole seconds")
         if self.stride is not None and not 1 / SAMPLING_RATE <= self.stride < math.inf:
             raise UsageError(f"--stride {self.stride:g}: must be a number of seconds from {1 / SAMPLING_RATE:g}")
-        if self.scale is not None and not 1e-30 <= abs(self.scale) <= 1e30:  # float32 holds it
-            raise UsageError(f"--scale {self.scale:g}: must be a number that is not 0, of a size from 1e-30 to 1e30")
+        if self.scale is not None:
+            object.__setattr__(self, "pipeline", replace(self.pipeline, scale=self.scale))
         if not self.prepared and rate != SAMPLING_RATE:
             raise UsageError(f"a pipeline to {rate or 'the rate of the source'}: the models take {SAMPLING_RATE} Hz")
 
@@ -89,15 +89,16 @@ def cut(
     options: Options,
     where: str,
     *,
+    factor: np.float32 = np.float32(1),  # noqa: B008 (a constant)
     is_piece: bool = False,
 ) -> Windows:
     """Cut a signal into windows that touch no unusable second.
 
     recording: its name, electrodes and length. read: (first sample, samples) -> (N, samples) float32. quality: of the
-    signal. is_piece: by default a window is no longer than the signal.
-    Raises InputError for unlikely units, a signal shorter than a window, and if no window is left.
+    signal. factor: on the values. is_piece: by default a window is no longer than the signal.
+    Raises InputError for a signal shorter than a window, and if no window is left.
     """
-    electrodes, length, factor = recording.montage, recording.length, unit_factor(options, quality, where)
+    electrodes, length = recording.montage, recording.length
     window = options.window * SAMPLING_RATE if options.window else default_window(len(electrodes))
     if is_piece and not options.window:
         window = max(1, min(window, length) // SAMPLING_RATE) * SAMPLING_RATE
@@ -127,12 +128,12 @@ def cut(
 
 
 def unit_factor(options: Options, quality: Quality, where: str) -> np.float32:
-    """Return the factor on the values. Raises InputError for amplitudes that no EEG in uV has."""
-    if options.scale is not None:
-        return np.float32(options.scale)
-    for text in unit_warnings(quality):
-        raise InputError(f"{where}: {text} Give the factor with --scale (1: they are right as they are)")
-    return np.float32(1)
+    """Return the factor on the values. Warns of electrodes, raises InputError for amplitudes that no EEG in uV has."""
+    for text in electrode_warnings(quality):
+        logger.warning("%s: %s", where, text)
+    if options.pipeline.scale is None:
+        check_unit(quality, where)
+    return np.float32(options.pipeline.scale or 1)
 
 
 # MNE's objects and arrays
@@ -183,14 +184,18 @@ def of_array(eeg: np.ndarray, electrodes: Sequence[str] | None, options: Options
             f"array: {len(bad)} values are NaN or infinite, the first one of {names[bad[0][1]]} at "
             f"{bad[0][2] / SAMPLING_RATE:.2f} s: interpolate them, or cut that stretch out"
         )
-    histogram = np.sum([amplitude_histogram(piece) for piece in pieces], axis=0)
-    quality = Quality(np.ones(math.ceil(length / SAMPLING_RATE), bool), {}, {}, {}, histogram, 1)
+    scan = SignalScan(names, SAMPLING_RATE)
+    for eeg in pieces:
+        scan.add(eeg)
+    quality = replace(scan.result(), valid=np.ones(math.ceil(length / SAMPLING_RATE), bool))
+    factor = unit_factor(options, quality, "array")
 
     def piece(number: int) -> Windows:
         def read(start: int, samples: int) -> np.ndarray:
             return pieces[number, :, start : start + samples].astype(np.float32, copy=False)
 
-        return cut(Recording(Path(), "array", names, length), read, quality, options, "array", is_piece=True)
+        whole = Recording(Path(), "array", names, length)
+        return cut(whole, read, quality, options, "array", factor=factor, is_piece=True)
 
     return _joined(piece, np.arange(len(pieces)) * length / SAMPLING_RATE, "array")
 
@@ -255,7 +260,9 @@ def prepared_windows(
 
 
 def _log_notes(report: dict[str, Any], where: str) -> None:
-    """Log a pipeline's notes, and the channels that are left out and that nobody listed."""
+    """Log a pipeline's warnings and notes, and the channels that are left out and that nobody listed."""
+    for warning in report["warnings"]:
+        logger.warning("%s", warning)
     for note in report["notes"]:
         logger.warning("%s: %s.", where, note)
     dropped = report["dropped"]  # channel -> reason
@@ -359,7 +366,7 @@ def _open_recording(recording: Recording, options: Options) -> Windows:
         return recording.read(start, samples)[rows]
 
     kept = replace(recording, name=plain_name(recording.name), montage=names)
-    return cut(kept, read, quality, options, recording.where)
+    return cut(kept, read, quality, options, recording.where, factor=unit_factor(options, quality, recording.where))
 
 
 def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
