@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from dataset_maker import pipeline, pool, writers
 from dataset_maker.pipeline import Pipeline, Prepared, Store
+from dataset_maker.recording import RawRecording, of_raw
 from dataset_maker.sources import unique_names
 from dataset_maker.writers import DataSet, LabelledShard, PretrainingShard, consecutive_windows
 from errors import InputError
@@ -116,17 +117,17 @@ def _blamed_on(path: str) -> Iterator[None]:
         raise InputError(f"{path}: cannot be converted ({place})") from None
 
 
-def _read(plan: Plan, task: Task) -> Any:
-    maker = importlib.import_module(plan.maker)
+def _read(plan: Plan, task: Task) -> RawRecording:
+    maker, path = importlib.import_module(plan.maker), Path(task["path"])
     raw = maker.read(task) if hasattr(maker, "read") else None
-    return pipeline.read_raw(Path(task["path"])) if raw is None else raw
+    return of_raw(pipeline.read_raw(path) if raw is None else raw, str(path), path=path, unit=plan.pipeline.unit)
 
 
 def survey(plan: Plan, task: Task) -> Entry:
     """Return a recording's electrodes, from its header. Raises whatever its reader raises."""
-    raw, options = _read(plan, {**task, "path": task["open"]}), plan.pipeline
-    raw, _, _ = pipeline.select_electrodes(raw, rename=options.rename, drop=options.drop, where=task["open"])
-    return {"electrodes": list(raw.ch_names)}
+    recording = _read(plan, {**task, "path": task["open"]})
+    pipeline.select_electrodes(recording, plan.pipeline)
+    return {"electrodes": list(recording.raw.ch_names)}
 
 
 def convert(plan: Plan, task: Task) -> Entry:
@@ -162,12 +163,8 @@ def _convert(plan: Plan, task: Task) -> Entry:
 
 
 def _prepare(plan: Plan, task: Task, store: Store) -> Prepared:
-    """Read a recording and put it through the pipeline; notes what its file lacks."""
-    path, raw = task["path"], _read(plan, task)
-    warning = pipeline.missing_seconds(Path(path), raw)
-    prepared = pipeline.prepare(raw, plan.pipeline, where=path, store=store)
-    prepared.report["warnings"] += [warning] if warning else []
-    return prepared
+    """Read a recording and put it through the pipeline."""
+    return pipeline.prepare(_read(plan, task), plan.pipeline, store=store)
 
 
 def _scratch(stack: ExitStack, folder: Path, block_bytes: int) -> Store:

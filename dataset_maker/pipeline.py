@@ -11,8 +11,8 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ import mne
 import numpy as np
 
 from dataset_maker import filters
+from dataset_maker.recording import RawRecording, of_raw
 from eeg_data.quality import Quality, SignalScan, check_unit, electrode_warnings
 from electrodes import is_known_non_eeg, resolve
 from errors import InputError, UsageError
 
 EXTRA_READERS = {".set": "files of MATLAB 7.3 need `pip install pymatreader`", ".cnt": "ANT files need `antio`"}
+UNITS = ("uV", "mV", "nV", "V")
 LISTED = "listed to be left out"  # why a channel is dropped that the caller asked to drop
 EDF = (".edf", ".bdf")
+SAME_RATE = 1e-6  # relative difference of two rates that are one
 LOWEST_RATE = 10.0  # Hz of a recording that can be EEG
 MIN_TRANSITION = 0.5  # Hz between a filter's edge and Nyquist: less would take a filter of many seconds
 BLOCK_BYTES = 256 << 20  # float64 signal that is filtered as a whole; longer recordings go block by block
@@ -62,6 +65,7 @@ class Pipeline:
     drop: Sequence[str] = ()
     trim_end: float = 0.0  # s cut off every recording's end
     scale: float | None = None  # factor on the values; None: 1, and amplitudes that no EEG in uV has are refused
+    unit: str | None = None  # of channels whose unit the file does not state
     dtype: str = "float32"
     block_bytes: int = BLOCK_BYTES
 
@@ -116,6 +120,8 @@ def add_name_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("channels")
     group.add_argument("--drop", nargs="+", default=[], metavar="NAME", help="channels to leave out")
     group.add_argument("--rename", type=Path, metavar="MAP.json", help="JSON object: name in the file -> electrode")
+    unit = "of channels whose unit the file does not state, or spells so that nobody knows it"
+    group.add_argument("--unit", choices=UNITS, help=unit)
 
 
 def build_pipeline(args: argparse.Namespace, *, drop: Sequence[str] = (), block_bytes: int = BLOCK_BYTES) -> Pipeline:
@@ -127,11 +133,10 @@ def build_pipeline(args: argparse.Namespace, *, drop: Sequence[str] = (), block_
     trim_end = getattr(args, "trim_end", 0.0)
     if not 0 <= trim_end < math.inf:
         raise UsageError(f"--trim_end {trim_end:g}: must be a number of seconds from 0")
-    rename = load_rename(args.rename) if getattr(args, "rename", None) else {}
-    dropped = (*getattr(args, "drop", ()), *drop)
-    dtype = getattr(args, "dtype", Pipeline.dtype)
-    scale, filters = getattr(args, "scale", None), FilterSettings(l_freq, h_freq, notch)
-    return Pipeline(filters, rename, dropped, trim_end, scale, dtype, block_bytes)
+    given: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(Pipeline) if hasattr(args, f.name)}
+    given["rename"] = load_rename(args.rename) if given.get("rename") else {}
+    given["drop"] = (*given.get("drop", ()), *drop)
+    return Pipeline(**given | {"filter": FilterSettings(l_freq, h_freq, notch), "block_bytes": block_bytes})
 
 
 def load_rename(path: Path) -> dict[str, str]:
@@ -174,57 +179,66 @@ def read_raw(path: Path, **options: Any) -> mne.io.BaseRaw:
         return mne.io.read_raw(path, verbose="error", **options)  # "error": MNE's warnings may quote header texts
 
 
-def missing_seconds(path: Path, raw: mne.io.BaseRaw) -> str | None:
-    """Return a warning for an EDF or BDF file that holds less than its header announces, or None."""
-    if path.name.lower().endswith(EDF):
-        with suppress(ValueError), path.open("rb") as file:  # a file that was never closed announces -1 records
-            fixed = file.read(256)
-            announced = int(fixed[236:244]) * float(fixed[244:252])
-            missing = announced - raw.n_times / raw.info["sfreq"]
-            if 0 < missing < math.inf:
-                share = f"{missing:g} of {announced:g} s that its header announces are missing"
-                return f"{path}: cut short, {share}; the rest is converted"
-    return None
+def select_electrodes(recording: RawRecording, pipeline: Pipeline) -> dict[str, str]:
+    """Leave the recording's EEG channels only, under the names of their electrodes, at one sampling rate.
 
-
-def select_electrodes(
-    raw: mne.io.BaseRaw, *, rename: Mapping[str, str], drop: Sequence[str], where: str
-) -> tuple[mne.io.BaseRaw, dict[str, str], bool]:
-    """Pick and rename the EEG channels of `raw`. rename, drop: of the flags; where: opens error messages.
-
-    Returns the recording, each dropped channel with the reason, and whether the file has all kept channels at one rate.
+    Returns each dropped channel with the reason. Raises InputError for unknown names, units and scales.
     """
-    types = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True))
-    resolution = resolve([name for name in types if types[name] == "eeg"], rename=rename, drop=drop, where=where)
-    raw, one_rate = _without_faster_channels(raw, list(resolution.kept))
-    raw.pick(list(resolution.kept))
-    raw.rename_channels(resolution.kept, verbose="error")
+    raw, where = recording.raw, recording.where
+    types = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True)) | dict.fromkeys(recording.is_eeg, "eeg")
+    resolution = resolve(
+        [name for name in types if types[name] == "eeg"], rename=pipeline.rename, drop=pipeline.drop, where=where
+    )
+    recording.check_scales(list(resolution.kept))
+    _bring_to_one_rate(recording, list(resolution.kept), pipeline.block_bytes)
+    recording.rename(resolution.kept)
     reasons = {name: "not EEG by its type in the file" for name in types if types[name] != "eeg"}
     for name in resolution.dropped:
         reasons[name] = "not EEG by its name" if is_known_non_eeg(name) else LISTED
-    return raw, reasons, one_rate
+    return reasons
 
 
-def _without_faster_channels(raw: mne.io.BaseRaw, kept: list[str]) -> tuple[mne.io.BaseRaw, bool]:
-    """Open an EDF again without the channels that are sampled faster than those kept.
+def _bring_to_one_rate(recording: RawRecording, kept: list[str], block_bytes: int) -> None:
+    """Give kept channels of an EDF, BDF or GDF file their own rate where other channels are sampled faster.
 
-    MNE brings all channels to the fastest one's rate, piece by piece, with errors at the ends of the pieces. Returns
-    the recording, and whether all kept channels have one rate. A recording that a caller has changed stays as it is.
+    MNE brings all channels to the rate of the fastest one. That is right for a recording that is read whole, and has
+    errors at the ends of its pieces otherwise. Raises InputError for one that must be read whole and is too long.
     """
-    path = Path(raw.filenames[0]) if raw.filenames and raw.filenames[0] else Path()
-    if raw.preload or not path.name.lower().endswith(EDF):
-        return raw, True
-    header: Any = raw._raw_extras[0]  # MNE has no other name for the rates in the file
-    pairs = zip(header["ch_names"], header["n_samps"][header["sel"]], strict=True)
-    lengths = {name: int(samples) for name, samples in pairs}  # samples of a record
-    kept_lengths = {lengths.get(name) for name in kept}  # None: the header does not know the name
-    if len(set(lengths.values())) < 2 or kept_lengths == {max(lengths.values())}:
-        return raw, True
-    if len(kept_lengths) > 1 or None in kept_lengths:
-        return raw, False
-    fresh = read_raw(path, include=kept)
-    same_length = abs(fresh.n_times / fresh.info["sfreq"] - raw.n_times / raw.info["sfreq"]) < 1.5 / fresh.info["sfreq"]
-    return (fresh, True) if same_length else (raw, False)
+    raw, header = recording.raw, recording.header
+    rates, fastest = set(recording.rates(kept).values()), float(raw.info["sfreq"])
+    if header is None or all(math.isclose(rate, fastest, rel_tol=SAME_RATE) for rate in rates):
+        return
+    length, is_cropped = raw.n_times, abs(raw.n_times / fastest - header.records * header.seconds) > 1.5 / fastest
+    if not is_cropped and header.kind != "GDF":  # MNE reads other channels than it is asked for from GDF files
+        raw = recording.raw = _reopened(
+            recording, kept, include=[header.labels[recording.channels[n].signal] for n in kept]
+        )
+        if len(rates) == 1:
+            return
+    if len(kept) * header.records * header.seconds * fastest * 8 > block_bytes:
+        way_out = (
+            "load it before it is cropped" if is_cropped else "cut it, or leave out those of the other rate with --drop"
+        )
+        raise InputError(f"{recording.where}: channels of different sampling rates in so long a recording; {way_out}")
+    if is_cropped:
+        first = raw.first_samp
+        raw = recording.raw = _reopened(recording, kept)
+        raw.load_data(verbose="error").crop(first / fastest, (first + length - 1) / fastest)
+    else:
+        raw.pick(kept).load_data(verbose="error")
+    if not is_cropped and not math.isclose(rate := max(rates), float(raw.info["sfreq"]), rel_tol=SAME_RATE):
+        raw.resample(rate, npad=0, verbose="error")  # of GDF: by FFT, as MNE brought it up
+
+
+def _reopened(recording: RawRecording, kept: Sequence[str], **options: Any) -> mne.io.BaseRaw:
+    """Open an EDF, BDF or GDF file again and pick these channels, which may be called like others."""
+    assert recording.header
+    raw, places = read_raw(recording.header.path, **options), {recording.channels[name].signal: name for name in kept}
+    signals: Any = raw._raw_extras[0]
+    names = {name: places[s] for name, s in zip(raw.ch_names, signals["sel"].tolist(), strict=True) if s in places}
+    raw.pick(list(names))
+    raw.rename_channels(names, verbose="error")
+    return raw
 
 
 # ---- filter, resample
@@ -273,13 +287,11 @@ def narrowed(eeg: np.ndarray, dtype: str, where: str) -> np.ndarray:
 
 
 class _Source:
-    """The EEG of a recording before the filters, in volts. The scan sees every sample once.
+    """The EEG of a recording before the filters, in volts. The scan sees every sample once."""
 
-    scale: factor on the values.
-    """
-
-    def __init__(self, raw: mne.io.BaseRaw, samples: int, where: str, scale: float) -> None:
-        self.raw, self.samples, self.where, self.scale = raw, samples, where, scale
+    def __init__(self, recording: RawRecording, samples: int, scale: float) -> None:
+        self.recording, self.samples, self.where, self.scale = recording, samples, recording.where, scale
+        self.raw = raw = recording.raw
         self.rate = float(raw.info["sfreq"])
         self.scan = SignalScan(raw.ch_names, self.rate, amplitudes=False)
         self.gaps = any(text.lower().startswith(GAPS) for text in raw.annotations.description)
@@ -288,7 +300,7 @@ class _Source:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return samples start to stop, (N, stop - start) float64, bridged. Raises InputError if unreadable."""
         with recording_readable(self.where):
-            eeg = self.raw.get_data(start=start, stop=stop, verbose="error")
+            eeg = self.recording.volts(self.raw.get_data(start=start, stop=stop, verbose="error"))
         if start <= self._scanned < stop:  # blocks overlap
             self.scan.add(eeg[:, self._scanned - start :] * (1e6 * self.scale))
             self._scanned = stop
@@ -320,9 +332,7 @@ class _Source:
         return replace(quality, valid=np.pad(quality.valid, (0, 1), mode="edge")[:seconds])
 
 
-def _processed(
-    source: _Source, stages: dict[str, Any], block_bytes: int, one_rate: bool
-) -> tuple[int, Iterator[np.ndarray]]:
+def _processed(source: _Source, stages: dict[str, Any], block_bytes: int) -> tuple[int, Iterator[np.ndarray]]:
     """Return the length of the filtered, resampled signal and its consecutive blocks (N, t) in volts."""
     electrodes, rate, new_rate = len(source.raw.ch_names), source.rate, stages["sampling_rate"]
     taps = filters.kernel(rate, stages["l_freq"], stages["h_freq"], stages["notch"])
@@ -334,8 +344,6 @@ def _processed(
             else filters.process_whole(source.read(0, source.samples), rate, taps, new_rate)
         )
         return whole.shape[1], iter([whole])
-    if not one_rate:  # MNE cannot bring pieces of them to one rate without errors at their ends
-        raise InputError(f"{source.where}: channels of different sampling rates in so long a recording; cut it")
     if source.gaps:
         stages["notes"].append("filtered across the gaps that it marks: too long to be taken apart")
     block_samples = block_bytes // (8 * electrodes) // 4  # there are several copies of a block
@@ -345,29 +353,36 @@ def _processed(
     return filters.output_length(source.samples, rate, new_rate), blocks
 
 
-def prepare(raw: mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording", store: Store = in_memory) -> Prepared:
+def prepare(
+    recording: RawRecording | mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording", store: Store = in_memory
+) -> Prepared:
     """Pick EEG, band-pass, notch, resample, in this order, with MNE's defaults. Source: paper, section 2.
 
-    raw: in volts, changed in place. store: gives the place for the result, (N, samples) uV, once the size is known.
-    The result's `report` holds `plan_stages`' keys, `dropped` (channel -> reason) and `warnings`. NaN and infinity
-    are bridged by straight lines and their seconds marked invalid. A recording of more than `pipeline.block_bytes` is
-    never held as a whole. Raises InputError for unknown electrodes, signals that cannot be read, where no second is
-    valid, and for amplitudes that no EEG has, unless the pipeline has a scale.
+    recording: changed in place. where: opens the messages on an MNE object. store: gives the place for the result,
+    (N, samples) uV, once the size is known. The result's `report` holds `plan_stages`' keys, `dropped` (channel ->
+    reason) and `warnings`. NaN and infinity are bridged by straight lines and their seconds marked invalid. A recording
+    of more than `pipeline.block_bytes` is never held as a whole. Raises InputError for unknown electrodes and units,
+    signals that cannot be read, where no second is valid, and for amplitudes that no EEG has, unless the pipeline has a
+    scale.
     """
+    if not isinstance(recording, RawRecording):
+        recording = of_raw(recording, where, unit=pipeline.unit)
+    where = recording.where
     with recording_readable(where):
-        raw, dropped, one_rate = select_electrodes(raw, rename=pipeline.rename, drop=pipeline.drop, where=where)
+        dropped = select_electrodes(recording, pipeline)
+    raw = recording.raw
     rate = float(raw.info["sfreq"])
     if not LOWEST_RATE <= rate < math.inf:  # it would make seconds of a recording into years
         raise InputError(f"{where}: sampled at {rate:g} Hz; EEG needs at least {LOWEST_RATE:g} Hz")
-    samples = raw.n_times - round(pipeline.trim_end * rate)
+    samples = min(raw.n_times, round(recording.stretches[-1].stop * rate)) - round(pipeline.trim_end * rate)
     if samples < rate:
         trimmed = f" after --trim_end {pipeline.trim_end:g}" if pipeline.trim_end else ""
         raise InputError(f"{where}: lasts {max(samples, 0) / rate:.2f} s{trimmed}, but one patch is 1 s")
     stages = plan_stages(rate, pipeline.filter, samples / rate)
     new_rate = stages["sampling_rate"]
-    source = _Source(raw, samples, where, pipeline.scale or 1.0)
+    source = _Source(recording, samples, pipeline.scale or 1.0)
     try:
-        length, blocks = _processed(source, stages, pipeline.block_bytes, one_rate)
+        length, blocks = _processed(source, stages, pipeline.block_bytes)
         eeg, at = store(raw.ch_names, new_rate, length), 0
         for block in blocks:  # (N, t), V
             block *= 1e6 * source.scale
@@ -382,5 +397,6 @@ def prepare(raw: mne.io.BaseRaw, pipeline: Pipeline, *, where: str = "recording"
     quality = source.quality(math.ceil(length / new_rate))
     if pipeline.scale is None:
         check_unit(quality, where)
-    report = stages | {"dropped": dropped, "warnings": [f"{where}: {text}" for text in electrode_warnings(quality)]}
+    warnings = [f"{where}: {text}" for text in (*recording.warnings, *electrode_warnings(quality))]
+    report = stages | {"dropped": dropped, "warnings": warnings}
     return Prepared(list(raw.ch_names), new_rate, length, eeg, quality, report)

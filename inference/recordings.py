@@ -21,6 +21,8 @@ import numpy as np
 from scipy import fft
 
 from dataset_maker.pipeline import LISTED, FilterSettings, Pipeline, prepare, read_raw
+from dataset_maker.recording import RawRecording
+from dataset_maker.recording import of_raw as of_recording
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
 from eeg_data.hdf5 import SUFFIXES, open_file, readable
 from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
@@ -141,7 +143,7 @@ def unit_factor(options: Options, quality: Quality, where: str) -> np.float32:
 
 def of_raw(raw: mne.io.BaseRaw, options: Options) -> Windows:
     """Windows of an MNE recording, which is not changed. Raises InputError if it cannot be used."""
-    return prepared_windows(raw.copy(), options, "recording", "recording")
+    return prepared_windows(of_recording(raw.copy(), unit=options.pipeline.unit), options, "recording", "recording")
 
 
 def of_epochs(epochs: mne.BaseEpochs, options: Options) -> Windows:
@@ -150,8 +152,8 @@ def of_epochs(epochs: mne.BaseEpochs, options: Options) -> Windows:
     rate = getattr(epochs, "_raw_sfreq", None) or epochs.info["sfreq"]  # of the events, also after resampling
 
     def piece(number: int) -> Windows:
-        raw = mne.io.RawArray(data[number], epochs.info, verbose="error")
-        return prepared_windows(raw, options, f"epochs, epoch {number}", "epochs", pieces=prepared)
+        raw, where = mne.io.RawArray(data[number], epochs.info, verbose="error"), f"epochs, epoch {number}"
+        return prepared_windows(RawRecording(raw, where), options, where, "epochs", pieces=prepared)
 
     if not len(data):
         raise InputError("epochs: there is no epoch")
@@ -225,13 +227,13 @@ def _joined(piece: Callable[[int], Windows], onsets: np.ndarray, where: str) -> 
 
 
 def prepared_windows(
-    raw: mne.io.BaseRaw, options: Options, where: str, name: str, *, pieces: list[str] | None = None
+    recording: RawRecording, options: Options, where: str, name: str, *, pieces: list[str] | None = None
 ) -> Windows:
     """Filter and resample a recording, or a piece of it, in place, and cut it.
 
     pieces: those that were prepared before; this one is added.
     """
-    pipeline, rate = options.pipeline, float(raw.info["sfreq"])
+    pipeline, rate = options.pipeline, float(recording.raw.info["sfreq"])
     if options.prepared:
         if not math.isclose(rate, SAMPLING_RATE, rel_tol=1e-6):
             raise InputError(
@@ -241,7 +243,7 @@ def prepared_windows(
         pipeline = replace(pipeline, filter=FilterSettings(None, None, None, None))
     try:
         with fft.set_workers(joblib.cpu_count()):
-            prepared = prepare(raw, pipeline, where=where, store=_store)
+            prepared = prepare(recording, pipeline, store=_store)
     except OSError as error:  # errors of the recording's own file are InputError
         raise UsageError(
             f"temporary files cannot be written in {tempfile.gettempdir()} ({error.strerror or error}): free space, or "
@@ -251,12 +253,12 @@ def prepared_windows(
         _log_notes(prepared.report, where)
     if pieces is not None:
         pieces.append(where)
-    recording = Recording(Path(), name, tuple(prepared.electrodes), prepared.length)
+    signal = Recording(Path(), name, tuple(prepared.electrodes), prepared.length)
 
     def read(start: int, samples: int) -> np.ndarray:
         return prepared.eeg[:, start : start + samples]
 
-    return cut(recording, read, prepared.quality, options, where, is_piece=pieces is not None)
+    return cut(signal, read, prepared.quality, options, where, is_piece=pieces is not None)
 
 
 def _log_notes(report: dict[str, Any], where: str) -> None:
@@ -328,7 +330,8 @@ def find(
 
 
 def _open_raw(path: Path, name: str, options: Options) -> Windows:
-    return prepared_windows(read_raw(path), options, str(path), name)
+    recording = of_recording(read_raw(path), str(path), path=path, unit=options.pipeline.unit)
+    return prepared_windows(recording, options, str(path), name)
 
 
 def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[tuple[str, Callable[[], Windows]]]:

@@ -81,11 +81,14 @@ def test_what_a_caller_did_to_an_edf_recording_stays_done(tmp_path: Path) -> Non
     edfio.Edf([edfio.EdfSignal(row, rate, label=name, physical_dimension="uV") for row, rate, name in signals]).write(
         path
     )
-    for preload in (True, False):
-        cropped = mne.io.read_raw(path, preload=preload, verbose="error").crop(4, 12, include_tmax=False)
-        windows = of_raw(cropped, Options(window=4))
-        assert windows.starts.tolist() == [0, 4] and windows.electrodes == ("C3", "CZ")
-    scaled = cropped.load_data().apply_function(lambda eeg: 3 * eeg)
+    lazy, loaded = (
+        mne.io.read_raw(path, preload=preload, verbose="error").crop(4.1, 12.1, include_tmax=False)
+        for preload in (False, True)
+    )
+    windows = of_raw(lazy, Options(window=4))
+    assert windows.starts.tolist() == [0, 4] and windows.electrodes == ("C3", "CZ")
+    np.testing.assert_allclose(whole(windows), whole(of_raw(loaded, Options(window=4))), atol=1e-4)
+    scaled = loaded.apply_function(lambda eeg: 3 * eeg)
     np.testing.assert_allclose(whole(of_raw(scaled, Options(window=4))), 3 * whole(windows), rtol=1e-4, atol=1e-3)
 
 
