@@ -155,11 +155,13 @@ def _convert(plan: Plan, task: Task) -> Entry:
                 windows = maker.windows(task, prepared)
             else:
                 windows = consecutive_windows(prepared, plan.data_set.window, task["label"])
+            windows = writers.unbroken(windows, prepared, plan.data_set.window)
             samples = labelled.append_windows(prepared, windows, task=task)
         entry = {"montage": "shard", "samples": samples, "counts": dict(windows.notes)}
     entry |= {"seconds": prepared.length / prepared.rate, "electrodes": list(prepared.electrodes)}
-    entry |= {"invalid_seconds": int((~prepared.quality.valid).sum())}
-    return entry | {key: prepared.report[key] for key in ("notes", "dropped", "warnings")}
+    valid = prepared.quality.valid if plan.data_set else prepared.unbroken
+    entry |= {"invalid_seconds": int((~valid).sum())}
+    return entry | {key: prepared.report[key] for key in ("notes", "dropped", "breaks", "warnings")}
 
 
 def _prepare(plan: Plan, task: Task, store: Store) -> Prepared:

@@ -10,24 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import mne
 import numpy as np
 from mne.io.brainvision.brainvision import RawBrainVision
 
 from dataset_maker.headers import Header, read_header, volts_per
+from dataset_maker.marks import Stretch
 from eeg_data.quality import first_few
 from electrodes import canonical_name
 from errors import InputError, printable
-
-
-class Stretch(NamedTuple):
-    """A piece of a recording without a break. `start` and `stop` count the stored signal: sample / rate, in s."""
-
-    start: float
-    stop: float
-    clock: float  # s on the recording's own clock, as its annotations state them, at `start`
 
 
 @dataclass(frozen=True)
@@ -49,6 +41,7 @@ class RawRecording:
     header: Header | None = None  # of an EDF, BDF or GDF file that `raw` is still read from
     channels: dict[str, Channel] = field(default_factory=dict)  # those of which the file states a unit
     is_eeg: set[str] = field(default_factory=set)  # channels that MNE takes for something else because of their unit
+    bad: list[str] = field(default_factory=list)  # electrodes that somebody marked as bad and that were not dropped
     stretches: list[Stretch] = field(default_factory=list)  # at least one; between two there is a break
     invalid: list[tuple[float, float]] = field(default_factory=list)  # s of the stored signal without usable signal
     warnings: list[str] = field(default_factory=list)  # sentences, without the path

@@ -112,7 +112,7 @@ def cut(
         )
     runs, left_out = replace(recording, valid=quality.valid).windows(window, stride)
     numbers = np.concatenate([np.empty(0, int), *(np.arange(run.start, run.stop) for run in runs)])
-    touch = "unusable seconds (not finite, or all electrodes flat)"
+    touch = "unusable seconds (not finite, all electrodes flat, marked as bad, or a break)"
     if not len(numbers):
         raise InputError(
             f"{where}: all windows of {window // SAMPLING_RATE} s touch {touch}: choose a shorter --window, or leave "
@@ -258,7 +258,8 @@ def prepared_windows(
     def read(start: int, samples: int) -> np.ndarray:
         return prepared.eeg[:, start : start + samples]
 
-    return cut(signal, read, prepared.quality, options, where, is_piece=pieces is not None)
+    quality = replace(prepared.quality, valid=prepared.unbroken)
+    return cut(signal, read, quality, options, where, is_piece=pieces is not None)
 
 
 def _log_notes(report: dict[str, Any], where: str) -> None:
