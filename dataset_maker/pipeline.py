@@ -21,6 +21,7 @@ import mne
 import numpy as np
 
 from dataset_maker import bads, filters, marks
+from dataset_maker.filters import changes_rate
 from dataset_maker.marks import Stretch
 from dataset_maker.recording import RawRecording, of_raw
 from eeg_data.quality import Quality, SignalScan, check_unit, electrode_warnings
@@ -219,33 +220,37 @@ def select_electrodes(recording: RawRecording, pipeline: Pipeline) -> dict[str, 
 def _bring_to_one_rate(recording: RawRecording, kept: list[str], block_bytes: int) -> None:
     """Give kept channels of an EDF, BDF or GDF file their own rate where other channels are sampled faster.
 
-    MNE brings all channels to the rate of the fastest one. That is right for a recording that is read whole, and has
-    errors at the ends of its pieces otherwise. Raises InputError for one that must be read whole and is too long.
+    MNE brings all channels to the rate of the fastest one, even where it then calls the rate another (that of a trigger
+    channel does not count). The result is right for a recording that is read whole, and has errors at the ends of its
+    pieces otherwise. Raises InputError for one that must be read whole and is too long.
     """
     raw, header = recording.raw, recording.header
-    rates, fastest = set(recording.rates(kept).values()), float(raw.info["sfreq"])
-    if header is None or all(math.isclose(rate, fastest, rel_tol=SAME_RATE) for rate in rates):
+    if header is None:
         return
-    length, is_cropped = raw.n_times, abs(raw.n_times / fastest - header.records * header.seconds) > 1.5 / fastest
-    if not is_cropped and header.kind != "GDF":  # MNE reads other channels than it is asked for from GDF files
-        raw = recording.raw = _reopened(
-            recording, kept, include=[header.labels[recording.channels[n].signal] for n in kept]
+    rates, fastest = set(recording.rates(kept).values()), float(raw._raw_extras[0]["max_samp"]) / header.seconds
+    if all(math.isclose(rate, fastest, rel_tol=SAME_RATE) for rate in rates):
+        return
+    length = header.records * header.seconds
+    is_cropped = abs(raw.n_times / fastest - length) > 1.5 / fastest
+    way_out = "load it before it is cropped, or give the file" if is_cropped else "cut it, or --drop those of one rate"
+    if is_cropped and not math.isclose(fastest, raw.info["sfreq"], rel_tol=SAME_RATE):  # in which seconds?
+        raise InputError(
+            f"{recording.where}: a trigger channel is faster than the EEG, which MNE gets wrong; {way_out}"
         )
+    if not is_cropped and header.kind != "GDF":  # from which MNE reads other channels than it is asked for
+        labels = [header.labels[recording.channels[name].signal] for name in kept]
+        recording.raw = raw = _reopened(recording, kept, include=labels)
+        fastest = max(rates)
         if len(rates) == 1:
             return
-    if len(kept) * header.records * header.seconds * fastest * 8 > block_bytes:
-        way_out = (
-            "load it before it is cropped" if is_cropped else "cut it, or leave out those of the other rate with --drop"
-        )
+    if len(kept) * length * fastest * 8 > block_bytes:
         raise InputError(f"{recording.where}: channels of different sampling rates in so long a recording; {way_out}")
-    if is_cropped:
-        first = raw.first_samp
-        raw = recording.raw = _reopened(recording, kept)
-        raw.load_data(verbose="error").crop(first / fastest, (first + length - 1) / fastest)
-    else:
-        raw.pick(kept).load_data(verbose="error")
-    if not is_cropped and not math.isclose(rate := max(rates), float(raw.info["sfreq"]), rel_tol=SAME_RATE):
-        raw.resample(rate, npad=0, verbose="error")  # of GDF: by FFT, as MNE brought it up
+    first, stop = raw.first_samp, raw.first_samp + raw.n_times
+    whole = _reopened(recording, kept) if is_cropped else raw.pick(kept)
+    eeg, rate = whole.get_data(verbose="error")[:, first:stop], fastest if is_cropped else max(rates)
+    if changes_rate(fastest, rate):  # of GDF: by FFT, as MNE brought it up
+        eeg = mne.filter.resample(eeg, rate, fastest, npad=0, verbose="error")
+    recording.raw = mne.io.RawArray(eeg, mne.create_info(whole.ch_names, rate, "eeg"), verbose="error")
 
 
 def _reopened(recording: RawRecording, kept: Sequence[str], **options: Any) -> mne.io.BaseRaw:
