@@ -120,7 +120,9 @@ def _blamed_on(path: str) -> Iterator[None]:
 def _read(plan: Plan, task: Task) -> RawRecording:
     maker, path = importlib.import_module(plan.maker), Path(task["path"])
     raw = maker.read(task) if hasattr(maker, "read") else None
-    return of_raw(pipeline.read_raw(path) if raw is None else raw, str(path), path=path, unit=plan.pipeline.unit)
+    if raw is None:
+        return pipeline.read(path, plan.pipeline)
+    return of_raw(raw, str(path), path=path, unit=plan.pipeline.unit)
 
 
 def survey(plan: Plan, task: Task) -> Entry:

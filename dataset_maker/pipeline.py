@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -22,17 +21,18 @@ import numpy as np
 
 from dataset_maker import bads, filters, marks
 from dataset_maker.filters import changes_rate
+from dataset_maker.formats import open_raw
 from dataset_maker.marks import Stretch
+from dataset_maker.neuroscan import WIDTHS
+from dataset_maker.reasons import of_types, recording_readable
 from dataset_maker.recording import RawRecording, of_raw
 from eeg_data.quality import Quality, SignalScan, check_unit, electrode_warnings
 from electrodes import is_known_non_eeg, resolve
 from errors import InputError, UsageError
 
-EXTRA_READERS = {".set": "files of MATLAB 7.3 need `pip install pymatreader`", ".cnt": "ANT files need `antio`"}
 UNITS = ("uV", "mV", "nV", "V")
 LISTED = "listed to be left out"  # why a channel is dropped that the caller asked to drop
 MARKED = "marked as bad"
-EDF = (".edf", ".bdf")
 SAME_RATE = 1e-6  # relative difference of two rates that are one
 LOWEST_RATE = 10.0  # Hz of a recording that can be EEG
 MIN_TRANSITION = 0.5  # Hz between a filter's edge and Nyquist: less would take a filter of many seconds
@@ -72,6 +72,7 @@ class Pipeline:
     unit: str | None = None  # of channels whose unit the file does not state
     bad_channels: str = "interpolate"  # of `bads.CHOICES`
     resample: str = "mne"  # of RESAMPLING
+    cnt_format: str | None = None  # int16 or int32, of Neuroscan files whose headers do not say it
     dtype: str = "float32"
     block_bytes: int = BLOCK_BYTES
 
@@ -138,6 +139,13 @@ def add_name_arguments(parser: argparse.ArgumentParser, *, bad_channels: str = P
     group.add_argument("--unit", choices=UNITS, help=unit)
     bad = "channels that MNE's info['bads'] or `status` of BIDS call bad"
     group.add_argument("--bad_channels", choices=bads.CHOICES, default=bad_channels, help=bad)
+    add_cnt_argument(group)
+
+
+def add_cnt_argument(parser: Any) -> None:
+    """Declare the flag for Neuroscan files."""
+    cnt_format = "of the values of Neuroscan .cnt files, where their headers do not say it"
+    parser.add_argument("--cnt_format", choices=list(WIDTHS), help=cnt_format)
 
 
 def build_pipeline(args: argparse.Namespace, *, drop: Sequence[str] = (), block_bytes: int = BLOCK_BYTES) -> Pipeline:
@@ -169,30 +177,20 @@ def load_rename(path: Path, flag: str = "--rename") -> dict[str, str]:
 # ---- read, judge the header
 
 
-@contextmanager
-def recording_readable(path: Path | str) -> Iterator[None]:
-    """Turn whatever a reader raises on broken bytes into an InputError that names the file and quotes nothing of it."""
-    try:
-        yield
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # readers raise anything on broken bytes, from struct.error to ZeroDivisionError
-        if Path(path).is_symlink() and not Path(path).exists():
-            raise InputError(f"{path}: links to a file that is not there: fetch it, or take the link away") from None
-        hint = next((f"; {text}" for suffix, text in EXTRA_READERS.items() if str(path).lower().endswith(suffix)), "")
-        reason = f"broken or not what its name says ({type(error).__name__})"
-        raise InputError(f"{path}: cannot be read, {reason}{hint}") from None
-
-
 def read_raw(path: Path, **options: Any) -> mne.io.BaseRaw:
     """Open a recording of any format that MNE reads (signals in volts, not loaded yet). Raises InputError.
 
     options: of MNE's reader.
     """
-    if path.name.lower().endswith(EDF):  # annotations are not used: no byte of theirs may make MNE refuse a file
-        options["encoding"] = "latin1"
-    with recording_readable(path):
-        return mne.io.read_raw(path, verbose="error", **options)  # "error": MNE's warnings may quote header texts
+    return open_raw(path, **options)[0]
+
+
+def read(path: Path, pipeline: Pipeline) -> RawRecording:
+    """Open a recording of any format that MNE reads, with what its file states. Raises InputError."""
+    raw, notes = open_raw(path, cnt_format=pipeline.cnt_format)
+    recording = of_raw(raw, str(path), path=path, unit=pipeline.unit)
+    recording.warnings += notes
+    return recording
 
 
 def select_electrodes(recording: RawRecording, pipeline: Pipeline) -> dict[str, str]:
@@ -202,6 +200,8 @@ def select_electrodes(recording: RawRecording, pipeline: Pipeline) -> dict[str, 
     """
     raw, where = recording.raw, recording.where
     types = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True)) | dict.fromkeys(recording.is_eeg, "eeg")
+    if "eeg" not in types.values():
+        raise InputError(f"{where}: {of_types(types.values())}")
     eeg, bad = [name for name in types if types[name] == "eeg"], set(bads.marked_bad(raw, Path(where)))
     left_out = [name for name in eeg if name in bad] if pipeline.bad_channels == "drop" else []
     names = [name for name in eeg if name not in left_out]

@@ -20,7 +20,7 @@ import mne
 import numpy as np
 from scipy import fft
 
-from dataset_maker.pipeline import LISTED, FilterSettings, Pipeline, prepare, read_raw
+from dataset_maker.pipeline import LISTED, FilterSettings, Pipeline, prepare, read
 from dataset_maker.recording import RawRecording
 from dataset_maker.recording import of_raw as of_recording
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
@@ -331,8 +331,7 @@ def find(
 
 
 def _open_raw(path: Path, name: str, options: Options) -> Windows:
-    recording = of_recording(read_raw(path), str(path), path=path, unit=options.pipeline.unit)
-    return prepared_windows(recording, options, str(path), name)
+    return prepared_windows(read(path, options.pipeline), options, str(path), name)
 
 
 def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[tuple[str, Callable[[], Windows]]]:
