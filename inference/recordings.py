@@ -20,7 +20,7 @@ import mne
 import numpy as np
 from scipy import fft
 
-from dataset_maker.pipeline import LISTED, FilterSettings, Pipeline, prepare, read
+from dataset_maker.pipeline import FilterSettings, Pipeline, electrodes_of, prepare, read_raw
 from dataset_maker.recording import RawRecording
 from dataset_maker.recording import of_raw as of_recording
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
@@ -28,7 +28,7 @@ from eeg_data.hdf5 import SUFFIXES, open_file, readable
 from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, Recording, default_window, read_recordings
 from eeg_data.quality import Quality, SignalScan, check_unit, electrode_warnings
-from electrodes import canonical_name, resolve
+from electrodes import LISTED, canonical_name, resolve
 from errors import InputError, UsageError, printable
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def cut(
         )
     runs, left_out = replace(recording, valid=quality.valid).windows(window, stride)
     numbers = np.concatenate([np.empty(0, int), *(np.arange(run.start, run.stop) for run in runs)])
-    touch = "unusable seconds (not finite, all electrodes flat, marked as bad, or a break)"
+    touch = "unusable seconds (not finite, or all electrodes flat)"
     if not len(numbers):
         raise InputError(
             f"{where}: all windows of {window // SAMPLING_RATE} s touch {touch}: choose a shorter --window, or leave "
@@ -258,8 +258,7 @@ def prepared_windows(
     def read(start: int, samples: int) -> np.ndarray:
         return prepared.eeg[:, start : start + samples]
 
-    quality = replace(prepared.quality, valid=prepared.unbroken)
-    return cut(signal, read, quality, options, where, is_piece=pieces is not None)
+    return cut(signal, read, prepared.quality, options, where, is_piece=pieces is not None)
 
 
 def _log_notes(report: dict[str, Any], where: str) -> None:
@@ -331,7 +330,8 @@ def find(
 
 
 def _open_raw(path: Path, name: str, options: Options) -> Windows:
-    return prepared_windows(read(path, options.pipeline), options, str(path), name)
+    recording = of_recording(read_raw(path), str(path), path=path, unit=options.pipeline.unit)
+    return prepared_windows(recording, options, str(path), name)
 
 
 def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[tuple[str, Callable[[], Windows]]]:
@@ -407,7 +407,7 @@ def _kept(montage: Sequence[str], options: Options, where: str) -> tuple[tuple[s
     Seconds that a dropped electrode made unusable stay unusable: the file does not say which one it was.
     """
     names = list(montage)
-    kept = resolve(names, rename=options.pipeline.rename, drop=options.pipeline.drop, where=where).kept
+    kept = electrodes_of(names, replace(options.pipeline, cap=None), where).kept
     if len(kept) < len(names):
         logger.warning("%s: left out: %s.", where, ", ".join(printable(name) for name in names if name not in kept))
     return tuple(kept.values()), [row for row, name in enumerate(names) if name in kept]
