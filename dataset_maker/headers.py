@@ -24,7 +24,7 @@ VOLTS = re.compile(r"(?P<prefix>micro|milli|nano|mc|[mun]|[.?]|[^\x00-\x7f]+|)\s
 
 def volts_per(unit: str) -> float | None:
     """Return how many volts a unit is, or None if it is no known spelling of one. `unit`: as a header spells it."""
-    match = VOLTS.fullmatch(unit.strip("\x00 \t").lower())
+    match = VOLTS.fullmatch(unit.partition("\0")[0].strip().lower())
     return PREFIXES.get(match["prefix"], 1e-6) if match else None
 
 
@@ -40,7 +40,7 @@ class Header:
     digital: np.ndarray  # (signals, 2)
     samples: np.ndarray  # of a record
     sizes: np.ndarray  # bytes of a record
-    seconds: float  # of a record; 0: a file without signals
+    seconds: float  # of a record
     announced: int  # records; -1: unknown
     start: int  # bytes before the first record
 
@@ -113,7 +113,8 @@ def _edf(path: Path, fixed: bytes, file: BinaryIO) -> Header:
     physical, digital = (np.stack([numbers(8), numbers(8)], axis=1) for _ in range(2))
     texts(80)  # filters
     samples = numbers(8).astype(np.int64)
-    seconds, start = float(fixed[244:252].replace(b",", b".")), int(fixed[184:192])
+    seconds = float(fixed[244:252].replace(b",", b".")) or 1.0  # MNE takes 0 for 1
+    start = int(fixed[184:192])
     sizes = samples * (3 if is_bdf else 2)
     kind = "BDF" if is_bdf else "EDF"
     announced = int(fixed[236:244]) if fixed[236:244].strip().isdigit() else -1

@@ -120,7 +120,9 @@ def _blamed_on(path: str) -> Iterator[None]:
 def _read(plan: Plan, task: Task) -> RawRecording:
     maker, path = importlib.import_module(plan.maker), Path(task["path"])
     raw = maker.read(task) if hasattr(maker, "read") else None
-    return of_raw(pipeline.read_raw(path) if raw is None else raw, str(path), path=path, unit=plan.pipeline.unit)
+    if raw is None:
+        return pipeline.read(path, plan.pipeline)
+    return of_raw(raw, str(path), path=path, unit=plan.pipeline.unit)
 
 
 def survey(plan: Plan, task: Task) -> Entry:
@@ -155,11 +157,13 @@ def _convert(plan: Plan, task: Task) -> Entry:
                 windows = maker.windows(task, prepared)
             else:
                 windows = consecutive_windows(prepared, plan.data_set.window, task["label"])
+            windows = writers.unbroken(windows, prepared, plan.data_set.window)
             samples = labelled.append_windows(prepared, windows, task=task)
         entry = {"montage": "shard", "samples": samples, "counts": dict(windows.notes)}
     entry |= {"seconds": prepared.length / prepared.rate, "electrodes": list(prepared.electrodes)}
-    entry |= {"invalid_seconds": int((~prepared.quality.valid).sum())}
-    return entry | {key: prepared.report[key] for key in ("notes", "dropped", "warnings")}
+    valid = prepared.quality.valid if plan.data_set else prepared.unbroken
+    entry |= {"invalid_seconds": int((~valid).sum())}
+    return entry | {key: prepared.report[key] for key in ("notes", "dropped", "breaks", "warnings")}
 
 
 def _prepare(plan: Plan, task: Task, store: Store) -> Prepared:

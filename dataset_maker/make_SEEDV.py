@@ -15,15 +15,12 @@ import argparse
 import json
 import math
 import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mne
-
 from dataset_maker import making
-from dataset_maker.pipeline import Prepared, recording_readable
+from dataset_maker.pipeline import Prepared, add_cnt_argument
 from dataset_maker.sources import find_files
 from dataset_maker.writers import DataSet, Windows
 from eeg_data.labelled_files import SPLITS
@@ -55,17 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     root = "holds <subject>_<session>_<date>.cnt"
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help=root)
-
-
-def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
-    """Open a Neuroscan recording. Its size says whether values have 2 or 4 bytes; the header is not reliable."""
-    path = Path(task["path"])
-    with recording_readable(path):
-        with path.open("rb") as file:
-            header = file.read(900)
-        (channels,), (samples,) = struct.unpack_from("<H", header, 370), struct.unpack_from("<i", header, 864)
-        wide = 900 + channels * (75 + 4 * samples) <= path.stat().st_size
-        return mne.io.read_raw_cnt(path, data_format="int32" if wide else "int16", verbose="error")
+    add_cnt_argument(parser)
 
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:

@@ -154,6 +154,7 @@ def write_report(
         "converted": len(good),
         "hours": _hours(good),
         "invalid_seconds": sum(entry["invalid_seconds"] for entry in good),
+        "breaks": sum(entry.get("breaks", 0) for entry in good),
         "left_out": [{"path": entry["open"], "reason": entry["error"]} for entry in entries if "error" in entry],
         "warnings": [warning for entry in good for warning in entry["warnings"]],
         "dropped_channels": {reason: dict(sorted(names.items())) for reason, names in sorted(dropped.items())},
@@ -215,8 +216,11 @@ def _show(report: Mapping[str, Any]) -> None:
     notes = {f"recordings: {note}": count for note, count in report["notes"].items()} | report.get("counts", {})
     for what, count in notes.items():
         print(f"{count} {what}")
+    if breaks := report["breaks"]:
+        print(f"{breaks} breaks, which no filter and no window crosses")
     if invalid := report["invalid_seconds"]:
-        print(f"{invalid} invalid seconds (not finite, or all electrodes flat) are marked in the files")
+        reasons = "not finite, all electrodes flat, marked as bad, or a break"
+        print(f"{invalid} invalid seconds ({reasons}) are marked in the files")
     for row in report.get("montages", ()):
         print(f"{output}: {len(row['electrodes'])} electrodes, {row['recordings']} recordings, {row['hours']:.2f} h")
     for split, part in report.get("splits", {}).items():

@@ -11,28 +11,32 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import mne
 import numpy as np
 
-from dataset_maker import caps, filters
+from dataset_maker import bads, caps, filters, marks
+from dataset_maker.filters import changes_rate
+from dataset_maker.formats import open_raw
+from dataset_maker.marks import Stretch
+from dataset_maker.neuroscan import WIDTHS
+from dataset_maker.reasons import of_types, recording_readable
 from dataset_maker.recording import RawRecording, of_raw
 from eeg_data.quality import Quality, SignalScan, check_unit, electrode_warnings
 from electrodes import Resolution, resolve
 from errors import InputError, UsageError
 
-EXTRA_READERS = {".set": "files of MATLAB 7.3 need `pip install pymatreader`", ".cnt": "ANT files need `antio`"}
 UNITS = ("uV", "mV", "nV", "V")
-EDF = (".edf", ".bdf")
+MARKED = "marked as bad"
 SAME_RATE = 1e-6  # relative difference of two rates that are one
 LOWEST_RATE = 10.0  # Hz of a recording that can be EEG
 MIN_TRANSITION = 0.5  # Hz between a filter's edge and Nyquist: less would take a filter of many seconds
 BLOCK_BYTES = 256 << 20  # float64 signal that is filtered as a whole; longer recordings go block by block
-GAPS = ("edge", "bad_acq_skip")  # annotations across which MNE does not filter
+RESAMPLING = ("mne", "polyphase")
 
 Store = Callable[[Sequence[str], float, int], Any]  # (electrodes, rate, samples) -> something (N, samples) to write to
 
@@ -68,6 +72,9 @@ class Pipeline:
     trim_end: float = 0.0  # s cut off every recording's end
     scale: float | None = None  # factor on the values; None: 1, and amplitudes that no EEG in uV has are refused
     unit: str | None = None  # of channels whose unit the file does not state
+    bad_channels: str = "interpolate"  # of `bads.CHOICES`
+    resample: str = "mne"  # of RESAMPLING
+    cnt_format: str | None = None  # int16 or int32, of Neuroscan files whose headers do not say it
     dtype: str = "float32"
     block_bytes: int = BLOCK_BYTES
 
@@ -93,6 +100,12 @@ class Prepared:
     eeg: Any  # (N, length) uV: a NumPy array or an HDF5 dataset
     quality: Quality  # of the source, before any filter; amplitudes after it
     report: dict[str, Any]
+    stretches: list[Stretch] = field(default_factory=list)  # of the source; no window crosses the break between two
+
+    @property
+    def unbroken(self) -> np.ndarray:
+        """Which seconds can be used and hold no break, (seconds,) bool."""
+        return marks.unbroken(self.quality.valid, self.stretches)
 
 
 def add_filter_arguments(parser: argparse.ArgumentParser) -> Any:
@@ -102,14 +115,16 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> Any:
     group.add_argument("--l_freq", default=FilterSettings.l_freq, help="high-pass edge (default %(default)s)", **hz)
     group.add_argument("--h_freq", default=FilterSettings.h_freq, help="low-pass edge (default %(default)s)", **hz)
     group.add_argument("--notch", default=FilterSettings.notch, help="mains: 50, 60 or 0 (default %(default)s)", **hz)
+    resample = "polyphase: samples lie at k / 200 s, exactly; mne, as published, moves them by up to half a sample"
+    group.add_argument("--resample", choices=RESAMPLING, default="mne", help=resample)
     return group
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the whole pipeline's flags."""
+    """Declare the whole pipeline's flags, for pre-training."""
     trim_end = "cut so much off every recording's end"
     add_filter_arguments(parser).add_argument("--trim_end", type=float, default=0.0, metavar="SECONDS", help=trim_end)
-    add_name_arguments(parser)
+    add_name_arguments(parser, bad_channels="drop")
     add_scale_argument(parser)
 
 
@@ -119,8 +134,8 @@ def add_scale_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", type=float, metavar="FACTOR", help=scale)
 
 
-def add_name_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags for channels whose names do not say which electrodes they are."""
+def add_name_arguments(parser: argparse.ArgumentParser, *, bad_channels: str = Pipeline.bad_channels) -> None:
+    """Declare the flags for channels whose names do not say which electrodes they are, and for bad ones."""
     group = parser.add_argument_group("channels")
     drop = "channels to leave out; 'EXG*' is a pattern"
     group.add_argument("--drop", nargs="+", default=[], metavar="NAME", help=drop)
@@ -131,6 +146,15 @@ def add_name_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--bipolar", choices=("anode",), help="derivations are called after their first electrode")
     unit = "of channels whose unit the file does not state, or spells so that nobody knows it"
     group.add_argument("--unit", choices=UNITS, help=unit)
+    bad = "channels that MNE's info['bads'] or `status` of BIDS call bad"
+    group.add_argument("--bad_channels", choices=bads.CHOICES, default=bad_channels, help=bad)
+    add_cnt_argument(group)
+
+
+def add_cnt_argument(parser: Any) -> None:
+    """Declare the flag for Neuroscan files."""
+    cnt_format = "of the values of Neuroscan .cnt files, where their headers do not say it"
+    parser.add_argument("--cnt_format", choices=list(WIDTHS), help=cnt_format)
 
 
 def build_pipeline(args: argparse.Namespace, *, drop: Sequence[str] = (), block_bytes: int = BLOCK_BYTES) -> Pipeline:
@@ -148,33 +172,18 @@ def build_pipeline(args: argparse.Namespace, *, drop: Sequence[str] = (), block_
     return Pipeline(**given | {"filter": FilterSettings(l_freq, h_freq, notch), "block_bytes": block_bytes})
 
 
-def load_rename(path: Path) -> dict[str, str]:
-    """Read a JSON object of channel name -> electrode. Raises InputError if it is anything else."""
+def load_rename(path: Path, flag: str = "--rename") -> dict[str, str]:
+    """Read a JSON object of texts, such as channel name -> electrode. Raises InputError if it is anything else."""
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--rename {path}: cannot be read as JSON ({type(error).__name__})") from error
+        raise InputError(f"{flag} {path}: cannot be read as JSON ({type(error).__name__})") from error
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise InputError(f'--rename {path}: must be a JSON object of names, such as {{"EEG X1": "CZ"}}')
+        raise InputError(f'{flag} {path}: must be a JSON object of texts, such as {{"EEG X1": "CZ"}}')
     return names
 
 
 # ---- read, judge the header
-
-
-@contextmanager
-def recording_readable(path: Path | str) -> Iterator[None]:
-    """Turn whatever a reader raises on broken bytes into an InputError that names the file and quotes nothing of it."""
-    try:
-        yield
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # readers raise anything on broken bytes, from struct.error to ZeroDivisionError
-        if Path(path).is_symlink() and not Path(path).exists():
-            raise InputError(f"{path}: links to a file that is not there: fetch it, or take the link away") from None
-        hint = next((f"; {text}" for suffix, text in EXTRA_READERS.items() if str(path).lower().endswith(suffix)), "")
-        reason = f"broken or not what its name says ({type(error).__name__})"
-        raise InputError(f"{path}: cannot be read, {reason}{hint}") from None
 
 
 def read_raw(path: Path, **options: Any) -> mne.io.BaseRaw:
@@ -182,10 +191,15 @@ def read_raw(path: Path, **options: Any) -> mne.io.BaseRaw:
 
     options: of MNE's reader.
     """
-    if path.name.lower().endswith(EDF):  # annotations are not used: no byte of theirs may make MNE refuse a file
-        options["encoding"] = "latin1"
-    with recording_readable(path):
-        return mne.io.read_raw(path, verbose="error", **options)  # "error": MNE's warnings may quote header texts
+    return open_raw(path, **options)[0]
+
+
+def read(path: Path, pipeline: Pipeline) -> RawRecording:
+    """Open a recording of any format that MNE reads, with what its file states. Raises InputError."""
+    raw, notes = open_raw(path, cnt_format=pipeline.cnt_format)
+    recording = of_raw(raw, str(path), path=path, unit=pipeline.unit)
+    recording.warnings += notes
+    return recording
 
 
 def electrodes_of(names: Sequence[str], pipeline: Pipeline, where: str) -> Resolution:
@@ -201,44 +215,54 @@ def select_electrodes(recording: RawRecording, pipeline: Pipeline) -> Resolution
     """
     raw, where = recording.raw, recording.where
     types = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True)) | dict.fromkeys(recording.is_eeg, "eeg")
-    resolution = electrodes_of([name for name in types if types[name] == "eeg"], pipeline, where)
+    if "eeg" not in types.values():
+        raise InputError(f"{where}: {of_types(types.values())}")
+    eeg, bad = [name for name in types if types[name] == "eeg"], set(bads.marked_bad(raw, Path(where)))
+    left_out = [name for name in eeg if name in bad] if pipeline.bad_channels == "drop" else []
+    resolution = electrodes_of([name for name in eeg if name not in left_out], pipeline, where)
     recording.check_scales(list(resolution.kept))
     _bring_to_one_rate(recording, list(resolution.kept), pipeline.block_bytes)
     recording.rename(resolution.kept)
+    recording.bad = [electrode for name, electrode in resolution.kept.items() if name in bad]
     reasons = {name: "not EEG by its type in the file" for name in types if types[name] != "eeg"}
+    reasons |= dict.fromkeys(left_out, MARKED)
     return replace(resolution, reasons=reasons | resolution.reasons)
 
 
 def _bring_to_one_rate(recording: RawRecording, kept: list[str], block_bytes: int) -> None:
     """Give kept channels of an EDF, BDF or GDF file their own rate where other channels are sampled faster.
 
-    MNE brings all channels to the rate of the fastest one. That is right for a recording that is read whole, and has
-    errors at the ends of its pieces otherwise. Raises InputError for one that must be read whole and is too long.
+    MNE brings all channels to the rate of the fastest one, even where it then calls the rate another (that of a trigger
+    channel does not count). The result is right for a recording that is read whole, and has errors at the ends of its
+    pieces otherwise. Raises InputError for one that must be read whole and is too long.
     """
     raw, header = recording.raw, recording.header
-    rates, fastest = set(recording.rates(kept).values()), float(raw.info["sfreq"])
-    if header is None or all(math.isclose(rate, fastest, rel_tol=SAME_RATE) for rate in rates):
+    if header is None:
         return
-    length, is_cropped = raw.n_times, abs(raw.n_times / fastest - header.records * header.seconds) > 1.5 / fastest
-    if not is_cropped and header.kind != "GDF":  # MNE reads other channels than it is asked for from GDF files
-        raw = recording.raw = _reopened(
-            recording, kept, include=[header.labels[recording.channels[n].signal] for n in kept]
+    rates, fastest = set(recording.rates(kept).values()), float(raw._raw_extras[0]["max_samp"]) / header.seconds
+    if all(math.isclose(rate, fastest, rel_tol=SAME_RATE) for rate in rates):
+        return
+    length = header.records * header.seconds
+    is_cropped = abs(raw.n_times / fastest - length) > 1.5 / fastest
+    way_out = "load it before it is cropped, or give the file" if is_cropped else "cut it, or --drop those of one rate"
+    if is_cropped and not math.isclose(fastest, raw.info["sfreq"], rel_tol=SAME_RATE):  # in which seconds?
+        raise InputError(
+            f"{recording.where}: a trigger channel is faster than the EEG, which MNE gets wrong; {way_out}"
         )
+    if not is_cropped and header.kind != "GDF":  # from which MNE reads other channels than it is asked for
+        labels = [header.labels[recording.channels[name].signal] for name in kept]
+        recording.raw = raw = _reopened(recording, kept, include=labels)
+        fastest = max(rates)
         if len(rates) == 1:
             return
-    if len(kept) * header.records * header.seconds * fastest * 8 > block_bytes:
-        way_out = (
-            "load it before it is cropped" if is_cropped else "cut it, or leave out those of the other rate with --drop"
-        )
+    if len(kept) * length * fastest * 8 > block_bytes:
         raise InputError(f"{recording.where}: channels of different sampling rates in so long a recording; {way_out}")
-    if is_cropped:
-        first = raw.first_samp
-        raw = recording.raw = _reopened(recording, kept)
-        raw.load_data(verbose="error").crop(first / fastest, (first + length - 1) / fastest)
-    else:
-        raw.pick(kept).load_data(verbose="error")
-    if not is_cropped and not math.isclose(rate := max(rates), float(raw.info["sfreq"]), rel_tol=SAME_RATE):
-        raw.resample(rate, npad=0, verbose="error")  # of GDF: by FFT, as MNE brought it up
+    first, stop = raw.first_samp, raw.first_samp + raw.n_times
+    whole = _reopened(recording, kept) if is_cropped else raw.pick(kept)
+    eeg, rate = whole.get_data(verbose="error")[:, first:stop], fastest if is_cropped else max(rates)
+    if changes_rate(fastest, rate):  # of GDF: by FFT, as MNE brought it up
+        eeg = mne.filter.resample(eeg, rate, fastest, npad=0, verbose="error")
+    recording.raw = mne.io.RawArray(eeg, mne.create_info(whole.ch_names, rate, "eeg"), verbose="error")
 
 
 def _reopened(recording: RawRecording, kept: Sequence[str], **options: Any) -> mne.io.BaseRaw:
@@ -255,8 +279,8 @@ def _reopened(recording: RawRecording, kept: Sequence[str], **options: Any) -> m
 # ---- filter, resample
 
 
-def plan_stages(rate: float, settings: FilterSettings, seconds: float) -> dict[str, Any]:
-    """Return the stages that a source of this rate (Hz) and length allows, and notes on the others.
+def plan_stages(rate: float, settings: FilterSettings, seconds: Sequence[float]) -> dict[str, Any]:
+    """Return the stages that a source of this rate (Hz) allows, and notes on the others. seconds: of its stretches.
 
     Keys: source_rate, sampling_rate, l_freq, h_freq, notch (None where a stage is left out), notes.
     """
@@ -268,8 +292,9 @@ def plan_stages(rate: float, settings: FilterSettings, seconds: float) -> dict[s
     if notch and notch * 1.0025 + MIN_TRANSITION >= rate / 2:  # MNE's notch is notch / 200 wide, edges of 0.5 Hz
         notch = None
         notes.append(f"no notch at {settings.notch:g} Hz: the source has {rate:g} Hz")
-    if l_freq and seconds < 3.3 / l_freq:
-        notes.append(f"shorter than the high-pass filter at {l_freq:g} Hz, which lasts {3.3 / l_freq:.0f} s")
+    if l_freq and min(seconds) < 3.3 / l_freq:
+        what = "a stretch between breaks is " if len(seconds) > 1 else ""
+        notes.append(f"{what}shorter than the high-pass filter at {l_freq:g} Hz, which lasts {3.3 / l_freq:.0f} s")
     rates = {"source_rate": rate, "sampling_rate": settings.sampling_rate or rate}
     return rates | {"l_freq": l_freq, "h_freq": h_freq, "notch": notch, "notes": notes}
 
@@ -298,31 +323,44 @@ def narrowed(eeg: np.ndarray, dtype: str, where: str) -> np.ndarray:
 
 
 class _Source:
-    """The EEG of a recording before the filters, in volts. The scan sees every sample once."""
+    """The EEG of a recording before the filters, in volts. The scan sees every sample once.
 
-    def __init__(self, recording: RawRecording, samples: int, scale: float) -> None:
+    weights: (bad, N) what makes `recording.bad` of the others, or None.
+    """
+
+    def __init__(self, recording: RawRecording, samples: int, scale: float, weights: np.ndarray | None) -> None:
         self.recording, self.samples, self.where, self.scale = recording, samples, recording.where, scale
         self.raw = raw = recording.raw
         self.rate = float(raw.info["sfreq"])
         self.scan = SignalScan(raw.ch_names, self.rate, amplitudes=False)
-        self.gaps = any(text.lower().startswith(GAPS) for text in raw.annotations.description)
+        self.weights, self._bad = weights, [raw.ch_names.index(name) for name in recording.bad]
         self._scanned = 0
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """First sample and end of each stretch."""
+        starts = [marks.first_sample(stretch.start, self.rate) for stretch in self.recording.stretches]
+        return [(start, stop) for start, stop in pairwise([*starts, self.samples]) if start < stop]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return samples start to stop, (N, stop - start) float64, bridged. Raises InputError if unreadable."""
         with recording_readable(self.where):
             eeg = self.recording.volts(self.raw.get_data(start=start, stop=stop, verbose="error"))
+        if self.weights is not None:
+            used = self.weights.any(axis=0)  # the bad ones may be NaN
+            eeg[self._bad] = self.weights[:, used] @ eeg[used]
         if start <= self._scanned < stop:  # blocks overlap
             self.scan.add(eeg[:, self._scanned - start :] * (1e6 * self.scale))
             self._scanned = stop
         return bridged(eeg)
 
     def by_mne(self, stages: Mapping[str, Any]) -> np.ndarray:
-        """Return the whole signal after MNE's own methods, (N, time) in volts. They do not filter across gaps."""
+        """Return the whole signal after MNE's own methods, (N, time) in volts."""
         raw = self.raw
         with recording_readable(self.where):
             raw.crop(tmax=(self.samples - 1) / self.rate)
             raw.load_data(verbose="error")
+        raw.set_annotations(None)  # `recording.stretches` says where the breaks are
         raw[:, :] = self.read(0, self.samples)
         if stages["l_freq"] or stages["h_freq"]:
             raw.filter(stages["l_freq"], stages["h_freq"], verbose="error")
@@ -335,33 +373,51 @@ class _Source:
     def quality(self, seconds: int) -> Quality:
         """Return what the scan saw, for this many seconds. Raises InputError if none is valid."""
         quality = self.scan.result()
+        quality = replace(quality, valid=marks.without(quality.valid, self.recording.invalid))
         if not quality.valid.any():
             names = [name for name, count in quality.not_finite.items() if count == len(quality.valid)]
-            reason = f"NaN or infinite in {', '.join(names)}; leave these out" if names else "no signal at all"
+            reason = (
+                f"NaN or infinite in {', '.join(names)}; leave these out"
+                if names
+                else "no signal at all, or marked as bad"
+            )
             raise InputError(f"{self.where}: no second is usable ({reason})")
         # Resampling rounds the length, so a last second of a few samples may come or go.
         return replace(quality, valid=np.pad(quality.valid, (0, 1), mode="edge")[:seconds])
 
 
-def _processed(source: _Source, stages: dict[str, Any], block_bytes: int) -> tuple[int, Iterator[np.ndarray]]:
+def _processed(source: _Source, stages: dict[str, Any], pipeline: Pipeline) -> tuple[int, Iterator[np.ndarray]]:
     """Return the length of the filtered, resampled signal and its consecutive blocks (N, t) in volts."""
-    electrodes, rate, new_rate = len(source.raw.ch_names), source.rate, stages["sampling_rate"]
+    electrodes, rate, new_rate, spans = len(source.raw.ch_names), source.rate, stages["sampling_rate"], source.spans
     taps = filters.kernel(rate, stages["l_freq"], stages["h_freq"], stages["notch"])
     short = source.samples < len(taps)  # mirrored at both ends it would be more mirror than signal
-    if source.samples * electrodes * 8 <= block_bytes or short:
-        whole = (
-            source.by_mne(stages)
-            if source.gaps or short
-            else filters.process_whole(source.read(0, source.samples), rate, taps, new_rate)
-        )
+    fits = source.samples * electrodes * 8 <= pipeline.block_bytes
+    if len(spans) == 1 and pipeline.resample == "mne" and (fits or short):
+        eeg = source.by_mne(stages) if short else source.read(0, source.samples)
+        whole = eeg if short else filters.process_whole(eeg, rate, taps, new_rate)
         return whole.shape[1], iter([whole])
-    if source.gaps:
-        stages["notes"].append("filtered across the gaps that it marks: too long to be taken apart")
-    block_samples = block_bytes // (8 * electrodes) // 4  # there are several copies of a block
-    blocks = filters.process_blocks(
-        source.read, source.samples, rate, taps, new_rate, h_freq=stages["h_freq"], block_samples=block_samples
+    options: dict[str, Any] = {"h_freq": stages["h_freq"]}
+    options["block_samples"] = pipeline.block_bytes // (8 * electrodes) // 4  # there are several copies of a block
+    blocks = (
+        filters.process_blocks(source.read, source.samples, rate, taps, new_rate, stretch=span, **options)
+        for span in spans
     )
-    return filters.output_length(source.samples, rate, new_rate), blocks
+    return filters.output_length(source.samples, rate, new_rate), chain.from_iterable(blocks)
+
+
+def _repair(recording: RawRecording, pipeline: Pipeline, notes: list[str]) -> np.ndarray | None:
+    """Return what makes the recording's bad electrodes of the others, (bad, N), or None. Says what becomes of them."""
+    if not recording.bad:
+        return None
+    names = ", ".join(recording.bad)
+    if pipeline.bad_channels == "interpolate":
+        if (weights := bads.weights(recording.raw.ch_names, recording.bad)) is not None:
+            notes.append(f"{MARKED}, interpolated: {names}")
+            return weights
+        why = f"the place of one, or of {bads.LEAST_GOOD} good electrodes, is not known"
+        recording.warnings.append(f"{names}: {MARKED} and kept, because {why}; --bad_channels drop leaves them out")
+    notes.append(f"{MARKED}, kept: {names}")
+    return None
 
 
 def prepare(
@@ -371,15 +427,17 @@ def prepare(
 
     recording: changed in place. where: opens the messages on an MNE object. store: gives the place for the result,
     (N, samples) uV, once the size is known. The result's `report` holds `plan_stages`' keys, `dropped` (channel ->
-    reason) and `warnings`. NaN and infinity are bridged by straight lines and their seconds marked invalid. A recording
-    of more than `pipeline.block_bytes` is never held as a whole. Raises InputError for unknown electrodes and units,
-    signals that cannot be read, where no second is valid, and for amplitudes that no EEG has, unless the pipeline has a
-    scale.
+    reason), `breaks` (their number) and `warnings`. NaN and infinity are bridged by straight lines; their seconds are
+    invalid, and those that annotations call bad. Each stretch between breaks is filtered and resampled alone. A
+    recording of more than `pipeline.block_bytes` is never held as a whole. Raises InputError for unknown electrodes and
+    units, signals that cannot be read, where no second is valid, and for amplitudes that no EEG has, unless the
+    pipeline has a scale.
     """
     if not isinstance(recording, RawRecording):
         recording = of_raw(recording, where, unit=pipeline.unit)
     where = recording.where
     with recording_readable(where):
+        marks.mark(recording)
         resolution = select_electrodes(recording, pipeline)
     raw = recording.raw
     rate = float(raw.info["sfreq"])
@@ -389,12 +447,13 @@ def prepare(
     if samples < rate:
         trimmed = f" after --trim_end {pipeline.trim_end:g}" if pipeline.trim_end else ""
         raise InputError(f"{where}: lasts {max(samples, 0) / rate:.2f} s{trimmed}, but one patch is 1 s")
-    stages = plan_stages(rate, pipeline.filter, samples / rate)
+    recording.stretches = stretches = marks.cut_at(recording.stretches, samples / rate)
+    stages = plan_stages(rate, pipeline.filter, [stretch.stop - stretch.start for stretch in stretches])
     stages["notes"] += resolution.notes
     new_rate = stages["sampling_rate"]
-    source = _Source(recording, samples, pipeline.scale or 1.0)
+    source = _Source(recording, samples, pipeline.scale or 1.0, _repair(recording, pipeline, stages["notes"]))
     try:
-        length, blocks = _processed(source, stages, pipeline.block_bytes)
+        length, blocks = _processed(source, stages, pipeline)
         eeg, at = store(raw.ch_names, new_rate, length), 0
         for block in blocks:  # (N, t), V
             block *= 1e6 * source.scale
@@ -410,5 +469,5 @@ def prepare(
     if pipeline.scale is None:
         check_unit(quality, where)
     warnings = [f"{where}: {text}" for text in (*recording.warnings, *electrode_warnings(quality))]
-    report = stages | {"dropped": resolution.reasons, "warnings": warnings}
-    return Prepared(list(raw.ch_names), new_rate, length, eeg, quality, report)
+    report = stages | {"dropped": resolution.reasons, "breaks": len(stretches) - 1, "warnings": warnings}
+    return Prepared(list(raw.ch_names), new_rate, length, eeg, quality, report, stretches)

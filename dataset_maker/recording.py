@@ -10,24 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import mne
 import numpy as np
 from mne.io.brainvision.brainvision import RawBrainVision
+from mne.io.edf.edf import RawBDF, RawEDF, RawGDF
 
 from dataset_maker.headers import Header, read_header, volts_per
+from dataset_maker.marks import Stretch
 from eeg_data.quality import first_few
 from electrodes import canonical_name
 from errors import InputError, printable
-
-
-class Stretch(NamedTuple):
-    """A piece of a recording without a break. `start` and `stop` count the stored signal: sample / rate, in s."""
-
-    start: float
-    stop: float
-    clock: float  # s on the recording's own clock, as its annotations state them, at `start`
 
 
 @dataclass(frozen=True)
@@ -49,6 +42,7 @@ class RawRecording:
     header: Header | None = None  # of an EDF, BDF or GDF file that `raw` is still read from
     channels: dict[str, Channel] = field(default_factory=dict)  # those of which the file states a unit
     is_eeg: set[str] = field(default_factory=set)  # channels that MNE takes for something else because of their unit
+    bad: list[str] = field(default_factory=list)  # electrodes that somebody marked as bad and that were not dropped
     stretches: list[Stretch] = field(default_factory=list)  # at least one; between two there is a break
     invalid: list[tuple[float, float]] = field(default_factory=list)  # s of the stored signal without usable signal
     warnings: list[str] = field(default_factory=list)  # sentences, without the path
@@ -119,22 +113,38 @@ def of_raw(
     path: that was opened; by default the one that MNE names. unit: of channels whose unit the file does not state.
     """
     recording = RawRecording(raw, where)
+    if raw.preload and isinstance(raw, (RawEDF, RawBDF, RawGDF)):
+        _check_length(raw, where)
     if raw.preload or len(raw.filenames) != 1 or not raw.filenames[0]:
         return recording
     path = path or Path(raw.filenames[0])
     default = volts_per(unit) if unit else None
     if header := read_header(path):
         _describe_edf(recording, header, default)
+    elif isinstance(raw, (RawEDF, RawBDF, RawGDF)):
+        raise InputError(f"{where}: its header has no numbers where the format wants them, so that units are not known")
     elif isinstance(raw, RawBrainVision):
         _describe_brainvision(recording, path, default)
     return recording
+
+
+def _check_length(raw: mne.io.BaseRaw, where: str) -> None:
+    """Raise InputError for a loaded recording whose trigger channel is faster than all others.
+
+    MNE brings the others to its rate, and still calls the rate theirs.
+    """
+    extras = raw._raw_extras[0]
+    seconds = float(extras["n_records"]) * extras["record_length"][0] / extras["record_length"][1]
+    if raw.n_times == extras["nsamples"] and abs(raw.n_times / raw.info["sfreq"] - seconds) > 1:
+        lasts = f"lasts {seconds:g} s in its file and {raw.n_times / raw.info['sfreq']:g} s here"
+        raise InputError(f"{where}: {lasts}, as MNE reads a trigger channel that is faster than the EEG: give the file")
 
 
 def _describe_edf(recording: RawRecording, header: Header, default: float | None) -> None:
     """Note units, places in the file, pauses, and what of the announced signal is missing."""
     raw, extras = recording.raw, recording.raw._raw_extras[0]  # MNE has no other name for what it took from the file
     columns = np.asarray(raw._read_picks[0])
-    if len(columns) != len(raw.ch_names) or columns.max(initial=-1) >= len(extras["sel"]) or not header.seconds:
+    if len(columns) != len(raw.ch_names) or columns.max(initial=-1) >= len(extras["sel"]) or not len(columns):
         return
     recording.header = header
     for name, column in zip(raw.ch_names, columns, strict=True):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from dataset_maker import marks
 from dataset_maker.pipeline import Prepared, Store
 from eeg_data.labelled_files import SPLITS
 from eeg_data.pretraining_files import SAMPLING_RATE
@@ -62,6 +63,25 @@ def consecutive_windows(prepared: Prepared, seconds: int, label: int) -> Windows
     starts = np.arange(prepared.length // samples, dtype=np.int64) * samples
     notes = {} if len(starts) else {f"recordings shorter than a window of {seconds} s": 1}
     return Windows(starts, np.full(len(starts), label), notes=notes)
+
+
+def unbroken(windows: Windows, prepared: Prepared, seconds: int) -> Windows:
+    """Leave out and count the windows that span a break."""
+    starts, samples = np.asarray(windows.starts, dtype=np.int64), round(seconds * prepared.rate)
+    cuts = [marks.first_sample(time, prepared.rate) for time in marks.breaks(prepared.stretches)]
+    kept = np.ones(len(starts), bool)
+    for cut in cuts:
+        inside = (cut - starts) % prepared.length  # windows may wrap round the recording's ends
+        kept &= (inside == 0) | (inside >= samples)
+    if kept.all():
+        return windows
+    splits = (
+        None
+        if windows.splits is None
+        else [split for split, keep in zip(windows.splits, kept.tolist(), strict=True) if keep]
+    )
+    notes = {**windows.notes, "windows across a break, left out": int((~kept).sum())}
+    return Windows(starts[kept], np.asarray(windows.labels)[kept], splits, notes)
 
 
 def made_attribute(made: Mapping[str, Any]) -> str:
@@ -115,7 +135,7 @@ class PretrainingShard(_Shard):
         eeg.attrs["quality"] = prepared.quality.to_json()
         if report["notes"]:
             eeg.attrs["notes"] = "; ".join(report["notes"])
-        eeg.parent.create_dataset("valid", data=prepared.quality.valid)
+        eeg.parent.create_dataset("valid", data=prepared.unbroken)
 
 
 class LabelledShard(_Shard):

@@ -21,7 +21,7 @@ import numpy as np
 
 from dataset_maker import pipeline, pool
 from dataset_maker.make_h5dataset_for_pretrain import convert_recordings
-from dataset_maker.pipeline import recording_readable
+from dataset_maker.reasons import recording_readable
 from dataset_maker.sources import find_files
 from errors import ArgumentParser, run_script
 

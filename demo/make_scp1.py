@@ -20,7 +20,7 @@ import numpy as np
 from scipy.signal import resample_poly
 from sklearn.model_selection import train_test_split
 
-from dataset_maker.pipeline import recording_readable
+from dataset_maker.reasons import recording_readable
 from dataset_maker.writers import DataSet, LabelledShard, refuse_existing
 from eeg_data.pretraining_files import SAMPLING_RATE
 from errors import ArgumentParser, run_script

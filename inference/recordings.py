@@ -20,7 +20,7 @@ import mne
 import numpy as np
 from scipy import fft
 
-from dataset_maker.pipeline import FilterSettings, Pipeline, electrodes_of, prepare, read_raw
+from dataset_maker.pipeline import FilterSettings, Pipeline, electrodes_of, prepare, read
 from dataset_maker.recording import RawRecording
 from dataset_maker.recording import of_raw as of_recording
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
@@ -112,7 +112,7 @@ def cut(
         )
     runs, left_out = replace(recording, valid=quality.valid).windows(window, stride)
     numbers = np.concatenate([np.empty(0, int), *(np.arange(run.start, run.stop) for run in runs)])
-    touch = "unusable seconds (not finite, or all electrodes flat)"
+    touch = "unusable seconds (not finite, all electrodes flat, marked as bad, or a break)"
     if not len(numbers):
         raise InputError(
             f"{where}: all windows of {window // SAMPLING_RATE} s touch {touch}: choose a shorter --window, or leave "
@@ -258,7 +258,8 @@ def prepared_windows(
     def read(start: int, samples: int) -> np.ndarray:
         return prepared.eeg[:, start : start + samples]
 
-    return cut(signal, read, prepared.quality, options, where, is_piece=pieces is not None)
+    quality = replace(prepared.quality, valid=prepared.unbroken)
+    return cut(signal, read, quality, options, where, is_piece=pieces is not None)
 
 
 def _log_notes(report: dict[str, Any], where: str) -> None:
@@ -330,8 +331,7 @@ def find(
 
 
 def _open_raw(path: Path, name: str, options: Options) -> Windows:
-    recording = of_recording(read_raw(path), str(path), path=path, unit=options.pipeline.unit)
-    return prepared_windows(recording, options, str(path), name)
+    return prepared_windows(read(path, options.pipeline), options, str(path), name)
 
 
 def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[tuple[str, Callable[[], Windows]]]:

@@ -1,5 +1,6 @@
 """What the tests of the dataset makers share: running a maker, small recordings, reading what was made."""
 
+import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,4 +101,57 @@ def edf(
         content += f"+{record}\x14\x14\0+{record}.5\x150.25\x14{remark}\x14\0".encode().ljust(128, b"\0")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
+    return path
+
+
+def edf_of(path: Path, counts: dict[str, np.ndarray], *, onsets: Sequence[float] = (), **fields: Any) -> Path:
+    """Write an EDF file (BDF if the suffix is .bdf) of digital values, records of one second.
+
+    counts: label -> (samples,), each at its own rate; as many seconds as `onsets`, or as the file lasts. onsets: times
+    of the records (makes it EDF+D). fields: of signals, one text for all or a list of them; `records`: announced.
+    """
+    seconds = len(onsets) or fields.pop("seconds")
+    rates = [len(values) // seconds for values in counts.values()]
+    names, is_bdf = [*counts, *["EDF Annotations"] * bool(onsets)], path.suffix == ".bdf"
+    width = 3 if is_bdf else 2
+    fixed = {"version": "0", "patient": "X X X X", "recording": "Startdate X X X X", "date": "01.01.01"}
+    fixed |= {"time": "00.00.00", "bytes": 256 * (1 + len(names)), "reserved": "EDF+D" * bool(onsets)}
+    fixed |= {"records": fields.pop("records", seconds), "duration": 1, "signals": len(names)}
+    header = b"".join(str(fixed[key]).encode().ljust(size) for key, size in EDF_FIELDS.items())
+    header = (b"\xffBIOSEMI" if is_bdf else header[:8]) + header[8:]
+    low, high = (-8_000_000, 8_000_000) if is_bdf else (-32768, 32767)
+    signal: dict[str, Any] = {"label": names, "unit": "uV", "pmin": low / 10, "pmax": high / 10}
+    signal |= {"dmin": low, "dmax": high, "samples": [*rates, *[60 // width] * bool(onsets)]} | fields
+    for key, size in SIGNAL_FIELDS.items():
+        texts = signal.get(key, "")
+        texts = (texts if isinstance(texts, list) else [texts] * len(names)) + ["1"] * len(names)
+        texts = texts[: len(names)]  # of the annotations, too
+        header += b"".join((t if isinstance(t, bytes) else str(t).encode("latin-1")).ljust(size)[:size] for t in texts)
+    content = bytearray(header)
+    for record in range(seconds):
+        for values, rate in zip(counts.values(), rates, strict=True):
+            piece = values[record * rate : (record + 1) * rate].astype("<i4")
+            content += piece.view(np.uint8).reshape(-1, 4)[:, :width].tobytes()
+        if onsets:
+            content += f"+{onsets[record]:g}\x14\x14\0".encode().ljust(60 // width * width, b"\0")
+    path.write_bytes(content)
+    return path
+
+
+def gdf_of(path: Path, counts: dict[str, np.ndarray], seconds: int, *, code: int = 4275) -> Path:
+    """Write a GDF 2 file of int16, a tenth of the unit a count, records of one second. code: of the unit."""
+    n, rates = len(counts), [len(values) // seconds for values in counts.values()]
+    fixed = (b"GDF 2.20" + bytes(176) + struct.pack("<H", n + 1) + bytes(50)).ljust(236, b"\0")
+    head = fixed + struct.pack("<qIIHH", seconds, 1, 1, n, 0)
+    head += (
+        b"".join(name.encode().ljust(16, b"\0") for name in counts) + bytes(n * 86) + struct.pack(f"<{n}H", *[code] * n)
+    )
+    head += b"".join(struct.pack(f"<{n}d", *[limit] * n) for limit in (-3276.8, 3276.7, -32768, 32767)) + bytes(n * 80)
+    head += struct.pack(f"<{n}i", *rates) + struct.pack(f"<{n}i", *[3] * n) + bytes(n * 32)
+    body = b"".join(
+        values[second * rate : (second + 1) * rate].astype("<i2").tobytes()
+        for second in range(seconds)
+        for values, rate in zip(counts.values(), rates, strict=True)
+    )
+    path.write_bytes(head + body + struct.pack("<B3Bf", 1, 0, 0, 0, float(max(rates))))
     return path

@@ -201,7 +201,7 @@ def write_broken(folder: Path) -> dict[str, str]:
     (folder / "gone_raw.fif").symlink_to(folder / "not_fetched.fif")
     for number, duration in enumerate(("1e6", "-1", "inf")):  # seconds of a record: 12 days each, backwards, endless
         edf(folder / f"slow{number}.edf", ["C3", "C4"], duration=duration)
-    reasons = {"broken.edf": "cannot be read", "empty.bdf": "cannot be read", "nan_raw": "NaN", "short_raw": "0.50 s"}
+    reasons = {"broken.edf": "cannot be read", "empty.bdf": "empty", "nan_raw": "NaN", "short_raw": "0.50 s"}
     reasons |= {"slow0": "0.0002 Hz", "slow1": "slow1", "slow2": "slow2"}
     return reasons | {"unknown_raw": "'FOO'", "gone_raw": "links"}
 

@@ -90,16 +90,16 @@ def test_a_whole_recording_equals_mnes_methods_two_ends_included(
     np.testing.assert_allclose(result, by_mne(eeg, rate, settings, new_rate), atol=1e-8)
 
 
-def test_nothing_is_filtered_across_a_gap_that_the_recording_marks() -> None:
-    eeg = wandering(250.0, 12_000)
-    eeg[:, 6000:] += 5000  # the amplifier was switched off and on
-    marked, expected, unmarked = (raw_of(["CZ", "PZ"], 250.0, eeg) for _ in range(3))
-    for raw in (marked, expected):
-        raw.set_annotations(mne.Annotations([23.9], [0.1], ["BAD_ACQ_SKIP"]))
-    expected.filter(0.1, 75.0, verbose="error").notch_filter(50.0, verbose="error").resample(200.0, verbose="error")
-    result = prepared(marked)
-    np.testing.assert_allclose(result, expected.get_data() * 1e6, atol=1e-8)
-    assert abs(prepared(unmarked) - result).max() > 1000
+@pytest.mark.parametrize("block_bytes", [1 << 30, 1 << 16])
+def test_each_stretch_between_breaks_is_filtered_as_a_recording_alone(block_bytes: int) -> None:
+    eeg = wandering(250.0, 24_000)
+    eeg[:, 12_000:] += 5000  # the amplifier was switched off and on
+    raw = raw_of(["CZ", "PZ"], 250.0, eeg)
+    raw.set_annotations(mne.Annotations([48.0], [0.0], ["EDGE boundary"]))
+    options = Pipeline(FilterSettings(*DEFAULT, None), dtype="float64", block_bytes=block_bytes)
+    result = pipeline.prepare(raw, options, store=lambda names, rate, length: np.empty((len(names), length))).eeg
+    alone = [by_mne(half, 250.0, DEFAULT, None) for half in (eeg[:, :12_000], eeg[:, 12_000:])]
+    np.testing.assert_allclose(result, np.concatenate(alone, axis=1), atol=1e-6)
 
 
 # ---- block by block

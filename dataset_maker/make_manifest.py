@@ -1,0 +1,109 @@
+"""Write a manifest for make_labelled from the annotations of recordings.
+
+`python dataset_maker/make_manifest.py --input PATH... --labels MAP.json --output FILE.csv`
+
+MAP.json says which annotation gets which label, such as {"T1": "left fist", "stim/*": "sound"}; `*` and `?` stand for
+any text and any letter. Others are listed and left out. start and stop are seconds on the recording's own clock, where
+make_labelled finds them, also behind a pause and in a FIF file that was cropped before it was saved.
+"""
+
+import sys
+
+sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by the file's path
+
+import argparse
+import csv
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from dataset_maker import marks, pipeline
+from dataset_maker.recording import of_raw
+from dataset_maker.sources import find_files, subject_of
+from dataset_maker.writers import refuse_existing
+from eeg_data.labelled_files import SPLITS
+from errors import ArgumentParser, InputError, UsageError, printable, run_script
+from files import check_file, written_aside
+
+COLUMNS = ["path", "start", "stop", "label", "subject", "split"]
+MOST_SHOWN, LONGEST_SHOWN = 20, 40  # texts of annotations, letters of each
+
+
+def get_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--input", type=Path, nargs="+", required=True, metavar="PATH", help="files or folders")
+    add("--labels", type=Path, required=True, metavar="MAP.json", help="JSON object: text of an annotation -> label")
+    add("--output", type=Path, required=True, metavar="FILE.csv", help="the manifest")
+    add("--window", type=float, metavar="SECONDS", help="length of each segment (default: its annotation's)")
+    add("--onset", type=float, default=0.0, metavar="SECONDS", help="from an annotation to its segment's start")
+    subject = "finds the subject in a path (default: XX of sub-XX as in BIDS, else the file's name)"
+    add("--subject", metavar="REGEX", help=subject)
+    splits = f"JSON object: pattern of a path -> {', '.join(SPLITS)} (default: no column split)"
+    add("--splits", type=Path, metavar="MAP.json", help=splits)
+    return parser.parse_args()
+
+
+def chosen(names: Mapping[str, str], text: str) -> str:
+    """Return what a text stands for: by its own name, else by the first pattern that it matches, else nothing."""
+    return names.get(text) or next((value for key, value in names.items() if fnmatchcase(text, key)), "")
+
+
+def segments(args: argparse.Namespace, path: Path) -> list[tuple[float, float, str]]:
+    """Return start, stop (s) and the text of each annotation. Raises InputError for an unreadable recording."""
+    notes = marks.on_clock(of_raw(pipeline.read_raw(path), str(path), path=path))
+    starts = [(onset + args.onset, onset + duration, text) for onset, duration, text in notes]
+    return [(start, start + args.window if args.window else stop, text) for start, stop, text in starts]
+
+
+def write(args: argparse.Namespace) -> None:
+    """Write the manifest. Raises InputError where no annotation has a label, and at the end for unreadable files."""
+    labels = pipeline.load_rename(args.labels, "--labels")
+    splits = pipeline.load_rename(args.splits, "--splits") if args.splits else {}
+    if not (args.window is None or 0 < args.window < math.inf) or not math.isfinite(args.onset):
+        raise UsageError(f"--window {args.window} --onset {args.onset:g}: must be seconds, the window more than 0")
+    refuse_existing(args.output)
+    check_file(args.output)
+    paths, failed = find_files(args.input), 0
+    rows, others, empty = dict[tuple[str, ...], None](), Counter[str](), 0
+    for path in paths:
+        name, split = os.path.relpath(path, args.output.parent), chosen(splits, path.as_posix())
+        if splits and split not in SPLITS:
+            raise InputError(f"{path}: --splits {args.splits} must say which of {', '.join(SPLITS)} it is")
+        try:
+            cuts = segments(args, path)
+        except InputError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        for start, stop, text in cuts:
+            label = chosen(labels, text)
+            if not label:
+                others[text] += 1
+            elif stop <= start or start < 0:
+                empty += 1
+            else:
+                times = [f"{time:.6f}".rstrip("0").rstrip(".") for time in (start, stop)]
+                row = (name, *times, label, subject_of(path, args.subject))
+                rows[(*row, split) if splits else row] = None
+    unused = ", ".join(f"{printable(t[:LONGEST_SHOWN])!r} {n}x" for t, n in others.most_common(MOST_SHOWN))
+    unused += f" and {len(others) - MOST_SHOWN} more" if len(others) > MOST_SHOWN else ""
+    if empty:
+        print(f"{empty} annotations last 0 s or begin before 0 s and are left out; --window gives them a length")
+    if not rows:
+        raise InputError(f"no annotation gets a label by --labels {args.labels}; there are: {unused or 'none'}")
+    with written_aside(args.output) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([COLUMNS if splits else COLUMNS[:-1], *rows])
+    print(f"without a label: {unused or 'none'}")
+    counts = ", ".join(f"{label} {n}" for label, n in sorted(Counter(row[3] for row in rows).items()))
+    print(f"{args.output}: {len(rows)} segments of {len(paths) - failed} recordings ({counts})")
+    if failed:
+        raise InputError(f"{failed} of {len(paths)} recordings were left out, named above")
+
+
+if __name__ == "__main__":
+    run_script(write, get_args())

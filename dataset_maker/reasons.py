@@ -1,0 +1,178 @@
+"""Why a recording cannot be read, and what MNE warns of, in our own words.
+
+Readers quote headers in their errors and warnings, so none of their texts is printed. Names of channels and of the
+files that a header wants are the only texts of a header that are.
+"""
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import mne
+
+from errors import InputError, printable
+
+EXPORT = "if another program opens it, export it as EDF or FIF"
+EPOCHS = "holds {}epochs, not one continuous recording: `make_labelled.py --epochs` makes labelled data of them"
+# First bytes of what is no recording -> what it is and the way out.
+FOREIGN = {
+    b"version https://git-lfs.": "is a pointer of Git LFS, its content is elsewhere: fetch it with `git lfs pull`",
+    b"/annex/objects/": "is a pointer of git-annex, its content is elsewhere: `datalad get` or `git annex get` it",
+    b"PK\x03\x04": "is a zip archive: unpack it",
+    b"\x1f\x8b": "is compressed with gzip: unpack it with gunzip",
+    b"<!DOCTYPE html": "is a web page, not a recording: download it again",
+    b"<html": "is a web page, not a recording: download it again",
+}
+# What MNE warns of -> our words, "" where it does not matter here or other code says it. Groups are numbers.
+WARNINGS = (
+    (r"meas(urement)? date|patient information|birth", ""),  # not used
+    (r"highpass|lowpass|Online software filter", ""),  # what the amplifier filtered; not used
+    (r"head radius|positions? of|montage|coordinates\.xml|naming conventions", ""),  # places are not used
+    (
+        r"'boundary' events|record length|does not match the file size|likely truncated|mixed sampling",
+        "",
+    ),  # said by our own checks
+    (r"Scaling factor will|Physical range|event table offset|number of data bytes|sample count from header", ""),
+    (r"MarkerFile|PNT file|channel type of the following|(invalid value|divide by zero) encountered", ""),
+    (r"Limited \d+ annotation", ""),
+    (r"Data file name in EEG\.data", "the .fdt that it names is not there; the one with its own name is read"),
+    (r"Invalid tag|tag directory missing", "it is damaged at its end; what is whole is read"),
+    (r"Omitted (\d+) annotation", "{} of its annotations lie outside of its signal"),
+    (r"names are not unique", "several of its channels share a name and are told apart by numbers: -0, -1, ..."),
+    (r"No coordinate information found", "channels without a place count as not EEG, as MNE types them"),
+    (r"Unknown types found", "channel types that MNE does not know count as EEG"),
+    (r"referenced to the same", "its EEG channels have several references"),
+    (r"LOG file exists|decode log", "its event log (.LOG) is not there or not readable, so its events are not known"),
+    (r"Sample distance", "the header gives two sampling rates; the one of the sampling interval is used"),
+    (r"NEDFversion", "its version of NEDF is none that MNE knows"),
+    (r"stim channels are currently|Starstim", "MNE does not read its stimulation channels"),
+    (r"PSG sample bug", "it has EGI's PSG sample bug, which MNE corrects"),
+)
+
+
+class NoRecording(InputError):
+    """A file that holds no signal, such as a hypnogram. Beside recordings it is passed over."""
+
+
+@contextmanager
+def recording_readable(path: Path | str, kind: str = "") -> Iterator[None]:
+    """Turn whatever a reader raises into an InputError that names the file and quotes nothing of it.
+
+    kind: the format, once it is known.
+    """
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # readers raise anything on broken bytes, from struct.error to ZeroDivisionError
+        raise InputError(f"{path}: {_reason(error, kind)}") from None
+
+
+def _reason(error: Exception, kind: str) -> str:
+    text = str(error)
+    if epochs := re.search(r"number of trials is (\d+)|[Oo]nly continuous files are supported", text):
+        return EPOCHS.format(f"{epochs[1]} " if epochs[1] else "")
+    if "MATLAB v7.3" in text or "HDF reader for matlab" in text or (kind == "EEGLAB" and "pymatreader" in text):
+        return "is a file of MATLAB 7.3: " + needs("pymatreader")
+    reader = f"{kind}, MNE {mne.__version__}: " if kind else ""
+    return f"cannot be read ({reader}{type(error).__name__}): damaged, or written in an unusual way; {EXPORT}"
+
+
+def needs(package: str) -> str:
+    """Say how to get a package that only some formats need."""
+    return f"needs the package {package}: pip install {package} (requirements-formats.txt has all such packages)"
+
+
+def check_package(path: Path, package: str, kind: str) -> None:
+    """Raise InputError if a package that a format needs is not installed."""
+    if package and find_spec(package) is None:
+        raise InputError(f"{path}: {kind} {needs(package)}")
+
+
+def check_content(path: Path) -> bytes:
+    """Return a file's first bytes. Raises InputError for a file that is empty, elsewhere, or of another kind."""
+    if path.is_symlink() and not path.exists():
+        if "annex" in str(path.readlink()):
+            raise InputError(f"{path}: {FOREIGN[b'/annex/objects/']}")
+        raise InputError(f"{path}: links to a file that is not there: fetch it, or take the link away")
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if not head:
+        raise InputError(f"{path}: is empty (0 bytes): copy or download it again")
+    for start, what in FOREIGN.items():
+        if head.startswith(start) and not (start == b"\x1f\x8b" and path.name.lower().endswith(".fif.gz")):
+            raise InputError(f"{path}: {what}")
+    return head
+
+
+def companion(path: Path, names: Sequence[str], what: str) -> Path:
+    """Return the first file of these names in the folder of `path`, whatever their case.
+
+    Raises InputError that names the file that is wanted and those of its kind that lie there.
+    """
+    there = {other.name.lower(): other for other in path.parent.iterdir()}
+    for name in names:
+        if name.lower() in there:
+            check_content(other := there[name.lower()])
+            return other
+    ends = tuple({Path(name).suffix.lower() for name in names})
+    beside = sorted(other.name for other in there.values() if other.name.lower().endswith(ends))
+    beside.sort(key=lambda name: not name.startswith(path.stem))  # those of the same name first
+    wanted, lies = printable(names[0]), f"; there lies {', '.join(map(printable, beside[:3]))}" if beside else ""
+    raise InputError(
+        f"{path}: needs {wanted} ({what}), which is not in its folder{lies}: fetch it, or correct its name"
+    )
+
+
+@contextmanager
+def stand_in(files: Mapping[str, bytes | Path]) -> Iterator[Path]:
+    """Make a folder for a reader that insists on names or on a text; yield its first file, which is not kept.
+
+    files: name -> content, or the file that it stands for.
+    """
+    with TemporaryDirectory() as folder:
+        for name, content in files.items():
+            if isinstance(content, bytes):
+                Path(folder, name).write_bytes(content)
+            else:
+                Path(folder, name).symlink_to(content.resolve())
+        yield Path(folder, next(iter(files)))
+
+
+def of_types(types: Iterable[str]) -> str:
+    """Say which types of channels a recording without EEG has."""
+    counts = ", ".join(f"{count} {kind}" for kind, count in Counter(types).most_common())
+    return (
+        f"has no channel typed EEG, only {counts}: set the types with MNE (`raw.set_channel_types`) and save it as FIF"
+    )
+
+
+def cut_short(there: float, announced: float) -> str:
+    """Say how many seconds are missing."""
+    return (
+        f"cut short, {announced - there:g} of {announced:g} s that its header announces are missing; the rest is used"
+    )
+
+
+@contextmanager
+def warnings_caught(notes: list[str]) -> Iterator[None]:
+    """Catch the warnings of MNE and add to `notes` what they say, in our words; none is lost."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    unknown: Counter[str] = Counter()
+    for warning in caught:
+        text = str(warning.message)
+        match, words = next(
+            ((m, words) for pattern, words in WARNINGS if (m := re.search(pattern, text))), (None, None)
+        )
+        if words is None:
+            unknown[warning.category.__name__] += 1
+        elif match and words and (sentence := words.format(*match.groups())) not in notes:
+            notes.append(sentence)
+    notes += [f"MNE warns {count} times of something unknown to us ({name})" for name, count in unknown.items()]

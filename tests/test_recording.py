@@ -1,0 +1,230 @@
+"""What headers state about units, limits, missing samples, rates and pauses, against the values that were written."""
+
+from pathlib import Path
+from typing import Any
+
+import mne
+import numpy as np
+import pytest
+
+from dataset_maker import pipeline
+from dataset_maker.headers import volts_per
+from dataset_maker.pipeline import FilterSettings, Pipeline, Prepared, read_raw
+from dataset_maker.recording import of_raw
+from errors import InputError
+from maker_helpers import edf_of, gdf_of, noise
+
+NAMES = ["C3", "Cz", "C4"]
+SECONDS = 4
+
+
+def prepared(path: Path, **options: Any) -> Prepared:
+    """Read a file, without filters."""
+    settings = Pipeline(FilterSettings(None, None, None, None), **options)
+    return pipeline.prepare(of_raw(read_raw(path), str(path), path=path, unit=settings.unit), settings)
+
+
+def counts(rate: int = 200, names: list[str] = NAMES, sd: float = 200) -> dict[str, np.ndarray]:
+    """Return digital values, ten a uV."""
+    return {name: np.rint(noise(1, SECONDS, rate, seed)[0] / 20 * sd) for seed, name in enumerate(names)}
+
+
+# ---- units
+
+
+@pytest.mark.parametrize(
+    ("unit", "volts"),
+    [
+        *[
+            (text, 1e-6)
+            for text in ("uV", "uv", "UV", " uV  ", "uV\0\0junk", "microV", "Microvolt", "uVolts", ".V", "?V")
+        ],
+        *[("\u00b5V".encode(page).decode("latin-1"), 1e-6) for page in ("latin-1", "utf-8", "cp437", "mac-roman")],
+        *[("\u03bcV".encode(page).decode("latin-1"), 1e-6) for page in ("utf-8", "shift-jis", "gbk", "iso8859-7")],
+        *[("mV", 1e-3), ("MV", 1e-3), ("millivolts", 1e-3), ("nV", 1e-9), ("V", 1.0), ("volt", 1.0)],
+        *[(text, None) for text in ("", "   ", "\0\0", "xV", "uA", "degC", "%", "uV/bit", "cmH2O", "1V")],
+    ],
+)
+def test_every_spelling_of_a_voltage_is_known_and_nothing_else(unit: str, volts: float | None) -> None:
+    assert volts_per(unit) == volts
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("uv", 1), (b"\xe6V", 1), ("nV", 1e-3), ("mV", 1e3), ("V", 1e6)])
+@pytest.mark.parametrize("suffix", ["edf", "bdf"])
+def test_edf_and_bdf_values_follow_the_unit_of_the_header(
+    unit: Any, factor: float, suffix: str, tmp_path: Path
+) -> None:
+    path = edf_of(tmp_path / f"a.{suffix}", given := counts(), seconds=SECONDS, unit=unit)
+    expected = np.array(list(given.values())) / 10 * factor
+    np.testing.assert_allclose(prepared(path, scale=1.0).eeg, expected, rtol=1e-5, atol=0.051 * factor)
+
+
+@pytest.mark.parametrize(("code", "factor"), [(4275, 1), (4276, 1e-3), (4274, 1e3), (4256, 1e6)])
+def test_gdf_values_follow_the_code_of_the_unit(code: int, factor: float, tmp_path: Path) -> None:
+    path = gdf_of(tmp_path / "a.gdf", given := counts(), SECONDS, code=code)
+    expected = np.array(list(given.values())) / 10 * factor
+    np.testing.assert_allclose(prepared(path, scale=1.0).eeg, expected, rtol=1e-5, atol=1e-4 * factor)
+
+
+def test_a_channel_without_a_known_unit_is_refused_by_name_and_opened_by_the_flag(tmp_path: Path) -> None:
+    files = [edf_of(tmp_path / "blank.edf", counts(), seconds=SECONDS, unit=["uV", "", "nV"])]
+    files += [gdf_of(tmp_path / "code.gdf", counts(), SECONDS, code=512)]
+    for path, name in zip(files, ("Cz", "C3"), strict=True):
+        with pytest.raises(InputError, match=rf"{path.name}.*'{name}'.*--unit uV"):
+            prepared(path)
+    eeg = prepared(files[0], unit="mV", scale=1.0).eeg  # only the unit that is not known
+    np.testing.assert_allclose(eeg.std(axis=1), [20, 20e3, 0.02], rtol=0.1)
+    assert prepared(files[0], drop=("Cz",), scale=1.0).electrodes == ["C3", "C4"]
+
+
+def brainvision(path: Path, unit: str, encoding: str = "utf-8") -> np.ndarray:
+    """Write a BrainVision file of float32 with this unit; return its values."""
+    values = noise(3, SECONDS, 200).astype("<f4")
+    lines = ["Brain Vision Data Exchange Header File Version 1.0", "[Common Infos]", "Codepage=UTF-8"]
+    lines += [f"DataFile={path.stem}.eeg", "DataFormat=BINARY", "DataOrientation=MULTIPLEXED", "NumberOfChannels=3"]
+    lines += ["SamplingInterval=5000", "[Binary Infos]", "BinaryFormat=IEEE_FLOAT_32", "[Channel Infos]"]
+    lines += [f"Ch{i}={name},,1,{unit}" for i, name in enumerate(NAMES, 1)]
+    path.write_bytes("\r\n".join(lines).encode(encoding))
+    path.with_suffix(".eeg").write_bytes(values.T.tobytes())
+    return values
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"), [("", 1), ("µV", 1), ("μV", 1), ("UV", 1), ("microV", 1), ("mv", 1e3), ("nV", 1e-3)]
+)
+def test_brainvision_electrodes_are_eeg_in_whatever_spelling_of_their_unit(
+    unit: str, factor: float, tmp_path: Path
+) -> None:
+    values = brainvision(tmp_path / "a.vhdr", unit)
+    np.testing.assert_allclose(prepared(tmp_path / "a.vhdr", scale=1.0).eeg, values * factor, rtol=1e-5)
+
+
+def test_a_brainvision_electrode_in_an_unknown_unit_is_refused_not_dropped(tmp_path: Path) -> None:
+    brainvision(tmp_path / "a.vhdr", "xV")
+    with pytest.raises(InputError, match=r"'C3'.*xV.*--unit"):
+        prepared(tmp_path / "a.vhdr")
+
+
+# ---- limits, missing samples
+
+
+@pytest.mark.parametrize("limits", ["p", "d"])
+def test_equal_limits_define_no_scale(limits: str, tmp_path: Path) -> None:
+    low, high = {"p": (-3276.8, 3276.7), "d": (-32768, 32767)}[limits]
+    fields = {f"{limits}min": [low, 0, low], f"{limits}max": [high, 0, high]}
+    path = edf_of(tmp_path / "a.edf", counts(), seconds=SECONDS, **fields)
+    with pytest.raises(InputError, match=r"'Cz'.*no scale.*--drop 'Cz'"):
+        prepared(path)
+
+
+@pytest.mark.parametrize("limits", ["p", "d"])
+def test_reversed_limits_turn_the_polarity(limits: str, tmp_path: Path) -> None:
+    low, high = {"p": (-3276.8, 3276.7), "d": (-32768, 32767)}[limits]
+    given = counts()
+    path = edf_of(tmp_path / "a.edf", given, seconds=SECONDS, **{f"{limits}min": high, f"{limits}max": low})
+    np.testing.assert_allclose(prepared(path).eeg, -np.array(list(given.values())) / 10, atol=0.11)
+
+
+@pytest.mark.parametrize("suffix", ["gdf", "edf", "bdf"])
+def test_the_lowest_digital_value_on_all_electrodes_is_no_sample(suffix: str, tmp_path: Path) -> None:
+    given = counts()
+    for values in given.values():
+        values[450:500] = -8_000_000 if suffix == "bdf" else -32768
+    path = tmp_path / f"a.{suffix}"
+    gdf_of(path, given, SECONDS) if suffix == "gdf" else edf_of(path, given, seconds=SECONDS)
+    result = prepared(path)
+    assert result.quality.valid.tolist() == [True, True, False, True]
+    assert np.abs(result.eeg).max() < 150, "a line bridges the gap"
+
+
+def test_one_electrode_at_its_lowest_value_is_saturated_in_edf_and_missing_in_gdf(tmp_path: Path) -> None:
+    given = counts()
+    given["Cz"][450:500] = -32768
+    in_edf = prepared(edf_of(tmp_path / "a.edf", given, seconds=SECONDS))
+    assert in_edf.quality.valid.all() and in_edf.quality.saturated == {"CZ": 1}
+    assert prepared(gdf_of(tmp_path / "a.gdf", given, SECONDS)).quality.not_finite == {"CZ": 1}
+
+
+# ---- rates
+
+
+@pytest.mark.parametrize("suffix", ["edf", "bdf", "gdf"])
+@pytest.mark.parametrize("trigger", [50, 200, 1600])
+def test_length_and_rate_are_those_of_the_eeg_whatever_a_trigger_has(suffix: str, trigger: int, tmp_path: Path) -> None:
+    given = counts() | {"Trigger": np.zeros(SECONDS * trigger)}
+    path = tmp_path / f"a.{suffix}"
+    gdf_of(path, given, SECONDS) if suffix == "gdf" else edf_of(path, given, seconds=SECONDS)
+    result = prepared(path, trim_end=0.7)
+    assert (result.rate, result.length) == (200, 660)
+    np.testing.assert_allclose(result.eeg, np.array([given[n] for n in NAMES])[:, :660] / 10, atol=0.06)
+
+
+def test_a_loaded_recording_that_mne_stretched_to_the_rate_of_its_trigger_is_refused(tmp_path: Path) -> None:
+    path = edf_of(tmp_path / "a.edf", counts() | {"Trigger": np.zeros(SECONDS * 1600)}, seconds=SECONDS)
+    raw = mne.io.read_raw_edf(path, preload=True, verbose="error")
+    with pytest.raises(InputError, match=r"lasts 4 s in its file and 32 s here"):
+        of_raw(raw)
+    assert of_raw(raw.pick(["C3"]).resample(100, verbose="error")), "a caller's own change of the rate is none"
+
+
+def test_electrodes_of_two_rates_come_at_the_higher_one(tmp_path: Path) -> None:
+    time = {rate: np.arange(SECONDS * rate) / rate for rate in (100, 200)}
+    given = {
+        name: np.rint(300 * np.sin(2 * np.pi * 5 * t))
+        for name, t in zip(NAMES, (time[200], time[100], time[200]), strict=True)
+    }
+    for path in (edf_of(tmp_path / "a.edf", given, seconds=SECONDS), gdf_of(tmp_path / "a.gdf", given, SECONDS)):
+        result = prepared(path)
+        assert (result.rate, result.length) == (200, 800)
+        np.testing.assert_allclose(result.eeg, np.tile(30 * np.sin(2 * np.pi * 5 * time[200]), (3, 1)), atol=0.2)
+
+
+def test_too_long_a_recording_of_two_rates_is_refused(tmp_path: Path) -> None:
+    given = {"C3": np.zeros(SECONDS * 200), "C4": np.ones(SECONDS * 100)}
+    with pytest.raises(InputError, match=r"different sampling rates.*--drop"):
+        prepared(edf_of(tmp_path / "a.edf", given, seconds=SECONDS), block_bytes=1000)
+
+
+def test_of_two_channels_with_one_label_each_keeps_its_own_signal(tmp_path: Path) -> None:
+    path = edf_of(
+        tmp_path / "a.edf", counts() | {"Aux": np.zeros(SECONDS * 800), "X": np.zeros(SECONDS * 200)}, seconds=SECONDS
+    )
+    content = bytearray(path.read_bytes())
+    content[256 + 4 * 16 : 256 + 5 * 16] = b"C3".ljust(16)  # X is called C3, too
+    path.write_bytes(content)
+    names = read_raw(path).ch_names
+    result = prepared(path, drop=(names[0], "Aux"), rename={names[4]: "FZ"}, scale=1.0)
+    assert result.electrodes == ["CZ", "C4", "FZ"] and not result.eeg[2].any() and result.eeg[0].any()
+
+
+# ---- pauses
+
+
+def test_pauses_of_edf_plus_d_end_a_stretch_and_the_clock_goes_on(tmp_path: Path) -> None:
+    path = edf_of(tmp_path / "a.edf", counts(), onsets=[0.25, 1.25, 21.25, 22.25])
+    raw = read_raw(path)
+    assert [tuple(s) for s in of_raw(raw).stretches] == [(0, 2, 0), (2, 4, 21)]
+    cropped = raw.copy().crop(1.5, 3.5, include_tmax=False)
+    assert [tuple(s) for s in of_raw(cropped).stretches] == [(0, 0.5, 1.5), (0.5, 2, 21)]
+
+
+@pytest.mark.parametrize("suffix", ["edf", "bdf", "gdf"])
+def test_a_file_that_holds_less_than_it_announces_is_converted_and_says_what_is_missing(
+    suffix: str, tmp_path: Path
+) -> None:
+    path, given = tmp_path / f"a.{suffix}", counts()
+    gdf_of(path, given, SECONDS) if suffix == "gdf" else edf_of(path, given, seconds=SECONDS)
+    content = path.read_bytes()
+    path.write_bytes(content[: -3 * 200 * 3])  # less than two records
+    result = prepared(path)
+    assert result.length in (400, 600)
+    np.testing.assert_allclose(result.eeg, np.array(list(given.values()))[:, : result.length] / 10, atol=0.06)
+    assert f"{SECONDS - result.length // 200:g} of 4 s" in result.report["warnings"][0]
+
+
+def test_a_loaded_recording_of_a_caller_is_taken_as_it_is(tmp_path: Path) -> None:
+    path = edf_of(tmp_path / "a.edf", counts(), seconds=SECONDS, unit="")
+    raw = mne.io.read_raw_edf(path, preload=True, verbose="error").apply_function(lambda eeg: eeg * 1e-6)
+    assert pipeline.prepare(raw, Pipeline(FilterSettings(None, None, None, None))).eeg.std() == pytest.approx(
+        20, rel=0.1
+    )
