@@ -5,7 +5,8 @@
 
 The manifest is a CSV file (UTF-8, commas, decimal points) with these columns in any order:
   path         a recording in any format that MNE reads, relative to this file
-  start, stop  seconds of a segment; empty: the recording's start, its end
+  start, stop  seconds of a segment on the recording's own clock, which its
+               annotations follow; empty: the recording's start, its end
   label        its class; or, for regression, target_0, target_1, ...: numbers
                (rows in which they are empty, n/a or nan are left out)
   split        train, val or test; without this column --seed splits by
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dataset_maker import epochs, making
+from dataset_maker import epochs, making, marks
 from dataset_maker.pipeline import Prepared, add_name_arguments
 from dataset_maker.sources import train_or_val
 from dataset_maker.writers import DataSet, Windows
@@ -47,7 +48,8 @@ if TYPE_CHECKING:  # --help does not need them
     import pandas as pd
 
 LAST_SECOND = 1e9  # 30 years: no recording is longer
-CUT = "segments that reach beyond their recording's end, cut there"
+CUT = "segments that reach beyond their recording, cut there"
+OUTSIDE = "segments outside their recording, left out"
 IN_ORDER = "of each subject's epochs of a label the first 60 % train, then 20 % val, 20 % test"
 SHORT = "segments without room for a window, left out"
 MISSING = ("", "n/a", "nan")  # no label, in any case (BIDS, pandas); other words, such as none, may be a class
@@ -63,6 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tmin", type=float, metavar="SECONDS", help=tmin)
     subject = "of --epochs: finds the subject in a path (default: XX of sub-XX as in BIDS, else the file's name)"
     add("--subject", metavar="REGEX", help=subject)
+    times = "start and stop count on the recording's clock, as its annotations do, or from its first sample"
+    add("--times", choices=("clock", "first_sample"), default="clock", help=times)
     add("--name", help="of the data set (default: the output's)")
     window = f"length of a window, 1 to {MAX_SECONDS} (default: the segments' whole seconds, if all have the same)"
     add("--window", type=int, metavar="SECONDS", help=window)
@@ -79,16 +83,31 @@ def read(task: Mapping[str, Any]) -> "mne.io.BaseRaw | None":
 
 
 def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
-    """Cut a recording's segments into windows; they start at the first sample at or after a segment's start."""
-    rate, length = prepared.rate, prepared.length
+    """Cut a recording's segments into windows; they start at the first sample at or after a segment's start.
+
+    Behind a break a segment goes on as another one. Raises InputError if no segment lies in the recording.
+    """
+    rate, stretches, segments = prepared.rate, prepared.stretches, task["segments"]
     window, stride = round(task["window"] * rate), round(task["stride"] * rate)
+    shift = stretches[0].clock if task["times"] == "first_sample" else 0.0
+    end = marks.end(stretches) - shift
     rows: list[tuple[int, Any, str]] = []
     notes: Counter[str] = Counter()
-    for start, stop, label, split in task["segments"]:
-        first, last = (length if math.isinf(s) else math.ceil(round(s * rate, 6)) for s in (start, stop))
-        fitting = range(first, min(last, length) - window + 1, stride)
-        notes += Counter({CUT: last > length, SHORT: not fitting})
+    for start, stop, label, split in segments:
+        parts = marks.parts(stretches, start + shift, stop + shift)
+        spans = [[min(marks.first_sample(time, rate), prepared.length) for time in part] for part in parts]
+        fitting = [begin for first, last in spans for begin in range(first, last - window + 1, stride)]
+        is_cut = 0 < start < stretches[0].clock - shift or end + 0.5 / rate < stop < math.inf
+        notes += Counter({OUTSIDE: not parts, CUT: bool(parts) and is_cut, SHORT: bool(parts) and not fitting})
         rows += [(begin, label, split) for begin in fitting]
+    if outside := notes[OUTSIDE]:
+        lies = f"it begins at {stretches[0].clock - shift:.10g} s and ends at {end:.10g} s"
+        what = f"{task['path']}: {outside} of the manifest's {len(segments)} rows lie outside the recording: {lies}"
+        if outside == len(segments):
+            is_shifted = task["times"] == "clock" and stretches[0].clock != 0
+            way_out = "--times first_sample counts from its first sample" if is_shifted else "correct start and stop"
+            raise InputError(f"{what} on its clock; {way_out}")
+        prepared.report["warnings"].append(f"{what}; they are left out")
     starts, labels, splits = zip(*rows, strict=True) if rows else ((), (), ())
     return Windows(starts, labels, splits, notes + Counter(task.get("notes", {})))
 
@@ -134,7 +153,7 @@ def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
     for column, empty in (("start", "0"), ("stop", "inf")):
         table[column] = pd.to_numeric(text[column].replace("", empty), errors="coerce")
         wrong = ~table[column].between(0, LAST_SECOND) & (text[column] != "")
-        refuse(column, wrong, "expected seconds from the recording's start, such as 12.5, or nothing")
+        refuse(column, wrong, "expected seconds from 0, such as 12.5, or nothing")
     refuse("stop", table["stop"] <= table["start"], "expected more than the start")
     for column in targets:
         table[column] = pd.to_numeric(text[column], errors="coerce")
@@ -256,8 +275,8 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
     for (_, subject), rows in table.groupby([table["path"].map(Path.resolve), "subject"], sort=False):
         path = rows["path"].iloc[0]
         task = {"path": str(path), "recording": path.stem, "subject": subject, "window": window, "stride": stride}
-        task |= {"segments": rows[["start", "stop", "number", "split"]].to_numpy(dtype=object).tolist()}
-        tasks.append(of_file.get(path, {}) | task)
+        segments = rows[["start", "stop", "number", "split"]].to_numpy(dtype=object).tolist()
+        tasks.append(of_file.get(path, {}) | task | {"times": args.times, "segments": segments})
     for file in files:
         if "error" in file:  # for the report
             tasks.append(file | {"path": str(file["path"]), "recording": file["path"].stem})

@@ -93,10 +93,10 @@ def parts(stretches: Sequence[Stretch], begin: float, end: float) -> list[tuple[
     return [(first + shift, last + shift) for first, last, shift in spans if first < last]
 
 
-def covered(stretches: Sequence[Stretch]) -> str:
-    """Say when a recording begins and ends on its clock."""
+def end(stretches: Sequence[Stretch]) -> float:
+    """Return when a recording ends on its clock, s."""
     start, stop, clock = stretches[-1]
-    return f"it begins at {stretches[0].clock:g} s and ends at {clock + stop - start:g} s on its clock"
+    return clock + stop - start
 
 
 def cut_at(stretches: Sequence[Stretch], end: float) -> list[Stretch]:

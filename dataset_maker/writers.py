@@ -75,11 +75,7 @@ def unbroken(windows: Windows, prepared: Prepared, seconds: int) -> Windows:
         kept &= (inside == 0) | (inside >= samples)
     if kept.all():
         return windows
-    splits = (
-        None
-        if windows.splits is None
-        else [split for split, keep in zip(windows.splits, kept.tolist(), strict=True) if keep]
-    )
+    splits = windows.splits and [split for split, keep in zip(windows.splits, kept.tolist(), strict=True) if keep]
     notes = {**windows.notes, "windows across a break, left out": int((~kept).sum())}
     return Windows(starts[kept], np.asarray(windows.labels)[kept], splits, notes)
 

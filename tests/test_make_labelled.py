@@ -56,7 +56,8 @@ def test_segments_give_windows_by_stride_with_their_own_splits(tmp_path: Path, c
     )
     assert make(tmp_path, "--window", 2, "--stride", 1.5, "--name", "Try") == 0
     shown = capsys.readouterr()
-    assert "3 segments that reach beyond" in shown.out and "3 segments without room for a window" in shown.out
+    assert "2 segments that reach beyond" in shown.out and "2 segments without room for a window" in shown.out
+    assert "1 segments outside" in shown.out and "ends at 12 s" in shown.err
     assert "2 subjects are on more than one side: 1, 2" in shown.err and shown.err.count("single class") == 2
     wanted = {
         "train": [("a", s * 300, 0) for s in range(6)] + [("b", 400, 1), ("b", 700, 1)],
@@ -134,7 +135,7 @@ def test_without_a_column_split_subjects_are_split_by_the_seed(tmp_path: Path) -
     recordings(tmp_path, a=4)
     rows = [f"a_raw.fif,{start},{start + 1},{'xy'[start]},{who}" for who in range(10) for start in (0, 1)]
     manifest = write_manifest(tmp_path / "m.csv", *rows, header="path,start,stop,label,subject\n")
-    names = {"manifest": manifest, "output": Path("x.hdf5"), "name": "X"}
+    names = {"manifest": manifest, "output": Path("x.hdf5"), "name": "X", "times": "clock"}
     flags: dict[str, Any] = dict.fromkeys(("epochs", "tmin", "subject", "window", "stride", "classes", "seed"), None)
     sides = []
     for seed in (3, 3, 4):
