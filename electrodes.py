@@ -219,11 +219,12 @@ def resolve(
         opened = {name: first for name, (first, second) in pairs.items() if second in behind}
         if opened:
             notes.append(f"the common reference behind the names is left out: {_listed(sorted(behind))}")
-    unmatched = [wanted for wanted in drop if not _matches(plain, wanted)]  # maybe the electrode before its reference
-    left = _without(left | {name: first.upper() for name, first in opened.items()}, unmatched)
+    left |= {name: first.upper() for name, first in opened.items()}
     on_cap = _on_cap(left.keys() - renamed.keys(), left, cap, where) if cap else {}
     electrodes = {name: _known(text) for name, text in left.items()} | on_cap
     electrodes |= {name: canonical_name(new) for name, new in renamed.items() if name in left}
+    unmatched = [wanted for wanted in drop if not _matches(plain, wanted)]  # may be electrodes
+    left = {name: left[name] for name in _without({name: (electrodes[name] or "").upper() for name in left}, unmatched)}
     kept = {name: electrode for name in left if (electrode := electrodes[name]) is not None}
     unknown = [name for name in left if not (name in kept or name in on_cap or _is_non_eeg(left[name]))]
     likely = None if cap or renamed else _likely_cap(left.values())

@@ -7,6 +7,7 @@ resuming, the electrodes that all recordings of a labelled set must have, one fi
 import argparse
 import importlib
 import json
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -77,13 +78,16 @@ def make(
     if single and is_made_already(output, fingerprint):
         shutil.rmtree(folder, ignore_errors=True)  # of a maker that was stopped at its very end
         return
+    advice = None
     with jobs.only_maker(plan):
         with pool.processes(args) as submit:
             if data_set and not data_set.electrodes:
                 data_set = replace(data_set, electrodes=jobs.first_electrodes(plan, tasks, submit))
                 plan = replace(plan, data_set=data_set)
             entries, parts = jobs.convert_all(plan, tasks, submit)
-        whole = write_report(entries, made, output, data_set)
+            if hasattr(args, "drop") and data_set:
+                advice = jobs.drop_that_keeps_all(plan, tasks, entries, submit)
+        whole = write_report(entries, made, output, data_set, advice)
         problem = why_unusable(whole) if data_set else None
         if single and not problem:
             for path in output.parent.glob(f".{escape(output.name)}.*.part"):  # of a maker that was killed here
@@ -96,10 +100,15 @@ def make(
     if single and not problem:
         shutil.rmtree(folder)
     _show(whole)  # last: it may be that nobody reads it any more
+    hint = ""
+    if advice:
+        more = f"keeps {advice['recordings']} more recordings, {advice['hours']:.2f} h"
+        flag = shlex.join(["--drop", *args.drop, *advice["drop"]])
+        hint = f"; {flag} {more}, and leaves {advice['electrodes']} electrodes"
     if problem:
-        raise InputError(f"{output}: not made, {problem}; see {report_path(output)}")
+        raise InputError(f"{output}: not made, {problem}; see {report_path(output)}{hint}")
     if count := len(whole["left_out"]):
-        raise InputError(f"{count} of {len(tasks)} recordings were left out, named above")
+        raise InputError(f"{count} of {len(tasks)} recordings were left out, named above{hint}")
 
 
 def is_made_already(output: Path, fingerprint: str) -> bool:
@@ -139,9 +148,13 @@ def report_path(output: Path) -> Path:
 
 
 def write_report(
-    entries: Sequence[Entry], made: Mapping[str, Any], output: Path, data_set: DataSet | None = None
+    entries: Sequence[Entry],
+    made: Mapping[str, Any],
+    output: Path,
+    data_set: DataSet | None = None,
+    advice: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write the report of an output, and return it. data_set: of a labelled one."""
+    """Write the report of an output, and return it. data_set: of a labelled one. advice: how to keep all recordings."""
     good = [entry for entry in entries if "error" not in entry]
     dropped: dict[str, Counter[str]] = {}  # reason -> channel -> recordings
     for entry in good:
@@ -160,6 +173,8 @@ def write_report(
         "dropped_channels": {reason: dict(sorted(names.items())) for reason, names in sorted(dropped.items())},
         "notes": dict(Counter(note for entry in good for note in entry["notes"])),
     }
+    if advice:
+        whole["drop_that_keeps_all"] = dict(advice)
     whole |= _splits(good, data_set) if data_set else {"montages": _montages(good)}
     write_json(report_path(output), whole)
     return whole

@@ -25,6 +25,7 @@ from eeg_data.quality import Quality
 from errors import InputError
 from files import check_writable, code_version, written_aside
 
+OTHER_ELECTRODES = "not the electrodes of this data set"  # why a recording of a labelled set is left out
 BATCH = 64  # windows that are cut and written at a time
 COPIED = 256  # samples that are copied at a time
 
@@ -203,7 +204,7 @@ def montage_order(given: list[str], wanted: Sequence[str], where: str) -> list[i
     missing, extra = (", ".join(sorted(set(a) - set(b))) for a, b in ((wanted, given), (given, wanted)))
     if missing or extra:
         differ = [f"{verb} {names}" for verb, names in (("lacks", missing), ("also has", extra)) if names]
-        raise InputError(f"{where}: not the electrodes of this data set: {' and '.join(differ)}")
+        raise InputError(f"{where}: {OTHER_ELECTRODES}: {' and '.join(differ)}")
     return [given.index(name) for name in wanted]
 
 
