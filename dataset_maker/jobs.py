@@ -163,7 +163,7 @@ def _convert(plan: Plan, task: Task) -> Entry:
         entry = {"montage": "shard", "samples": samples, "counts": dict(windows.notes)}
     entry |= {"seconds": prepared.length / prepared.rate, "electrodes": list(prepared.electrodes)}
     valid = prepared.quality.valid if plan.data_set else prepared.unbroken
-    entry |= {"invalid_seconds": int((~valid).sum())}
+    entry |= {"invalid_seconds": int((~valid).sum()), "median": prepared.quality.median}
     return entry | {key: prepared.report[key] for key in ("notes", "dropped", "breaks", "warnings")}
 
 

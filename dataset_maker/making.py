@@ -26,6 +26,7 @@ from dataset_maker.pipeline import add_filter_arguments, add_scale_argument, bui
 from dataset_maker.writers import DataSet, join, refuse_existing
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS
+from eeg_data.verdicts import recording_warnings
 from errors import ArgumentParser, InputError, run_script
 from files import digest_of, write_json, written_aside
 
@@ -170,6 +171,7 @@ def write_report(
         "breaks": sum(entry.get("breaks", 0) for entry in good),
         "left_out": [{"path": entry["open"], "reason": entry["error"]} for entry in entries if "error" in entry],
         "warnings": [warning for entry in good for warning in entry["warnings"]],
+        "compared": recording_warnings({entry["open"]: entry.get("median") for entry in good}),
         "dropped_channels": {reason: dict(sorted(names.items())) for reason, names in sorted(dropped.items())},
         "notes": dict(Counter(note for entry in good for note in entry["notes"])),
     }
@@ -226,6 +228,8 @@ def published_counts(name: str) -> dict[str, dict[str, int]]:
 def _show(report: Mapping[str, Any]) -> None:
     """Print what people need of the report; doubts go to standard error."""
     output = Path(report["output"])
+    for text in report["compared"]:
+        print(f"warning: {text}", file=sys.stderr)
     for reason, names in report["dropped_channels"].items():
         print(f"dropped, {reason}: " + ", ".join(f"{name!r} ({count}x)" for name, count in names.items()))
     notes = {f"recordings: {note}": count for note, count in report["notes"].items()} | report.get("counts", {})
