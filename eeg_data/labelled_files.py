@@ -17,8 +17,7 @@ import numpy as np
 
 from eeg_data.hdf5 import attribute, check_stored, files_below, open_file, read_signal, readable, texts
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, check_rate, read_valid
-from eeg_data.quality import Quality, SignalScan, compared
-from eeg_data.verdicts import first_few
+from eeg_data.quality import Quality, SignalScan, compared, first_few
 from electrodes import canonical_name
 from errors import InputError
 

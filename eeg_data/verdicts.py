@@ -4,9 +4,9 @@ Works on the scans of `quality`, with NumPy only.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from eeg_data.quality import EDGES, LIKELY, Quality, median_of, unlike
+from eeg_data.quality import EDGES, LIKELY, Quality, first_few, median_of, unlike
 from errors import InputError
 
 MANY_INVALID, MANY_FLAT, MANY_SATURATED = 0.01, 0.1, 0.01  # shares of the seconds that are warned about
@@ -103,11 +103,6 @@ def judged(quality: Quality, where: str, *, scaled: bool) -> list[str]:
     if texts and not LIKELY[0] <= (quality.median or 0) < DOUBTFUL:
         raise InputError(f"{where}: {texts[0]} --scale FACTOR multiplies the values (1: they are right as they are)")
     return [f"{where}: {text}" for text in texts + electrode_warnings(quality)]
-
-
-def first_few(words: Sequence[str], most: int = 5) -> str:
-    """Join the first few of a list, and say how many more there are."""
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def worst_first(counts: Mapping[str, int], seconds: int) -> str:
