@@ -51,6 +51,7 @@ DEPTH = [f"{shaft}{number}" for shaft in "ACT" for number in range(1, 11)]
         (["C3-M2"], "C3"),  # one channel against an ear
         (["C3A2", "C4:A1", "O1-(A1+A2)/2"], "C3 C4 O1"),  # other ways to write it
         (["FP1-F7", "F7-T7", "T8-P8"], "FP1-F7 F7-T7 T8-P8"),  # derivations with a row stay what they are
+        (["EEG F7-T3", "EEG T3-T5", "EEG T5-O1", "EEG T4 - T6"], "F7-T7 T7-P7 P7-O1 T8-P8"),  # older spellings
         (["FP1-F7", "--0", "--1"], "FP1-F7"),  # CHB-MIT calls places without a channel `-`
     ],
 )
