@@ -18,6 +18,7 @@ from unittest.mock import patch
 import mne
 
 from dataset_maker import neuroscan, reasons
+from dataset_maker.matlab import find_signal, open_around
 from dataset_maker.reasons import NoRecording, companion, recording_readable, stand_in
 from errors import InputError, printable
 
@@ -238,6 +239,8 @@ def _check_brainvision(path: Path, stated: Callable[[str], str], signal: Path, n
 
 def _open_eeglab(path: Path, read: Callable[..., Any], notes: list[str]) -> Any:
     """Open an EEGLAB recording; an EEG.data without a suffix means the .fdt of the same name."""
+    if inside := find_signal(path):
+        return open_around(inside, read)
     try:
         return read(path)
     except Exception as error:
