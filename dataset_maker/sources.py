@@ -58,7 +58,7 @@ def subject_of(path: Path, pattern: str | None = None) -> str:
         raise UsageError(f"--subject {pattern}: not a regular expression: {error}") from None
     if pattern and not found:
         raise InputError(f"{path}: --subject {pattern} finds nothing in this path; correct it")
-    return (found[1] if found.re.groups else found[0]) if found else path.name.partition(".")[0]
+    return (found[1] if found.re.groups else found[0]) if found else path.name.removesuffix(".gz").rpartition(".")[0]
 
 
 def plain_name(text: str) -> str:

@@ -118,8 +118,9 @@ def test_epochs_at_another_rate_go_through_the_pipeline_one_by_one() -> None:
     raw = raw_of(NAMES, 250, noise(3, 30, 250))
     epochs = mne.Epochs(raw, np.array([[0, 0, 1], [2500, 0, 1]]), tmin=0, tmax=8, baseline=None, verbose="error")
     windows = of_epochs(epochs.load_data(), Options(window=8))
+    options = Options(pipeline=recordings.Pipeline(resample="polyphase"), window=8)
     for number, piece in enumerate(epochs.get_data(copy=True)):
-        alone = of_raw(mne.io.RawArray(piece, raw.info, verbose="error"), Options(window=8))
+        alone = of_raw(mne.io.RawArray(piece, raw.info, verbose="error"), options)
         np.testing.assert_array_equal(windows.read(number), alone.read(0))
     resampled = epochs.resample(200, verbose="error")
     assert of_epochs(resampled, Options(prepared=True)).starts.tolist() == [0, 10], "the times of their events"
