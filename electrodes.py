@@ -32,9 +32,10 @@ MOST_SHOWN = 8  # names in a message
 
 # Why a channel is left out.
 NOT_EEG, LISTED, UNKNOWN = "not EEG by its name", "listed to be left out", "unknown name"
-NOT_NEAR = "nearest to no known electrode of its cap"
+NOT_NEAR = "of its cap, and its reference or not the nearest one to a known electrode"
 
 _SPELLING = {name.upper(): name for name in ELECTRODES}
+_NEW = {"T3": "T7", "T4": "T8", "T5": "P7", "T6": "P8"}  # of the 10-20 system -> of the 10-10 system
 _ROWS = {name.upper(): row for row, name in enumerate(ELECTRODES, start=1)}
 _NON_EEG = re.compile(
     r".*(EOG|ECG|EKG|EMG|RESP|PHOTIC|ANNOTATION|STIM|TRIG|MARK|EVENT|PULSE|PLETH|ABDOM|THORA|SPO2|SAO2).*"
@@ -87,8 +88,9 @@ def _plain(name: str) -> str:
 
 
 def _known(plain: str) -> str | None:
-    """Return the electrode of a plain name, which may have blanks inside."""
-    return _SPELLING.get(plain.replace(" ", ""))
+    """Return the electrode of a plain name, which may have blanks inside, or derivation, which may have old names."""
+    name = plain.replace(" ", "")
+    return _SPELLING.get(name) or _SPELLING.get("-".join(_NEW.get(part, part) for part in name.split("-")))
 
 
 def _is_non_eeg(plain: str) -> bool:
@@ -219,11 +221,12 @@ def resolve(
         opened = {name: first for name, (first, second) in pairs.items() if second in behind}
         if opened:
             notes.append(f"the common reference behind the names is left out: {_listed(sorted(behind))}")
-    unmatched = [wanted for wanted in drop if not _matches(plain, wanted)]  # maybe the electrode before its reference
-    left = _without(left | {name: first.upper() for name, first in opened.items()}, unmatched)
+    left |= {name: first.upper() for name, first in opened.items()}
     on_cap = _on_cap(left.keys() - renamed.keys(), left, cap, where) if cap else {}
     electrodes = {name: _known(text) for name, text in left.items()} | on_cap
     electrodes |= {name: canonical_name(new) for name, new in renamed.items() if name in left}
+    unmatched = [wanted for wanted in drop if not _matches(plain, wanted)]  # may be electrodes
+    left = {name: left[name] for name in _without({name: (electrodes[name] or "").upper() for name in left}, unmatched)}
     kept = {name: electrode for name in left if (electrode := electrodes[name]) is not None}
     unknown = [name for name in left if not (name in kept or name in on_cap or _is_non_eeg(left[name]))]
     likely = None if cap or renamed else _likely_cap(left.values())
@@ -288,7 +291,7 @@ def _likely_cap(names: Iterable[str]) -> tuple[str, str] | None:
         return (f"biosemi{size}", "[A-H][0-9]+") if banks.total() >= 0.9 * size else None
     net = {number for stem, number in numbered if stem == "E"}
     sizes = [size for size in _GSN if net and size >= max(net)]
-    return (f"GSN-HydroCel-{_GSN[sizes[0]]}", "E[0-9]+") if sizes and len(net) >= sizes[0] // 2 else None
+    return (f"GSN-HydroCel-{_GSN[sizes[0]]}", "E[0-9]+|VREF") if sizes and len(net) >= sizes[0] // 2 else None
 
 
 def _faults(kept: Mapping[str, str], unknown: list[str], equal: list[list[str]], doubtful: list[str]) -> str:
@@ -348,9 +351,10 @@ def embedding_rows(names: Sequence[str], *, table_rows: int = PUBLISHED_ELECTROD
     table_rows: rows of the model's table, CLS included. Raises InputError for unknown names and names without a row.
     """
     where = f"{where}: " if where else ""
-    if unknown := [name for name in names if canonical_name(name) is None]:
+    known = {name: canonical_name(name) for name in names}
+    if unknown := [name for name in names if known[name] is None]:
         raise InputError(f"{where}unknown electrode names: {'; '.join(map(_nearest, unknown))}")
-    rows = [_ROWS[_plain(name)] for name in names]
+    rows = [_ROWS[str(known[name]).upper()] for name in names]
     if beyond := [ELECTRODES[row - 1] for row in rows if row >= table_rows]:
         raise InputError(
             f"{where}the model's table of {table_rows} rows (CLS and {table_rows - 1} electrodes) has no row for "

@@ -12,7 +12,7 @@ import numpy as np
 from electrodes import ELECTRODES, Cap
 from errors import UsageError
 
-NAMED = "easycap-M1"  # its names are those of the 10-10 system, its places on a sphere as those of BioSemi's caps
+NAMED = ("easycap-M1", "biosemi64")  # spheres with names of the 10-10 system; the second one's places win
 MOST_DEGREES = 15.0  # of a place from its electrode; neighbours of the 10-10 system are about 18 degrees apart
 SAME_NAME = 30.0  # degrees from a label's place to the electrode of this name, if the cap means it (realistic heads)
 ANT = "waveguard"  # ANT's caps of any size have names of the 10-5 system
@@ -58,7 +58,8 @@ def find_cap(name: str) -> Cap:
 def _electrodes(montage: str) -> dict[str, str | None]:
     """Return label -> the electrode whose nearest place of the cap this is, if it is also the place's nearest one."""
     places = {label.upper(): place for label, place in directions(montage).items()}
-    named = {label.upper(): place for label, place in directions(NAMED).items() if label.upper() in ELECTRODES}
+    named = {label.upper(): place for cap in NAMED for label, place in directions(cap).items()}
+    named = {label: place for label, place in named.items() if label in ELECTRODES}
     spelt = {label.upper(): label for label in ELECTRODES if label.upper() in places}
     near = [label for label in spelt if label in named and places[label] @ named[label] > np.cos(np.radians(SAME_NAME))]
     electrodes: dict[str, str | None] = dict.fromkeys(places)

@@ -12,7 +12,7 @@ sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by 
 import argparse
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,11 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from eeg_data import quality
+from eeg_data import verdicts
 from eeg_data.hdf5 import close_files, files_below, open_file, readable
 from eeg_data.labelled_files import LabelledFile, joined_shards, read_labelled, read_samples, split_warnings
 from eeg_data.pretraining_files import SAMPLING_RATE, Recording, Windows, by_montage, read_recordings, seconds_of
-from eeg_data.quality import Quality
+from eeg_data.quality import Quality, compared
 from electrodes import embedding_rows
 from errors import ArgumentParser, InputError, one_line, printable, run_script
 from files import check_file, written_aside
@@ -137,9 +137,14 @@ def mark_file(path: Path) -> bool:
     return bool(results)
 
 
-def _describe_signals(montage: Sequence[str], scan: Quality, unmarked: bool) -> tuple[dict[str, Any], list[str]]:
-    """Return rows of a report and warnings. unmarked: whether some of the data do not say which seconds are valid."""
-    warnings, invalid = quality.warnings(scan), int((~scan.valid).sum())
+def _describe_signals(
+    montage: Sequence[str], scan: Quality, levels: Mapping[str, float | None], unmarked: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Return rows of a report and warnings.
+
+    levels: of `compared`. unmarked: whether some of the data do not say which seconds are valid.
+    """
+    warnings, invalid = verdicts.warnings(scan, levels), int((~scan.valid).sum())
     if unmarked and invalid:
         warnings.append("Not all invalid seconds are marked in the files, so training takes them: --mark changes that.")
     try:
@@ -151,7 +156,7 @@ def _describe_signals(montage: Sequence[str], scan: Quality, unmarked: bool) -> 
     rows["seconds"] = {"scanned": scan.seconds, "invalid": invalid}
     for name, counts in (("flat", scan.flat), ("saturated", scan.saturated), ("not finite", scan.not_finite)):
         if counts:
-            rows[name] = quality.worst_first(counts, scan.seconds)
+            rows[name] = verdicts.worst_first(counts, scan.seconds)
     return rows, warnings
 
 
@@ -166,9 +171,9 @@ def _describe_montage(path: Path, recordings: Sequence[Recording]) -> DataSet:
         "left out": windows.left_out,
         "recordings too short": windows.too_short,
     }
-    scan = Quality.merged(recording.quality() or recording.scan() for recording in recordings)
+    scans = ((recording.where, recording.quality() or recording.scan()) for recording in recordings)
     unmarked = any(recording.valid is None for recording in recordings)
-    rows, warnings = _describe_signals(windows.montage, scan, unmarked)
+    rows, warnings = _describe_signals(windows.montage, *compared(scans), unmarked)
     title = f"{path}: pre-training, {len(windows.montage)} electrode(s), {len(files)} file(s)"
     return DataSet(title, windows.montage, report | rows, warnings, len(windows), windows.__getitem__)
 
@@ -188,8 +193,9 @@ def _describe_labelled(path: Path, shards: list[LabelledFile]) -> DataSet:
         else:
             counts = np.bincount(samples.labels, minlength=len(file.classes))
             report[split]["labels"] = dict(zip(file.classes, counts.tolist(), strict=True))
-    scan = Quality.merged(samples.quality() for samples in splits.values())
-    rows, warnings = _describe_signals(file.montage, scan, any(samples.unmarked for samples in splits.values()))
+    scans, levels = zip(*(samples.scanned() for samples in splits.values()), strict=True)
+    scan, every = Quality.merged(scans), {name: level for own in levels for name, level in own.items()}
+    rows, warnings = _describe_signals(file.montage, scan, every, any(s.unmarked for s in splits.values()))
     title = f"{file.path}: labelled, {file.name}, {file.task}, {file.seconds} s, {len(file.shards)} file(s)"
     drawn = max(usable.values(), key=len)
     return DataSet(title, file.montage, report | rows, warnings + split_warnings(splits), len(drawn), drawn.read)

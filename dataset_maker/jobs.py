@@ -34,7 +34,7 @@ from dataset_maker import pipeline, pool, writers
 from dataset_maker.pipeline import Pipeline, Prepared, Store
 from dataset_maker.recording import RawRecording, of_raw
 from dataset_maker.sources import unique_names
-from dataset_maker.writers import DataSet, LabelledShard, PretrainingShard, consecutive_windows
+from dataset_maker.writers import OTHER_ELECTRODES, DataSet, LabelledShard, PretrainingShard, consecutive_windows
 from errors import InputError
 from files import check_writable, digest_of, write_json, written, written_aside
 
@@ -131,10 +131,11 @@ def _read(plan: Plan, task: Task) -> RawRecording:
 
 
 def survey(plan: Plan, task: Task) -> Entry:
-    """Return a recording's electrodes, from its header. Raises whatever its reader raises."""
+    """Return a recording's electrodes and length in s, from its header. Raises whatever its reader raises."""
     recording = _read(plan, {**task, "path": task["open"]})
     pipeline.select_electrodes(recording, plan.pipeline)
-    return {"electrodes": list(recording.raw.ch_names)}
+    raw = recording.raw
+    return {"electrodes": list(raw.ch_names), "seconds": raw.n_times / raw.info["sfreq"]}
 
 
 def convert(plan: Plan, task: Task) -> Entry:
@@ -167,7 +168,7 @@ def _convert(plan: Plan, task: Task) -> Entry:
         entry = {"montage": "shard", "samples": samples, "counts": dict(windows.notes)}
     entry |= {"seconds": prepared.length / prepared.rate, "electrodes": list(prepared.electrodes)}
     valid = prepared.quality.valid if plan.data_set else prepared.unbroken
-    entry |= {"invalid_seconds": int((~valid).sum())}
+    entry |= {"invalid_seconds": int((~valid).sum()), "median": prepared.quality.median}
     return entry | {key: prepared.report[key] for key in ("notes", "dropped", "breaks", "warnings")}
 
 
@@ -248,6 +249,27 @@ def first_electrodes(plan: Plan, tasks: Sequence[Task], submit: pool.Submit) -> 
     """Return the electrodes of the first recording that can be read; converting names those that cannot."""
     entries = (pool.result_of(submit(survey, plan, task), task["path"]) for task in tasks)
     return next((entry["electrodes"] for entry in entries if "electrodes" in entry), [])
+
+
+def drop_that_keeps_all(
+    plan: Plan, tasks: Sequence[Task], entries: Sequence[Entry], submit: pool.Submit
+) -> dict[str, Any] | None:
+    """Return which electrodes to drop so that none of these recordings is left out for its electrodes.
+
+    entries: what became of the tasks. Keys: drop, electrodes (number that is left), recordings and hours that it saves.
+    None if no recording was left out for its electrodes, or if all have none in common.
+    """
+    errors = [(task, entry.get("error", "")) for task, entry in zip(tasks, entries, strict=True)]
+    futures = [(submit(survey, plan, task), task["path"]) for task, error in errors if OTHER_ELECTRODES in error]
+    surveyed = [pool.result_of(*each) for each in futures]
+    others = [entry for entry in surveyed if "electrodes" in entry]
+    wanted = set(plan.data_set.electrodes or ()) if plan.data_set else set()
+    common = wanted.intersection(*(entry["electrodes"] for entry in others))
+    if not others or not common:
+        return None
+    drop = wanted.union(*(entry["electrodes"] for entry in others)) - common
+    hours = round(sum(entry["seconds"] for entry in others) / 3600, 4)
+    return {"drop": sorted(drop), "electrodes": len(common), "recordings": len(others), "hours": hours}
 
 
 def convert_all(plan: Plan, tasks: Sequence[Task], submit: pool.Submit) -> tuple[list[Entry], dict[str, Entry]]:

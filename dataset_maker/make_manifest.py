@@ -21,7 +21,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dataset_maker import marks, pipeline
-from dataset_maker.recording import of_raw
 from dataset_maker.sources import find_files, subject_of
 from dataset_maker.writers import refuse_existing
 from eeg_data.labelled_files import SPLITS
@@ -55,7 +54,7 @@ def chosen(names: Mapping[str, str], text: str) -> str:
 
 def segments(args: argparse.Namespace, path: Path) -> list[tuple[float, float, str]]:
     """Return start, stop (s) and the text of each annotation. Raises InputError for an unreadable recording."""
-    notes = marks.on_clock(of_raw(pipeline.read_raw(path), str(path), path=path))
+    notes = marks.on_clock(pipeline.read(path, pipeline.Pipeline()))
     starts = [(onset + args.onset, onset + duration, text) for onset, duration, text in notes]
     return [(start, start + args.window if args.window else stop, text) for start, stop, text in starts]
 

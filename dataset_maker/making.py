@@ -7,6 +7,7 @@ resuming, the electrodes that all recordings of a labelled set must have, one fi
 import argparse
 import importlib
 import json
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -25,6 +26,7 @@ from dataset_maker.pipeline import add_filter_arguments, add_scale_argument, bui
 from dataset_maker.writers import DataSet, join, refuse_existing
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS
+from eeg_data.verdicts import recording_warnings
 from errors import ArgumentParser, InputError, run_script
 from files import digest_of, write_json, written_aside
 
@@ -77,13 +79,16 @@ def make(
     if single and is_made_already(output, fingerprint):
         shutil.rmtree(folder, ignore_errors=True)  # of a maker that was stopped at its very end
         return
+    advice = None
     with jobs.only_maker(plan):
         with pool.processes(args) as submit:
             if data_set and not data_set.electrodes:
                 data_set = replace(data_set, electrodes=jobs.first_electrodes(plan, tasks, submit))
                 plan = replace(plan, data_set=data_set)
             entries, parts = jobs.convert_all(plan, tasks, submit)
-        whole = write_report(entries, made, output, data_set)
+            if hasattr(args, "drop") and data_set:
+                advice = jobs.drop_that_keeps_all(plan, tasks, entries, submit)
+        whole = write_report(entries, made, output, data_set, advice)
         problem = why_unusable(whole) if data_set else None
         if single and not problem:
             for path in output.parent.glob(f".{escape(output.name)}.*.part"):  # of a maker that was killed here
@@ -96,10 +101,15 @@ def make(
     if single and not problem:
         shutil.rmtree(folder)
     _show(whole)  # last: it may be that nobody reads it any more
+    hint = ""
+    if advice:
+        more = f"keeps {advice['recordings']} more recordings, {advice['hours']:.2f} h"
+        flag = shlex.join(["--drop", *args.drop, *advice["drop"]])
+        hint = f"; {flag} {more}, and leaves {advice['electrodes']} electrodes"
     if problem:
-        raise InputError(f"{output}: not made, {problem}; see {report_path(output)}")
+        raise InputError(f"{output}: not made, {problem}; see {report_path(output)}{hint}")
     if count := len(whole["left_out"]):
-        raise InputError(f"{count} of {len(tasks)} recordings were left out, named above")
+        raise InputError(f"{count} of {len(tasks)} recordings were left out, named above{hint}")
 
 
 def is_made_already(output: Path, fingerprint: str) -> bool:
@@ -139,9 +149,13 @@ def report_path(output: Path) -> Path:
 
 
 def write_report(
-    entries: Sequence[Entry], made: Mapping[str, Any], output: Path, data_set: DataSet | None = None
+    entries: Sequence[Entry],
+    made: Mapping[str, Any],
+    output: Path,
+    data_set: DataSet | None = None,
+    advice: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write the report of an output, and return it. data_set: of a labelled one."""
+    """Write the report of an output, and return it. data_set: of a labelled one. advice: how to keep all recordings."""
     good = [entry for entry in entries if "error" not in entry]
     dropped: dict[str, Counter[str]] = {}  # reason -> channel -> recordings
     for entry in good:
@@ -157,9 +171,12 @@ def write_report(
         "breaks": sum(entry.get("breaks", 0) for entry in good),
         "left_out": [{"path": entry["open"], "reason": entry["error"]} for entry in entries if "error" in entry],
         "warnings": [warning for entry in good for warning in entry["warnings"]],
+        "compared": recording_warnings({entry["open"]: entry.get("median") for entry in good}),
         "dropped_channels": {reason: dict(sorted(names.items())) for reason, names in sorted(dropped.items())},
         "notes": dict(Counter(note for entry in good for note in entry["notes"])),
     }
+    if advice:
+        whole["drop_that_keeps_all"] = dict(advice)
     whole |= _splits(good, data_set) if data_set else {"montages": _montages(good)}
     write_json(report_path(output), whole)
     return whole
@@ -211,6 +228,8 @@ def published_counts(name: str) -> dict[str, dict[str, int]]:
 def _show(report: Mapping[str, Any]) -> None:
     """Print what people need of the report; doubts go to standard error."""
     output = Path(report["output"])
+    for text in report["compared"]:
+        print(f"warning: {text}", file=sys.stderr)
     for reason, names in report["dropped_channels"].items():
         print(f"dropped, {reason}: " + ", ".join(f"{name!r} ({count}x)" for name, count in names.items()))
     notes = {f"recordings: {note}": count for note, count in report["notes"].items()} | report.get("counts", {})

@@ -63,7 +63,7 @@ def mark(recording: RawRecording) -> None:
         if BREAK.fullmatch(kind) or kind in further:
             cuts.add(begin)
         elif kind.startswith(BAD) and begin < end:
-            recording.invalid.append((begin, end))
+            recording.invalid += [(begin, end)] if (begin, end) not in recording.invalid else []  # FIF says it twice
             cuts |= {begin, end} if kind.startswith(SKIP) else set()
     recording.stretches = [piece for stretch in stretches for piece in _split(stretch, cuts)]
 

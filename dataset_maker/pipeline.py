@@ -26,7 +26,8 @@ from dataset_maker.marks import Stretch
 from dataset_maker.neuroscan import WIDTHS
 from dataset_maker.reasons import of_types, recording_readable
 from dataset_maker.recording import RawRecording, of_raw
-from eeg_data.quality import Quality, SignalScan, check_unit, electrode_warnings
+from eeg_data.quality import Quality, SignalScan
+from eeg_data.verdicts import judged
 from electrodes import Resolution, resolve
 from errors import InputError, UsageError
 
@@ -466,8 +467,7 @@ def prepare(
         raise InputError(f"{where}: cannot be filtered and resampled ({type(error).__name__})") from error
     assert at == length, (at, length)
     quality = source.quality(math.ceil(length / new_rate))
-    if pipeline.scale is None:
-        check_unit(quality, where)
-    warnings = [f"{where}: {text}" for text in (*recording.warnings, *electrode_warnings(quality))]
+    warnings = [f"{where}: {text}" for text in recording.warnings]
+    warnings += judged(quality, where, scaled=pipeline.scale is not None)
     report = stages | {"dropped": resolution.reasons, "breaks": len(stretches) - 1, "warnings": warnings}
     return Prepared(list(raw.ch_names), new_rate, length, eeg, quality, report, stretches)

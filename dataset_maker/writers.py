@@ -25,6 +25,7 @@ from eeg_data.quality import Quality
 from errors import InputError
 from files import check_writable, code_version, written_aside
 
+OTHER_ELECTRODES = "not the electrodes of this data set"  # why a recording of a labelled set is left out
 BATCH = 64  # windows that are cut and written at a time
 COPIED = 256  # samples that are copied at a time
 
@@ -138,7 +139,8 @@ class LabelledShard(_Shard):
     """Samples of a labelled data set at 200 Hz, appended recording by recording.
 
     A group for each split holds `eeg` (samples, N, time) in uV, one sample a chunk, `label` (int64, or float32
-    (samples, outputs) for regression), `recording` and `subject` (text per sample) and `valid` (samples, seconds) bool.
+    (samples, outputs) for regression), `recording` and `subject` (text per sample), `amplitude` (median |uV| of the
+    sample's recording, float32; NaN: unknown) and `valid` (samples, seconds) bool.
     Its attributes `quality` and `notes` (stages that a source was too slow for -> recordings) describe the recordings.
     A split without samples has no group.
     """
@@ -150,12 +152,20 @@ class LabelledShard(_Shard):
         self._file.attrs.update(chOrder=list(data_set.electrodes or ()), rsFreq=float(SAMPLING_RATE))
 
     def append(
-        self, split: str, eeg: np.ndarray, label: Any, *, recording: str, subject: str, valid: np.ndarray
+        self,
+        split: str,
+        eeg: np.ndarray,
+        label: Any,
+        *,
+        recording: str,
+        subject: str,
+        valid: np.ndarray,
+        amplitude: float | None = None,
     ) -> None:
         """Write samples of one recording.
 
-        eeg: (samples, N, time) uV; label: (samples,) or (samples, outputs); valid: (samples, seconds) bool. Raises
-        InputError for labels outside the classes.
+        eeg: (samples, N, time) uV; label: (samples,) or (samples, outputs); valid: (samples, seconds) bool; amplitude:
+        median |uV| of the recording. Raises InputError for labels outside the classes.
         """
         assert split in SPLITS, split
         label, classes = np.asarray(label, "float32" if self.data_set.regression else "int64"), self.data_set.classes
@@ -166,6 +176,7 @@ class LabelledShard(_Shard):
             "label": label,
             "recording": np.full(len(eeg), recording, dtype=object),
             "subject": np.full(len(eeg), subject, dtype=object),
+            "amplitude": np.full(len(eeg), amplitude, dtype=np.float32),
             "valid": valid,
         }
         group = self._file.require_group(split)
@@ -190,7 +201,7 @@ class LabelledShard(_Shard):
             (which,) = np.nonzero(splits == split)
             for batch in np.array_split(which, math.ceil(len(which) / BATCH)):
                 eeg = np.stack([cut(prepared, int(start), samples)[order] for start in starts[batch]])
-                who = {"recording": task["recording"], "subject": task["subject"]}
+                who = {"recording": task["recording"], "subject": task["subject"], "amplitude": prepared.quality.median}
                 self.append(split, eeg, labels[batch], valid=valid[batch], **who)
             kinds = ["all"] * len(which) if self.data_set.regression else labels[which].tolist()
             counts[split] = {str(label): count for label, count in sorted(Counter(kinds).items())}
@@ -203,7 +214,7 @@ def montage_order(given: list[str], wanted: Sequence[str], where: str) -> list[i
     missing, extra = (", ".join(sorted(set(a) - set(b))) for a, b in ((wanted, given), (given, wanted)))
     if missing or extra:
         differ = [f"{verb} {names}" for verb, names in (("lacks", missing), ("also has", extra)) if names]
-        raise InputError(f"{where}: not the electrodes of this data set: {' and '.join(differ)}")
+        raise InputError(f"{where}: {OTHER_ELECTRODES}: {' and '.join(differ)}")
     return [given.index(name) for name in wanted]
 
 

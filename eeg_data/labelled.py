@@ -22,7 +22,8 @@ from eeg_data.pretraining import (
     training_batches,
     warn_unmarked,
 )
-from eeg_data.quality import Quality, warnings
+from eeg_data.quality import Quality
+from eeg_data.verdicts import warnings
 from electrodes import PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError
 from files import digest_of
@@ -155,5 +156,6 @@ def _warn(file: LabelledFile, splits: Mapping[str, LabelledWindows]) -> None:
         )
     warn_unmarked(set().union(*(samples.unmarked for samples in every.values())), f"--dataset {file.name}")
     scans = Quality.merged(scan for samples in every.values() for scan in samples.scans)
-    for text in [*warnings(scans), *split_warnings(every)]:
+    levels = {name: level for samples in every.values() for name, level in samples.levels.items()}
+    for text in [*warnings(scans, levels), *split_warnings(every)]:
         logger.warning(f"{file.name}: {text}")

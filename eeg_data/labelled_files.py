@@ -17,7 +17,7 @@ import numpy as np
 
 from eeg_data.hdf5 import attribute, check_stored, files_below, open_file, read_signal, readable, texts
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, check_rate, read_valid
-from eeg_data.quality import Quality, SignalScan, first_few
+from eeg_data.quality import Quality, SignalScan, compared, first_few
 from electrodes import canonical_name
 from errors import InputError
 
@@ -71,6 +71,7 @@ class Samples:
     labels: np.ndarray  # (n,) int64 or (n, outputs) float32
     recordings: np.ndarray  # (n,) of texts
     subjects: np.ndarray
+    amplitudes: np.ndarray  # (n,) float32: median |uV| of the sample's recording, NaN where a shard does not say
     valid: np.ndarray  # (n, seconds) bool; true where a shard does not say
     unmarked: set[Path]  # shards that do not say which seconds are valid
     scans: list[Quality]  # of the recordings behind the samples, of the shards that have one
@@ -82,7 +83,8 @@ class Samples:
     def usable(self) -> "Samples":
         """Return the samples without an invalid second."""
         kept = np.flatnonzero(self.valid.all(axis=1))
-        columns: Any = {key: getattr(self, key)[kept] for key in ("index", "labels", "recordings", "subjects", "valid")}
+        keys = ("index", "labels", "recordings", "subjects", "amplitudes", "valid")
+        columns: Any = {key: getattr(self, key)[kept] for key in keys}
         return replace(self, **columns, left_out=len(self) - len(kept))
 
     def place(self, sample: int) -> tuple[Path, int]:
@@ -96,22 +98,32 @@ class Samples:
         path, row = self.place(sample)
         return read_signal(path, f"{self.split}/eeg", row, f"{path}, group {self.split}, sample {row}")
 
+    @property
+    def levels(self) -> dict[str, float]:
+        """Median |uV| of each recording, where the shards say it."""
+        return {name: float(level) for name, level in zip(self.recordings, self.amplitudes, strict=True) if level > 0}
+
     def quality(self) -> Quality:
-        """Return the shards' scans; scan all samples if a shard has none, or does not say which seconds are valid.
+        """Return the shards' scans; scan all samples if a shard has none, or does not say which seconds are valid."""
+        return self.scanned()[0]
+
+    def scanned(self) -> tuple[Quality, Mapping[str, float | None]]:
+        """Return `quality`, and `levels` or those of the scan.
 
         The samples of a recording are scanned as one signal: its movement decides what is flat.
         """
         if not self.unmarked and len(self.scans) == len(self.shards):
-            return Quality.merged(self.scans)
+            return Quality.merged(self.scans), self.levels
         scans, end = [], 0
-        for _, group in itertools.groupby(self.recordings):
+        for name, group in itertools.groupby(self.recordings):
             first, end = end, end + len(list(group))
             scan = SignalScan(self.file.montage, SAMPLING_RATE)
             for start in range(first, end, TOGETHER):
                 scan.add(np.concatenate(list(map(self.read, range(start, min(start + TOGETHER, end)))), axis=1))
-            scans.append(scan.result())
-        whole = Quality.merged(scans)
-        return replace(whole, valid=self.valid.ravel() & whole.valid if self.unmarked else self.valid.ravel())
+            scans.append((name, scan.result()))
+        whole, levels = compared(scans)
+        valid = self.valid.ravel() & whole.valid if self.unmarked else self.valid.ravel()
+        return replace(whole, valid=valid), levels
 
 
 def labelled_path(dataset: str, data_dir: Path) -> Path:
@@ -190,7 +202,7 @@ def _check_split(group: h5py.Group, where: str, electrodes: int) -> int:
 
 def read_samples(file: LabelledFile, split: str) -> Samples:
     """Read a split, shard by shard. Raises InputError for labels outside the classes and damaged files."""
-    columns: list[tuple[np.ndarray, ...]] = []  # of each shard: labels, recordings, subjects, valid
+    columns: list[tuple[np.ndarray, ...]] = []  # of each shard: labels, recordings, subjects, amplitudes, valid
     shards, unmarked, scans = {}, set(), []
     samples = 0
     for path in file.shards:
@@ -203,15 +215,19 @@ def read_samples(file: LabelledFile, split: str) -> Samples:
             # Equal texts are one object: memory grows with recordings, but for a pointer a sample.
             names = [[sys.intern(str(name)) for name in group[key].asstr()[()]] for key in ("recording", "subject")]
             valid, scan = read_valid(group, where, (len(labels), file.seconds)), group.attrs.get("quality")
+            amplitudes = np.full(len(labels), np.nan, np.float32)
+            if getattr(group.get("amplitude"), "shape", None) == amplitudes.shape:
+                amplitudes[:] = group["amplitude"][()]
         if valid is None:
             unmarked.add(path)
             valid = np.ones((len(labels), file.seconds), bool)
         elif scan is not None:
             scans.append(Quality.from_json(scan, valid.ravel(), where))
-        columns.append((labels, *(np.array(column, dtype=object) for column in names), valid))
+        columns.append((labels, *(np.array(column, dtype=object) for column in names), amplitudes, valid))
         shards[path], samples = samples, samples + len(labels)
-    labels, recordings, subjects, valid = map(np.concatenate, zip(*columns, strict=True))
-    return Samples(file, split, shards, np.arange(samples), labels, recordings, subjects, valid, unmarked, scans)
+    labels, recordings, subjects, amplitudes, valid = map(np.concatenate, zip(*columns, strict=True))
+    index = np.arange(samples)
+    return Samples(file, split, shards, index, labels, recordings, subjects, amplitudes, valid, unmarked, scans)
 
 
 def _read_labels(dataset: h5py.Dataset, file: LabelledFile, where: str) -> np.ndarray:

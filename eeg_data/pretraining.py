@@ -29,7 +29,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from eeg_data.batches import EvaluationBatches, Key, TrainingBatches
 from eeg_data.hdf5 import find_files
 from eeg_data.pretraining_files import MAX_TOKENS, SAMPLING_RATE, Windows, by_montage, read_recordings
-from eeg_data.quality import Quality, warnings
+from eeg_data.quality import compared
+from eeg_data.verdicts import warnings
 from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError
 from files import digest_of
@@ -220,8 +221,7 @@ def _warn(windows: Windows, name: str) -> None:
             f"{windows.window // SAMPLING_RATE} s, {windows.left_out} of {windows.left_out + len(windows)} windows "
             "touch seconds that cannot be used (not finite, or all electrodes flat): they are left out."
         )
-    scans = (recording.quality() for recording in windows.recordings)
-    for text in warnings(Quality.merged(scan for scan in scans if scan is not None)):
+    for text in warnings(*compared((recording.where, recording.quality()) for recording in windows.recordings)):
         logger.warning(f"{name}: {text}")
 
 

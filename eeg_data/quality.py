@@ -1,5 +1,5 @@
-"""Judge signals: which seconds can be used, which electrodes are flat, saturated, not finite or on another scale than
-their fellows, which unit it may be.
+"""Scan signals: which seconds can be used, which electrodes are flat, saturated, not finite or on another scale than
+their fellows, how large the values are. `verdicts` says what follows.
 
 Needs NumPy only: makers, training and `dataset_maker.inspect_data` share it. Signals are (N, time) in uV.
 """
@@ -19,19 +19,9 @@ FLAT = 0.1  # uV: an electrode that moves less in a second is flat, if it also m
 FLAT_SHARE = 0.01  # of the recording's median movement; else signals in volts would all be flat
 MIN_PART = 0.1  # s: a shorter last second is never flat
 STUCK_SECONDS, STUCK_SAMPLES = 0.01, 3  # an electrode that stays so long at its extreme is saturated
-MANY_INVALID, MANY_FLAT, MANY_SATURATED = 0.01, 0.1, 0.01  # shares of the seconds that are warned about
-LIKELY, TYPICAL = (0.3, 1e3), 10.0  # uV: a median of |EEG| outside LIKELY is of another unit
+LIKELY = (0.3, 1e3)  # uV: a median of |EEG| outside it is of another unit
 OTHER_SCALE = 30  # times larger or smaller than its fellows is an electrode, or a recording, on another scale
 MOST_OTHERS = 0.75  # share of the electrodes; if more have another scale than EEG, the whole recording has
-FACTORS = {  # on values -> what they probably are
-    "1e6": "volts",
-    "1000": "millivolts",
-    "1e9": "a billionth of EEG, such as volts in the place of nanovolts",
-    "100": "EEG that is divided by 100 already",
-    "0.001": "nanovolts",
-    "1e-6": "microvolts that were taken for volts",
-}
-MOVES = 4.0  # EEG moves about so many times its median |uV| in a second; with a constant offset less than half of it
 WHOLE_BELOW = 2.0**20  # float32 holds larger values as whole numbers
 BLOCK = 2**18  # values scanned at a time: they stay in the processor's cache
 COUNTS = ("not_finite", "flat", "saturated", "other_scale")
@@ -58,18 +48,19 @@ class Quality:
     @classmethod
     def merged(cls, parts: Iterable["Quality"]) -> "Quality":
         """Add several up; `valid` one after the other."""
-        parts, counts = list(parts), {key: Counter[str]() for key in COUNTS}
+        valid, seconds, whole = [np.zeros(0, bool)], 0, []
+        histogram, movement = np.zeros((2, BINS), np.int64)
+        counts = {key: Counter[str]() for key in COUNTS}
         for part in parts:
+            valid.append(part.valid)
             for key in COUNTS:
                 counts[key].update(getattr(part, key))
-        return cls(
-            np.concatenate([np.zeros(0, bool), *(part.valid for part in parts)]),
-            **counts,
-            histogram=sum((part.histogram for part in parts), np.zeros(BINS, np.int64)),
-            seconds=sum(part.seconds for part in parts),
-            movement=sum((part.movement for part in parts), np.zeros(BINS, np.int64)),
-            whole=bool(parts) and all(part.whole for part in parts),
-        )
+            histogram += part.histogram
+            movement += part.movement
+            seconds += part.seconds
+            whole.append(part.whole)
+        found: dict[str, Any] = {"histogram": histogram, "movement": movement, **counts}
+        return cls(np.concatenate(valid), **found, seconds=seconds, whole=bool(whole) and all(whole))
 
     def to_json(self) -> str:
         """Write everything but `valid`."""
@@ -102,7 +93,20 @@ class Quality:
     @property
     def median(self) -> float | None:
         """Median of the |uV| that are not 0: those have no unit. None without values."""
-        return _median(self.histogram)
+        return median_of(self.histogram)
+
+
+def compared(scans: Iterable[tuple[str, Quality | None]]) -> tuple[Quality, dict[str, float | None]]:
+    """Merge the scans of named recordings; also returns the recordings' medians in uV."""
+    levels: dict[str, float | None] = {}
+
+    def parts() -> Iterator[Quality]:
+        for name, scan in scans:
+            if scan is not None:
+                levels[name] = scan.median
+                yield scan
+
+    return Quality.merged(parts()), levels
 
 
 def _percentile(histogram: np.ndarray, p: float) -> float | None:
@@ -117,7 +121,8 @@ def _percentile(histogram: np.ndarray, p: float) -> float | None:
     return float(low * (high / low) ** ((rank - upto[place - 1]) / histogram[place]))
 
 
-def _median(histogram: np.ndarray) -> float | None:
+def median_of(histogram: np.ndarray) -> float | None:
+    """Return the median of a histogram's values, without those in its lowest bin."""
     return _percentile(np.concatenate([[0], histogram[1:]]), 50)
 
 
@@ -240,7 +245,7 @@ class SignalScan:
         A wrong unit changes amplitudes and movement alike. An offset changes the one, noise of mains before the filter
         the other. moved, judged: (N, seconds) uV and bool.
         """
-        levels = dict(zip(self.electrodes, map(_median, self._histogram), strict=True))
+        levels = dict(zip(self.electrodes, map(median_of, self._histogram), strict=True))
         factors = unlike({name: level for name, level in levels.items() if level})
         if not factors:
             return {}
@@ -303,85 +308,6 @@ def _extremes(eeg: np.ndarray, starts: np.ndarray, run: int) -> tuple[np.ndarray
     return *extremes, *stays
 
 
-def warnings(quality: Quality) -> list[str]:
-    """Return warnings about signals that should be EEG in uV: full sentences with numbers."""
-    texts = unit_warnings(quality) + electrode_warnings(quality)
-    seconds, invalid = len(quality.valid), int((~quality.valid).sum())
-    if invalid > MANY_INVALID * seconds:
-        texts.append(
-            f"{invalid} of {seconds} seconds ({invalid / seconds:.1%}) cannot be used: an electrode is not finite in "
-            "them, or all electrodes are flat."
-        )
-    for counts, limit, what in (
-        (quality.flat, MANY_FLAT, "are flat"),
-        (quality.saturated, MANY_SATURATED, "stick to their largest or smallest value"),
-    ):
-        if bad := {name: n for name, n in counts.items() if n > limit * quality.seconds}:
-            shares = worst_first(bad, quality.seconds)
-            texts.append(f"{len(bad)} electrode(s) {what} in more than {limit:.0%} of the seconds: {shares}.")
-    return texts
-
-
-def electrode_warnings(quality: Quality) -> list[str]:
-    """Return a warning if electrodes are on another scale than their fellows."""
-    if not (other := quality.other_scale):
-        return []
-    shares = worst_first(other, quality.seconds)
-    return [f"{len(other)} electrode(s) on another scale than the others (unit, gain, or no contact?): {shares}."]
-
-
-def recording_warnings(levels: Mapping[str, float | None]) -> list[str]:
-    """Return a warning if recordings are on another scale than the others. levels: name -> median |uV| (None: none)."""
-    known = {name: level for name, level in levels.items() if level}
-    if not (other := unlike(known)):
-        return []
-    worst = sorted(other, key=lambda name: -abs(math.log(other[name])))
-    names = first_few([f"{name} (x {other[name]:.2g})" for name in worst])
-    return [f"{len(other)} of {len(known)} recordings are on another scale than the others: {names}."]
-
-
-def unit_warnings(quality: Quality) -> list[str]:
-    """Return a warning if the amplitudes say that the unit is not uV, with the factors that would make EEG of them."""
-    median, moved = quality.median, _median(quality.movement)
-    if median is None:
-        nothing = quality.histogram.any() and quality.valid.any()
-        return [f"All values are within {EDGES[0]:g} uV of zero, which no EEG is."] if nothing else []
-    offset = moved is not None and 2 * moved < median
-    size = moved / MOVES if moved is not None and offset else median  # uV: median without the offset
-    if LIKELY[0] <= median <= LIKELY[1] and LIKELY[0] <= size:
-        return []
-    if sum(quality.other_scale.values()) >= quality.seconds:
-        shares = worst_first(quality.other_scale, quality.seconds)
-        return [f"Electrodes are on different scales, no one factor mends them: {shares}; leave them out with --drop."]
-    found = {
-        f"{what} (factor {factor})": abs(math.log10(size * float(factor) / TYPICAL))
-        for factor, what in (FACTORS | ({"1": "microvolts"} if offset else {})).items()
-        if LIKELY[0] <= size * float(factor) <= LIKELY[1]
-    }
-    if quality.whole and median > LIKELY[1]:
-        found["raw counts (the factor is the microvolts of one count)"] = 0.5 if offset and size <= LIKELY[1] else 0.0
-    likely = sorted(found, key=lambda what: found[what])
-    names = " or ".join(likely[:1] + [what for what in likely[1:2] if found[what] <= 1]) or "of no unit that is known"
-    if offset:
-        return [
-            f"Half of all values are more than {median:.2g} uV from zero, but move only {moved:.2g} uV in a second: "
-            f"take the constant offset off (a high-pass does); what is left are probably {names}."
-        ]
-    return [f"Half of all values are within {median:.2g} uV of zero, which no EEG is; they are probably {names}."]
-
-
-def check_unit(quality: Quality, where: str) -> None:
-    """Raise InputError, which begins with `where`, for amplitudes that no EEG in uV has."""
-    for text in unit_warnings(quality):
-        raise InputError(f"{where}: {text} --scale FACTOR multiplies the values (1: they are right as they are)")
-
-
 def first_few(words: Sequence[str], most: int = 5) -> str:
     """Join the first few of a list, and say how many more there are."""
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
-
-
-def worst_first(counts: Mapping[str, int], seconds: int) -> str:
-    """Return the electrodes with most bad seconds, and their share. counts: electrode -> bad seconds."""
-    worst = sorted(counts, key=lambda name: -counts[name])
-    return first_few([f"{name} {counts[name]} s ({counts[name] / seconds:.1%})" for name in worst])

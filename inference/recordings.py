@@ -27,7 +27,8 @@ from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_nam
 from eeg_data.hdf5 import SUFFIXES, open_file, readable
 from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, Recording, default_window, read_recordings
-from eeg_data.quality import Quality, SignalScan, check_unit, electrode_warnings
+from eeg_data.quality import Quality, SignalScan
+from eeg_data.verdicts import judged
 from electrodes import LISTED, canonical_name, resolve
 from errors import InputError, UsageError, printable
 
@@ -130,12 +131,11 @@ def cut(
 
 
 def unit_factor(options: Options, quality: Quality, where: str) -> np.float32:
-    """Return the factor on the values. Warns of electrodes, raises InputError for amplitudes that no EEG in uV has."""
-    for text in electrode_warnings(quality):
-        logger.warning("%s: %s", where, text)
-    if options.pipeline.scale is None:
-        check_unit(quality, where)
-    return np.float32(options.pipeline.scale or 1)
+    """Return the factor on the values. Warns of odd scales, raises InputError for amplitudes that no EEG in uV has."""
+    scale = options.pipeline.scale
+    for text in judged(quality, where, scaled=scale is not None):
+        logger.warning("%s", text)
+    return np.float32(scale or 1)
 
 
 # MNE's objects and arrays

@@ -23,7 +23,7 @@ ROWS = [
 ]
 PACKAGES = ("eeg_data", "training", "dataset_maker", "inference", "results")
 MOST_LEVELS = 8  # of files that import each other
-WITHOUT_TORCH = ("dataset_maker/*.py", "results/*.py", "eeg_data/hdf5.py", "eeg_data/quality.py", "eeg_data/*_files.py")
+WITHOUT_TORCH = ("dataset_maker/*.py", "results/*.py", "eeg_data/hdf5.py", "eeg_data/[qv]*.py", "eeg_data/*_files.py")
 FILES = [*ROOT.glob("*.py"), *(path for name in PACKAGES for path in ROOT.glob(f"{name}/*.py"))]
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 

@@ -1,18 +1,22 @@
 """Names of real recordings: what becomes an electrode, what is refused, and that the proposed flags read the file."""
 
 import argparse
+import json
 import shlex
 from pathlib import Path
 
 import mne
+import numpy as np
 import pytest
 
+from dataset_maker import make_h5dataset_for_pretrain, make_labelled
 from dataset_maker.caps import find_cap
 from dataset_maker.pipeline import Pipeline, add_name_arguments, build_pipeline, electrodes_of
 from electrodes import ELECTRODES, LISTED, NOT_NEAR, UNKNOWN, resolve
 from errors import InputError, UsageError
+from inference.recordings import Options, of_raw
+from maker_helpers import noise, opened, raw_of, run_maker, save
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 BIOSEMI_128 = [f"{bank}{number}" for bank in "ABCD" for number in range(1, 33)]
 GSN_129 = [f"E{number}" for number in range(1, 130)]
 CHB_MIT = [  # MNE numbers the two T8-P8
@@ -20,6 +24,7 @@ CHB_MIT = [  # MNE numbers the two T8-P8
     *("FP2-F8", "F8-T8", "T8-P8-0", "P8-O2", "FZ-CZ", "CZ-PZ", "P7-T7", "T7-FT9", "FT9-FT10", "FT10-T8", "T8-P8-1"),
 ]
 SLEEP_EDF = ["EEG Fpz-Cz", "EEG Pz-Oz", "EOG horizontal", "Resp oro-nasal", "EMG submental", "Temp rectal"]
+SPLIT_OF = {"a": "train", "b": "train", "c": "val", "d": "test"}  # recording -> split
 DEPTH = [f"{shaft}{number}" for shaft in "ACT" for number in range(1, 11)]
 
 
@@ -46,6 +51,7 @@ DEPTH = [f"{shaft}{number}" for shaft in "ACT" for number in range(1, 11)]
         (["C3-M2"], "C3"),  # one channel against an ear
         (["C3A2", "C4:A1", "O1-(A1+A2)/2"], "C3 C4 O1"),  # other ways to write it
         (["FP1-F7", "F7-T7", "T8-P8"], "FP1-F7 F7-T7 T8-P8"),  # derivations with a row stay what they are
+        (["EEG F7-T3", "EEG T3-T5", "EEG T5-O1", "EEG T4 - T6"], "F7-T7 T7-P7 P7-O1 T8-P8"),  # older spellings
         (["FP1-F7", "--0", "--1"], "FP1-F7"),  # CHB-MIT calls places without a channel `-`
     ],
 )
@@ -200,3 +206,55 @@ def test_a_cap_is_refused_for_recordings_with_other_names_and_if_nobody_knows_it
         resolve(["Fp1", "Fp2", "Fz", "Pz", "A1", "C3", "C4"], cap=find_cap("biosemi128"))  # C3 is elsewhere on that cap
     with pytest.raises(UsageError, match="biosemi64"):
         find_cap("biosemi65")
+
+
+def test_flags_for_names_reach_makers_and_their_report(tmp_path: Path) -> None:
+    names = [*BIOSEMI_128, "EXG1", "sensor 1"]
+    eeg = noise(len(names), 6, 200)
+    (tmp_path / "in").mkdir()
+    raw_of(names, 200, eeg).save(tmp_path / "in" / "a_raw.fif", fmt="double", verbose="error")
+    raw_of([f"EEG {name}-CPz" for name in ("Fz", "C3", "Oz", "F 4")], 200, eeg[:4]).save(tmp_path / "b_raw.fif")
+    words = ("--l_freq", 0, "--h_freq", 0, "--notch", 0, "--drop_unknown")
+    maker = make_h5dataset_for_pretrain
+    cap = ("--input", tmp_path / "in", "--output", tmp_path / "cap", "--cap", "biosemi128", "--drop", "a3?")
+    assert run_maker(maker, *cap, *words) == 0
+    ((made,),) = (recordings.values() for recordings in opened(tmp_path / "cap").values())
+    electrodes = list(made.attrs["chOrder"])
+    np.testing.assert_allclose(made[electrodes.index("C4")], eeg[names.index("B22")], atol=1e-3)
+    report = json.loads((tmp_path / "cap.report.json").read_text())
+    assert report["dropped_channels"][UNKNOWN] == {"sensor 1": 1}
+    assert set(report["dropped_channels"][LISTED]) == {"A30", "A31", "A32"}
+    assert report["made"]["cap"] == "biosemi128"
+    assert run_maker(maker, "--input", tmp_path / "b_raw.fif", "--output", tmp_path / "reference", *words) == 0
+    assert "'CPZ'" in str(json.loads((tmp_path / "reference.report.json").read_text())["notes"])
+    assert run_maker(maker, "--input", tmp_path / "in", "--output", tmp_path / "no", "--cap", "biosemi65") == 2
+
+
+def test_flags_for_names_reach_inference() -> None:
+    raw = raw_of(["EEG Fpz-Cz", "EEG Pz-Oz", "sensor 1"], 200, noise(3, 6, 200))
+    windows = of_raw(raw, Options(Pipeline(bipolar="anode", drop_unknown=True), window=2))
+    assert windows.electrodes == ("FPZ", "PZ")
+
+
+@pytest.mark.parametrize("first", [["CZ", "FZ", "PZ"], ["CZ", "PZ"]])
+def test_a_labelled_set_says_which_drop_keeps_all_recordings(
+    tmp_path: Path, capsys: pytest.CaptureFixture, first: list[str]
+) -> None:
+    for name, electrodes in {"a": first, "b": ["CZ", "FZ", "PZ"], "c": ["CZ", "PZ"], "d": ["CZ", "PZ", "OZ"]}.items():
+        save(tmp_path / f"{name}_raw.fif", [f"EEG {electrode}-REF" for electrode in electrodes], seconds=36)
+    rows = [f"{n}_raw.fif,{at},{at + 18},{at},{split},{n}" for n, split in SPLIT_OF.items() for at in (0, 18)]
+    (tmp_path / "m.csv").write_text("\n".join(["path,start,stop,label,split,subject", *rows]))
+    words = ("--manifest", tmp_path / "m.csv", "--window", 2, "--notch", 0, "--output")
+    assert run_maker(make_labelled, *words, tmp_path / "some.hdf5") == 1
+    advice = json.loads((tmp_path / "some.report.json").read_text())["drop_that_keeps_all"]
+    assert advice == {"drop": ["FZ", "OZ"], "electrodes": 2, "recordings": 2, "hours": 0.02}
+    assert "--drop FZ OZ" in capsys.readouterr().err
+    assert run_maker(make_labelled, *words, tmp_path / "all.hdf5", "--drop", *advice["drop"]) == 0
+    assert json.loads((tmp_path / "all.report.json").read_text())["converted"] == 4
+
+
+def test_the_two_files_of_one_nihon_kohden_recording_have_the_same_electrodes(shared: Path) -> None:
+    folder = shared / "formats" / "nihon_kohden"
+    raws = [mne.io.read_raw_nihon(folder / "MB0400FU.EEG"), mne.io.read_raw_edf(folder / "MB0400FU.EDF")]
+    native, edf = (resolve(raw.copy().pick("eeg").ch_names).kept.values() for raw in raws)
+    assert list(native) == list(edf) and len(native) == 21

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eeg_data.quality import EDGES, Quality, SignalScan, amplitude_histogram, warnings
+from eeg_data.quality import EDGES, Quality, SignalScan, amplitude_histogram
+from eeg_data.verdicts import warnings
 from errors import InputError
 
 NAMES = ("FP1", "C3", "CZ", "O2")

@@ -1,0 +1,111 @@
+"""Say what is odd about signals that should be EEG in uV: warnings for people, and which recordings are refused.
+
+Works on the scans of `quality`, with NumPy only.
+"""
+
+import math
+from collections.abc import Mapping
+
+from eeg_data.quality import EDGES, LIKELY, Quality, first_few, median_of, unlike
+from errors import InputError
+
+MANY_INVALID, MANY_FLAT, MANY_SATURATED = 0.01, 0.1, 0.01  # shares of the seconds that are warned about
+DOUBTFUL, TYPICAL = 1.0, 10.0  # uV: hardly any EEG has a median |uV| below DOUBTFUL
+FACTORS = {  # on values -> what they probably are
+    "1e6": "volts",
+    "1000": "millivolts",
+    "1e9": "a billionth of EEG, such as volts in the place of nanovolts",
+    "100": "EEG that is divided by 100 already",
+    "0.001": "nanovolts",
+    "1e-6": "microvolts that were taken for volts",
+}
+MOVES = 4.0  # EEG moves about so many times its median |uV| in a second; with a constant offset less than half of it
+
+
+def warnings(quality: Quality, levels: Mapping[str, float | None] | None = None) -> list[str]:
+    """Return warnings about signals that should be EEG in uV: full sentences with numbers.
+
+    levels: of the recordings behind it, as for `recording_warnings`.
+    """
+    texts = unit_warnings(quality) + electrode_warnings(quality) + recording_warnings(levels or {})
+    seconds, invalid = len(quality.valid), int((~quality.valid).sum())
+    if invalid > MANY_INVALID * seconds:
+        texts.append(
+            f"{invalid} of {seconds} seconds ({invalid / seconds:.1%}) cannot be used: an electrode is not finite in "
+            "them, or all electrodes are flat."
+        )
+    for counts, limit, what in (
+        (quality.flat, MANY_FLAT, "are flat"),
+        (quality.saturated, MANY_SATURATED, "stick to their largest or smallest value"),
+    ):
+        if bad := {name: n for name, n in counts.items() if n > limit * quality.seconds}:
+            shares = worst_first(bad, quality.seconds)
+            texts.append(f"{len(bad)} electrode(s) {what} in more than {limit:.0%} of the seconds: {shares}.")
+    return texts
+
+
+def electrode_warnings(quality: Quality) -> list[str]:
+    """Return a warning if electrodes are on another scale than their fellows."""
+    if not (other := quality.other_scale):
+        return []
+    shares = worst_first(other, quality.seconds)
+    return [f"{len(other)} electrode(s) on another scale than the others (unit, gain, or no contact?): {shares}."]
+
+
+def recording_warnings(levels: Mapping[str, float | None]) -> list[str]:
+    """Return a warning if recordings are on another scale than the others. levels: name -> median |uV| (None: none)."""
+    known = {name: level for name, level in levels.items() if level}
+    if not (other := unlike(known)):
+        return []
+    worst = sorted(other, key=lambda name: -abs(math.log(other[name])))
+    names = first_few([f"{name} (x {other[name]:.2g})" for name in worst])
+    return [f"{len(other)} of {len(known)} recordings are on another scale than the others: {names}."]
+
+
+def unit_warnings(quality: Quality) -> list[str]:
+    """Return a warning if the amplitudes say that the unit is not uV, with the factors that would make EEG of them."""
+    median, moved = quality.median, median_of(quality.movement)
+    if median is None:
+        nothing = quality.histogram.any() and quality.valid.any()
+        return [f"All values are within {EDGES[0]:g} uV of zero, which no EEG is."] if nothing else []
+    offset = moved is not None and 2 * moved < median
+    size = moved / MOVES if moved is not None and offset else median  # uV: median without the offset
+    if DOUBTFUL <= median <= LIKELY[1] and LIKELY[0] <= size:
+        return []
+    if sum(quality.other_scale.values()) >= quality.seconds:
+        shares = worst_first(quality.other_scale, quality.seconds)
+        return [f"Electrodes are on different scales, no one factor mends them: {shares}; leave them out with --drop."]
+    found = {
+        f"{what} (factor {factor})": abs(math.log10(size * float(factor) / TYPICAL))
+        for factor, what in (FACTORS | ({"1": "microvolts"} if offset else {})).items()
+        if DOUBTFUL <= size * float(factor) <= LIKELY[1]
+    }
+    if size > LIKELY[1] or (offset and quality.whole):
+        rank = (size <= LIKELY[1]) / 2 if quality.whole else 1.0
+        found["raw counts (the factor is the microvolts of one count)"] = rank
+    likely = sorted(found, key=lambda what: found[what])
+    names = " or ".join(likely[:1] + [what for what in likely[1:2] if found[what] <= 1]) or "of no unit that is known"
+    if offset:
+        return [
+            f"Half of all values are more than {median:.2g} uV from zero, but move only {moved:.2g} uV in a second: "
+            f"take the constant offset off (a high-pass does); what is left are probably {names}."
+        ]
+    rare, probable = ("hardly any", "may be") if LIKELY[0] <= median < DOUBTFUL else ("no", "are probably")
+    return [f"Half of all values are within {median:.2g} uV of zero, which {rare} EEG is; they {probable} {names}."]
+
+
+def judged(quality: Quality, where: str, *, scaled: bool) -> list[str]:
+    """Return warnings about a recording that is to be used, which begin with `where`.
+
+    scaled: whether the user has given the factor. Otherwise raises InputError for amplitudes that no EEG in uV has.
+    """
+    texts = [] if scaled else unit_warnings(quality)
+    if texts and not LIKELY[0] <= (quality.median or 0) < DOUBTFUL:
+        raise InputError(f"{where}: {texts[0]} --scale FACTOR multiplies the values (1: they are right as they are)")
+    return [f"{where}: {text}" for text in texts + electrode_warnings(quality)]
+
+
+def worst_first(counts: Mapping[str, int], seconds: int) -> str:
+    """Return the electrodes with most bad seconds, and their share. counts: electrode -> bad seconds."""
+    worst = sorted(counts, key=lambda name: -counts[name])
+    return first_few([f"{name} {counts[name]} s ({counts[name] / seconds:.1%})" for name in worst])
