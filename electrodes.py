@@ -40,7 +40,8 @@ _ROWS = {name.upper(): row for row, name in enumerate(ELECTRODES, start=1)}
 _NON_EEG = re.compile(
     r".*(EOG|ECG|EKG|EMG|RESP|PHOTIC|ANNOTATION|STIM|TRIG|MARK|EVENT|PULSE|PLETH|ABDOM|THORA|SPO2|SAO2).*"
     r"|IBI|BURSTS|SUPPR|STATUS|STI ?\d+|DC ?\d+|HEO|VEO|[LR]OC|LUC|RLC|GSR|EDA|([AM])[12]-\2[12]"
-    r"|(EXG|BIP|AUX|ACC|GYRO?|ERG|GSR|PLET|TEMP|CHIN|LEG|SNORE|FLOW)\W?[\dXYZ]*|TEMP RECTAL|HR|MK|CMS?|DRL"
+    r"|((LEFT |RIGHT )?AUX|EXG|BIP|ACC|GYRO?|ERG|GSR|PLET|TEMP|CHIN|LEG|SNORE|FLOW)\W?[\dXYZ]*|TEMP RECTAL|HR|MK"
+    r"|CMS?|DRL|COUNTER|INTERPOLATED|BATTERY|(RAW_)?CQ\w*"  # BioSemi, Emotiv
     r"|E[12] ?\W? ?[AM][12]|[PS][GP][12]"  # eyes of sleep recordings; electrodes of the pharynx and below the temples
     r"|E|\$\w+|POL .*"  # Nihon Kohden: earth, its system reference, inputs of the box (`POL X1`)
     r"|[\W_]*(-\d)?"  # places without a channel: CHB-MIT calls empty ones `-`
@@ -126,7 +127,8 @@ def _common_reference(names: Iterable[str]) -> set[str]:
     names = list(names)
     pairs = [pair for pair in map(_pair, names) if pair]
     behind = {second for _, second in pairs}
-    bare = [name for name in names if _known(name) and not _EARS.fullmatch(name)]  # also the known derivations
+    recorded = [name for name in names if not (_EARS.fullmatch(name) or name in behind)]  # not references themselves
+    bare = [name for name in recorded if _known(name)]  # also the known derivations
     if not pairs or bare:
         return set()
     if all(map(_EARS.fullmatch, behind)):
@@ -252,11 +254,15 @@ def resolve(
 
 def _on_cap(names: Collection[str], plain: Mapping[str, str], cap: Cap, where: str) -> dict[str, str | None]:
     """Return the electrodes of the channels that are called like the cap's. Raises InputError if most are not."""
-    labels = {name: plain[name].replace(" ", "") for name in names if not _is_non_eeg(plain[name])}
-    on_cap = {name: cap.electrodes[label] for name, label in labels.items() if label in cap.electrodes}
-    if 2 * len(on_cap) < len(labels):
+    on_cap, eeg = {}, [name for name in names if not _is_non_eeg(plain[name])]
+    for name in eeg:
+        label = plain[name].replace(" ", "")
+        for spelt in (label, re.sub(r"(?<!\d)0+(?=\d)", "", label)):  # E001, A01
+            if spelt in cap.electrodes:
+                on_cap[name] = cap.electrodes[spelt]
+    if 2 * len(on_cap) < len(eeg):
         raise InputError(
-            f"{where}{len(on_cap)} of {len(labels)} channels are called as those of the cap {cap.name}: leave --cap "
+            f"{where}{len(on_cap)} of {len(eeg)} channels are called as those of the cap {cap.name}: leave --cap "
             "out here, or name another cap"
         )
     return on_cap

@@ -176,6 +176,8 @@ def of_array(eeg: np.ndarray, electrodes: Sequence[str] | None, options: Options
         count = "no" if electrodes is None else len(electrodes)
         raise InputError(f"array: {count} electrode names for {rows} rows of EEG: name them with electrodes=[...]")
     resolution = resolve(list(electrodes), where="array")
+    for note in resolution.notes:
+        logger.warning("array: %s.", note)
     if resolution.dropped:
         raise InputError(f"array: not EEG by their names: {', '.join(resolution.dropped)}; leave these rows out")
     names = tuple(resolution.kept.values())

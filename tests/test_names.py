@@ -37,13 +37,15 @@ DEPTH = [f"{shaft}{number}" for shaft in "ACT" for number in range(1, 11)]
         (["EEG Fp2-Ref", "POL T1", "POL E", "POL X1", "POL $A1", "POL DC01"], "FP2 T1"),  # Nihon Kohden as EDF
         (["Fp2", "E", "$A2"], "FP2"),  # Nihon Kohden
         (["EEG-Fz", "EEG-C3", "EOG-left"], "FZ C3"),  # BCI Competition IV 2a
-        (["EEG.AF3", "EEG.T7"], "AF3 T7"),  # Emotiv
+        (["EEG.AF3", "T7", "CQ_AF3", "COUNTER", "GYROX"], "AF3 T7"),  # Emotiv
+        (["TP9", "AF7", "Right AUX"], "TP9 AF7"),  # Muse
         (["CP 6", "PO 10\0\0", "  Fp 1 "], "CP6 PO10 FP1"),  # blanks inside, NUL behind
         (["Fp1", "Fz", *(f"BIP{number}" for number in range(1, 25)), "EXG1", "acc3"], "FP1 FZ"),  # ANT, BioSemi
         (["EEG C3-CLE", "EEG C4-CLE", "EMG Chin1"], "C3 C4"),  # MASS
         (["EEG C3-LER"], "C3"),  # MASS
         (["EEG Fp1-Pz", "EEG F3-Pz", "EEG Cz-Pz", "EEG X1:ECG-Pz", "CM-Pz"], "FP1 F3 CZ"),  # DSI
         (["Fp1-CPz", "Fz-CPz", "O2-CPz"], "FP1 FZ O2"),  # one reference
+        (["Fp1-CPz", "Fz-CPz", "O2-CPz", "CPz", "M1"], "FP1 FZ O2 CPZ M1"),  # the reference itself, an ear
         (["FP1-CS2", "C3-CS2", "O1-CS2"], "FP1 C3 O1"),  # CHB-MIT, patients with a reference
         (["Fp1-Ref1", "Fp2-Ref1"], "FP1 FP2"),  # a word for a reference
         (["F3-A2", "C4-A1", "ROC-A1", "LOC-A2"], "F3 C4"),  # ISRUC: each against the ear across
@@ -178,7 +180,10 @@ def test_caps_give_each_place_its_nearest_electrode_once() -> None:
     ("cap", "electrodes"),
     [
         ("biosemi64", {"A1": "FP1", "A32": "CPZ", "B1": "FPZ", "B32": "O2", "Fp1": "FP1"}),  # BioSemi's order
-        ("GSN-HydroCel-129", {"E22": "FP1", "E11": "FZ", "E45": "T7", "E70": "O1", "36": "C3"}),  # by custom
+        (
+            "GSN-HydroCel-129",
+            {"E22": "FP1", "E11": "FZ", "E45": "T7", "E70": "O1", "36": "C3", "E011": "FZ"},
+        ),  # by custom
         ("mgh60", {"EEG 001": "FP1", "EEG001": "FP1"}),
         ("waveguard64", {"Fp1": "FP1", "CP6": "CP6", "T7": "T7"}),
     ],
