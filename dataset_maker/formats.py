@@ -110,7 +110,7 @@ def format_of(path: Path) -> str:
         raise InputError(f"{path}: is a folder, not a recording")
     with recording_readable(path):
         head = reasons.check_content(path)
-    found = next((kind for kind, pattern in SIGNATURES.items() if re.match(pattern, head, re.DOTALL)), None)
+    found = _told(head)
     if found == "EGI RAW" and not name.endswith(".raw"):
         found = None
     suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
@@ -126,14 +126,21 @@ def format_of(path: Path) -> str:
 
 def is_recording(path: Path) -> bool:
     """Whether a file with one of SUFFIXES is a recording, not a part of one or a file of another program."""
-    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
     if suffix in (".dat", ".data"):
         return _beside(path, WEAK[suffix])
-    if suffix in (".eeg", ".raw"):
-        kind = "Nihon Kohden" if suffix == ".eeg" else "EGI RAW"
-        with suppress(OSError), path.open("rb") as file:
-            return bool(re.match(SIGNATURES[kind], file.read(64), re.DOTALL))
-    return suffix is not None
+    return bool(suffix) and (suffix not in (".eeg", ".raw") or looks_like(path) in ("Nihon Kohden", "EGI RAW"))
+
+
+def looks_like(path: Path) -> str | None:
+    """Return the format that a file's first bytes tell, None for other files and those that cannot be read."""
+    with suppress(OSError), path.open("rb") as file:
+        return _told(file.read(300))
+    return None
+
+
+def _told(head: bytes) -> str | None:
+    return next((kind for kind, pattern in SIGNATURES.items() if re.match(pattern, head, re.DOTALL)), None)
 
 
 def _beside(path: Path, suffixes: tuple[str, ...]) -> bool:
@@ -197,13 +204,11 @@ def _open_brainvision(path: Path, read: Callable[..., Any], notes: list[str]) ->
             if key == "DataFile":
                 raise
             if wanted:
-                notes.append(f"its marks are not read: {printable(wanted)} is not in its folder")
+                notes.append(f"its marks are not read: {reasons.file_name(wanted)} is not in its folder")
             continue
         if wanted and links[key].name.lower() != wanted.lower():
-            there = printable(links[key].name)
-            notes.append(
-                f"its header wants {printable(wanted)}, which is not there: {there} is read, which has its own name"
-            )
+            stale, there = reasons.file_name(wanted), printable(links[key].name)
+            notes.append(f"its header wants {stale}, which is not there: {there} is read, which has its own name")
     _check_brainvision(path, stated, links["DataFile"], notes)
     if all(stated(key) == (links[key].name if key in links else "") for key in ("DataFile", "MarkerFile")):
         return read(path)

@@ -120,13 +120,18 @@ def companion(path: Path, names: Sequence[str], what: str) -> Path:
         if name.lower() in there:
             check_content(other := there[name.lower()])
             return other
-    ends = tuple({Path(name).suffix.lower() for name in names})
+    ends = tuple({Path(name).suffix.lower() for name in names} - {""})
     beside = sorted(other.name for other in there.values() if other.name.lower().endswith(ends))
     beside.sort(key=lambda name: not name.startswith(path.stem))  # those of the same name first
-    wanted, lies = printable(names[0]), f"; there lies {', '.join(map(printable, beside[:3]))}" if beside else ""
+    lies = f"; there lies {', '.join(map(printable, beside[:3]))}" if beside else ""
     raise InputError(
-        f"{path}: needs {wanted} ({what}), which is not in its folder{lies}: fetch it, or correct its name"
+        f"{path}: needs {file_name(names[0])} ({what}), which is not in its folder{lies}: fetch or rename it"
     )
+
+
+def file_name(stated: str) -> str:
+    """Return the name of a file as a header states it, if it looks like one: a header's other texts may name people."""
+    return printable(stated) if re.fullmatch(r"[^/\\]{1,120}\.\w{2,4}", stated) else "the file that its header names"
 
 
 @contextmanager

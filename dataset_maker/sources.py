@@ -4,6 +4,7 @@ The splits are pure functions of the names: the same on every machine, whatever 
 """
 
 import hashlib
+import logging
 import random
 import re
 from collections import Counter
@@ -11,32 +12,88 @@ from collections.abc import Collection, Iterable, Sequence
 from os.path import realpath
 from pathlib import Path
 
+from dataset_maker import formats
 from eeg_data.hdf5 import visible_files
 from errors import InputError, UsageError
 
-# The kinds that MNE reads and we test.
-RECORDINGS = (".edf", ".bdf", ".cnt", ".gdf", ".vhdr", ".set", ".fif", ".fif.gz")
+logger = logging.getLogger(__name__)
+
+RECORDINGS = formats.SUFFIXES
 TRAIN_FRACTION = 0.8  # of the subjects that are not test
 
 
-def find_files(inputs: Sequence[Path], suffixes: Collection[str] = RECORDINGS, flag: str = "--input") -> list[Path]:
-    """Return the files with these suffixes, sorted, each once; folders are searched recursively.
+def find_files(
+    inputs: Sequence[Path], suffixes: Collection[str] = RECORDINGS, flag: str = "--input", *, tell: bool = False
+) -> list[Path]:
+    """Return the recordings with these suffixes, sorted, each once; folders are searched recursively.
 
-    Hidden files and later parts of split FIF recordings are skipped. A broken symlink is returned, so that it is
-    reported as a failed recording. Raises InputError for a missing path, a file of another kind, and without any file.
+    Hidden files, parts of recordings and files of other programs are skipped. A broken symlink is returned, so that it
+    is reported as a failed recording. tell: log what folders hold besides. Raises InputError for a missing path, a file
+    of another kind, and without any file.
     """
     files: dict[str, Path] = {}
+    others: list[Path] = []
     for path in inputs:
         if not path.exists():
             raise InputError(f"{path}: does not exist; correct {flag}")
-        if path.is_file() and not path.name.lower().endswith(tuple(suffixes)):
-            raise InputError(f"{path}: not a kind of recording that this maker reads ({', '.join(suffixes)})")
-        for file in [path] if path.is_file() else visible_files(path):
-            if file.name.lower().endswith(tuple(suffixes)) and (file.is_file() or not file.exists()):
+        is_folder = path.is_dir() and not _is_mff(path)
+        if not is_folder:
+            _check_named(path, suffixes)
+        for file in dict.fromkeys(map(_whole, visible_files(path))) if is_folder else [path]:
+            if not is_folder or (file.name.lower().endswith(tuple(suffixes)) and _is_wanted(file)):
                 files[realpath(file)] = min(file, files.get(realpath(file), file))
+            else:
+                others.append(file)
     if not files:
         raise InputError(f"no recordings ({', '.join(suffixes)}) in {', '.join(map(str, inputs))}; correct {flag}")
-    return sorted(path for path in files.values() if not _is_later_part(path))
+    found = sorted(path for path in files.values() if not _is_later_part(path))
+    if tell:
+        _tell_others(found, others)
+    return found
+
+
+def _is_mff(path: Path) -> bool:
+    return path.name.lower().endswith(".mff")
+
+
+def _whole(file: Path) -> Path:
+    """Return the folder of EGI that a file is a part of, or else the file."""
+    return next((folder for folder in file.parents if _is_mff(folder)), file)
+
+
+def _is_wanted(file: Path) -> bool:
+    if not file.exists():  # a broken symlink
+        return True
+    return formats.is_recording(file) or (not file.name.lower().endswith(RECORDINGS) and file.is_file())
+
+
+def _check_named(path: Path, suffixes: Collection[str]) -> None:
+    """Raise InputError for a file that somebody names and that is none, or only a part of a recording."""
+    if path.name.lower().endswith(tuple(suffixes)) and _is_wanted(path):
+        return
+    stems = {path.with_suffix("").name, path.name.split(".")[0]}
+    for whole in (path.with_name(stem + suffix) for stem in stems for suffix in formats.SUFFIXES):
+        if whole != path and whole.exists() and formats.is_recording(whole):
+            raise InputError(f"{path}: is a part of the recording {whole.name}: name that one")
+    kind = formats.looks_like(path)
+    if kind and set(formats.FORMATS[kind].suffixes) <= set(suffixes):
+        return
+    raise InputError(f"{path}: not a kind of recording that this maker reads ({', '.join(suffixes)})")
+
+
+def _tell_others(found: Sequence[Path], others: Sequence[Path]) -> None:
+    """Log how many files of folders are not read, by suffix; parts of recordings are."""
+    stems = {(path.parent, path.with_suffix("").name) for path in found}
+    names = [path for path in others if not any((path.parent, stem) in stems for stem in _stems(path.name))]
+    if counts := Counter(path.suffix.lower() or "without suffix" for path in names):
+        listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(12))
+        logger.warning("%d other files are not read: %s", len(names), listed)
+
+
+def _stems(name: str) -> list[str]:
+    """Return what may be the name of the recording that a file is a part of: a.b.c -> a.b, a."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
 
 
 def _is_later_part(path: Path) -> bool:
