@@ -15,6 +15,7 @@ import h5py
 import torch
 
 from dataset_maker.pipeline import add_filter_arguments, add_name_arguments, add_scale_argument, build_pipeline
+from dataset_maker.reasons import NoRecording
 from dataset_maker.sources import find_files
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS
@@ -113,22 +114,29 @@ def infer(args: argparse.Namespace) -> None:
     if args.split and not any(where.endswith(f", group {args.split}") for where, _ in recordings):
         raise UsageError(f"--split {args.split}: is for labelled HDF5, and --input has none: leave the flag out")
     with output.results_file(args.output, _description(args, model)) as file:
+        passed_over = 0
         for _, opener in recordings:
             try:
                 _run_verb(args, model, opener(), file, many=len(recordings) > 1)
             except UsageError:
                 raise
+            except NoRecording as error:
+                if len(recordings) == 1:
+                    raise
+                passed_over += 1
+                logger.info("passed over: %s", one_line(error))
             except InputError as error:
                 if len(recordings) == 1:
                     raise
                 logger.error("left out: %s", one_line(error))
         if not len(file):
             raise InputError(f"none of {len(recordings)} recordings could be used, nothing is written: see above")
-        left_out = len(recordings) - len(file)
+        used = len(file)
+        left_out = len(recordings) - passed_over - used
         points = plots.mean_features(list(file.values())) if args.verb == "embed" and args.plot else None
     if points:
         plots.tsne(args.plot, *points)
-    logger.info("%d recording(s) in %s", len(recordings) - left_out, args.output)
+    logger.info("%d recording(s) in %s", used, args.output)
     if left_out:
         raise InputError(f"{left_out} of {len(recordings)} recordings are left out of {args.output}: see above")
 

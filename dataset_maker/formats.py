@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout, suppress
+from os.path import lexists
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -129,7 +130,9 @@ def is_recording(path: Path) -> bool:
     suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
     if suffix in (".dat", ".data"):
         return _beside(path, WEAK[suffix])
-    return bool(suffix) and (suffix not in (".eeg", ".raw") or looks_like(path) in ("Nihon Kohden", "EGI RAW"))
+    if suffix not in (".eeg", ".raw") or looks_like(path) in ("Nihon Kohden", "EGI RAW"):
+        return bool(suffix)
+    return reasons.is_elsewhere(path) and not _beside(path, (".vhdr", ".ahdr"))
 
 
 def looks_like(path: Path) -> str | None:
@@ -144,7 +147,7 @@ def _told(head: bytes) -> str | None:
 
 
 def _beside(path: Path, suffixes: tuple[str, ...]) -> bool:
-    return any(path.with_suffix(suffix).exists() or path.with_suffix(suffix.upper()).exists() for suffix in suffixes)
+    return any(lexists(path.with_suffix(name)) for suffix in suffixes for name in (suffix, suffix.upper()))
 
 
 def _open(path: Path, kind: str, cnt_format: str | None, read: Callable[..., Any], notes: list[str]) -> Any:

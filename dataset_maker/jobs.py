@@ -42,6 +42,7 @@ JOBS = 64  # shards of a small data set
 JOB_BYTES = 512 << 20  # of source: large data sets get more shards
 SET_MEMORY = 6  # bytes that MNE takes for a byte of a `.set` with its signal inside
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FAILED = {"error": "left out", "passed_over": "passed over"}  # keys of entries that are no recordings
 
 Task = dict[str, Any]  # a recording: path, recording (its name), and what its maker adds
 Entry = dict[str, Any]  # what became of a recording
@@ -287,13 +288,15 @@ def convert_all(plan: Plan, tasks: Sequence[Task], submit: pool.Submit) -> tuple
     for future in tqdm(as_completed(futures), "converting", len(new), unit="recording", disable=None):
         task = futures.pop(future)  # a result that nobody holds is not computed again when a cluster loses a worker
         entry = pool.result_of(future, task["path"])
+        if plan.data_set and "passed_over" in entry:  # somebody gave it labels
+            entry = {"error": entry["passed_over"]}
         entry |= {key: task[key] for key in ("path", "open", "recording", "subject") if key in task}
         entry["key"] = key = plan.key(task)
         results[key] = entry
         for warning in entry.get("warnings", ()):
             tqdm.write(f"warning: {warning}", file=sys.stderr)
-        if "error" in entry:
-            tqdm.write(f"left out: {entry['error']}", file=sys.stderr)
+        if failed := next((key for key in FAILED if key in entry), None):
+            tqdm.write(f"{FAILED[failed]}: {entry[failed]}", file=sys.stderr)
             continue
         part, parts[key] = plan.part(task), entry
         files = {str(part.relative_to(plan.folder)): part.stat().st_size}

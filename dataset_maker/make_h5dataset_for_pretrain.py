@@ -41,7 +41,7 @@ def convert_recordings(
 def main(args: argparse.Namespace) -> None:
     """Convert every recording of --input; raises InputError at the end if any was left out."""
     maker = "dataset_maker.make_h5dataset_for_pretrain"
-    convert_recordings(args, find_files(args.input), maker=maker, source="recordings read by MNE")
+    convert_recordings(args, find_files(args.input, tell=True), maker=maker, source="recordings read by MNE")
 
 
 if __name__ == "__main__":

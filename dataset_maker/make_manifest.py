@@ -21,6 +21,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dataset_maker import marks, pipeline
+from dataset_maker.reasons import NoRecording
 from dataset_maker.sources import find_files, subject_of
 from dataset_maker.writers import refuse_existing
 from eeg_data.labelled_files import SPLITS
@@ -76,8 +77,9 @@ def write(args: argparse.Namespace) -> None:
         try:
             cuts = segments(args, path)
         except InputError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            failed += 1
+            is_failed = not isinstance(error, NoRecording)
+            print(f"{'left out' if is_failed else 'passed over'}: {error}", file=sys.stderr)
+            failed += is_failed
             continue
         for start, stop, text in cuts:
             label = chosen(labels, text)

@@ -110,6 +110,8 @@ def make(
         raise InputError(f"{output}: not made, {problem}; see {report_path(output)}{hint}")
     if count := len(whole["left_out"]):
         raise InputError(f"{count} of {len(tasks)} recordings were left out, named above{hint}")
+    if not whole["converted"]:
+        raise InputError(f"none of {len(tasks)} files holds a signal, see above; correct --input")
 
 
 def is_made_already(output: Path, fingerprint: str) -> bool:
@@ -156,7 +158,7 @@ def write_report(
     advice: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the report of an output, and return it. data_set: of a labelled one. advice: how to keep all recordings."""
-    good = [entry for entry in entries if "error" not in entry]
+    good = [entry for entry in entries if not entry.keys() & jobs.FAILED.keys()]
     dropped: dict[str, Counter[str]] = {}  # reason -> channel -> recordings
     for entry in good:
         for channel, reason in entry["dropped"].items():
@@ -169,7 +171,7 @@ def write_report(
         "hours": _hours(good),
         "invalid_seconds": sum(entry["invalid_seconds"] for entry in good),
         "breaks": sum(entry.get("breaks", 0) for entry in good),
-        "left_out": [{"path": entry["open"], "reason": entry["error"]} for entry in entries if "error" in entry],
+        **{name: _failed(entries, key) for name, key in (("left_out", "error"), ("passed_over", "passed_over"))},
         "warnings": [warning for entry in good for warning in entry["warnings"]],
         "compared": recording_warnings({entry["open"]: entry.get("median") for entry in good}),
         "dropped_channels": {reason: dict(sorted(names.items())) for reason, names in sorted(dropped.items())},
@@ -180,6 +182,10 @@ def write_report(
     whole |= _splits(good, data_set) if data_set else {"montages": _montages(good)}
     write_json(report_path(output), whole)
     return whole
+
+
+def _failed(entries: Sequence[Entry], key: str) -> list[dict[str, str]]:
+    return [{"path": entry["open"], "reason": entry[key]} for entry in entries if key in entry]
 
 
 def _hours(entries: Sequence[Entry]) -> float:

@@ -23,6 +23,7 @@ from typing import Any
 import joblib
 from pebble import ProcessExpired, ProcessPool
 
+from dataset_maker.reasons import NoRecording
 from errors import TERMINATED, InputError, Interrupted, UsageError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -96,12 +97,14 @@ def _context() -> BaseContext:
 def result_of(future: Future, path: str) -> dict[str, Any]:
     """Return what a call for the recording `path` returned, or {"error": why it failed}.
 
-    Raises UsageError for what no other recording would escape.
+    A file without any signal gives {"passed_over": why}. Raises UsageError for what no other recording would escape.
     """
     try:
         return future.result()
     except UsageError:
         raise
+    except NoRecording as error:
+        return {"passed_over": str(error)}
     except InputError as error:
         return {"error": str(error)}
     except BrokenProcessPool as error:

@@ -110,6 +110,14 @@ def check_content(path: Path) -> bytes:
     return head
 
 
+def is_elsewhere(path: Path) -> bool:
+    """Whether a file is only a link or pointer to content that is not here."""
+    if not path.exists():
+        return True
+    with path.open("rb") as file:
+        return file.read(30).startswith((b"version https://git-lfs.", b"/annex/objects/"))
+
+
 def companion(path: Path, names: Sequence[str], what: str) -> Path:
     """Return the first file of these names in the folder of `path`, whatever their case.
 

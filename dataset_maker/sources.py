@@ -62,9 +62,8 @@ def _whole(file: Path) -> Path:
 
 
 def _is_wanted(file: Path) -> bool:
-    if not file.exists():  # a broken symlink
-        return True
-    return formats.is_recording(file) or (not file.name.lower().endswith(RECORDINGS) and file.is_file())
+    """Whether a file or a broken symlink with the right suffix is more than a part of a recording."""
+    return formats.is_recording(file) or (not file.name.lower().endswith(RECORDINGS) and not file.is_dir())
 
 
 def _check_named(path: Path, suffixes: Collection[str]) -> None:

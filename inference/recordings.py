@@ -319,7 +319,7 @@ def find(
     Labelled HDF5 gives one entry a split, or only `split`. The function raises InputError if the recording cannot be
     used. Raises UsageError for options that contradict each other, or that an HDF5 file cannot follow.
     """
-    paths = find_files(inputs, KINDS)
+    paths = find_files(inputs, KINDS, tell=True)
     raws = [path for path in paths if path.suffix.lower() not in SUFFIXES]
     ready = ["--prepared"] if options.prepared else [str(path) for path in paths if path not in raws]
     default, filters = FilterSettings(), options.pipeline.filter
