@@ -22,6 +22,7 @@ STUCK_SECONDS, STUCK_SAMPLES = 0.01, 3  # an electrode that stays so long at its
 LIKELY = (0.3, 1e3)  # uV: a median of |EEG| outside it is of another unit
 OTHER_SCALE = 30  # times larger or smaller than its fellows is an electrode, or a recording, on another scale
 MOST_OTHERS = 0.75  # share of the electrodes; if more have another scale than EEG, the whole recording has
+FEW = 16  # an electrode, or a recording, is left out of the median that it is compared with
 WHOLE_BELOW = 2.0**20  # float32 holds larger values as whole numbers
 BLOCK = 2**18  # values scanned at a time: they stay in the processor's cache
 COUNTS = ("not_finite", "flat", "saturated", "other_scale")
@@ -156,14 +157,23 @@ def amplitude_histogram(eeg: np.ndarray) -> np.ndarray:
 def unlike(levels: Mapping[str, float]) -> dict[str, float]:
     """Return which are on another scale than their fellows: name -> how many times the fellows' median.
 
-    levels: name of an electrode, or a recording -> its median |uV|. Fellows have the amplitudes of EEG; if hardly any
-    has, nothing tells which scale is right, and none is returned.
+    levels: name of an electrode, or a recording -> its median |uV|. Fellows are the others with the amplitudes of EEG;
+    if hardly any has them, nothing tells which scale is right, and none is returned.
     """
-    fellows = [level for level in levels.values() if LIKELY[0] <= level <= LIKELY[1]]
-    if len(fellows) < (1 - MOST_OTHERS) * len(levels) or not fellows:
+    fellows = {name: level for name, level in levels.items() if LIKELY[0] <= level <= LIKELY[1]}
+    if len(fellows) < max((1 - MOST_OTHERS) * len(levels), 1):
         return {}
-    factors = {name: level / float(np.median(fellows)) for name, level in levels.items()}
+    usual, factors = np.median(list(fellows.values())), {}
+    for name, level in levels.items():
+        if len(fellows) <= FEW:  # of many, one more or less does not count
+            usual = np.median([other for its, other in fellows.items() if its != name] or [level])
+        factors[name] = level / float(usual)
     return {name: factor for name, factor in factors.items() if _is_other(factor)}
+
+
+def with_factor(name: str, factor: float) -> str:
+    """Return a name and the power of ten nearest to its factor."""
+    return f"{name} (x 1e{round(math.log10(factor))})"
 
 
 def _is_other(factor: float) -> bool:
@@ -233,14 +243,13 @@ class SignalScan:
         found: dict[str, Any] = dict(
             zip(COUNTS, map(self._by_electrode, (~finite, flat, stuck & finite & ~flat)), strict=False)
         )
-        found["other_scale"] = {
-            f"{n} (x 1e{power})": len(valid) for n, power in self._other_scale(moved, judged).items()
-        }
+        other = self._other_scale(moved, judged).items()
+        found["other_scale"] = {with_factor(name, factor): len(valid) for name, factor in other}
         found |= {"histogram": self._histogram.sum(axis=0), "seconds": len(valid), "whole": self._whole}
         return Quality(valid, **found, movement=amplitude_histogram(moved[judged & ~flat][None])[0])
 
-    def _other_scale(self, moved: np.ndarray, judged: np.ndarray) -> dict[str, int]:
-        """Return the electrodes on another scale than their fellows, and the power of ten nearest to their factor.
+    def _other_scale(self, moved: np.ndarray, judged: np.ndarray) -> dict[str, float]:
+        """Return the electrodes on another scale than their fellows, and how many times as large they are.
 
         A wrong unit changes amplitudes and movement alike. An offset changes the one, noise of mains before the filter
         the other. moved, judged: (N, seconds) uV and bool.
@@ -253,12 +262,13 @@ class SignalScan:
             name: float(np.median(row[its])) if its.any() else 0.0
             for name, row, its in zip(self.electrodes, moved, judged, strict=True)
         }
-        usual = float(np.median([movement for name, movement in movements.items() if name not in factors]))
+        alike = [movement for name, movement in movements.items() if name not in factors] or [*movements.values()]
+        usual = float(np.median(alike))
         other = {}
         for name, factor in factors.items():
             movement = movements[name] / usual if usual else 0.0  # 0: it is flat, which is said already
             if movement and _is_other(movement) and (movement > 1) == (factor > 1):
-                other[name] = round(math.log10(factor))
+                other[name] = factor
         return other
 
     def usable(self, eeg: np.ndarray, at: int, rate: float) -> np.ndarray:

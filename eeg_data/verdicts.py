@@ -6,11 +6,11 @@ Works on the scans of `quality`, with NumPy only.
 import math
 from collections.abc import Mapping
 
-from eeg_data.quality import EDGES, LIKELY, Quality, first_few, median_of, unlike
+from eeg_data.quality import EDGES, LIKELY, Quality, first_few, median_of, unlike, with_factor
 from errors import InputError
 
 MANY_INVALID, MANY_FLAT, MANY_SATURATED = 0.01, 0.1, 0.01  # shares of the seconds that are warned about
-DOUBTFUL, TYPICAL = 1.0, 10.0  # uV: hardly any EEG has a median |uV| below DOUBTFUL
+DOUBTFUL, TYPICAL = 1.0, 15.0  # uV: hardly any EEG has a median |uV| below DOUBTFUL
 FACTORS = {  # on values -> what they probably are
     "1e6": "volts",
     "1000": "millivolts",
@@ -58,23 +58,22 @@ def recording_warnings(levels: Mapping[str, float | None]) -> list[str]:
     if not (other := unlike(known)):
         return []
     worst = sorted(other, key=lambda name: -abs(math.log(other[name])))
-    names = first_few([f"{name} (x {other[name]:.2g})" for name in worst])
+    names = first_few([with_factor(name, other[name]) for name in worst])
     return [f"{len(other)} of {len(known)} recordings are on another scale than the others: {names}."]
 
 
 def unit_warnings(quality: Quality) -> list[str]:
     """Return a warning if the amplitudes say that the unit is not uV, with the factors that would make EEG of them."""
-    median, moved = quality.median, median_of(quality.movement)
-    if median is None:
+    median, moved, size = _sizes(quality)
+    if not median:
         nothing = quality.histogram.any() and quality.valid.any()
         return [f"All values are within {EDGES[0]:g} uV of zero, which no EEG is."] if nothing else []
-    offset = moved is not None and 2 * moved < median
-    size = moved / MOVES if moved is not None and offset else median  # uV: median without the offset
-    if DOUBTFUL <= median <= LIKELY[1] and LIKELY[0] <= size:
+    if size >= DOUBTFUL and median <= LIKELY[1]:
         return []
+    offset = size < median
     if sum(quality.other_scale.values()) >= quality.seconds:
         shares = worst_first(quality.other_scale, quality.seconds)
-        return [f"Electrodes are on different scales, no one factor mends them: {shares}; leave them out with --drop."]
+        return [f"Electrodes are on different scales, no one factor mends them: {shares}; leave these out (--drop)."]
     found = {
         f"{what} (factor {factor})": abs(math.log10(size * float(factor) / TYPICAL))
         for factor, what in (FACTORS | ({"1": "microvolts"} if offset else {})).items()
@@ -90,8 +89,14 @@ def unit_warnings(quality: Quality) -> list[str]:
             f"Half of all values are more than {median:.2g} uV from zero, but move only {moved:.2g} uV in a second: "
             f"take the constant offset off (a high-pass does); what is left are probably {names}."
         ]
-    rare, probable = ("hardly any", "may be") if LIKELY[0] <= median < DOUBTFUL else ("no", "are probably")
-    return [f"Half of all values are within {median:.2g} uV of zero, which {rare} EEG is; they {probable} {names}."]
+    rare = "hardly any" if LIKELY[0] <= median < DOUBTFUL else "no"
+    return [f"Half of all values are within {median:.2g} uV of zero, which {rare} EEG is; they are probably {names}."]
+
+
+def _sizes(quality: Quality) -> tuple[float, float, float]:
+    """Return the median |uV|, the median movement in a second, and the median |uV| without a constant offset."""
+    median, moved = quality.median or 0.0, median_of(quality.movement) or 0.0
+    return median, moved, moved / MOVES if 0 < 2 * moved < median else median
 
 
 def judged(quality: Quality, where: str, *, scaled: bool) -> list[str]:
@@ -99,8 +104,8 @@ def judged(quality: Quality, where: str, *, scaled: bool) -> list[str]:
 
     scaled: whether the user has given the factor. Otherwise raises InputError for amplitudes that no EEG in uV has.
     """
-    texts = [] if scaled else unit_warnings(quality)
-    if texts and not LIKELY[0] <= (quality.median or 0) < DOUBTFUL:
+    texts, (median, _, size) = [] if scaled else unit_warnings(quality), _sizes(quality)
+    if texts and (size < LIKELY[0] or median > LIKELY[1]):
         raise InputError(f"{where}: {texts[0]} --scale FACTOR multiplies the values (1: they are right as they are)")
     return [f"{where}: {text}" for text in texts + electrode_warnings(quality)]
 
