@@ -19,9 +19,11 @@ from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
-from dataset_maker import marks, pipeline
-from dataset_maker.reasons import NoRecording
+from tqdm import tqdm
+
+from dataset_maker import jobs, marks, pipeline, pool
 from dataset_maker.sources import find_files, subject_of
 from dataset_maker.writers import refuse_existing
 from eeg_data.labelled_files import SPLITS
@@ -45,6 +47,7 @@ def get_args() -> argparse.Namespace:
     add("--subject", metavar="REGEX", help=subject)
     splits = f"JSON object: pattern of a path -> {', '.join(SPLITS)} (default: no column split)"
     add("--splits", type=Path, metavar="MAP.json", help=splits)
+    pool.add_arguments(parser)
     return parser.parse_args()
 
 
@@ -53,11 +56,9 @@ def chosen(names: Mapping[str, str], text: str) -> str:
     return names.get(text) or next((value for key, value in names.items() if fnmatchcase(text, key)), "")
 
 
-def segments(args: argparse.Namespace, path: Path) -> list[tuple[float, float, str]]:
-    """Return start, stop (s) and the text of each annotation. Raises InputError for an unreadable recording."""
-    notes = marks.on_clock(pipeline.read(path, pipeline.Pipeline()))
-    starts = [(onset + args.onset, onset + duration, text) for onset, duration, text in notes]
-    return [(start, start + args.window if args.window else stop, text) for start, stop, text in starts]
+def survey(path: str) -> dict[str, Any]:
+    """Return onset and duration (s) and the text of a recording's annotations. Raises InputError if unreadable."""
+    return {"annotations": marks.on_clock(pipeline.read(Path(path), pipeline.Pipeline()))}
 
 
 def write(args: argparse.Namespace) -> None:
@@ -69,34 +70,36 @@ def write(args: argparse.Namespace) -> None:
     refuse_existing(args.output)
     check_file(args.output)
     paths, failed = find_files(args.input), 0
+    wrong = next((path for path in paths if splits and chosen(splits, path.as_posix()) not in SPLITS), None)
+    if wrong:
+        raise InputError(f"{wrong}: --splits {args.splits} must say which of {', '.join(SPLITS)} it is")
     rows, others, empty = dict[tuple[str, ...], None](), Counter[str](), 0
-    for path in paths:
-        name, split = os.path.relpath(path, args.output.parent), chosen(splits, path.as_posix())
-        if splits and split not in SPLITS:
-            raise InputError(f"{path}: --splits {args.splits} must say which of {', '.join(SPLITS)} it is")
-        try:
-            cuts = segments(args, path)
-        except InputError as error:
-            is_failed = not isinstance(error, NoRecording)
-            print(f"{'left out' if is_failed else 'passed over'}: {error}", file=sys.stderr)
-            failed += is_failed
-            continue
-        for start, stop, text in cuts:
-            label = chosen(labels, text)
-            if not label:
-                others[text] += 1
-            elif stop <= start or start < 0:
-                empty += 1
-            else:
-                times = [f"{time:.6f}".rstrip("0").rstrip(".") for time in (start, stop)]
-                row = (name, *times, label, subject_of(path, args.subject))
-                rows[(*row, split) if splits else row] = None
+    with pool.processes(args) as submit:
+        calls = [(path, subject_of(path, args.subject), submit(survey, str(path))) for path in paths]
+        for path, subject, call in tqdm(calls, "reading annotations", unit="file", disable=None):
+            found = pool.result_of(call, str(path))
+            for key, what in jobs.FAILED.items():
+                if key in found:
+                    tqdm.write(f"{what}: {found[key]}", file=sys.stderr)
+            failed += "error" in found
+            for onset, duration, text in found.get("annotations", ()):
+                start, label = onset + args.onset, chosen(labels, text)
+                stop = start + args.window if args.window else onset + duration
+                if not label:
+                    others[text] += 1
+                elif stop <= start or start < 0:
+                    empty += 1
+                else:
+                    times = [f"{time:.6f}".rstrip("0").rstrip(".") for time in (start, stop)]
+                    row = (os.path.relpath(path, args.output.parent), *times, label, subject)
+                    rows[(*row, chosen(splits, path.as_posix())) if splits else row] = None
     unused = ", ".join(f"{printable(t[:LONGEST_SHOWN])!r} {n}x" for t, n in others.most_common(MOST_SHOWN))
     unused += f" and {len(others) - MOST_SHOWN} more" if len(others) > MOST_SHOWN else ""
     if empty:
         print(f"{empty} annotations last 0 s or begin before 0 s and are left out; --window gives them a length")
     if not rows:
-        raise InputError(f"no annotation gets a label by --labels {args.labels}; there are: {unused or 'none'}")
+        why = f" ({failed} of {len(paths)} recordings cannot be read)" if failed else ""
+        raise InputError(f"no annotation gets a label by --labels {args.labels}; there are: {unused or 'none'}{why}")
     with written_aside(args.output) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([COLUMNS if splits else COLUMNS[:-1], *rows])
     print(f"without a label: {unused or 'none'}")

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from dataset_maker.recording import RawRecording
 
 BREAK = re.compile(r"edge( boundary)?|bad boundary|boundary|new segment/.*|amplifier (dis|re)connected")
-BREAK_OF = {"RawEEGLAB": ("-99", "-99.0"), "RawANT": ("9001", "9002", "impedance")}  # reader -> further texts
+BREAK_OF = {  # reader -> further texts: EEGLAB's numbers, ANT's codes, GDF's "start of a new segment"
+    "RawEEGLAB": ("-99", "-99.0"),
+    "RawANT": ("9001", "9002", "impedance"),
+    "RawGDF": ("32766",),
+}
 SKIP = ("bad_acq_skip", "bad_disconnection")  # beginnings: what lies in them was not recorded
 BAD = "bad"  # begins what MNE leaves out, too
 DECIMALS = 3  # of a sample: times in files are rounded

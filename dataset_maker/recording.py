@@ -22,6 +22,8 @@ from eeg_data.quality import first_few
 from electrodes import canonical_name
 from errors import InputError, printable
 
+PADDED = ("RawMff",)  # MNE's readers of formats that fill the block before a pause with zeros: EGI's
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -67,6 +69,8 @@ class RawRecording:
         """Return MNE's values of all channels, (N, t), in volts; NaN where the file holds no sample."""
         if self.header:
             eeg[self._is_missing(eeg)] = np.nan
+        elif type(self.raw).__name__ in PADDED:
+            eeg[:, ~eeg.any(axis=0)] = np.nan
         known = [self.channels.get(name) for name in self.raw.ch_names]
         factors = np.array([channel.volts / channel.applied if channel and channel.volts else 1.0 for channel in known])
         return eeg * factors[:, None] if (factors != 1).any() else eeg

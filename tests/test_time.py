@@ -4,6 +4,7 @@ import csv
 import datetime
 import json
 import runpy
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from dataset_maker.pipeline import FilterSettings, Pipeline, Prepared
 from dataset_maker.recording import RawRecording
 from errors import run_script
 from inference.recordings import Options, of_raw
-from maker_helpers import edf_of, noise, raw_of, run_maker
+from maker_helpers import edf_of, gdf_of, noise, raw_of, run_maker
 
 NAMES = ["FP1", "FP2", "F7", "F3", "FZ", "F4", "F8", "T3", "C3", "CZ", "C4", "T4", "T5", "P3", "PZ", "P4", "T6", "O1"]
 NAMES += ["O2"]
@@ -83,6 +84,13 @@ def brainvision(path: Path) -> None:
     path.with_suffix(".eeg").write_bytes((noise(1, 10, 200) * 10).astype("<i2").tobytes())
 
 
+def gdf(path: Path) -> None:
+    gdf_of(path, {"C3": np.rint(noise(1, 10, 200)[0])}, 10)
+    places, codes = np.array([1, 1002, 1500], "<u4"), np.array([0x7FFE, 0x7FFE, 769], "<u2")
+    table = struct.pack("<B3Bf", 1, 3, 0, 0, 200.0) + places.tobytes() + codes.tobytes()
+    path.write_bytes(path.read_bytes()[:-8] + table)
+
+
 def edf_d(path: Path) -> None:
     edf_of(path, {"C3": np.rint(noise(1, 10, 200)[0])}, onsets=[*range(5), *(11.5 + i for i in range(5))])
 
@@ -94,6 +102,7 @@ def edf_d(path: Path) -> None:
         (skipped, "a_raw.fif", [0, 4, 7], [4, 8, 11], [(4, 7)]),
         (eeglab, "a.set", [0, 5.005, 8.0], [0, 5.005, 8.0], []),
         (brainvision, "a.vhdr", [0, 5.005], [0, 5.005], []),
+        (gdf, "a.gdf", [0, 5.005], [0, 5.005], []),
         (edf_d, "a.edf", [0, 5], [0, 11.5], []),
         (edf_d, "a.bdf", [0, 5], [0, 11.5], []),
     ],
@@ -116,6 +125,15 @@ def test_a_disconnected_ant_amplifier_and_a_paused_egi_recording_have_breaks(sha
     paused = marked(shared / "formats/egi/test_egi_multiepoch_paused.mff")
     assert paused.invalid == [(1.304, 1.772), (8.66, 12.296)] and len(paused.stretches) == 5
     assert all(not paused.raw.get_data("eeg", *(round(t * 250) for t in span)).any() for span in paused.invalid)
+
+
+def test_zeros_that_fill_a_block_of_egi_up_are_no_step_of_its_offset() -> None:
+    eeg = 1e5 + sine(20, 200.0)
+    eeg[:, 1990:2400] = 0  # 50 ms, and the pause, which begins at 10 s
+    raw = type("RawMff", (mne.io.RawArray,), {})(eeg * 1e-6, mne.create_info(["CZ"], 200.0, "eeg"))
+    raw.set_annotations(mne.Annotations([10], [2], ["BAD_ACQ_SKIP"]))
+    result = pipeline.prepare(raw, Pipeline(FilterSettings(1.0, None, None)))
+    assert np.flatnonzero(~result.quality.valid).tolist() == [9, 10, 11] and abs(result.eeg).max() < 120
 
 
 # ---- filters, resampling and windows
