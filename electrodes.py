@@ -54,6 +54,7 @@ _COMMON = 3  # channels with one electrode behind their names: as many share a r
 _NUMBERED = re.compile(r"([A-Z]+)'?(\d+)")
 _CONTACTS = 3  # unknown numbered names that make others doubtful
 _BIOSEMI = {"A": 32, "B": 64, "C": 128, "D": 128, "E": 160, "F": 256, "G": 256, "H": 256}  # last letter -> size
+_DUKE = r"\d+(Z|[LR][A-D]?)"  # labels of ANT's equidistant cap
 _GSN = {32: "32", 64: "64_1.0", 65: "65_1.0", 128: "128", 129: "129", 256: "256", 257: "257"}
 
 
@@ -289,6 +290,7 @@ def _doubtful(plain: Mapping[str, str], kept: Iterable[str]) -> list[str]:
 
 def _likely_cap(names: Iterable[str]) -> tuple[str, str] | None:
     """Return the cap that these plain names look like the labels of, and a pattern of such labels, or None."""
+    names = list(names)
     numbered = [(match[1], int(match[2])) for name in names if (match := _NUMBERED.fullmatch(name))]
     banks = Counter(stem for stem, number in numbered if stem in _BIOSEMI and number <= 32)
     if banks["A"] >= 12:
@@ -297,6 +299,9 @@ def _likely_cap(names: Iterable[str]) -> tuple[str, str] | None:
         return (f"biosemi{size}", "[A-H][0-9]+") if banks.total() >= 0.9 * size else None
     net = {number for stem, number in numbered if stem == "E"}
     sizes = [size for size in _GSN if net and size >= max(net)]
+    duke = [name for name in names if re.fullmatch(_DUKE, name)]
+    if len(duke) >= 12:
+        return "waveguard_duke64", _DUKE
     return (f"GSN-HydroCel-{_GSN[sizes[0]]}", "E[0-9]+|VREF") if sizes and len(net) >= sizes[0] // 2 else None
 
 

@@ -3,6 +3,7 @@
 Places are directions from the centre of the sphere that fits a cap best, so size and origin of a cap do not matter.
 """
 
+import re
 from difflib import get_close_matches
 from functools import lru_cache
 
@@ -15,7 +16,15 @@ from errors import UsageError
 NAMED = ("easycap-M1", "biosemi64")  # spheres with names of the 10-10 system; the second one's places win
 MOST_DEGREES = 15.0  # of a place from its electrode; neighbours of the 10-10 system are about 18 degrees apart
 SAME_NAME = 30.0  # degrees from a label's place to the electrode of this name, if the cap means it (realistic heads)
-ANT = "waveguard"  # ANT's caps of any size have names of the 10-5 system
+ANT = "waveguard"  # ANT's caps of any size have names of the 10-5 system, all but this one:
+DUKE = "waveguard_duke64"  # equidistant; the nearest electrodes by ANT's places, of the midline and the left half
+_DUKE = {
+    **{"0Z": "FPZ", "1Z": "AFZ", "2Z": "FZ", "3Z": "FCZ", "4Z": "CZ", "5Z": "CPZ", "6Z": "PZ", "7Z": "POZ", "8Z": "OZ"},
+    **{"9Z": "IZ", "1L": None, "2L": "F1", "3L": "FC1", "4L": "C1", "5L": "CP1", "6L": "P1", "7L": None, "8L": "O1"},
+    **{"9L": None, "10L": "O9", "1LA": "FC3", "2LA": "C3", "3LA": "P3", "1LB": "AF3", "2LB": "F5", "3LB": "C5"},
+    **{"4LB": "CP5", "5LB": "P5", "1LC": "AF7", "2LC": "FT7", "3LC": "T7", "4LC": "P7", "5LC": "PO7", "1LD": "F9"},
+    **{"2LD": "FT9", "3LD": "TP9", "4LD": "PO9"},
+}
 BY_ORDER = ("biosemi16", "biosemi32", "biosemi64")  # their channels are called A1 to B32 where nobody named them
 NUMBERED = ("GSN-HydroCel-", "EGI_256", "mgh")  # their labels are E or EEG and a number, in files also the number alone
 # The electrodes of the net with 128 that stand for the 10-20 system by custom; the nearest ones to T7, T8, P3, P4, P7
@@ -46,13 +55,20 @@ def find_cap(name: str) -> Cap:
     """Return the electrodes of a cap that MNE knows, or of ANT. Raises UsageError for another name."""
     montages = {montage.lower(): montage for montage in mne.channels.get_builtin_montages()}
     wanted = name.lower()
+    if wanted == DUKE:
+        return Cap(name, _DUKE | {label.replace("L", "R"): _mirrored(electrode) for label, electrode in _DUKE.items()})
     if wanted.startswith(ANT):
         wanted = "colin27_1005" if "colin27_1005" in montages else "standard_1005"
     if wanted not in montages:
         near = get_close_matches(wanted, montages, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(montages[key] for key in near)}?" if near else "such as biosemi128"
-        raise UsageError(f"--cap {name}: must be {ANT} or one of mne.channels.get_builtin_montages(): {hint}")
+        raise UsageError(f"--cap {name}: must be {ANT}, {DUKE} or one of mne.channels.get_builtin_montages(): {hint}")
     return Cap(name, _electrodes(montages[wanted]))
+
+
+def _mirrored(electrode: str | None) -> str | None:
+    """Return the electrode in the same place of the other half: names of the left half end with an odd number."""
+    return electrode and re.sub(r"\d+$", lambda number: str(int(number[0]) + 1), electrode)
 
 
 def _electrodes(montage: str) -> dict[str, str | None]:

@@ -110,6 +110,7 @@ def proposed(message: str) -> list[Pipeline]:
         ([*BIOSEMI_128, "EXG1", "sensor 1", "Status"], 1),
         ([f"{bank}{number}" for bank in "AB" for number in range(1, 33)], 1),
         ([*GSN_129, "ECG"], 1),
+        ([f"{row}{side}" for row in range(1, 8) for side in ("Z", "L", "R")], 1),  # ANT's duke
         (["EEG", "EEG(sec)"], 0),  # only --rename
         (DEPTH, 0),
         ([*(f"{shaft}{number}" for shaft in "LT" for number in range(1, 11))], 0),
@@ -184,6 +185,10 @@ def test_caps_give_each_place_its_nearest_electrode_once() -> None:
             "GSN-HydroCel-129",
             {"E22": "FP1", "E11": "FZ", "E45": "T7", "E70": "O1", "36": "C3", "E011": "FZ"},
         ),  # by custom
+        (
+            "waveguard_duke64",
+            {"0Z": "FPZ", "4Z": "CZ", "9Z": "IZ", "3LC": "T7", "3RC": "T8", "1LD": "F9", "1RD": "F10"},
+        ),
         ("mgh60", {"EEG 001": "FP1", "EEG001": "FP1"}),
         ("waveguard64", {"Fp1": "FP1", "CP6": "CP6", "T7": "T7"}),
     ],
