@@ -48,7 +48,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     raw = mne.io.read_raw_edf("a.edf", preload=True)
 print(f"MNE {mne.__version__}: {raw.n_times / 200:g} s; warnings: {[str(warning.message)[:60] for warning in caught]}")
-print(raw.annotations.to_data_frame(time_format=None)[["onset", "description"]])
+print("annotations:", list(zip(raw.annotations.onset.tolist(), raw.annotations.description.tolist())))
 value = round(raw.get_data()[0, 85 * 200] * 1e6)
 print(f"the signal at 85 s was recorded at {value} s")
 assert raw.n_times == 24000 and value == 105 and "at 85 s" in raw.annotations.description
