@@ -242,9 +242,6 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
     where, files, targets = str(args.manifest or "--epochs"), list[dict[str, Any]](), list[str]()
     if args.epochs:
         table, files = epochs.find(args)
-        if (count := table["subject"].nunique()) < 3:
-            print(f"warning: {count} subjects cannot be split: {IN_ORDER} instead", file=sys.stderr)
-            table["split"] = split_in_order(table)
     else:
         table, targets = read_manifest(args.manifest)
     window, stride = choose_window(table, args.window, args.stride)
@@ -253,7 +250,10 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
     classes = (args.classes or targets) if targets else choose_classes(table["label"], args.classes, where)
     table["number"] = table[targets].values.tolist() if targets else table["label"].map(classes.index)
     by_subject, seed = "split" not in table, args.seed or 0
-    if by_subject:
+    if by_subject and args.epochs and (count := table["subject"].nunique()) < 3:
+        print(f"warning: {count} subjects cannot be split: {IN_ORDER} instead", file=sys.stderr)
+        by_subject, table["split"] = False, split_in_order(table)
+    elif by_subject:
         table["split"] = split_subjects(table["subject"], seed, where)
     elif args.manifest and args.seed is not None:
         raise UsageError(f"--seed {seed}: {where} has a column split; leave out the flag, or delete the column")

@@ -17,7 +17,7 @@ from dataset_maker import epochs, make_labelled, matlab
 from dataset_maker.pipeline import Pipeline, prepare, read_raw
 from errors import UsageError
 from inference.recordings import Options, of_epochs
-from maker_helpers import noise, run_maker
+from maker_helpers import noise, raw_of, run_maker
 
 PLAIN = ("--l_freq", 0, "--h_freq", 0, "--notch", 0)
 NAMES = ("Fp1", "C3", "C4")
@@ -121,6 +121,17 @@ def test_epochs_are_filtered_and_resampled_one_by_one(tmp_path: Path) -> None:
         assert all(group["valid"][:].all() for group in file.values())
         found = np.concatenate([group["eeg"][:] for group in file.values()])
     assert found.shape == (10, 3, 400) and np.abs(found - wanted)[..., 40:-40].max() < 2
+
+
+def test_filtered_epochs_are_near_to_the_epochs_of_the_filtered_recording() -> None:
+    spectrum = np.fft.rfft(noise(3, 120, 200)) / np.maximum(np.fft.rfftfreq(120 * 200, 1 / 200), 1.0)
+    eeg = np.fft.irfft(spectrum)
+    eeg *= 20 / eeg.std()
+    whole = prepare(raw_of(list(NAMES), 200, eeg), Pipeline()).eeg
+    joined = raw_of(list(NAMES), 200, eeg)
+    joined.set_annotations(mne.Annotations(np.arange(4, 120, 4), 0, epochs.BREAK))
+    error = (prepare(joined, Pipeline()).eeg - whole)[:, 24 * 200 : -24 * 200]
+    assert np.sqrt(np.mean(error**2)) < 10  # of 20 uV; by odd reflection it would be 15
 
 
 def test_inference_gives_epochs_the_signal_that_makers_give_them() -> None:
