@@ -58,8 +58,6 @@ def mark(recording: RawRecording) -> None:
     breaks say how much was cut out, not what is stored.
     """
     raw, stretches = recording.raw, recording.stretches
-    if recording.header is None:
-        stretches = [Stretch(start, stop, clock + raw.first_time) for start, stop, clock in stretches]
     rate, further, cuts = float(raw.info["sfreq"]), BREAK_OF.get(type(raw).__name__, ()), set[float]()
     for onset, duration, text in on_clock(recording):
         kind = text.strip().lower()

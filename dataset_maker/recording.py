@@ -50,9 +50,9 @@ class RawRecording:
     warnings: list[str] = field(default_factory=list)  # sentences, without the path
 
     def __post_init__(self) -> None:
-        """Make a recording of which its file states nothing else one stretch from 0 on."""
+        """Make a recording of which its file states nothing else one stretch."""
         if not self.stretches:
-            self.stretches = [Stretch(0.0, self.raw.n_times / self.raw.info["sfreq"], 0.0)]
+            self.stretches = [Stretch(0.0, self.raw.n_times / self.raw.info["sfreq"], self.raw.first_time)]
 
     def rates(self, names: Iterable[str]) -> dict[str, float]:
         """Return the sampling rate of each channel in Hz, as the file has it."""
@@ -112,16 +112,20 @@ class RawRecording:
 def of_raw(
     raw: mne.io.BaseRaw, where: str = "recording", *, path: Path | None = None, unit: str | None = None
 ) -> RawRecording:
-    """Describe an MNE recording, which is not changed. What its file states holds as long as it is not loaded.
+    """Describe an MNE recording, which is not changed. What its file states of values holds until it is loaded.
 
     path: that was opened; by default the one that MNE names. unit: of channels whose unit the file does not state.
     """
     recording = RawRecording(raw, where)
     if raw.preload and isinstance(raw, (RawEDF, RawBDF, RawGDF)):
         _check_length(raw, where)
-    if raw.preload or len(raw.filenames) != 1 or not raw.filenames[0]:
+    if len(raw.filenames) != 1 or not raw.filenames[0]:
         return recording
     path = path or Path(raw.filenames[0])
+    if raw.preload:
+        if isinstance(raw, (RawEDF, RawBDF)) and (header := read_header(path)):
+            recording.stretches = _shifted(_stretches(header), raw) or recording.stretches
+        return recording
     default = volts_per(unit) if unit else None
     if header := read_header(path):
         _describe_edf(recording, header, default)

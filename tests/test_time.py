@@ -183,6 +183,12 @@ def test_polyphase_puts_samples_where_they_belong_and_mnes_default_does_not(rate
     assert errors["polyphase"].max() < 0.05 and errors["mne"].max() > 10
 
 
+def test_pauses_of_a_file_are_known_when_its_recording_was_loaded_and_cropped(tmp_path: Path) -> None:
+    edf_d(tmp_path / "a.edf")
+    raw = mne.io.read_raw(tmp_path / "a.edf", preload=True, verbose="error").crop(2).resample(100, verbose="error")
+    assert of_raw(raw, Options(window=2)).starts.tolist() == [0, 4, 6]  # the pause lies at 3 s
+
+
 @pytest.mark.parametrize(("at", "second"), [(5.0, 4), (5.25, 5), (9.996, 9)])
 def test_the_second_of_a_break_or_before_one_is_no_part_of_a_window(at: float, second: int) -> None:
     stretches = [Stretch(0, at, 0), Stretch(at, 10, at)]
