@@ -16,6 +16,7 @@ from errors import UsageError
 NAMED = ("easycap-M1", "biosemi64")  # spheres with names of the 10-10 system; the second one's places win
 MOST_DEGREES = 15.0  # of a place from its electrode; neighbours of the 10-10 system are about 18 degrees apart
 SAME_NAME = 30.0  # degrees from a label's place to the electrode of this name, if the cap means it (realistic heads)
+SAME_PLACE = 0.1  # degrees: MNE gives some labels the place of another one
 ANT = "waveguard"  # ANT's caps of any size have names of the 10-5 system, all but this one:
 DUKE = "waveguard_duke64"  # equidistant; the nearest electrodes by ANT's places, of the midline and the left half
 _DUKE = {
@@ -83,7 +84,9 @@ def _electrodes(montage: str) -> dict[str, str | None]:
         electrodes |= {label: name for label, name in spelt.items() if label in near or label not in named}
     if montage in ("GSN-HydroCel-128", "GSN-HydroCel-129"):
         electrodes |= CUSTOMARY
-    labels = [label for label, electrode in electrodes.items() if electrode is None]
+    angles = degrees(*[np.array(list(places.values()))] * 2)
+    shared = {label for label, row in zip(places, angles, strict=True) if (row < SAME_PLACE).sum() > 1}
+    labels = [label for label, electrode in electrodes.items() if electrode is None and label not in shared]
     names = [electrode for electrode in named if electrode not in electrodes.values()]
     if labels and names:
         angles = degrees(np.array([places[label] for label in labels]), np.array([named[name] for name in names]))
