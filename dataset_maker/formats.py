@@ -1,26 +1,16 @@
-"""Open recordings of any format that MNE reads. The first bytes choose the reader, not the name.
+"""Which format a recording has: its first bytes tell, not its name.
 
-`open_raw` also compares what the header announces with what the file holds (EDF, BDF and GDF: elsewhere), reads around
-texts that are not needed, and says in our own words what MNE warns of and why a recording cannot be read (`reasons`).
+Some suffixes are those of other programs, too, or of parts of recordings: then the first bytes or the files beside it
+prove that a file is a recording.
 """
 
-from __future__ import annotations  # the types of mne would load half of it
-
-import gzip
 import re
-import struct
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os.path import lexists
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
-import mne
-
-from dataset_maker import neuroscan, reasons
-from dataset_maker.matlab import find_signal, open_around
-from dataset_maker.reasons import NoRecording, companion, recording_readable, stand_in
 from errors import InputError, printable
 
 
@@ -66,40 +56,17 @@ SIGNATURES = {  # of the first bytes
     "Persyst": rb"\s*\[(FileInfo|SampleTimes|Patient|ChannelMap)\]",
     "Neuroelectrics": rb"<[^>]{1,200}>\s*<NEDFversion",
 }
+# First bytes of what is no recording -> what it is and the way out.
+FOREIGN = {
+    b"version https://git-lfs.": "is a pointer of Git LFS, its content is elsewhere: fetch it with `git lfs pull`",
+    b"/annex/objects/": "is a pointer of git-annex, its content is elsewhere: `datalad get` or `git annex get` it",
+    b"PK\x03\x04": "is a zip archive: unpack it",
+    b"\x1f\x8b": "is compressed with gzip: unpack it with gunzip",
+    b"<!DOCTYPE html": "is a web page, not a recording: download it again",
+    b"<html": "is a web page, not a recording: download it again",
+}
 # These suffixes prove nothing, and other programs use them; the files beside them or the first bytes prove.
 WEAK = {".cnt": (), ".eeg": (), ".raw": (), ".dat": (".dap",), ".data": (".head",), ".lay": (), ".nedf": ()}
-CURRY_COUNTS = ("NumSamples", "NumChannels")
-VALUES = {"INT_16": 2, "INT_32": 4, "IEEE_FLOAT_32": 4}  # bytes, BrainVision
-
-
-def open_raw(path: Path, *, cnt_format: str | None = None, **options: Any) -> tuple[mne.io.BaseRaw, list[str]]:
-    """Open a recording: signals in volts, not loaded yet, and sentences about it for the user.
-
-    cnt_format: of the values of Neuroscan files whose headers do not say it. options: of MNE's reader.
-    Raises NoRecording for a file without signals, InputError with the reason for a recording that cannot be read.
-    """
-    kind = format_of(path)
-    form = FORMATS[kind]
-    reasons.check_package(path, form.extra, kind)
-    reader: Callable[..., Any] | None = getattr(mne.io, form.reader, None)
-    if reader is None:
-        raise InputError(f"{path}: MNE {mne.__version__} has no reader for {kind}: install a newer version of mne")
-    notes: list[str] = []
-
-    def read(place: Path, **more: Any) -> Any:
-        # On "error" MNE would not warn at all; what it warns of is caught.
-        return reader(place, **{**form.options, **options, **more})
-
-    with recording_readable(path, kind), reasons.warnings_caught(notes), mne.utils.use_log_level("warning"):
-        raw = _open(path, kind, cnt_format, read, notes)
-        if not isinstance(raw, mne.io.BaseRaw):  # of Curry
-            raise InputError(f"{path}: {reasons.EPOCHS.format('')}")
-        if (there := _samples_there(raw, kind)) and there < raw.n_times:
-            notes.append(reasons.cut_short(there / raw.info["sfreq"], raw.n_times / raw.info["sfreq"]))
-            raw.crop(0, (there - 1) / raw.info["sfreq"])
-    if not raw.ch_names:
-        raise NoRecording(f"{path}: holds annotations and no signal, as a hypnogram does")
-    return raw, notes
 
 
 def format_of(path: Path) -> str:
@@ -109,17 +76,21 @@ def format_of(path: Path) -> str:
         if name.endswith(".mff"):
             return "EGI MFF"
         raise InputError(f"{path}: is a folder, not a recording")
-    with recording_readable(path):
-        head = reasons.check_content(path)
+    try:
+        head = check_content(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     found = _told(head)
     if found == "EGI RAW" and not name.endswith(".raw"):
         found = None
+    if found == "Neuroscan CNT" and name.endswith((".eeg", ".avg")):
+        raise InputError(f"{path}: holds epochs or averages of Neuroscan, which MNE does not read; export it as EDF")
     suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
     if found:
         return found
     if suffix in WEAK and not _beside(path, WEAK[suffix]):
         kinds = " or ".join(kind for kind, form in FORMATS.items() if suffix in form.suffixes)
-        raise InputError(f"{path}: is no recording of {kinds}, which {suffix} stands for; {reasons.EXPORT}")
+        raise InputError(f"{path}: is no recording of {kinds}, which {suffix} stands for")
     if not suffix:
         raise InputError(f"{path}: not a kind of recording that is read ({', '.join(SUFFIXES)})")
     return next(kind for kind, form in FORMATS.items() if suffix in form.suffixes)
@@ -132,7 +103,7 @@ def is_recording(path: Path) -> bool:
         return _beside(path, WEAK[suffix])
     if suffix not in (".eeg", ".raw") or looks_like(path) in ("Nihon Kohden", "EGI RAW"):
         return bool(suffix)
-    return reasons.is_elsewhere(path) and not _beside(path, (".vhdr", ".ahdr"))
+    return is_elsewhere(path) and not _beside(path, (".vhdr", ".ahdr"))
 
 
 def looks_like(path: Path) -> str | None:
@@ -150,264 +121,52 @@ def _beside(path: Path, suffixes: tuple[str, ...]) -> bool:
     return any(lexists(path.with_suffix(name)) for suffix in suffixes for name in (suffix, suffix.upper()))
 
 
-def _open(path: Path, kind: str, cnt_format: str | None, read: Callable[..., Any], notes: list[str]) -> Any:
-    """Open a recording with its format's reader, around what the reader cannot do."""
-    if kind == "Neuroscan CNT":
-        return _open_neuroscan(path, cnt_format, read, notes)
-    if kind in OPENERS:
-        return OPENERS[kind](path, read, notes)
-    suffixes = FORMATS[kind].suffixes
-    if path.is_dir() or path.name.lower().endswith(suffixes):
-        return read(path)
-    with stand_in({f"{path.stem}{suffixes[0]}": path}) as place:
-        raw = read(place)
-        raw.filenames = [path]
-    return raw
+# ---- content that is elsewhere, and the files beside a recording
 
 
-def _open_neuroscan(path: Path, cnt_format: str | None, read: Callable[..., Any], notes: list[str]) -> Any:
-    """Open a Neuroscan recording through a stand-in with a right header, which has a hole in the samples' place."""
-    layout = neuroscan.layout(path, cnt_format)
-    if layout.announced > layout.samples:
-        notes.append(reasons.cut_short(layout.samples / layout.rate, layout.announced / layout.rate))
-    elif layout.announced != layout.samples:
-        notes.append(f"its header announces {layout.announced} samples, it holds {layout.samples}: all are read")
-    if not layout.events:
-        notes.append("its event table cannot be read, so its events are not known")
-    with stand_in({"x.cnt": layout.header}) as place:
-        with place.open("r+b") as file:
-            file.seek(layout.stop)
-            file.write(layout.events or neuroscan.NO_EVENTS)
-        raw = read(place, data_format=layout.data_format)
-        raw.filenames = [path]
-    return raw
+def check_content(path: Path) -> bytes:
+    """Return a file's first bytes. Raises InputError for a file that is empty, elsewhere, or of another kind."""
+    if path.is_symlink() and not path.exists():
+        if "annex" in str(path.readlink()):
+            raise InputError(f"{path}: {FOREIGN[b'/annex/objects/']}")
+        raise InputError(f"{path}: links to a file that is not there: fetch it, or take the link away")
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if not head:
+        raise InputError(f"{path}: is empty (0 bytes): copy or download it again")
+    for start, what in FOREIGN.items():
+        if head.startswith(start) and not (start == b"\x1f\x8b" and path.name.lower().endswith(".fif.gz")):
+            raise InputError(f"{path}: {what}")
+    return head
 
 
-def _open_brainvision(path: Path, read: Callable[..., Any], notes: list[str]) -> Any:
-    """Open a BrainVision recording; where its header names other files, those with its own name."""
-    header = path.read_bytes()
-
-    def stated(key: str) -> str:
-        match = re.search(rb"(?im)^[ \t]*" + key.encode() + rb"[ \t]*=[ \t]*([^\r\n]*?)[ \t]*\r?$", header)
-        text = match[1] if match else b""
-        try:
-            return text.decode()
-        except UnicodeDecodeError:
-            return text.decode("latin-1")
-
-    links: dict[str, Path] = {}
-    for key, suffixes in (("DataFile", (".eeg", ".dat")), ("MarkerFile", (".vmrk", ".amrk"))):
-        if key == "MarkerFile" and not stated(key):
-            continue
-        wanted = stated(key).replace("$b", path.stem).replace("\\", "/").rpartition("/")[2]
-        own = [path.stem + suffix for suffix in suffixes]
-        try:
-            links[key] = companion(path, [wanted, *own] if wanted else own, f"its {key}")
-        except InputError:
-            if key == "DataFile":
-                raise
-            if wanted:
-                notes.append(f"its marks are not read: {reasons.file_name(wanted)} is not in its folder")
-            continue
-        if wanted and links[key].name.lower() != wanted.lower():
-            stale, there = reasons.file_name(wanted), printable(links[key].name)
-            notes.append(f"its header wants {stale}, which is not there: {there} is read, which has its own name")
-    _check_brainvision(path, stated, links["DataFile"], notes)
-    if all(stated(key) == (links[key].name if key in links else "") for key in ("DataFile", "MarkerFile")):
-        return read(path)
-    names = {"DataFile": "signal.eeg", "MarkerFile": "marks.vmrk"}
-    for key, name in names.items():
-        new = rb"\g<1>" + (name.encode() if key in links else b"")
-        header = re.sub(rb"(?im)^([ \t]*" + key.encode() + rb"[ \t]*=)[^\r\n]*", new, header)
-    with stand_in({path.name.lower(): header, **{names[key]: file for key, file in links.items()}}) as place:
-        raw = read(place)
-        raw.filenames = [links["DataFile"]]
-    return raw
+def is_elsewhere(path: Path) -> bool:
+    """Whether a file is only a link or pointer to content that is not here."""
+    if not path.exists():
+        return True
+    with path.open("rb") as file:
+        return file.read(30).startswith((b"version https://git-lfs.", b"/annex/objects/"))
 
 
-def _check_brainvision(path: Path, stated: Callable[[str], str], signal: Path, notes: list[str]) -> None:
-    """Compare the points that the header announces with the size of the signal's file."""
-    if stated("BinaryFormat") not in VALUES or not stated("NumberOfChannels").isdigit():
-        return  # text, or a header that MNE refuses
-    channels = int(stated("NumberOfChannels")) + path.name.lower().endswith(".ahdr")  # V-Amp stores one more
-    points, cut = divmod(signal.stat().st_size, channels * VALUES[stated("BinaryFormat")])
-    announced = int(stated("DataPoints")) if stated("DataPoints").isdigit() else points
-    rate = 1e6 / float(stated("SamplingInterval"))
-    if stated("DataOrientation").upper() == "VECTORIZED" and (cut or announced != points):
-        held = f"{points / rate:g} s, its header announces {announced / rate:g} s"
-        raise InputError(
-            f"{path}: cut short: {printable(signal.name)} holds {held}. Its channels follow each other, so "
-            "that the rest cannot be read rightly: fetch the whole file"
-        )
-    if points < announced:
-        notes.append(reasons.cut_short(points / rate, announced / rate))
-    elif announced < points:
-        notes.append(f"its header announces {announced / rate:g} s, the file holds {points / rate:g} s: all are read")
+def companion(path: Path, names: Sequence[str], what: str) -> Path:
+    """Return the first file of these names in the folder of `path`, whatever their case.
+
+    Raises InputError that names the file that is wanted and those of its kind that lie there.
+    """
+    there = {other.name.lower(): other for other in path.parent.iterdir()}
+    for name in names:
+        if name.lower() in there:
+            check_content(other := there[name.lower()])
+            return other
+    ends = tuple({Path(name).suffix.lower() for name in names} - {""})
+    beside = sorted(other.name for other in there.values() if other.name.lower().endswith(ends))
+    beside.sort(key=lambda name: not name.startswith(path.stem))  # those of the same name first
+    lies = f"; there lies {', '.join(map(printable, beside[:3]))}" if beside else ""
+    raise InputError(
+        f"{path}: needs {file_name(names[0])} ({what}), which is not in its folder{lies}: fetch or rename it"
+    )
 
 
-def _open_eeglab(path: Path, read: Callable[..., Any], notes: list[str]) -> Any:
-    """Open an EEGLAB recording; an EEG.data without a suffix means the .fdt of the same name."""
-    if inside := find_signal(path):
-        return open_around(inside, read)
-    try:
-        return read(path)
-    except Exception as error:
-        text = str(error)
-        if isinstance(error, FileNotFoundError):
-            wanted = re.search(r"tried (.+?) and ", text)
-            names = [re.split(r"[/\\]", wanted[1])[-1]] if wanted else []
-            companion(path, [*names, f"{path.stem}.fdt"], "its signal")
-        if "EEGLAB file extension" not in text:
-            raise
-    signal = companion(path, [f"{path.stem}.fdt"], "its signal")
-    with patch("mne.io.eeglab.eeglab._check_eeglab_fname", lambda *names: str(signal)):
-        raw = read(path)
-    notes.append(f"its EEG.data has no suffix: {printable(signal.name)} is read")
-    return raw
-
-
-def _open_fif(path: Path, read: Callable[..., Any], notes: list[str]) -> Any:
-    """Open a FIF recording; say which part of a split one is missing, and what is there instead of a recording."""
-    try:
-        return read(path)
-    except Exception as error:
-        if part := re.search(r"next file (.+) does not exist", str(error)):
-            companion(path, [Path(part[1]).name], "the next part of this split recording")
-        blocks = _fif_blocks(path)
-        if 373 in blocks:
-            raise InputError(f"{path}: {reasons.EPOCHS.format('')}") from None
-        if blocks and not blocks & {102, 112, 119}:  # raw data, continuous data, with internal active shielding
-            raise NoRecording(f"{path}: holds no recording ({'averages' if 104 in blocks else 'no signal'})") from None
-        raise
-
-
-def _fif_blocks(path: Path) -> set[int]:
-    """Return the kinds of blocks that a FIF file has; empty if it is not whole."""
-    blocks, place = set(), 0
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        while True:
-            file.seek(place)
-            if len(tag := file.read(20)) < 16:
-                return set()
-            kind, _, size, following = struct.unpack(">iiii", tag[:16])
-            if kind == 104 and len(tag) == 20:  # a block begins
-                blocks.add(struct.unpack(">i", tag[16:])[0])
-            if following < 0:
-                return blocks
-            place = following or place + 16 + size
-
-
-def _open_persyst(path: Path, read: Callable[..., Any], notes: list[str]) -> Any:
-    """Open a Persyst recording without what it says of the patient, whose birthday MNE must be able to read."""
-    content = path.read_bytes()
-    try:
-        lines = content.decode().splitlines()
-    except UnicodeDecodeError:
-        lines = content.decode("latin-1").splitlines()
-    kept, section, wanted, lost = [], "", f"{path.stem}.dat", 0
-    for line in lines:
-        if line.startswith("["):
-            section = line.strip().lower()
-        key, _, value = (text.strip() for text in line.partition("="))
-        if section == "[fileinfo]" and key.lower() == "file":
-            wanted, line = re.split(r"[/\\]", value)[-1], "File=signal.dat"
-        if section == "[fileinfo]" and key.lower() == "headerlength" and value not in ("", "0"):
-            raise InputError(
-                f"{path}: its signal begins behind a header, which MNE would read as EEG; {reasons.EXPORT}"
-            )
-        if section == "[comments]" and line.strip() and not line.startswith("[") and line.count(",") < 4:
-            lost += 1
-        elif section in ("[fileinfo]", "[channelmap]", "[comments]"):
-            kept.append(line)
-    if lost:
-        notes.append(f"{lost} of its comments are not read: they have no time")
-    patient = ["[Patient]", "BirthDate=-", "TestDate=0", "Sex=", "Hand=", ""]
-    signal = companion(path, [wanted, f"{path.stem}.dat"], "its signal")
-    with stand_in({"x.lay": "\n".join([*patient, *kept]).encode(), "signal.dat": signal}) as place:
-        with redirect_stdout(None):  # a note on the birthday
-            raw = read(place)
-        raw.filenames = [signal]
-    return raw
-
-
-def _open_nihon(path: Path, read: Callable[..., Any], notes: list[str]) -> Any:
-    """Open a Nihon Kohden recording, without its events if they cannot be read."""
-    names = companion(path, [f"{path.stem}.21E"], "which channel is which electrode")
-    if names.name == f"{path.stem}.21E":
-        with suppress(Exception):
-            return read(path)
-    with stand_in({"x.EEG": path, "x.21E": names}) as place:
-        raw = read(place)
-        raw.filenames = [path]
-    return raw
-
-
-def _open_curry(path: Path, read: Callable[..., Any], notes: list[str]) -> Any:
-    """Open a Curry recording of any version."""
-    if path.name.lower().endswith(".cdt"):
-        header = companion(path, [f"{path.name}.dpa", f"{path.name}.dpo"], "its header")
-    else:
-        header = companion(path, [f"{path.stem}.dap"], "its header")
-        companion(path, [f"{path.stem}.rs3"], "the names of its channels")
-    text = header.read_text(encoding="latin-1")
-    samples, channels = (int(n[1]) if (n := re.search(rf"{key}\s*=\s*(\d+)", text)) else 0 for key in CURRY_COUNTS)
-    if not re.search(r"DataByteOrder\s*=\s*ASCII", text) and path.stat().st_size < 4 * samples * channels:
-        there = path.stat().st_size / (4 * channels)
-        raise InputError(f"{path}: cut short: holds {there:.0f} of {samples} samples: fetch the whole file")
-    with redirect_stdout(None):
-        return read(path)
-
-
-def _open_nicolet(path: Path, read: Callable[..., Any], notes: list[str]) -> Any:
-    """Open a Nicolet recording."""
-    header = companion(path, [f"{path.stem}.head"], "its header")
-    with stand_in({"x.data": path, "x.head": header}) as place:
-        raw = read(place)
-        raw.filenames = [path]
-    return raw
-
-
-def _open_nexstim(path: Path, read: Callable[..., Any], notes: list[str]) -> Any:
-    """Open a Nexstim recording. MNE takes its microvolts for volts."""
-    raw = read(path)
-    eeg = mne.pick_types(raw.info, eeg=True, eog=True)
-    if (raw._cals[eeg] > 1e-3).all():  # uV a digital step
-        raw._cals[eeg] *= 1e-6
-    return raw
-
-
-def _open_mff(path: Path, read: Callable[..., Any], notes: list[str]) -> Any:
-    """Open a folder of EGI."""
-    for name, what in (("signal1.bin", "its signal"), ("info.xml", "its header"), ("epochs.xml", "its times")):
-        companion(path / name, [name], what)
-    with redirect_stdout(None):
-        return read(path)
-
-
-OPENERS: dict[str, Callable[[Path, Callable[..., Any], list[str]], Any]] = {
-    "BrainVision": _open_brainvision,
-    "EEGLAB": _open_eeglab,
-    "FIF": _open_fif,
-    "EGI MFF": _open_mff,
-    "Persyst": _open_persyst,
-    "Nihon Kohden": _open_nihon,
-    "Curry": _open_curry,
-    "Nicolet": _open_nicolet,
-    "Nexstim": _open_nexstim,
-}
-
-
-def _samples_there(raw: mne.io.BaseRaw, kind: str) -> int | None:
-    """Return how many samples the file holds, where the reader believes the header."""
-    path, extras, channels = Path(str(raw.filenames[0])), raw._raw_extras[0], len(raw.ch_names)
-    if not path.is_file():
-        return None
-    size = path.stat().st_size
-    if kind == "EEGLAB" and path.suffix.lower() == ".fdt":
-        return size // (4 * channels)
-    if kind == "Nicolet":
-        return size // (2 * channels)
-    if kind == "Neuroelectrics":
-        full, rest = divmod(max(size - 10240, 0), extras["dt"].itemsize)
-        return 5 * full + (raw.n_times % 5 if rest >= extras["dt_last"].itemsize else 0)
-    return None
+def file_name(stated: str) -> str:
+    """Return the name of a file as a header states it, if it looks like one: a header's other texts may name people."""
+    return printable(stated) if re.fullmatch(r"[^/\\]{1,120}\.\w{2,4}", stated) else "the file that its header names"

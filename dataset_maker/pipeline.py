@@ -20,9 +20,9 @@ import numpy as np
 
 from dataset_maker import bads, caps, marks
 from dataset_maker.filters import changes_rate
-from dataset_maker.formats import open_raw
 from dataset_maker.marks import Stretch
 from dataset_maker.neuroscan import WIDTHS
+from dataset_maker.opening import open_raw
 from dataset_maker.reasons import of_types, recording_readable
 from dataset_maker.recording import RawRecording, of_raw
 from dataset_maker.stages import Source, narrowed, plan_stages, processed

@@ -7,41 +7,29 @@ files that a header wants are the only texts of a header that are.
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import mne
 
-from errors import InputError, printable
+from errors import InputError
 
 EXPORT = "if another program opens it, export it as EDF or FIF"
 EPOCHS = "holds {}epochs, not one continuous recording: `make_labelled.py --epochs` makes labelled data of them"
-# First bytes of what is no recording -> what it is and the way out.
-FOREIGN = {
-    b"version https://git-lfs.": "is a pointer of Git LFS, its content is elsewhere: fetch it with `git lfs pull`",
-    b"/annex/objects/": "is a pointer of git-annex, its content is elsewhere: `datalad get` or `git annex get` it",
-    b"PK\x03\x04": "is a zip archive: unpack it",
-    b"\x1f\x8b": "is compressed with gzip: unpack it with gunzip",
-    b"<!DOCTYPE html": "is a web page, not a recording: download it again",
-    b"<html": "is a web page, not a recording: download it again",
-}
 # What MNE warns of -> our words, "" where it does not matter here or other code says it. Groups are numbers.
 WARNINGS = (
     (r"meas(urement)? date|patient information|birth", ""),  # not used
     (r"highpass|lowpass|Online software filter", ""),  # what the amplifier filtered; not used
     (r"head radius|positions? of|montage|coordinates\.xml|naming conventions", ""),  # places are not used
-    (
-        r"'boundary' events|record length|does not match the file size|likely truncated|mixed sampling",
-        "",
-    ),  # said by our own checks
+    # Our own checks say it.
+    (r"'boundary' events|record length|does not match the file size|likely truncated|mixed sampling", ""),
     (r"Scaling factor will|Physical range|event table offset|number of data bytes|sample count from header", ""),
+    (r"Invalid tag|tag directory missing", ""),
     (r"MarkerFile|PNT file|channel type of the following|(invalid value|divide by zero) encountered", ""),
     (r"Limited \d+ annotation", ""),
     (r"Data file name in EEG\.data", "the .fdt that it names is not there; the one with its own name is read"),
-    (r"Invalid tag|tag directory missing", "it is damaged at its end; what is whole is read"),
     (r"Omitted (\d+) annotation", "{} of its annotations lie outside of its signal"),
     (r"names are not unique", "several of its channels share a name and are told apart by numbers: -0, -1, ..."),
     (r"No coordinate information found", "channels without a place count as not EEG, as MNE types them"),
@@ -80,7 +68,7 @@ def _reason(error: Exception, kind: str) -> str:
     if "MATLAB v7.3" in text or "HDF reader for matlab" in text or (kind == "EEGLAB" and "pymatreader" in text):
         return "is a file of MATLAB 7.3: " + needs("pymatreader")
     reader = f"{kind}, MNE {mne.__version__}: " if kind else ""
-    return f"cannot be read ({reader}{type(error).__name__}): damaged, or written in an unusual way; {EXPORT}"
+    return f"cannot be read ({reader}{type(error).__name__}): damaged, cut short or written unusually; {EXPORT}"
 
 
 def needs(package: str) -> str:
@@ -94,69 +82,6 @@ def check_package(path: Path, package: str, kind: str) -> None:
         raise InputError(f"{path}: {kind} {needs(package)}")
 
 
-def check_content(path: Path) -> bytes:
-    """Return a file's first bytes. Raises InputError for a file that is empty, elsewhere, or of another kind."""
-    if path.is_symlink() and not path.exists():
-        if "annex" in str(path.readlink()):
-            raise InputError(f"{path}: {FOREIGN[b'/annex/objects/']}")
-        raise InputError(f"{path}: links to a file that is not there: fetch it, or take the link away")
-    with path.open("rb") as file:
-        head = file.read(4096)
-    if not head:
-        raise InputError(f"{path}: is empty (0 bytes): copy or download it again")
-    for start, what in FOREIGN.items():
-        if head.startswith(start) and not (start == b"\x1f\x8b" and path.name.lower().endswith(".fif.gz")):
-            raise InputError(f"{path}: {what}")
-    return head
-
-
-def is_elsewhere(path: Path) -> bool:
-    """Whether a file is only a link or pointer to content that is not here."""
-    if not path.exists():
-        return True
-    with path.open("rb") as file:
-        return file.read(30).startswith((b"version https://git-lfs.", b"/annex/objects/"))
-
-
-def companion(path: Path, names: Sequence[str], what: str) -> Path:
-    """Return the first file of these names in the folder of `path`, whatever their case.
-
-    Raises InputError that names the file that is wanted and those of its kind that lie there.
-    """
-    there = {other.name.lower(): other for other in path.parent.iterdir()}
-    for name in names:
-        if name.lower() in there:
-            check_content(other := there[name.lower()])
-            return other
-    ends = tuple({Path(name).suffix.lower() for name in names} - {""})
-    beside = sorted(other.name for other in there.values() if other.name.lower().endswith(ends))
-    beside.sort(key=lambda name: not name.startswith(path.stem))  # those of the same name first
-    lies = f"; there lies {', '.join(map(printable, beside[:3]))}" if beside else ""
-    raise InputError(
-        f"{path}: needs {file_name(names[0])} ({what}), which is not in its folder{lies}: fetch or rename it"
-    )
-
-
-def file_name(stated: str) -> str:
-    """Return the name of a file as a header states it, if it looks like one: a header's other texts may name people."""
-    return printable(stated) if re.fullmatch(r"[^/\\]{1,120}\.\w{2,4}", stated) else "the file that its header names"
-
-
-@contextmanager
-def stand_in(files: Mapping[str, bytes | Path]) -> Iterator[Path]:
-    """Make a folder for a reader that insists on names or on a text; yield its first file, which is not kept.
-
-    files: name -> content, or the file that it stands for.
-    """
-    with TemporaryDirectory() as folder:
-        for name, content in files.items():
-            if isinstance(content, bytes):
-                Path(folder, name).write_bytes(content)
-            else:
-                Path(folder, name).symlink_to(content.resolve())
-        yield Path(folder, next(iter(files)))
-
-
 def of_types(types: Iterable[str]) -> str:
     """Say which types of channels a recording without EEG has."""
     counts = ", ".join(f"{count} {kind}" for kind, count in Counter(types).most_common())
@@ -167,9 +92,7 @@ def of_types(types: Iterable[str]) -> str:
 
 def cut_short(there: float, announced: float) -> str:
     """Say how many seconds are missing."""
-    return (
-        f"cut short, {announced - there:g} of {announced:g} s that its header announces are missing; the rest is used"
-    )
+    return f"cut short, {announced - there:g} of {announced:g} s that its header announces are missing; the rest is converted"
 
 
 @contextmanager
