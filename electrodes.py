@@ -249,7 +249,7 @@ def resolve(
     for name in names:
         if name not in kept:
             by_name = NOT_EEG if _is_non_eeg(plain[name]) else UNKNOWN if name in unknown else LISTED
-            reasons[name] = NOT_NEAR if name in on_cap else by_name
+            reasons[name] = NOT_NEAR if on_cap.get(name, "") is None else by_name
     return Resolution(kept, reasons, notes)
 
 

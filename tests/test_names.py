@@ -175,6 +175,7 @@ def test_caps_give_each_place_its_nearest_electrode_once() -> None:
     resolution = resolve([*BIOSEMI_128, "EXG1", "M1"], cap=find_cap("biosemi128"))
     assert resolution.kept["M1"] == "M1" and resolution.kept["C4"] == "F4"
     assert resolution.reasons["C3"] == NOT_NEAR
+    assert resolve(BIOSEMI_128, cap=find_cap("biosemi128"), drop=["CZ"]).reasons["A1"] == LISTED
 
 
 @pytest.mark.parametrize(
