@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset_maker import pool
-from dataset_maker.reasons import recording_readable
+from dataset_maker.reasons import companion, recording_readable
 from dataset_maker.sources import find_files, subject_of
 from eeg_data.pretraining_files import SAMPLING_RATE
 from errors import InputError
@@ -77,7 +77,8 @@ def _read_set(path: Path) -> Epochs:
     info = eeglab._get_info(file, eog=(), montage_units="auto")[0]
     events, data, shape = eeglab._read_annotations_eeglab(file), file.data, (file.nbchan, file.pnts, file.trials)
     if isinstance(data, str):
-        data = np.fromfile(eeglab._check_eeglab_fname(str(path), data), np.float32)
+        names = [name for name in (re.split(r"[/\\]", data)[-1], f"{path.stem}.fdt") if name.endswith(".fdt")]
+        data = np.fromfile(companion(path, names, "its signal"), "<f4")
     if data.size != math.prod(shape):
         raise InputError(f"{path}: announces {' x '.join(map(str, shape))} values, but there are {data.size}")
     inside: list[set[str]] = [set() for _ in range(file.trials)]  # types of the events at each epoch's time zero

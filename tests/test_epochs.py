@@ -68,16 +68,20 @@ def make(folder: Path, *words: Any) -> int:
     return run_maker(make_labelled, "--epochs", folder / "in", "--output", folder / "out.hdf5", *words)
 
 
-@pytest.mark.parametrize("kind", ["set", "fif"])
+@pytest.mark.parametrize("kind", ["set", "fdt", "fif"])
 def test_each_epoch_is_a_sample_from_tmin_on_under_the_name_of_its_event(tmp_path: Path, kind: str) -> None:
     eeg = {who: cut(3.5, 10, seed=who) for who in range(1, 6)}
     labels = ["left", "right"] * 5
     for who, signal in eeg.items():
         path = tmp_path / f"in/sub-0{who}/eeg/sub-0{who}_task-x-epo.{kind}"
-        if kind == "set":
-            save_set(path, signal, [(i, 0, label) for i, label in enumerate(labels)], tmin=-1.0)
-        else:
+        if kind == "fif":
             save_fif(path, signal, labels, tmin=-1.0)
+        else:
+            stored = {"data": "x/renamed.fdt"} if kind == "fdt" else {}
+            events = [(i, 0, label) for i, label in enumerate(labels)]
+            save_set(path.with_suffix(".set"), signal, events, tmin=-1.0, **stored)
+        if kind == "fdt":
+            path.write_bytes(signal.astype("<f4").tobytes(order="F"))
     assert make(tmp_path, *PLAIN, "--tmin", 0.5, "--classes", "right", "left", "--seed", 1) == 0
     seen = set()
     with h5py.File(tmp_path / "out.hdf5") as file:
