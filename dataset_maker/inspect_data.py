@@ -113,13 +113,14 @@ def mark_file(path: Path) -> bool:
     The signals are copied byte for byte and the copy replaces the file, so a kill leaves the file as it was.
     """
     path = Path(os.path.realpath(path))
-    scans: dict[str, Callable[[], Quality]]
+    scans: dict[str, Callable[[], tuple[Quality, Mapping[str, float | None]]]]
     if is_labelled(path):
         file = read_labelled(path)
         splits = [read_samples(file, split) for split in file.splits]
-        scans = {samples.split: samples.quality for samples in splits if samples.unmarked}
+        scans = {samples.split: samples.scanned for samples in splits if samples.unmarked}
     else:
-        scans = {recording.name: recording.scan for recording in read_recordings(path) if recording.valid is None}
+        recordings = [recording for recording in read_recordings(path) if recording.valid is None]
+        scans = {recording.name: partial(_scanned, recording) for recording in recordings}
     for name in scans:
         if (owner := Path(open_file(path)[name].file.filename)) != path:
             raise InputError(f"{path}: `{printable(name)}` is in {owner}: mark that file")
@@ -130,11 +131,18 @@ def mark_file(path: Path) -> bool:
         with written_aside(path) as part:
             shutil.copy2(path, part)
             with h5py.File(part, "r+", locking=False) as copy:
-                for name, result in results.items():
+                for name, (result, levels) in results.items():
                     *samples, _, length = copy[name]["eeg"].shape
                     copy[name]["valid"] = result.valid.reshape(*samples, seconds_of(length))
                     copy[name].attrs["quality"] = result.to_json()
+                    if levels and "amplitude" not in copy[name]:
+                        known = [levels.get(recording) or np.nan for recording in copy[name]["recording"].asstr()]
+                        copy[name]["amplitude"] = np.array(known, np.float32)
     return bool(results)
+
+
+def _scanned(recording: Recording) -> tuple[Quality, dict[str, float | None]]:
+    return recording.scan(), {}
 
 
 def _describe_signals(

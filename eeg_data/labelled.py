@@ -23,7 +23,7 @@ from eeg_data.pretraining import (
     warn_unmarked,
 )
 from eeg_data.quality import Quality
-from eeg_data.verdicts import warnings
+from eeg_data.verdicts import scale_warnings, warnings
 from electrodes import PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError
 from files import digest_of
@@ -157,5 +157,9 @@ def _warn(file: LabelledFile, splits: Mapping[str, LabelledWindows]) -> None:
     warn_unmarked(set().union(*(samples.unmarked for samples in every.values())), f"--dataset {file.name}")
     scans = Quality.merged(scan for samples in every.values() for scan in samples.scans)
     levels = {name: level for samples in every.values() for name, level in samples.levels.items()}
-    for text in [*warnings(scans, levels), *split_warnings(every)]:
+    texts = warnings(scans, levels)
+    for samples in every.values():
+        if not samples.scans:
+            texts += scale_warnings(*samples.glance())
+    for text in [*texts, *split_warnings(every)]:
         logger.warning(f"{file.name}: {text}")

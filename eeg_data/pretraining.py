@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from eeg_data.batches import EvaluationBatches, Key, TrainingBatches
 from eeg_data.hdf5 import find_files
-from eeg_data.pretraining_files import MAX_TOKENS, SAMPLING_RATE, Windows, by_montage, read_recordings
-from eeg_data.quality import compared
-from eeg_data.verdicts import warnings
+from eeg_data.pretraining_files import GLANCES, MAX_TOKENS, SAMPLING_RATE, Windows, by_montage, read_recordings
+from eeg_data.quality import Quality, compared
+from eeg_data.verdicts import scale_warnings, warnings
 from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError
 from files import digest_of
@@ -221,7 +221,17 @@ def _warn(windows: Windows, name: str) -> None:
             f"{windows.window // SAMPLING_RATE} s, {windows.left_out} of {windows.left_out + len(windows)} windows "
             "touch seconds that cannot be used (not finite, or all electrodes flat): they are left out."
         )
-    for text in warnings(*compared((recording.where, recording.quality()) for recording in windows.recordings)):
+    unseen = []
+
+    def scans() -> Iterator[tuple[str, Quality | None]]:
+        for recording in windows.recordings:
+            if (scan := recording.quality()) is None:
+                unseen.append(recording)
+            yield recording.where, scan
+
+    texts = warnings(*compared(scans()))
+    few = unseen[:: max(1, len(unseen) // GLANCES)]
+    for text in texts + scale_warnings(*compared((recording.where, recording.glance()) for recording in few)):
         logger.warning(f"{name}: {text}")
 
 

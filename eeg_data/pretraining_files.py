@@ -19,6 +19,7 @@ SAMPLING_RATE = 200  # Hz; a patch is one second
 MAX_SECONDS = 16  # of a window: rows of the models' time embedding
 MAX_TOKENS = 256  # patches a window in the paper: sets the default window
 BLOCK = 2**22  # values that a scan reads at once
+GLANCES = 32  # windows that training looks at of files that no scan has seen
 
 
 def default_window(electrodes: int) -> int:
@@ -81,6 +82,12 @@ class Recording:
             scan.add(self.read(start, min(step, self.length - start)))
         result = scan.result()
         return result if self.valid is None else replace(result, valid=self.valid)
+
+    def glance(self) -> Quality:
+        """Scan a window in the middle."""
+        scan, samples = SignalScan(self.montage, SAMPLING_RATE), min(self.length, default_window(len(self.montage)))
+        scan.add(self.read((self.length - samples) // 2, samples))
+        return scan.result()
 
 
 class Windows:

@@ -27,7 +27,7 @@ def warnings(quality: Quality, levels: Mapping[str, float | None] | None = None)
 
     levels: of the recordings behind it, as for `recording_warnings`.
     """
-    texts = unit_warnings(quality) + electrode_warnings(quality) + recording_warnings(levels or {})
+    texts = scale_warnings(quality, levels or {})
     seconds, invalid = len(quality.valid), int((~quality.valid).sum())
     if invalid > MANY_INVALID * seconds:
         texts.append(
@@ -42,6 +42,11 @@ def warnings(quality: Quality, levels: Mapping[str, float | None] | None = None)
             shares = worst_first(bad, quality.seconds)
             texts.append(f"{len(bad)} electrode(s) {what} in more than {limit:.0%} of the seconds: {shares}.")
     return texts
+
+
+def scale_warnings(quality: Quality, levels: Mapping[str, float | None]) -> list[str]:
+    """Return those of `warnings` that say something of the amplitudes."""
+    return unit_warnings(quality) + electrode_warnings(quality) + recording_warnings(levels)
 
 
 def electrode_warnings(quality: Quality) -> list[str]:
@@ -87,7 +92,8 @@ def unit_warnings(quality: Quality) -> list[str]:
     if offset:
         return [
             f"Half of all values are more than {median:.2g} uV from zero, but move only {moved:.2g} uV in a second: "
-            f"take the constant offset off (a high-pass does); what is left are probably {names}."
+            "take the constant offset off (a high-pass does, if the recording is longer than its filter); what is left "
+            f"are probably {names}."
         ]
     rare = "hardly any" if LIKELY[0] <= median < DOUBTFUL else "no"
     return [f"Half of all values are within {median:.2g} uV of zero, which {rare} EEG is; they are probably {names}."]

@@ -153,7 +153,19 @@ def test_files_of_other_programs_are_compared_when_they_are_inspected(tmp_path: 
     assert any("recording2 (x 1e3)" in text for text in inspected(path))
     samples = np.concatenate([signal[None, :, :400].repeat(2, axis=0) for signal in signals])  # two of a recording
     path = write_labelled(tmp_path / "b.hdf5", {"train": (samples, np.arange(8) % 2)}, names=NAMES[:3])
-    assert any("train-recording2" in text and "1 of 4" in text for text in inspected(path))
+    for _ in range(2):
+        assert any("train-recording2" in text and "1 of 4" in text for text in inspected(path))
+        inspect_data.mark_file(path)  # also of what was marked
+
+
+def test_training_names_a_wrong_unit_in_files_that_nobody_has_scanned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_pretraining(tmp_path / "a.hdf5", NAMES, [scaled([1e6], seed=seed) / 100 for seed in range(3)])
+    pretraining_loaders("--train_data", path, "--time_window", 1)
+    samples = eeg(3)[None].repeat(4, axis=0) / 100
+    labelled_loaders(write_labelled(tmp_path / "b.hdf5", {"train": (samples[..., :400], [0, 1, 0, 1])}))
+    assert caplog.text.count("factor 100)") == 2
 
 
 # ---- units
