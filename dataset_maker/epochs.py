@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset_maker import pool
-from dataset_maker.reasons import companion, recording_readable
+from dataset_maker.formats import companion
+from dataset_maker.reasons import recording_readable
 from dataset_maker.sources import find_files, subject_of
 from eeg_data.pretraining_files import SAMPLING_RATE
 from errors import InputError
