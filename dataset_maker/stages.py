@@ -5,6 +5,7 @@ Signals are in volts here. Each stretch between two breaks is filtered and resam
 
 from __future__ import annotations  # types of the modules that import this one
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
@@ -72,7 +73,8 @@ class Source:
         self.recording, self.samples, self.where, self.scale = recording, samples, recording.where, scale
         self.raw = raw = recording.raw
         self.rate = float(raw.info["sfreq"])
-        self.scan = SignalScan(raw.ch_names, self.rate, amplitudes=False)
+        marked = ~marks.without(np.ones(math.ceil(samples / self.rate) + 1, bool), recording.invalid)
+        self.scan = SignalScan(raw.ch_names, self.rate, amplitudes=False, marked=marked)
         self.weights, self._bad = weights, [raw.ch_names.index(name) for name in recording.bad]
         self._scanned = 0
 

@@ -184,11 +184,13 @@ class SignalScan:
     """Scan one signal piece by piece; how it is cut changes nothing. Memory grows with its seconds.
 
     electrodes: names of the rows; rate: samples a second, maybe a fraction; amplitudes: whether to fill the histogram,
-    which takes most of the time.
+    which takes most of the time; marked: (seconds,) bool, which ones are known to be bad and say nothing of the unit.
     """
 
-    def __init__(self, electrodes: Sequence[str], rate: float, *, amplitudes: bool = True) -> None:
-        self.electrodes, self.rate, self.amplitudes = list(electrodes), float(rate), amplitudes
+    def __init__(
+        self, electrodes: Sequence[str], rate: float, *, amplitudes: bool = True, marked: np.ndarray | None = None
+    ) -> None:
+        self.electrodes, self.rate, self.amplitudes, self.marked = list(electrodes), float(rate), amplitudes, marked
         self._run = max(STUCK_SAMPLES, math.ceil(STUCK_SECONDS * self.rate))  # samples
         self._seconds = 0  # whole ones so far
         self._rest = np.empty((len(self.electrodes), 0), np.float32)  # of the second that is not whole yet
@@ -243,6 +245,8 @@ class SignalScan:
         found: dict[str, Any] = dict(
             zip(COUNTS, map(self._by_electrode, (~finite, flat, stuck & finite & ~flat)), strict=False)
         )
+        if self.marked is not None:
+            judged &= ~self.marked[: len(valid)]
         other = self._other_scale(moved, judged).items()
         found["other_scale"] = {with_factor(name, factor): len(valid) for name, factor in other}
         found |= {"histogram": self._histogram.sum(axis=0), "seconds": len(valid), "whole": self._whole}
@@ -280,6 +284,8 @@ class SignalScan:
         # As far as it was scanned by now. `result` would take longer with every block: a tenth of a day's conversion.
         largest, median = np.concatenate(self._moved, axis=1)
         valid = np.isfinite(largest) & (largest > _flat_up_to(median[np.isfinite(median)]))
+        if self.marked is not None:
+            valid &= ~self.marked[: len(valid)]
         return eeg if valid.all() else eeg[:, valid[np.minimum(seconds, len(valid) - 1)]]
 
     def _by_electrode(self, bad: np.ndarray) -> dict[str, int]:

@@ -89,6 +89,8 @@ def unit_warnings(quality: Quality) -> list[str]:
         found["raw counts (the factor is the microvolts of one count)"] = rank
     likely = sorted(found, key=lambda what: found[what])
     names = " or ".join(likely[:1] + [what for what in likely[1:2] if found[what] <= 1]) or "of no unit that is known"
+    if size > LIKELY[1]:
+        names += ", unless most of it is noise"
     if offset:
         return [
             f"Half of all values are more than {median:.2g} uV from zero, but move only {moved:.2g} uV in a second: "

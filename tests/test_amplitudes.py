@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import mne
 import numpy as np
 import pytest
 
@@ -119,6 +120,16 @@ def test_what_is_no_other_scale_is_not_named(block_bytes: int) -> None:
     assert scan(offset).other_scale == {} and [*named(scaled([1e3]))] == ["FP1 (x 1e3)"]
 
 
+def test_stretches_that_are_marked_as_bad_say_nothing_of_the_scale() -> None:
+    signal = eeg()
+    signal[:, :4000] += 1e5 * np.sin(np.arange(4000) / 9)  # two thirds of it
+    raw = raw_of(NAMES, RATE, signal)
+    with pytest.raises(InputError, match="noise"):
+        prepare(raw.copy(), Pipeline())
+    prepared = prepare(raw.set_annotations(mne.Annotations(0, 22, "BAD_taken_off")), Pipeline())
+    assert prepared.report["warnings"] == [] and prepared.quality.valid.tolist() == [False] * 22 + [True] * 8
+
+
 def test_electrodes_of_two_scales_have_no_one_factor() -> None:
     many = scaled([1e6] * 5)
     with pytest.raises(InputError, match=r"FP1 \(x 1e6\).*--drop") as error:
@@ -171,11 +182,8 @@ def test_training_names_a_wrong_unit_in_files_that_nobody_has_scanned(
 # ---- units
 
 
-UNITS = {"1e6": 1, "1000": 1, "1e9": 1, "100": 1, "0.001": 1, "1e-6": 1}
-
-
 @pytest.mark.parametrize("offset", [0, 400], ids=["", "offset"])
-@pytest.mark.parametrize("factor", UNITS)
+@pytest.mark.parametrize("factor", ["1e6", "1000", "1e9", "100", "0.001", "1e-6"])
 def test_the_likely_factor_comes_first_and_following_the_advice_leaves_no_doubt(factor: str, offset: float) -> None:
     for uv in (10, 20, 40):
         true = eeg(uv=uv)
