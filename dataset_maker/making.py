@@ -26,6 +26,7 @@ from dataset_maker.pipeline import add_filter_arguments, add_scale_argument, bui
 from dataset_maker.writers import DataSet, join, refuse_existing
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS
+from eeg_data.quality import UNUSABLE
 from eeg_data.verdicts import recording_warnings
 from errors import ArgumentParser, InputError, run_script
 from files import digest_of, write_json, written_aside
@@ -244,8 +245,7 @@ def _show(report: Mapping[str, Any]) -> None:
     if breaks := report["breaks"]:
         print(f"{breaks} breaks, which no filter and no window crosses")
     if invalid := report["invalid_seconds"]:
-        reasons = "not finite, all electrodes flat, marked as bad, or a break"
-        print(f"{invalid} invalid seconds ({reasons}) are marked in the files")
+        print(f"{invalid} invalid seconds ({UNUSABLE}) are marked in the files")
     for row in report.get("montages", ()):
         print(f"{output}: {len(row['electrodes'])} electrodes, {row['recordings']} recordings, {row['hours']:.2f} h")
     for split, part in report.get("splits", {}).items():

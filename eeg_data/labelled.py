@@ -22,7 +22,7 @@ from eeg_data.pretraining import (
     training_batches,
     warn_unmarked,
 )
-from eeg_data.quality import Quality
+from eeg_data.quality import UNUSABLE, Quality
 from eeg_data.verdicts import scale_warnings, warnings
 from electrodes import PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError
@@ -151,8 +151,7 @@ def _warn(file: LabelledFile, splits: Mapping[str, LabelledWindows]) -> None:
     if left_out:
         counts = [f"{n} of {n + len(every[split])} samples of {split}" for split, n in left_out.items()]
         logger.warning(
-            f"{file.name}: {', '.join(counts)} are left out: they hold seconds that cannot be used (not finite, or all "
-            "electrodes flat)."
+            f"{file.name}: {', '.join(counts)} are left out: they hold seconds that cannot be used ({UNUSABLE})."
         )
     warn_unmarked(set().union(*(samples.unmarked for samples in every.values())), f"--dataset {file.name}")
     scans = Quality.merged(scan for samples in every.values() for scan in samples.scans)

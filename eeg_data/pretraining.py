@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from eeg_data.batches import EvaluationBatches, Key, TrainingBatches
 from eeg_data.hdf5 import find_files
 from eeg_data.pretraining_files import GLANCES, MAX_TOKENS, SAMPLING_RATE, Windows, by_montage, read_recordings
-from eeg_data.quality import Quality, compared
+from eeg_data.quality import UNUSABLE, Quality, compared
 from eeg_data.verdicts import scale_warnings, warnings
 from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError
@@ -219,7 +219,7 @@ def _warn(windows: Windows, name: str) -> None:
         logger.warning(
             f"{name}: {windows.too_short} of {len(windows.recordings)} recordings are shorter than the window of "
             f"{windows.window // SAMPLING_RATE} s, {windows.left_out} of {windows.left_out + len(windows)} windows "
-            "touch seconds that cannot be used (not finite, or all electrodes flat): they are left out."
+            f"touch seconds that cannot be used ({UNUSABLE}): they are left out."
         )
     unseen = []
 

@@ -25,6 +25,7 @@ MOST_OTHERS = 0.75  # share of the electrodes; if more have another scale than E
 FEW = 16  # an electrode, or a recording, is left out of the median that it is compared with
 WHOLE_BELOW = 2.0**20  # float32 holds larger values as whole numbers
 BLOCK = 2**18  # values scanned at a time: they stay in the processor's cache
+UNUSABLE = "not finite, all electrodes flat, marked as bad, or a break"  # why a second is not valid
 COUNTS = ("not_finite", "flat", "saturated", "other_scale")
 
 A_DECADE, LOWEST, HIGHEST = 20, -9, 13  # bins of a histogram: 20 a decade from 1e-9 to 1e13 uV

@@ -6,7 +6,7 @@ Works on the scans of `quality`, with NumPy only.
 import math
 from collections.abc import Mapping
 
-from eeg_data.quality import EDGES, LIKELY, Quality, first_few, median_of, unlike, with_factor
+from eeg_data.quality import EDGES, LIKELY, UNUSABLE, Quality, first_few, median_of, unlike, with_factor
 from errors import InputError
 
 MANY_INVALID, MANY_FLAT, MANY_SATURATED = 0.01, 0.1, 0.01  # shares of the seconds that are warned about
@@ -30,10 +30,7 @@ def warnings(quality: Quality, levels: Mapping[str, float | None] | None = None)
     texts = scale_warnings(quality, levels or {})
     seconds, invalid = len(quality.valid), int((~quality.valid).sum())
     if invalid > MANY_INVALID * seconds:
-        texts.append(
-            f"{invalid} of {seconds} seconds ({invalid / seconds:.1%}) cannot be used: an electrode is not finite in "
-            "them, or all electrodes are flat."
-        )
+        texts.append(f"{invalid} of {seconds} seconds ({invalid / seconds:.1%}) cannot be used ({UNUSABLE}).")
     for counts, limit, what in (
         (quality.flat, MANY_FLAT, "are flat"),
         (quality.saturated, MANY_SATURATED, "stick to their largest or smallest value"),

@@ -27,7 +27,7 @@ from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_nam
 from eeg_data.hdf5 import SUFFIXES, open_file, readable
 from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, Recording, default_window, read_recordings
-from eeg_data.quality import Quality, SignalScan
+from eeg_data.quality import UNUSABLE, Quality, SignalScan
 from eeg_data.verdicts import judged
 from electrodes import LISTED, canonical_name, resolve
 from errors import InputError, UsageError, printable
@@ -113,7 +113,7 @@ def cut(
         )
     runs, left_out = replace(recording, valid=quality.valid).windows(window, stride)
     numbers = np.concatenate([np.empty(0, int), *(np.arange(run.start, run.stop) for run in runs)])
-    touch = "unusable seconds (not finite, all electrodes flat, marked as bad, or a break)"
+    touch = f"unusable seconds ({UNUSABLE})"
     if not len(numbers):
         raise InputError(
             f"{where}: all windows of {window // SAMPLING_RATE} s touch {touch}: choose a shorter --window, or leave "
