@@ -24,6 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dataset_maker import jobs, marks, pipeline, pool
+from dataset_maker.reasons import recording_readable
 from dataset_maker.sources import find_files, subject_of
 from dataset_maker.writers import refuse_existing
 from eeg_data.labelled_files import SPLITS
@@ -58,7 +59,9 @@ def chosen(names: Mapping[str, str], text: str) -> str:
 
 def survey(path: str) -> dict[str, Any]:
     """Return onset and duration (s) and the text of a recording's annotations. Raises InputError if unreadable."""
-    return {"annotations": marks.on_clock(pipeline.read(Path(path), pipeline.Pipeline()))}
+    recording = pipeline.read(Path(path), pipeline.Pipeline())
+    with recording_readable(path):
+        return {"annotations": marks.on_clock(recording)}
 
 
 def write(args: argparse.Namespace) -> None:

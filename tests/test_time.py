@@ -233,6 +233,20 @@ def test_a_pause_counts_and_gives_no_window(segment: tuple[float, float], times:
         assert found == starts
 
 
+@pytest.mark.parametrize("suffix", ["edf", "bdf"])
+@pytest.mark.parametrize("named", ["edf", "bdf"])
+def test_annotations_behind_the_last_stored_second_are_read(suffix: str, named: str, tmp_path: Path) -> None:
+    edf_d(path := tmp_path / f"a.{suffix}")
+    content, tal = bytearray(path.read_bytes()), b"+0\x14\x14\0"
+    at = content.index(tal)
+    content[at : at + 28] = tal + b"+15.25\x151\x14late\x14".ljust(23, b"\0")
+    path.unlink()
+    path.with_suffix(f".{named}").write_bytes(content)
+    recording = pipeline.read(path.with_suffix(f".{named}"), Pipeline())
+    assert marks.on_clock(recording) == [(15.25, 1.0, "late")]
+    assert marks.stored(recording.stretches, 15.25) == 8.75
+
+
 def test_rows_outside_say_when_the_recording_begins_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     raw = raw_of(["C3"], 200.0, noise(1, 100, 200)).set_meas_date(VISIT)
     raw.crop(tmin=30).save(tmp_path / "a_raw.fif", verbose="error")
