@@ -13,8 +13,6 @@ from pathlib import Path
 
 import mne
 import numpy as np
-from mne.io.brainvision.brainvision import RawBrainVision
-from mne.io.edf.edf import RawBDF, RawEDF, RawGDF
 
 from dataset_maker.headers import Header, read_header, volts_per
 from dataset_maker.marks import Stretch
@@ -109,6 +107,11 @@ class RawRecording:
                 raise InputError(f"{self.where}: {reason}: leave them out with --drop {shown}")
 
 
+def _is_of(raw: mne.io.BaseRaw, *readers: str) -> bool:
+    """Tell which reader a recording is of, without importing the readers: that would slow the start of every maker."""
+    return type(raw).__name__ in readers
+
+
 def of_raw(
     raw: mne.io.BaseRaw, where: str = "recording", *, path: Path | None = None, unit: str | None = None
 ) -> RawRecording:
@@ -117,21 +120,21 @@ def of_raw(
     path: that was opened; by default the one that MNE names. unit: of channels whose unit the file does not state.
     """
     recording = RawRecording(raw, where)
-    if raw.preload and isinstance(raw, (RawEDF, RawBDF, RawGDF)):
+    if raw.preload and _is_of(raw, "RawEDF", "RawBDF", "RawGDF"):
         _check_length(raw, where)
     if len(raw.filenames) != 1 or not raw.filenames[0]:
         return recording
     path = path or Path(raw.filenames[0])
     if raw.preload:
-        if isinstance(raw, (RawEDF, RawBDF)) and (header := read_header(path)):
+        if _is_of(raw, "RawEDF", "RawBDF") and (header := read_header(path)):
             recording.stretches = _shifted(_stretches(header), raw) or recording.stretches
         return recording
     default = volts_per(unit) if unit else None
     if header := read_header(path):
         _describe_edf(recording, header, default)
-    elif isinstance(raw, (RawEDF, RawBDF, RawGDF)):
+    elif _is_of(raw, "RawEDF", "RawBDF", "RawGDF"):
         raise InputError(f"{where}: its header has no numbers where the format wants them, so that units are not known")
-    elif isinstance(raw, RawBrainVision):
+    elif _is_of(raw, "RawBrainVision"):
         _describe_brainvision(recording, path, default)
     return recording
 
