@@ -17,7 +17,7 @@ from dataset_maker import make_eegmat, tuh
 from documents import ITEM, Reader, items
 from run_helpers import ROOT, labelled_file, noise
 
-RUN = ["README", *(f"docs/{name}" for name in ("data", "training", "finetuning", "inference", "faq", "tuab_tuev"))]
+RUN = ["README", *(f"docs/{name}" for name in "data recordings training finetuning inference faq tuab_tuev".split())]
 ALL = [*RUN, "docs/differences", "docs/faq.zh", "benchmarks/README", "reference/README"]
 FOLDERS = {path.parent.name for path in ROOT.glob("*/*.py")}  # of the project, not of its user
 SPLITS = {"train": 16, "val": 8, "test": 8}  # samples
@@ -50,6 +50,11 @@ def recordings(folder: Path) -> None:
     for number in (1, 2, 3):
         recording(folder / f"walk/S{number:02d}.edf", 6, ("C3", "C4"))
     recording(folder / "biosemi/B01.edf", 6, BIOSEMI)
+    (folder / "epochs").mkdir()
+    events, info = [(500 * i, 0, i % 2) for i in range(8)], mne.create_info(["C3", "C4"], 200, "eeg")
+    for subject in (1, 2, 3):
+        trials = mne.EpochsArray(noise((8, 2, 400), seed=subject) * 1e-6, info, events, verbose="error")
+        trials.save(folder / f"epochs/sub-{subject}_epo.fif", verbose="error")
     rows = [f"recordings/S01.edf,{at},{at + 2},{label},{split},S1" for at, label, split in STRETCHES]
     (folder / "FILE.csv").write_text("\n".join(["path,start,stop,label,split,subject", *rows]))
 
@@ -105,6 +110,14 @@ def test_what_does_not_work_is_found(reader: Reader) -> None:
 def test_the_chinese_questions_have_the_commands_of_the_english_ones() -> None:
     english, chinese = ([(item.kind, item.text) for item in items(read(f"docs/{n}"))] for n in ("faq", "faq.zh"))
     assert chinese == english
+
+
+def test_every_row_about_recordings_names_tests_that_exist() -> None:
+    named = set(re.findall(r"`(tests/test_\w+\.py)::(\w+)`", read("docs/recordings")))
+    assert len(named) > 40
+    for path in {path for path, _ in named}:
+        functions = set(re.findall(r"^def (test_\w+)\(", (ROOT / path).read_text(), re.MULTILINE))
+        assert {test for file, test in named if file == path} <= functions, path
 
 
 @pytest.mark.parametrize("name", ALL)
