@@ -35,6 +35,6 @@ $(VENV)/product.stamp: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) requirements.txt
 	touch $@
-$(VENV)/tests.stamp: $(VENV)/product.stamp benchmarks/requirements.txt
+$(VENV)/tests.stamp: $(VENV)/product.stamp benchmarks/requirements.txt requirements-formats.txt
 	$(INSTALL) benchmarks/requirements.txt
 	touch $@

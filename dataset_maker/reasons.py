@@ -92,7 +92,8 @@ def of_types(types: Iterable[str]) -> str:
 
 def cut_short(there: float, announced: float) -> str:
     """Say how many seconds are missing."""
-    return f"cut short, {announced - there:g} of {announced:g} s that its header announces are missing; the rest is converted"
+    missing = f"{announced - there:g} of {announced:g} s"
+    return f"cut short, {missing} that its header announces are missing; the rest is converted"
 
 
 @contextmanager
