@@ -17,7 +17,8 @@ from dataset_maker import make_eegmat, tuh
 from documents import ITEM, Reader, items
 from run_helpers import ROOT, labelled_file, noise
 
-RUN = ["README", *(f"docs/{name}" for name in "data recordings training finetuning inference faq tuab_tuev".split())]
+DOCS = ("data", "recordings", "training", "finetuning", "inference", "faq", "tuab_tuev")
+RUN = ["README", *(f"docs/{name}" for name in DOCS)]
 ALL = [*RUN, "docs/differences", "docs/faq.zh", "benchmarks/README", "reference/README"]
 FOLDERS = {path.parent.name for path in ROOT.glob("*/*.py")}  # of the project, not of its user
 SPLITS = {"train": 16, "val": 8, "test": 8}  # samples
