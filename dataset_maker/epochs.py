@@ -68,9 +68,7 @@ def _read_fif(path: Path) -> Epochs:
 
 
 def _read_set(path: Path) -> Epochs:
-    from mne.io.eeglab import (
-        eeglab,
-    )  # MNE's own functions: its `read_epochs_eeglab` refuses or joins what is said above
+    from mne.io.eeglab import eeglab  # its parts: `read_epochs_eeglab` needs the fields above, and joins several events
 
     file = eeglab._check_load_mat(str(path), None, preload=True)
     if file.trials < 2:
@@ -90,7 +88,8 @@ def _read_set(path: Path) -> Epochs:
             broken[int(epoch)] = True
         elif 0 <= epoch < file.trials and abs(sample + file.xmin * file.srate) < 1:
             inside[int(epoch)].add(re.sub(r"^(-?\d+)\.0$", r"\1", kind.strip()))  # numbers of MATLAB 7.3 are floats
-    marks = [np.ravel(file.get("reject", {}).get(f"rej{kind}", ())) for kind in REJECTED]
+    reject = found if isinstance(found := file.get("reject"), dict) else {}
+    marks = [np.ravel(reject.get(f"rej{kind}", ())) for kind in REJECTED]
     bad = np.any([np.zeros(file.trials), *(mark for mark in marks if mark.size == file.trials)], axis=0)
     reasons = [
         MARKED if is_bad else BROKEN if is_broken else NONE if not kinds else SEVERAL if len(kinds) > 1 else ""
@@ -101,11 +100,16 @@ def _read_set(path: Path) -> Epochs:
     return Epochs(data.reshape(shape, order="F"), 1e-6, info, file.xmin, labels, notes)
 
 
-def usable_samples(epochs: Epochs) -> int:
-    """Return the samples of an epoch that are used: at most 20 ms fewer, so that the next one begins at k / 200 s."""
-    rate, length = float(epochs.info["sfreq"]), epochs.eeg.shape[1]
-    step = round(rate) // math.gcd(round(rate), SAMPLING_RATE) if rate.is_integer() else 1
-    return length // step * step
+def to_grid(epochs: Epochs) -> tuple[int, float]:
+    """Return the samples of an epoch that are used and their rate (Hz), so that the next epoch begins at k / 200 s.
+
+    The end may lose 20 ms. Where no such length is a whole number of new samples, the rate differs by less than 0.1 %.
+    """
+    rate, length = epochs.info["sfreq"], epochs.eeg.shape[1]
+    lengths = np.arange(length, max(length - round(0.02 * rate) - 1, 0), -1)
+    new = np.maximum(np.rint(lengths * SAMPLING_RATE / rate), 1)
+    best = int(np.argmin(np.round(np.abs(lengths * SAMPLING_RATE / rate - new), 3)))  # the longest of the best ones
+    return int(lengths[best]), float(lengths[best] * SAMPLING_RATE / new[best])
 
 
 def survey(path: str, classes: Sequence[str] | None, tmin: float | None) -> dict[str, Any]:
@@ -119,7 +123,8 @@ def survey(path: str, classes: Sequence[str] | None, tmin: float | None) -> dict
     notes = epochs.notes + Counter({OTHER: sum(label is not None for label in epochs.labels) - len(used)})
     if not used:
         raise InputError(f"{path}: gives no sample: " + ", ".join(f"{count} {note}" for note, count in notes.items()))
-    stop = usable_samples(epochs) / epochs.info["sfreq"]
+    samples, rate = to_grid(epochs)
+    stop = samples / rate
     start = 0.0 if tmin is None else round(tmin - epochs.tmin, 6)
     if start < 0 or stop - start < 1:
         lasts = f"from {epochs.tmin:g} to {epochs.tmin + stop:g} s"
@@ -137,18 +142,17 @@ def find(args: argparse.Namespace) -> tuple["pd.DataFrame", list[dict[str, Any]]
     rows: list[dict[str, Any]] = []
     tasks: list[dict[str, Any]] = []
     with pool.processes(args) as submit:
-        calls = {
-            p: submit(survey, str(p), args.classes, args.tmin) for p in find_files(args.epochs, SUFFIXES, "--epochs")
-        }
-        for path, call in tqdm(calls.items(), "reading events", unit="file", disable=None):
-            file = pool.result_of(call, str(path))
-            task = {"path": path, "subject": subject_of(path, args.subject), "epochs": list(file.get("labels", ()))}
-            tasks.append(task | {key: file[key] for key in ("notes", "error") if key in file})
+        paths = find_files(args.epochs, SUFFIXES, "--epochs")
+        calls = [submit(survey, str(path), args.classes, args.tmin) for path in paths]
+        for path, call in zip(paths, tqdm(calls, "reading events", unit="file", disable=None), strict=True):
+            file, task = pool.result_of(call, str(path)), {"path": path, "subject": subject_of(path, args.subject)}
             for number, label in enumerate(file.get("labels", {}).values()):
                 start, stop = (file["stop"] * number + file[key] for key in ("start", "stop"))
                 if args.window and not args.stride:  # one sample of each
                     stop = min(stop, start + args.window)
-                rows.append({**task, "start": start, "stop": stop, "label": label})
+                rows.append(task | {"start": start, "stop": stop, "label": label})
+            task["epochs"] = list(file.get("labels", ()))
+            tasks.append(task | {key: file[key] for key in ("notes", "error") if key in file})
     if not rows:
         raise InputError(tasks[0]["error"])
     return pd.DataFrame(rows), tasks
@@ -161,9 +165,11 @@ def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
     path = Path(task["path"])
     with recording_readable(path):
         epochs = open_epochs(path)
-        eeg = epochs.eeg[:, : usable_samples(epochs), task["epochs"]].transpose(0, 2, 1)  # (N, epochs, time)
-        signal = eeg.reshape(len(eeg), -1) * epochs.volts
-        raw = mne.io.RawArray(signal, epochs.info, verbose="error")
-        starts = np.arange(1, eeg.shape[1]) * eeg.shape[2] / raw.info["sfreq"]
+        samples, rate = to_grid(epochs)
+        eeg = epochs.eeg[:, :samples, task["epochs"]].transpose(0, 2, 1)  # (N, epochs, time)
+        info = mne.create_info(epochs.info.ch_names, rate, epochs.info.get_channel_types())
+        raw = mne.io.RawArray(eeg.reshape(len(eeg), -1) * epochs.volts, info, verbose="error")
+        raw.info["bads"] = epochs.info["bads"]
+        starts = np.arange(1, eeg.shape[1]) * samples / rate
         raw.set_annotations(mne.Annotations(starts, 0.0, BREAK), verbose="error")
     return raw

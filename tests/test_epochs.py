@@ -169,6 +169,18 @@ def test_what_gives_no_samples_is_named_with_the_reason(
     assert message in shown and "Jane" not in shown and (tmp_path / "out.hdf5").exists() == (code == 1)
 
 
+@pytest.mark.parametrize(("rate", "points"), [(250, 501), (256, 600), (1000 / 3, 401), (499.97, 1000), (128.001, 300)])
+def test_epochs_of_any_rate_and_length_give_their_samples(tmp_path: Path, rate: float, points: int) -> None:
+    tone = np.sin(2 * np.pi * 10 * np.arange(points) / rate) * 40
+    eeg = np.repeat(np.stack([tone] * 3)[:, :, None], 200, axis=2)
+    save_set(tmp_path / "in/a.set", eeg, [(i, 0, "ab"[i % 2]) for i in range(200)], rate=rate)
+    assert make(tmp_path, *PLAIN) == 0
+    with h5py.File(tmp_path / "out.hdf5") as file:
+        found = np.concatenate([group["eeg"][:] for group in file.values()])
+    wanted = 40 * np.sin(2 * np.pi * 10 * np.arange(found.shape[2]) / 200)
+    assert len(found) == 200 and np.abs(found - wanted)[..., 10:-10].max() < 2
+
+
 @pytest.mark.parametrize(
     ("path", "pattern", "wanted"),
     [
@@ -200,7 +212,7 @@ def test_the_subject_is_found_in_the_path(path: str, pattern: str | None, wanted
 def test_the_signal_inside_a_set_is_read_in_pieces_where_it_lies_in_one_piece(
     tmp_path: Path, options: dict[str, Any], in_pieces: bool
 ) -> None:
-    eeg = np.rint(noise(3, 600, 200) * 4)
+    eeg = np.rint(noise(3, 1500, 200) * 4)
     save_set(tmp_path / "a.set", eeg, [(0, 12.5, "769")], **options)
     assert (matlab.find_signal(tmp_path / "a.set") is not None) == in_pieces
     tracemalloc.start()
