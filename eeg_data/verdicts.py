@@ -10,7 +10,7 @@ from eeg_data.quality import EDGES, LIKELY, UNUSABLE, Quality, first_few, median
 from errors import InputError
 
 MANY_INVALID, MANY_FLAT, MANY_SATURATED = 0.01, 0.1, 0.01  # shares of the seconds that are warned about
-DOUBTFUL, TYPICAL = 1.0, 15.0  # uV: hardly any EEG has a median |uV| below DOUBTFUL
+USUAL, TYPICAL = (1.0, 200.0), 15.0  # uV: hardly any EEG has a median |uV| outside USUAL
 FACTORS = {  # on values -> what they probably are
     "1e6": "volts",
     "1000": "millivolts",
@@ -70,7 +70,7 @@ def unit_warnings(quality: Quality) -> list[str]:
     if not median:
         nothing = quality.histogram.any() and quality.valid.any()
         return [f"All values are within {EDGES[0]:g} uV of zero, which no EEG is."] if nothing else []
-    if size >= DOUBTFUL and median <= LIKELY[1]:
+    if USUAL[0] <= size and median <= USUAL[1]:
         return []
     offset = size < median
     if sum(quality.other_scale.values()) >= quality.seconds:
@@ -79,23 +79,23 @@ def unit_warnings(quality: Quality) -> list[str]:
     found = {
         f"{what} (factor {factor})": abs(math.log10(size * float(factor) / TYPICAL))
         for factor, what in (FACTORS | ({"1": "microvolts"} if offset else {})).items()
-        if DOUBTFUL <= size * float(factor) <= LIKELY[1]
+        if USUAL[0] <= size * float(factor) <= USUAL[1]
     }
-    if size > LIKELY[1] or (offset and quality.whole):
-        rank = (size <= LIKELY[1]) / 2 if quality.whole else 1.0
+    if size > USUAL[1] or (offset and quality.whole):
+        rank = (size <= USUAL[1]) / 2 if quality.whole else 1.0
         found["raw counts (the factor is the microvolts of one count)"] = rank
     likely = sorted(found, key=lambda what: found[what])
     names = " or ".join(likely[:1] + [what for what in likely[1:2] if found[what] <= 1]) or "of no unit that is known"
-    if size > LIKELY[1]:
+    if size > USUAL[1]:
         names += ", unless most of it is noise"
     if offset:
         return [
-            f"Half of all values are more than {median:.2g} uV from zero, but move only {moved:.2g} uV in a second: "
+            f"Half of all values are more than {median:.3g} uV from zero, but move only {moved:.3g} uV in a second: "
             "take the constant offset off (a high-pass does, if the recording is longer than its filter); what is left "
             f"are probably {names}."
         ]
-    rare = "hardly any" if LIKELY[0] <= median < DOUBTFUL else "no"
-    return [f"Half of all values are within {median:.2g} uV of zero, which {rare} EEG is; they are probably {names}."]
+    rare = "hardly any" if LIKELY[0] <= median <= LIKELY[1] else "no"
+    return [f"Half of all values are within {median:.3g} uV of zero, which {rare} EEG is; they are probably {names}."]
 
 
 def _sizes(quality: Quality) -> tuple[float, float, float]:

@@ -222,8 +222,9 @@ def test_data_divided_by_100_are_mended_by_the_advice(tmp_path: Path) -> None:
 
 
 def test_amplitudes_that_hardly_any_eeg_has_are_warned_about_and_used(caplog: pytest.LogCaptureFixture) -> None:
-    assert len(of_array(eeg(uv=0.8), NAMES, Options(window=2))) == 15
-    assert "factor 100)" in caplog.text
+    for uv, word in ((0.8, "factor 100)"), (700, "raw counts")):  # of an amplifier with 0.03 uV a count
+        assert len(of_array(eeg(uv=uv), NAMES, Options(window=2))) == 15
+        assert word in caplog.text
 
 
 @pytest.mark.parametrize("maker", [convert, label])
