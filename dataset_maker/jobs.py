@@ -111,7 +111,7 @@ def _blamed_on(path: str) -> Iterator[None]:
         raise
     except MemoryError:
         way_out = "raise it if the recording is sound"
-        if path.lower().endswith(".set"):  # compressed, of MATLAB 7.3, or epochs
+        if path.lower().endswith(".set"):  # compressed, or epochs
             way_out = f"raise it to {SET_MEMORY * Path(path).stat().st_size / 2**30 + 0.5:.1f}, as a .set with its "
             way_out += "signal inside is read as a whole, or save it in EEGLAB as two files (.set and .fdt) or in parts"
         raise InputError(f"{path}: needs more memory than --memory_limit; {way_out}") from None

@@ -1,17 +1,21 @@
-"""EEGLAB's signal inside a `.set` of MATLAB 5, read in pieces.
+"""EEGLAB's signal inside a `.set`, read in pieces.
 
-MNE and SciPy read it as a whole: 3 hours of 32 electrodes at 250 Hz, 0.35 GB in the file, take 1.7 GB. The signal lies
-in one piece in files that are not compressed, as EEGLAB and SciPy write them. Format: MathWorks, MAT-File Format.
+MNE reads it as a whole: 3 hours of 32 electrodes at 250 Hz, 0.35 GB in the file, take 1.7 GB. In files of MATLAB 5 that
+are not compressed, as EEGLAB and SciPy write them, the signal lies in one piece. Those of MATLAB 7.3 are HDF5. Format:
+MathWorks, MAT-File Format.
 """
 
 import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
+from unittest.mock import patch
 
+import h5py
 import numpy as np
 
 from errors import InputError
@@ -24,7 +28,7 @@ NAME = "x.set"  # that the file without its signal must have
 
 @dataclass(frozen=True)
 class Signal:
-    """EEG.data in a file: (channels, points), stored point by point."""
+    """EEG.data in a file of MATLAB 5: (channels, points), stored point by point."""
 
     path: Path
     start: int  # byte of the first value
@@ -58,8 +62,39 @@ class Signal:
             return bytes(head) + name + file.read()
 
 
-def find_signal(path: Path) -> Signal | None:
-    """Return where a file holds the values of EEG.data; None if it is compressed, of MATLAB 7.3, or elsewhere."""
+@dataclass(frozen=True)
+class HdfSignal:
+    """EEG.data in a file of MATLAB 7.3: (channels, points), stored the other way round."""
+
+    path: Path
+    name: str  # of the dataset
+    shape: tuple[int, int]
+
+    ndim = 2
+
+    def __getitem__(self, place: tuple[Any, slice]) -> np.ndarray:
+        """Return values of rows and of consecutive points, as of an array."""
+        with h5py.File(self.path) as file:
+            return file[self.name][place[1]].T[place[0]]
+
+    def rest(self) -> dict[str, Any]:
+        """Return the other fields, with the path in place of the signal, which tells MNE that it is in the file."""
+        from pymatreader import read_mat
+
+        fields = read_mat(self.path, ignore_fields=["data"])
+        fields = fields.get("EEG", fields)
+        return {**fields, "data": str(self.path)}
+
+
+def find_signal(path: Path) -> Signal | HdfSignal | None:
+    """Return where a file holds the values of EEG.data; None if it is compressed, elsewhere, or lacks its reader."""
+    if h5py.is_hdf5(path):
+        with h5py.File(path) as file:
+            data = next((file[name] for name in ("EEG/data", "data") if name in file), None)
+            if data is None or len(data.shape) != 2 or data.dtype.kind not in "fiu" or not find_spec("pymatreader"):
+                return None
+            name_of_class = data.attrs.get("MATLAB_class", b"")
+            return None if name_of_class == b"char" else HdfSignal(path, data.name, data.shape[::-1])
     with path.open("rb") as file, suppress(struct.error):
         if not file.read(128).endswith(MAGIC):
             return None
@@ -83,14 +118,19 @@ def find_signal(path: Path) -> Signal | None:
     return None
 
 
-def open_around(signal: Signal, read: Callable[[Path], Any]) -> Any:
+def open_around(signal: Signal | HdfSignal, read: Callable[[Path], Any]) -> Any:
     """Open the recording of a signal with MNE's reader, which gets the rest of the file and asks for pieces of it.
 
     Raises InputError where the file's counts contradict.
     """
-    with TemporaryDirectory() as folder:
-        Path(folder, NAME).write_bytes(signal.rest())
-        raw = read(Path(folder, NAME))
+    if isinstance(signal, HdfSignal):
+        rest = signal.rest()
+        with patch("mne.io.eeglab.eeglab._readmat", lambda *path, **options: rest):
+            raw = read(signal.path)
+    else:
+        with TemporaryDirectory() as folder:
+            Path(folder, NAME).write_bytes(signal.rest())
+            raw = read(Path(folder, NAME))
     if signal.shape != (len(raw.ch_names), raw.n_times):
         counts = f"{len(raw.ch_names)} channels of {raw.n_times} samples"
         raise InputError(f"{signal.path}: announces {counts}, but holds {' x '.join(map(str, signal.shape))} values")

@@ -199,6 +199,34 @@ def test_the_subject_is_found_in_the_path(path: str, pattern: str | None, wanted
             epochs.subject_of(Path(path), pattern)
 
 
+def test_the_signal_of_matlab_7_3_is_read_in_pieces(tmp_path: Path) -> None:
+    pytest.importorskip("pymatreader")
+    eeg, path = noise(3, 60, 200), tmp_path / "a.set"
+    with h5py.File(path, "w", userblock_size=512) as file:  # as MATLAB writes it, with the least that MNE needs
+        fields = file.create_group("EEG")
+        for name, value in {"nbchan": 3, "pnts": 12_000, "trials": 1, "srate": 200, "xmin": 0, "xmax": 59.995}.items():
+            fields[name] = np.array([[value]], float)
+        fields["data"] = eeg.T.astype("f4")
+        labels = [
+            file.create_dataset(f"#refs#/{name}", data=np.array([[ord(c)] for c in name], "u2")) for name in NAMES
+        ]
+        fields["chanlocs/labels"] = np.array([[label.ref] for label in labels], dtype=h5py.ref_dtype)
+        for item in labels:
+            item.attrs.update(MATLAB_class=np.bytes_("char"), MATLAB_int_decode=2)
+        for name in ("event", "epoch", "icawinv", "icasphere", "icaweights", "ref", "chaninfo/plotrad"):
+            fields[name] = np.zeros(2, "u8")
+            fields[name].attrs.update(MATLAB_class=np.bytes_("double"), MATLAB_empty=1)
+        for name, item in fields.items():
+            is_struct = isinstance(item, h5py.Group)
+            item.attrs["MATLAB_class"] = np.bytes_("struct" if is_struct else "single" if name == "data" else "double")
+        fields.attrs["MATLAB_class"] = np.bytes_("struct")
+    with path.open("r+b") as header:
+        header.write(b"MATLAB 7.3 MAT-file".ljust(124, b"\0") + b"\0\2IM")
+    raw = read_raw(path)
+    assert raw.ch_names == list(NAMES) and not raw.preload
+    np.testing.assert_allclose(raw.get_data(["C4", "Fp1"], 1001, 1201) * 1e6, eeg[[2, 0], 1001:1201], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "in_pieces"),
     [
