@@ -39,6 +39,8 @@ WARNINGS = (
     (r"Sample distance", "the header gives two sampling rates; the one of the sampling interval is used"),
     (r"NEDFversion", "its version of NEDF is none that MNE knows"),
     (r"stim channels are currently|Starstim", "MNE does not read its stimulation channels"),
+    (r"acquisition error likely: (\d+) samples", "{} samples of a stretch cannot be read and are 0"),
+    (r"^Unit .* not recognized", ""),  # said by our own checks
     (r"PSG sample bug", "it has EGI's PSG sample bug, which MNE corrects"),
 )
 
@@ -112,4 +114,5 @@ def warnings_caught(notes: list[str]) -> Iterator[None]:
             unknown[warning.category.__name__] += 1
         elif match and words and (sentence := words.format(*match.groups())) not in notes:
             notes.append(sentence)
-    notes += [f"MNE warns {count} times of something unknown to us ({name})" for name, count in unknown.items()]
+    texts = [f"MNE warns {count} times of something unknown to us ({name})" for name, count in unknown.items()]
+    notes += [text for text in texts if text not in notes]

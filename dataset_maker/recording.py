@@ -136,6 +136,8 @@ def of_raw(
         raise InputError(f"{where}: its header has no numbers where the format wants them, so that units are not known")
     elif _is_of(raw, "RawBrainVision"):
         _describe_brainvision(recording, path, default)
+    elif _is_of(raw, "RawANT", "RawCurry"):
+        _describe_vendors(recording, default)
     return recording
 
 
@@ -211,3 +213,14 @@ def _describe_brainvision(recording: RawRecording, path: Path, default: float | 
         recording.channels[name] = Channel(stated, float(place["range"]), volts)
         if volts_per(stated) or canonical_name(name):
             recording.is_eeg.add(name)
+
+
+def _describe_vendors(recording: RawRecording, default: float | None) -> None:
+    """Note the units of an ANT or Curry recording. MNE converts microvolts and takes everything else for volts."""
+    raw = recording.raw
+    of_file = raw._raw_extras[0].get("orig_ch_units")  # of ANT, for all channels of the file
+    for name, column in zip(raw.ch_names, raw._read_picks[0], strict=True):
+        unit = of_file[int(column)] if of_file else raw._orig_units.get(name)
+        if unit is not None:
+            applied = 1e-6 if unit in ("uv", "µv", "uV", "µV") else 1.0
+            recording.channels[name] = Channel(unit, applied, volts_per(unit) or default)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dataset_maker import filters, marks
-from dataset_maker.reasons import recording_readable
+from dataset_maker.reasons import recording_readable, warnings_caught
 from eeg_data.quality import Quality, SignalScan
 from errors import InputError
 
@@ -86,8 +86,8 @@ class Source:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return samples start to stop, (N, stop - start) float64, bridged. Raises InputError if unreadable."""
-        with recording_readable(self.where):
-            eeg = self.recording.volts(self.raw.get_data(start=start, stop=stop, verbose="error"))
+        with recording_readable(self.where), warnings_caught(self.recording.warnings):
+            eeg = self.recording.volts(self.raw.get_data(start=start, stop=stop, verbose="warning"))
         if self.weights is not None:
             used = self.weights.any(axis=0)  # the bad ones may be NaN
             eeg[self._bad] = self.weights[:, used] @ eeg[used]
