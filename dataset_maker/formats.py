@@ -68,6 +68,17 @@ FOREIGN = {
 # These suffixes prove nothing, and other programs use them; the files beside them or the first bytes prove.
 WEAK = {".cnt": (), ".eeg": (), ".raw": (), ".dat": (".dap",), ".data": (".head",), ".lay": (), ".nedf": ()}
 
+PARTS = {  # suffix of a recording -> those of its other files
+    ".vhdr": (".eeg", ".vmrk", ".dat"),
+    ".ahdr": (".eeg", ".amrk"),
+    ".set": (".fdt",),
+    ".eeg": (".21e", ".pnt", ".log"),
+    ".lay": (".dat",),
+    ".dat": (".dap", ".rs3", ".cef", ".ceo"),
+    ".cdt": (".dpa", ".dpo", ".cef", ".ceo"),
+    ".data": (".head",),
+}
+
 
 def format_of(path: Path) -> str:
     """Return a recording's format. Raises InputError for what is none, and for a pointer to content elsewhere."""
@@ -81,13 +92,15 @@ def format_of(path: Path) -> str:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     found = _told(head)
-    if found == "EGI RAW" and not name.endswith(".raw"):
+    if (found == "EGI RAW" and not name.endswith(".raw")) or name.endswith((".pnt", ".log")):
         found = None
     if found == "Neuroscan CNT" and name.endswith((".eeg", ".avg")):
         raise InputError(f"{path}: holds epochs or averages of Neuroscan, which MNE does not read; export it as EDF")
     suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
     if found:
         return found
+    if (not suffix or not is_recording(path)) and (whole := whole_of(path)):
+        raise InputError(f"{path}: is a part of the recording {whole.name}: name that one")
     if suffix in WEAK and not _beside(path, WEAK[suffix]):
         kinds = " or ".join(kind for kind, form in FORMATS.items() if suffix in form.suffixes)
         raise InputError(f"{path}: is no recording of {kinds}, which {suffix} stands for")
@@ -104,6 +117,24 @@ def is_recording(path: Path) -> bool:
     if suffix not in (".eeg", ".raw") or looks_like(path) in ("Nihon Kohden", "EGI RAW"):
         return bool(suffix)
     return is_elsewhere(path) and not _beside(path, (".vhdr", ".ahdr"))
+
+
+def whole_of(path: Path) -> Path | None:
+    """Return the recording in the same folder whose part this file is by its name, None if there is none."""
+    stem = path.with_suffix("").name.lower().removesuffix(".cdt")
+    wholes = {stem + suffix for suffix, parts in PARTS.items() if path.suffix.lower() in parts}
+    others = (other for other in sorted(path.parent.iterdir()) if other.name.lower() in wholes and other != path)
+    return next(filter(is_recording, others), None)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """Return the other files that hold a part of a recording and have its name."""
+    if path.name.lower().endswith(".mff"):
+        return sorted(path.glob("*.bin"))
+    stem = path.name if path.suffix.lower() == ".cdt" else path.with_suffix("").name
+    suffixes = PARTS.get(path.suffix.lower(), ())
+    names = dict.fromkeys(stem + name for suffix in suffixes for name in (suffix, suffix.upper()))
+    return [path.with_name(name) for name in names if path.with_name(name).is_file()]
 
 
 def looks_like(path: Path) -> str | None:

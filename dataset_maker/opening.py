@@ -135,9 +135,7 @@ def _open_brainvision(path: Path, read: Read, notes: list[str]) -> Any:
             if wanted:
                 notes.append(f"its marks are not read: {file_name(wanted)} is not in its folder")
             continue
-        if wanted and links[key].name.lower() != wanted.lower():
-            stale, there = file_name(wanted), printable(links[key].name)
-            notes.append(f"its header wants {stale}, which is not there: {there} is read, which has its own name")
+        notes += _renamed(wanted, links[key])
     _check_brainvision(path, stated, links["DataFile"], notes)
     if all(stated(key) == (links[key].name if key in links else "") for key in ("DataFile", "MarkerFile")):
         return read(path)
@@ -149,6 +147,13 @@ def _open_brainvision(path: Path, read: Read, notes: list[str]) -> Any:
         raw = read(place)
         raw.filenames = [links["DataFile"]]
     return raw
+
+
+def _renamed(wanted: str, there: Path) -> list[str]:
+    """Say that a header names another companion than the one that is read."""
+    if not wanted or wanted.lower() == there.name.lower():
+        return []
+    return [f"its header wants {file_name(wanted)}, which is not there: {printable(there.name)} is read instead"]
 
 
 def _check_brainvision(path: Path, stated: Callable[[str], str], signal: Path, notes: list[str]) -> None:
@@ -268,6 +273,7 @@ def _open_persyst(path: Path, read: Read, notes: list[str]) -> Any:
         notes.append(f"{lost} of its comments are not read: they have no time")
     patient = ["[Patient]", "BirthDate=-", "TestDate=0", "Sex=", "Hand=", ""]
     signal = companion(path, [wanted, f"{path.stem}.dat"], "its signal")
+    notes += _renamed(wanted, signal)
     with stand_in({"x.lay": "\n".join([*patient, *kept]).encode(), "signal.dat": signal}) as place:
         with redirect_stdout(None):  # a note on the birthday
             raw = read(place)

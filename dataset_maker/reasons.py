@@ -18,6 +18,12 @@ from errors import InputError
 
 EXPORT = "if another program opens it, export it as EDF or FIF"
 EPOCHS = "holds {}epochs, not one continuous recording: `make_labelled.py --epochs` makes labelled data of them"
+# What MNE's errors say -> our words.
+ERRORS = {
+    "ALLEEG": "holds several data sets (ALLEEG): save each one by itself in EEGLAB",
+    r"Old data format \.dat": "keeps its signal in a .dat of an old EEGLAB: open it there and save it again",
+    "Internal Active Shielding": "was recorded with active shielding, so that its EEG needs MaxFilter first",
+}
 # What MNE warns of -> our words, "" where it does not matter here or other code says it. Groups are numbers.
 WARNINGS = (
     (r"meas(urement)? date|patient information|birth", ""),  # not used
@@ -69,6 +75,9 @@ def _reason(error: Exception, kind: str) -> str:
         return EPOCHS.format(f"{epochs[1]} " if epochs[1] else "")
     if "MATLAB v7.3" in text or "HDF reader for matlab" in text or (kind == "EEGLAB" and "pymatreader" in text):
         return "is a file of MATLAB 7.3: " + needs("pymatreader")
+    known = next((words for pattern, words in ERRORS.items() if re.search(pattern, text)), None)
+    if known:
+        return known
     reader = f"{kind}, MNE {mne.__version__}: " if kind else ""
     return f"cannot be read ({reader}{type(error).__name__}): damaged, cut short or written unusually; {EXPORT}"
 

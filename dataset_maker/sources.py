@@ -70,10 +70,8 @@ def _check_named(path: Path, suffixes: Collection[str]) -> None:
     """Raise InputError for a file that somebody names and that is none, or only a part of a recording."""
     if path.name.lower().endswith(tuple(suffixes)) and _is_wanted(path):
         return
-    stems = {path.with_suffix("").name, path.name.split(".")[0]}
-    for whole in (path.with_name(stem + suffix) for stem in stems for suffix in formats.SUFFIXES):
-        if whole != path and whole.exists() and formats.is_recording(whole):
-            raise InputError(f"{path}: is a part of the recording {whole.name}: name that one")
+    if whole := formats.whole_of(path):
+        raise InputError(f"{path}: is a part of the recording {whole.name}: name that one")
     kind = formats.looks_like(path)
     if kind and set(formats.FORMATS[kind].suffixes) <= set(suffixes):
         return
