@@ -135,7 +135,7 @@ def open_around(signal: Signal | HdfSignal, read: Callable[[Path], Any]) -> Any:
         counts = f"{len(raw.ch_names)} channels of {raw.n_times} samples"
         raise InputError(f"{signal.path}: announces {counts}, but holds {' x '.join(map(str, signal.shape))} values")
     raw._raw_extras[0]["cached_data"] = signal
-    raw.filenames = [signal.path]
+    raw._filenames = [signal.path]
     return raw
 
 

@@ -87,7 +87,7 @@ def _open(path: Path, kind: str, cnt_format: str | None, read: Read, notes: list
         return read(path)
     with stand_in({f"{path.stem}{suffixes[0]}": path}) as place:
         raw = read(place)
-        raw.filenames = [path]
+        raw._filenames = [path]
     return raw
 
 
@@ -105,7 +105,7 @@ def _open_neuroscan(path: Path, cnt_format: str | None, read: Read, notes: list[
             file.seek(layout.stop)
             file.write(layout.events or neuroscan.NO_EVENTS)
         raw = read(place, data_format=layout.data_format)
-        raw.filenames = [path]
+        raw._filenames = [path]
     return raw
 
 
@@ -145,7 +145,7 @@ def _open_brainvision(path: Path, read: Read, notes: list[str]) -> Any:
         header = re.sub(rb"(?im)^([ \t]*" + key.encode() + rb"[ \t]*=)[^\r\n]*", new, header)
     with stand_in({path.name.lower(): header, **{names[key]: file for key, file in links.items()}}) as place:
         raw = read(place)
-        raw.filenames = [links["DataFile"]]
+        raw._filenames = [links["DataFile"]]
     return raw
 
 
@@ -277,7 +277,7 @@ def _open_persyst(path: Path, read: Read, notes: list[str]) -> Any:
     with stand_in({"x.lay": "\n".join([*patient, *kept]).encode(), "signal.dat": signal}) as place:
         with redirect_stdout(None):  # a note on the birthday
             raw = read(place)
-        raw.filenames = [signal]
+        raw._filenames = [signal]
     return raw
 
 
@@ -289,7 +289,7 @@ def _open_nihon(path: Path, read: Read, notes: list[str]) -> Any:
             return read(path)
     with stand_in({"x.EEG": path, "x.21E": names}) as place:
         raw = read(place)
-        raw.filenames = [path]
+        raw._filenames = [path]
     return raw
 
 
@@ -318,7 +318,7 @@ def _open_nicolet(path: Path, read: Read, notes: list[str]) -> Any:
     header = companion(path, [f"{path.stem}.head"], "its header")
     with stand_in({"x.data": path, "x.head": header}) as place:
         raw = read(place)
-        raw.filenames = [path]
+        raw._filenames = [path]
     return raw
 
 

@@ -75,6 +75,8 @@ def _reason(error: Exception, kind: str) -> str:
         return EPOCHS.format(f"{epochs[1]} " if epochs[1] else "")
     if "MATLAB v7.3" in text or "HDF reader for matlab" in text or (kind == "EEGLAB" and "pymatreader" in text):
         return "is a file of MATLAB 7.3: " + needs("pymatreader")
+    if package := re.search(r"the module (\w+)\S* is needed", text):  # of other versions of MNE
+        return needs(package[1])
     known = next((words for pattern, words in ERRORS.items() if re.search(pattern, text)), None)
     if known:
         return known
