@@ -8,6 +8,7 @@ from __future__ import annotations  # the types of mne would load half of it
 
 import gzip
 import re
+import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -71,8 +72,11 @@ def stand_in(files: Mapping[str, bytes | Path]) -> Iterator[Path]:
         for name, content in files.items():
             if isinstance(content, bytes):
                 Path(folder, name).write_bytes(content)
-            else:
+                continue
+            try:
                 Path(folder, name).symlink_to(content.resolve())
+            except OSError:  # Windows gives few people the right to
+                shutil.copy(content, Path(folder, name))
         yield Path(folder, next(iter(files)))
 
 
