@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from attention import attend
 from electrodes import PUBLISHED_ELECTRODES
 from errors import InputError
 
@@ -128,7 +129,7 @@ class Attention(nn.Module):
         q, k, v = rearrange(qkv, "B L (three H d) -> three B H L d", three=3, H=self.heads)
         # Under autocast LayerNorm returns float32 and v is half: attention wants one type.
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
+        x = attend(q, k, v, dropout=self.attn_drop if self.training else 0.0)
         return self.proj_drop(self.proj(rearrange(x, "B H L d -> B L (H d)")))  # (B, L, D)
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # A file or package imports only from the rows above its own.
 ROWS = [
     ("errors",),
-    ("files", "electrodes"),
+    ("files", "electrodes", "attention"),
     ("layers", "norm_ema_quantizer"),
     ("modeling_*", "utils"),
     ("eeg_data", "optim_factory"),
