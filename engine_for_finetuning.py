@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
+from eeg_data.loader import Loader
 from errors import InputError
 from files import written_aside
 from training import metrics
@@ -53,7 +53,7 @@ def hits(task: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 def train_one_epoch(
     state: TrainingState,
-    loader: DataLoader,
+    loader: Loader,
     epoch: int,
     task: str,
     *,
@@ -75,7 +75,7 @@ def train_one_epoch(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: DataLoader, run: Run, task: str) -> tuple[dict[str, float], np.ndarray]:
+def evaluate(model: nn.Module, loader: Loader, run: Run, task: str) -> tuple[dict[str, float], np.ndarray]:
     """Return loss and metrics of the whole set, and its logits (samples, outputs) in the file's order, on all ranks."""
     model.eval()
     logits, samples = [], []

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
+from eeg_data.loader import Loader
 from modeling_pretrain import CodeLoss
 from modeling_vqnsp import VQNSP
 from norm_ema_quantizer import all_reduce_sum, count_codes
@@ -27,7 +27,7 @@ def entropy_of_codes(counts: Tensor) -> dict[str, float]:
     return {"code_entropy": entropy, "unigram_loss": 2 * entropy}
 
 
-def train_one_epoch(state: TrainingState, loader: DataLoader, tokenizer: VQNSP, epoch: int) -> dict[str, float]:
+def train_one_epoch(state: TrainingState, loader: Loader, tokenizer: VQNSP, epoch: int) -> dict[str, float]:
     """Train for an epoch; return the entropy of the codes to predict."""
     model, update = state.model.train(), state.update
     codebook_size = tokenizer.quantize.codebook_size
@@ -45,7 +45,7 @@ def train_one_epoch(state: TrainingState, loader: DataLoader, tokenizer: VQNSP, 
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: DataLoader, tokenizer: VQNSP, run: Run) -> dict[str, Any]:
+def evaluate(model: nn.Module, loader: Loader, tokenizer: VQNSP, run: Run) -> dict[str, Any]:
     """Return loss and accuracies of a whole set under masks that stay the same from epoch to epoch."""
     model.eval()
     log = MetricLog()

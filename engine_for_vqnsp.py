@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch.utils.data import DataLoader
 
+from eeg_data.loader import Loader
 from modeling_vqnsp import VQNSP
 from norm_ema_quantizer import CodebookRevival, all_reduce_sum, broadcast, usage
 from training.log import MetricLog
@@ -29,7 +29,7 @@ def by_name(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def initialize_codebook(model: VQNSP, loader: DataLoader, run: Run, *, epoch: int, accumulation: int) -> None:
+def initialize_codebook(model: VQNSP, loader: Loader, run: Run, *, epoch: int, accumulation: int) -> None:
     """Start the codebook by k-means of the first whole batch: all micro-batches of all processes."""
     if not model.quantize.needs_initialization:
         return
@@ -43,7 +43,7 @@ def initialize_codebook(model: VQNSP, loader: DataLoader, run: Run, *, epoch: in
 
 
 def train_one_epoch(
-    state: TrainingState, loader: DataLoader, epoch: int, *, revival: CodebookRevival | None = None
+    state: TrainingState, loader: Loader, epoch: int, *, revival: CodebookRevival | None = None
 ) -> dict[str, float]:
     """Train for an epoch; return how much of the codebook it used."""
     model, update = state.model.train(), state.update
@@ -85,7 +85,7 @@ def warn_of_dead_codes(counts: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: VQNSP, loader: DataLoader, run: Run) -> dict[str, Any]:
+def evaluate(model: VQNSP, loader: Loader, run: Run) -> dict[str, Any]:
     """Return losses and codebook use of a whole set; each window counts once, whatever the number of processes."""
     model.eval()
     model.quantize.reset_usage()

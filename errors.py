@@ -8,7 +8,6 @@ import argparse
 import errno
 import json
 import os
-import re
 import signal
 import sys
 import time
@@ -27,7 +26,6 @@ GRACE_SECONDS = 2  # in which torchrun can end a process before it prints an err
 COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
 LOST_PEER = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "remote process exited")
 TIMED_OUT = "Timed out waiting"  # for another process, as Gloo says it
-KILLED_LOADER = "DataLoader worker (pid"  # not "in DataLoader worker process", where a data set raised something
 NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # of CUDA, of its libraries, on CPUs
 LESS_MEMORY = {  # what helps, for scripts that have the flag
     "batch_size": "lower --batch_size",
@@ -82,11 +80,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error in one printable line, without the traceback that a loading process adds."""
-    lines = str(error).strip().splitlines()
-    if lines and lines[0].startswith("Caught ") and "worker process" in lines[0]:
-        lines = [re.sub(r"^errors\.\w+: ", "", lines[-1])]
-    return printable(" ".join(" ".join(lines).split()))
+    """Return the message of an error in one printable line."""
+    return printable(" ".join(str(error).split()))
 
 
 def printable(text: object) -> str:
@@ -143,11 +138,6 @@ def translated(error: Exception, args: argparse.Namespace, *, distributed: bool 
     text = str(error).strip() or type(error).__name__
     lines = text.splitlines()
     reason = lines[1].strip() if lines[0].endswith("raised:") and len(lines) > 1 else lines[0]  # a compiler's reason
-    if KILLED_LOADER in text or isinstance(error, ConnectionError):  # the latter if it died while it sent a batch
-        return InputError(
-            f"a loading process ended ({reason}): if memory is short, try fewer --num_workers; the same command "
-            "continues from the last checkpoint"
-        )
     if distributed and isinstance(error, RuntimeError) and any(sign in text for sign in LOST_PEER):
         return PeerLost("ended because another process of the run did")
     if TIMED_OUT in text:

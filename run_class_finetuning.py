@@ -16,7 +16,7 @@ import utils
 from eeg_data import labelled as labelled_data
 from eeg_data import labelled_files
 from eeg_data.labelled import balanced_weights
-from eeg_data.pretraining import Loaders
+from eeg_data.loader import Loaders
 from engine_for_finetuning import evaluate, save_predictions, train_one_epoch
 from errors import ArgumentParser, InputError, UsageError, run_script
 from training import adaptation, checkpoints

@@ -20,7 +20,6 @@ from typing import Any, cast
 import h5py
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules
@@ -28,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's mo
 import measuring
 
 from eeg_data.batches import TrainingBatches
-from eeg_data.pretraining import PretrainingDataset, collate, make_loader
+from eeg_data.loader import Loader, make_loader
+from eeg_data.pretraining import PretrainingDataset
 from eeg_data.pretraining_files import SAMPLING_RATE, Windows, read_recordings
 from electrodes import ELECTRODES
 from errors import ArgumentParser, InputError, UsageError, run_script
@@ -63,21 +63,21 @@ def make_file(args: argparse.Namespace, folder: Path) -> Path:
     return path
 
 
-def real_loader(args: argparse.Namespace, path: Path, workers: int, run: Run) -> DataLoader:
+def real_loader(args: argparse.Namespace, path: Path, workers: int, run: Run) -> Loader:
     """Build the loader of stages 1 and 2."""
     windows = Windows(read_recordings(path), window=args.seconds * SAMPLING_RATE)
     batches = TrainingBatches([len(windows)], args.batch_size, seed=0)
     flags = argparse.Namespace(num_workers=workers, pin_mem=True)
-    return make_loader(PretrainingDataset([windows], seed=0), batches, flags, run, collate)
+    return make_loader(PretrainingDataset([windows], seed=0), batches, flags, run)
 
 
-def shuffled(loader: DataLoader, run: Run, batches: int) -> Callable[[], tuple[float, int]]:
+def shuffled(loader: Loader, run: Run, batches: int) -> Callable[[], tuple[float, int]]:
     """Return a function that reads so many batches of another epoch; it returns seconds and float32 values."""
     plan, epochs = cast(TrainingBatches, loader.batch_sampler), itertools.count()
-    ahead = loader.num_workers * (loader.prefetch_factor or 0) + 1  # batches that are made before the clock starts
+    ahead = 2  # batches that are made before the clock starts
 
     def read() -> tuple[float, int]:
-        # The end of an epoch, so that loading processes have nothing to do while another case is timed.
+        # The end of an epoch, so that threads have nothing to do while another case is timed.
         plan.set_epoch(next(epochs), max(0, plan.steps - ahead - batches))
         stream = itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), ahead + batches)
         for _ in range(ahead):
@@ -192,7 +192,7 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the file")
     parser.add_argument("--electrodes", type=int, choices=range(1, 137), default=32, metavar="1-136")
     parser.add_argument("--seconds", type=int, choices=range(1, 17), default=8, metavar="1-16", help="of a window")
-    parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 1, 2], help="loading processes")
+    parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 1, 2], help="loading threads")
     parser.add_argument("--batch_size", type=int, default=64, help="windows of a batch")
     parser.add_argument("--windows", type=int, default=4096, help="of a round")
     parser.add_argument("--repeats", type=int, default=7, help="rounds")

@@ -12,10 +12,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from eeg_data.hdf5 import find_files
+from eeg_data.hdf5 import UNIT, find_files
 from eeg_data.labelled_files import read_labelled, read_samples
-from eeg_data.pretraining import to_units
-from eeg_data.pretraining_files import Windows, read_recordings
+from eeg_data.pretraining_files import SAMPLING_RATE, Windows, read_recordings
 from electrodes import embedding_rows
 from modeling_vqnsp import VQNSP, spectrum_targets
 from norm_ema_quantizer import usage
@@ -30,8 +29,8 @@ def load_windows(folder: Path, stride: int) -> tuple[Tensor, Tensor]:
     """All windows of the demo's one montage: EEG (n, N, A, T) in units of 100 uV, channels (N + 1,)."""
     recordings = [recording for path in find_files([folder], "--train_data") for recording in read_recordings(path)]
     windows = Windows(recordings, stride=stride)
-    eeg = to_units([windows[i] for i in range(len(windows))])
-    return eeg, torch.tensor(embedding_rows(windows.montage))
+    eeg = torch.from_numpy(np.stack([windows[i] for i in range(len(windows))]) / UNIT)  # (n, N, A*T)
+    return eeg.unflatten(-1, (-1, SAMPLING_RATE)), torch.tensor(embedding_rows(windows.montage))
 
 
 def selected(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from torch.utils.data import Sampler
 
 Key = tuple[int, int, int]  # epoch, montage, window
 
@@ -47,7 +46,7 @@ def montage_order(batches: Sequence[int], *, interleaved: bool) -> list[int]:
     return order
 
 
-class TrainingBatches(Sampler[list[Key]]):
+class TrainingBatches:
     """This process's share of every step's batch. Each batch is from one montage; all processes follow one plan.
 
     A montage's last batch is completed with the first windows of its order. A step's batch is cut into pieces by
@@ -118,7 +117,7 @@ class TrainingBatches(Sampler[list[Key]]):
         return [[(epoch, montage, window) for window in micro] for micro in windows.tolist()]
 
 
-class EvaluationBatches(Sampler[list[Key]]):
+class EvaluationBatches:
     """Every window exactly once, in order, for any number of processes W; process r takes batches r, r + W, ..."""
 
     def __init__(self, sizes: Sequence[int], batch_size: int, *, rank: int = 0, processes: int = 1) -> None:

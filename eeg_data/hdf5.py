@@ -1,15 +1,21 @@
-"""Find and open HDF5 files. Each process has its own handles; damage is reported as one InputError.
+"""Find, open and read HDF5 files. Each process has its own handles; damage is reported as one InputError.
 
+Windows of data that are stored as they are (`Blocks`) are read past HDF5, several threads at a time. HDF5 reads all
+other data, one thread at a time, with the same values.
 Works without torch. `pretraining_files.py` and `labelled_files.py` say what the two kinds of files hold.
 """
 
+import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -20,6 +26,9 @@ SUFFIXES = (".hdf5", ".h5")
 OPEN_FILES, OPEN_DATASETS = 128, 1024  # that a process keeps; a data set takes 40 KB and at most CHUNK_CACHE
 CHUNK_CACHE = 2**17  # bytes: a usual chunk is read in one piece; more gains nothing where windows are shuffled
 CHUNK_SLOTS = 11
+UNIT = 100.0  # uV: files hold microvolts, models see EEG / 100
+STORED = {"<f4": h5py.h5t.IEEE_F32LE, "<f2": h5py.h5t.IEEE_F16LE}  # types that are read past HDF5
+_room = threading.local()  # what a thread reads into before it is divided
 
 
 @contextmanager
@@ -73,15 +82,133 @@ def _open_dataset(path: Path, name: str, process: int) -> tuple[h5py.Dataset, in
 
 def close_files() -> None:
     """Forget all files and data sets, so that changed ones are opened again."""
-    _open_dataset.cache_clear()
-    _open_file.cache_clear()
+    for known in (_open_dataset, _open_file, _open_raw, find_blocks):
+        known.cache_clear()
 
 
-def read_signal(path: Path, name: str, place: Any, where: str) -> np.ndarray:
-    """Read a part of a data set as float32. place: NumPy's index; where: begins the message of an InputError."""
+class Blocks(NamedTuple):
+    """Where a data set lies in its file: in blocks of (electrodes, samples) values, which follow each other in time."""
+
+    path: Path
+    stamp: tuple[int, int]  # of the file when it was looked at
+    dtype: str  # a key of STORED
+    shape: tuple[int, int]  # of a block
+    firsts: Sequence[int]  # number of the first block of each run of blocks that touch each other
+    offsets: Sequence[int]  # of each run: bytes before it
+
+    def read(self, start: int, out: np.ndarray) -> bool:
+        """Write the window from sample `start` on into `out`, (N, samples), as `divide_into` does.
+
+        Returns False if HDF5 must read it: the file has changed or ends too early, or the window is no multiple of the
+        blocks.
+        """
+        rows, length = self.shape
+        (first, skipped), (whole, rest) = divmod(start, length), divmod(out.shape[1], length)
+        file, stamp = _open_raw(self.path)
+        if rest or stamp != self.stamp or (stored := self._fetch(file, first, whole + bool(skipped))) is None:
+            return False
+        blocks, places = stored.swapaxes(0, 1), out.reshape(rows, whole, length)  # (N, blocks, length)
+        if not skipped:
+            divide_into(places, blocks)
+        else:
+            divide_into(places[..., :-skipped], blocks[:, :-1, skipped:])
+            divide_into(places[..., -skipped:], blocks[:, 1:, :skipped])
+        return True
+
+    def _fetch(self, file: io.FileIO, first: int, count: int) -> np.ndarray | None:
+        """Read blocks into this thread's memory: (blocks, N, length), valid until its next call. None if cut short.
+
+        Not by a memory map, which takes half the time: where a file is cut short, or its disk fails, that ends the
+        process without a word (SIGBUS), and it makes the process look as large as the files.
+        """
+        values = count * self.shape[0] * self.shape[1]
+        size = 2 * values if self.dtype == "<f2" else 4 * values  # bytes
+        room: Any = getattr(_room, "bytes", ())
+        if len(room) < size:
+            room = _room.bytes = np.empty(size, np.uint8)
+        each, done, run = size // count, 0, bisect_right(self.firsts, first) - 1
+        while done < size:
+            number = first + done // each
+            touching = self.firsts[run + 1] - number if run + 1 < len(self.firsts) else count
+            part = room[done : min(size, done + touching * each)]
+            if os.preadv(file.fileno(), [part], self.offsets[run] + (number - self.firsts[run]) * each) < len(part):
+                return None
+            done, run = done + len(part), run + 1
+        return room[:size].view(self.dtype).reshape(count, *self.shape)
+
+
+@lru_cache(OPEN_FILES)
+def _open_raw(path: Path) -> tuple[io.FileIO, tuple[int, int]]:
+    """Open a file past HDF5; return it with its stamp. It closes when the cache and all readers have let go of it."""
+    file = io.FileIO(path)
+    return file, stamp_of(os.fstat(file.fileno()))
+
+
+def stamp_of(state: os.stat_result) -> tuple[int, int]:
+    """Return what tells whether a file has changed."""
+    return state.st_size, state.st_mtime_ns
+
+
+@cache
+def find_blocks(path: Path, name: str) -> Blocks | None:
+    """Find the blocks of a data set (N, time) or (samples, N, time). None for data that HDF5 must read.
+
+    These are data that are not little-endian float32 or float16, compressed, virtual, behind a link to another file,
+    incomplete, or in chunks of a part of the electrodes.
+    """
+    data = open_dataset(path, name)
+    file, plan, kind = data.file, data.id.get_create_plist(), data.id.get_type()
+    dtype = next((key for key, stored in STORED.items() if kind.equal(stored)), None)
+    elsewhere = data.is_virtual or plan.get_external_count() or not path.samefile(file.filename)
+    if dtype is None or elsewhere or plan.get_nfilters() or file.userblock_size or not hasattr(os, "preadv"):
+        return None
+    (rows, time), chunks = data.shape[-2:], data.chunks
+    if chunks is None:  # one sample behind the other
+        length, places = time, np.array([data.id.get_offset() or -1] if data.ndim == 3 else [-1])
+        firsts = np.zeros(1, np.int64)
+    else:
+        axis, length = 3 - data.ndim, chunks[-1]
+        if chunks != ((rows, length) if axis else (1, rows, time)):
+            return None
+        every = np.full(-(-data.shape[axis] // chunks[axis]), -1)  # bytes before each block
+        data.id.chunk_iter(lambda chunk: every.__setitem__(chunk.chunk_offset[axis] // chunks[axis], chunk.byte_offset))
+        firsts = np.flatnonzero(np.append(True, np.diff(every) != rows * length * kind.get_size())[: len(every)])
+        places = every if -1 in every else every[firsts]
+    if not len(places) or -1 in places:
+        return None
+    stamp = stamp_of(os.fstat(file.id.get_vfd_handle()))
+    return Blocks(path, stamp, dtype, (rows, length), array("q", firsts), array("q", places))
+
+
+def divide_into(out: np.ndarray, values: np.ndarray) -> None:
+    """Write values / UNIT into `out`, float32; into float16 the values, float16 themselves, as they are."""
+    if out.dtype == np.float16:
+        np.copyto(out, values, casting="no")
+    else:
+        np.divide(values, UNIT, out=out, dtype=np.float32)
+
+
+def read_signal(path: Path, name: str, place: Any, where: str, dtype: Any = np.float32) -> np.ndarray:
+    """Read a part of a data set; dtype=None: as stored. place: NumPy's index; where: begins an InputError's message."""
     with readable(where, "make the file again or leave it out"), np.errstate(over="ignore"):
         # float64 beyond float32 is infinite to a model, too
-        return open_dataset(path, name)[place].astype(np.float32, copy=False)
+        values = open_dataset(path, name)[place]
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+
+def read_window(path: Path, name: str, place: Any, start: int, out: np.ndarray, where: Callable[[], str]) -> None:
+    """Read a window into `out`, (N, samples), as `divide_into` writes it. place, where: as for `read_signal`.
+
+    start: the window's first sample, where samples of a labelled set follow each other.
+    """
+    try:
+        blocks = find_blocks(path, name)
+        done = blocks is not None and blocks.read(start, out)
+    except Exception:  # HDF5 will meet it, too, and name it
+        done = False
+    if not done:
+        values = read_signal(path, name, place, where(), None if out.dtype == np.float16 else np.float32)
+        divide_into(out, values)
 
 
 def check_stored(dataset: h5py.Dataset, where: str) -> None:

@@ -9,19 +9,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from eeg_data.batches import EvaluationBatches, Key
 from eeg_data.labelled_files import DATASETS, LabelledFile, read_samples, split_warnings
-from eeg_data.pretraining import (
+from eeg_data.loader import (
     Loaders,
     add_loader_arguments,
     extent,
     make_loader,
-    to_units,
+    on_device,
     training_batches,
     warn_unmarked,
 )
+from eeg_data.pretraining_files import SAMPLING_RATE
 from eeg_data.quality import UNUSABLE, Quality
 from eeg_data.verdicts import scale_warnings, warnings
 from electrodes import PUBLISHED_ELECTRODES, embedding_rows
@@ -42,7 +42,7 @@ class LabelledBatch(NamedTuple):
 
     def to(self, run: Run) -> "LabelledBatch":
         """Move the batch to the run's device, EEG and regression targets to its type."""
-        return LabelledBatch(run.place(self.eeg), run.place(self.channels), run.place(self.labels), self.samples)
+        return LabelledBatch(on_device(self.eeg, run), run.place(self.channels), run.place(self.labels), self.samples)
 
 
 def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
     add_loader_arguments(group)
 
 
-class LabelledWindows(Dataset):
+class LabelledWindows:
     """The usable samples of one split of a labelled set, by key (epoch, 0, sample).
 
     split: train, val or test. Raises InputError for unusable labels.
@@ -72,9 +72,22 @@ class LabelledWindows(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, key: Key) -> tuple[np.ndarray, Tensor, Any, int]:
-        """Read a sample: EEG (N, A*T) in uV, channels (N + 1,), label, number of the usable sample."""
-        return self.samples.read(key[2]), self.channels, self.labels[key[2]], key[2]
+    def shape(self, _: Sequence[Key]) -> tuple[int, int]:
+        """Return electrodes and samples of a window."""
+        return len(self.samples.file.montage), self.samples.file.seconds * SAMPLING_RATE
+
+    def half(self, _: Sequence[Key]) -> bool:
+        """Return True if the files hold all windows as float16."""
+        return self.samples.half
+
+    def read(self, key: Key, out: np.ndarray) -> None:
+        """Write a window into `out`, (N, A*T): float32 in units of 100 uV, or float16 in uV."""
+        self.samples.read_into(out, key[2])
+
+    def batch(self, keys: Sequence[Key], eeg: Tensor, _: Any) -> LabelledBatch:
+        """Make a batch. Each sample has its number among the usable ones."""
+        samples = [key[2] for key in keys]
+        return LabelledBatch(eeg, self.channels, torch.from_numpy(self.labels[samples]), torch.tensor(samples))
 
     @property
     def groups(self) -> list[str | None]:
@@ -103,12 +116,6 @@ def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
     return torch.from_numpy(np.where(counts > 0, weights, 1.0))
 
 
-def collate_labelled(samples: Sequence[tuple[np.ndarray, Tensor, Any, int]]) -> LabelledBatch:
-    """Make a labelled batch of samples."""
-    windows, channels, labels, index = zip(*samples, strict=True)
-    return LabelledBatch(to_units(windows), channels[0], torch.from_numpy(np.stack(labels)), torch.tensor(index))
-
-
 def build_labelled_loaders(args: argparse.Namespace, run: Run, file: LabelledFile, *, accumulation: int = 1) -> Loaders:
     """Make the loaders of stage 3. Raises InputError for a set without training samples, or with one class only."""
     rows = args.num_electrodes + 1
@@ -122,13 +129,13 @@ def build_labelled_loaders(args: argparse.Namespace, run: Run, file: LabelledFil
     for split, windows in splits.items():
         if split != "train" and len(windows):
             plan = EvaluationBatches([len(windows)], args.batch_size, **share)
-            evaluation[split] = make_loader(windows, plan, args, run, collate_labelled)
+            evaluation[split] = make_loader(windows, plan, args, run)
     sizes = ", ".join(f"{split} {len(windows)}" for split, windows in splits.items())
     logger.info(
         f"{file.name}: {file.task}, {len(file.montage)} electrodes, {file.seconds} s; {sizes}; {batches.repeated[0]} "
         "training samples repeated to complete the last batch"
     )
-    train = make_loader(splits["train"], batches, args, run, collate_labelled)
+    train = make_loader(splits["train"], batches, args, run)
     return Loaders(train, evaluation.get("val"), evaluation.get("test"))
 
 

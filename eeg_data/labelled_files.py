@@ -15,7 +15,17 @@ from typing import Any
 import h5py
 import numpy as np
 
-from eeg_data.hdf5 import attribute, check_stored, files_below, open_file, read_signal, readable, texts
+from eeg_data.hdf5 import (
+    attribute,
+    check_stored,
+    files_below,
+    open_dataset,
+    open_file,
+    read_signal,
+    read_window,
+    readable,
+    texts,
+)
 from eeg_data.pretraining_files import GLANCES, MAX_SECONDS, SAMPLING_RATE, check_rate, read_valid
 from eeg_data.quality import Quality, SignalScan, compared, first_few
 from electrodes import canonical_name
@@ -97,6 +107,17 @@ class Samples:
         """Read a sample, (N, A*T) float32 in uV."""
         path, row = self.place(sample)
         return read_signal(path, f"{self.split}/eeg", row, f"{path}, group {self.split}, sample {row}")
+
+    def read_into(self, out: np.ndarray, sample: int) -> None:
+        """Read a sample into `out`, (N, A*T): float32 in units of 100 uV, or float16 in uV."""
+        path, row = self.place(sample)
+        start = row * out.shape[1]
+        read_window(path, f"{self.split}/eeg", row, start, out, lambda: f"{path}, group {self.split}, sample {row}")
+
+    @property
+    def half(self) -> bool:
+        """Whether all shards hold float16."""
+        return all(open_dataset(path, f"{self.split}/eeg").dtype == np.float16 for path in self.shards)
 
     @property
     def levels(self) -> dict[str, float]:

@@ -1,49 +1,46 @@
 """Make batches of pre-training files: windows, montages, masks, loaders.
 
-What a step sees (order, montage, mask) is a pure function of (seed, epoch, window), so nothing about loaders or workers
-needs saving and the number of workers cannot change a result. Source: paper, section 3.2 (windows of at most 256
+What a step sees (order, montage, mask) is a pure function of (seed, epoch, window), so nothing about loaders or threads
+needs saving and the number of threads cannot change a result. Source: paper, section 3.2 (windows of at most 256
 patches). `pretraining_files.py` says what a file holds.
 """
 
 import argparse
 import logging
-import multiprocessing
-import multiprocessing.forkserver
-import multiprocessing.resource_tracker
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
-from eeg_data.batches import EvaluationBatches, Key, TrainingBatches
+from eeg_data.batches import EvaluationBatches, Key
 from eeg_data.hdf5 import find_files
+from eeg_data.loader import (
+    Loader,
+    Loaders,
+    add_loader_arguments,
+    extent,
+    make_loader,
+    on_device,
+    training_batches,
+    warn_unmarked,
+)
 from eeg_data.pretraining_files import GLANCES, MAX_TOKENS, SAMPLING_RATE, Windows, by_montage, read_recordings
 from eeg_data.quality import UNUSABLE, Quality, compared
 from eeg_data.verdicts import scale_warnings, warnings
-from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
+from electrodes import PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError
 from files import digest_of
 from layers import MAX_PATCHES, PATCH_SAMPLES
-from utils import EXIT_CODES, Run, add_switch
+from utils import Run
 
 logger = logging.getLogger(__name__)
 
-UNIT = 100.0  # uV: files hold microvolts, models see EEG / 100
 DEFAULT_VAL_DATA = Path("data/pretrain_val")
 
 MaskMaker = Callable[..., Tensor]  # (patches, generator=...) -> (1, patches) bool
-Sample = tuple[np.ndarray, Tensor, Tensor]  # EEG (N, A*T) in uV, channels (N + 1,), mask (N*A,)
 
 
 class Batch(NamedTuple):
@@ -55,10 +52,10 @@ class Batch(NamedTuple):
 
     def to(self, run: Run) -> "Batch":
         """Move the batch to the run's device and type."""
-        return Batch(*map(run.place, self))
+        return Batch(on_device(self.eeg, run), run.place(self.channels), run.place(self.mask))
 
 
-class PretrainingDataset(Dataset):
+class PretrainingDataset:
     """Windows of all montages by key (epoch, montage, window), with a mask where masks are made.
 
     make_mask: from a number of patches and a generator to one mask, (1, patches). table_rows: rows of the models'
@@ -79,16 +76,33 @@ class PretrainingDataset(Dataset):
             for m in montages
         ]
 
-    def __getitem__(self, key: Key) -> Sample:
-        """Read a window; return it with its channels and a mask."""
-        _, montage, window = key
-        windows = self.montages[montage]
-        mask = torch.empty(0, dtype=torch.bool)
-        if self.make_mask is not None:
-            state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
-            generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-            mask = self.make_mask(len(windows.montage) * windows.window // PATCH_SAMPLES, generator=generator)[0]
-        return windows[window], self.channels[montage], mask
+    def shape(self, keys: Sequence[Key]) -> tuple[int, int]:
+        """Return electrodes and samples of a batch's windows, which are of one montage."""
+        windows = self.montages[keys[0][1]]
+        return len(windows.montage), windows.window
+
+    def half(self, keys: Sequence[Key]) -> bool:
+        """Return True if the files hold all windows of this batch's montage as float16."""
+        return self.montages[keys[0][1]].half
+
+    def read(self, key: Key, out: np.ndarray) -> Tensor:
+        """Write a window into `out`, (N, A*T): float32 in units of 100 uV, or float16 in uV. Returns its mask."""
+        recording, start = self.montages[key[1]].locate(key[2])
+        recording.read_into(out, start)
+        return self.mask(key)
+
+    def mask(self, key: Key) -> Tensor:
+        """Make the mask of a window, (N*A,) bool; empty where no masks are made."""
+        if self.make_mask is None:
+            return torch.empty(0, dtype=torch.bool)
+        state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        electrodes, samples = self.shape([key])
+        return self.make_mask(electrodes * samples // PATCH_SAMPLES, generator=generator)[0]
+
+    def batch(self, keys: Sequence[Key], eeg: Tensor, masks: Sequence[Tensor]) -> Batch:
+        """Make a batch."""
+        return Batch(eeg, self.channels[keys[0][1]], torch.stack(list(masks)))
 
     def summary(self) -> dict[str, Any]:
         """Describe the windows, so that a resumed run can compare them with the saved run's."""
@@ -111,59 +125,6 @@ class PretrainingDataset(Dataset):
         recording, start = self.montages[key[1]].locate(key[2])
         place = {"file": str(recording.path), "recording": recording.name, "start_seconds": start / SAMPLING_RATE}
         return {**place, **extent(self.montages[key[1]][key[2]])}
-
-
-def extent(eeg: np.ndarray) -> dict[str, Any]:
-    """Return a window's largest value in uV, and whether all are finite."""
-    finite = np.isfinite(eeg)
-    return {"largest_uv": float(np.abs(eeg[finite]).max(initial=0)), "finite": bool(finite.all())}
-
-
-def to_units(windows: Sequence[np.ndarray]) -> Tensor:
-    """Stack B windows (N, A*T) in uV -> (B, N, A, T) in units of 100 uV."""
-    eeg = np.empty((len(windows), *windows[0].shape), windows[0].dtype)
-    for window, place in zip(windows, eeg, strict=True):
-        np.divide(window, UNIT, out=place)  # stacked first, the batch would be passed over twice
-    return rearrange(torch.from_numpy(eeg), "B N (A T) -> B N A T", T=PATCH_SAMPLES)
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Make a batch of samples of one montage."""
-    windows, channels, masks = zip(*samples, strict=True)
-    return Batch(to_units(windows), channels[0], torch.stack(masks))
-
-
-@dataclass(frozen=True)
-class Loaders:
-    """Loaders of a training; `val` is None where there is nothing to evaluate on."""
-
-    train: DataLoader
-    val: DataLoader | None
-    test: DataLoader | None = None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps an epoch."""
-        return self.train.batch_sampler.steps  # type: ignore[union-attr]
-
-    def summary(self) -> dict[str, Any]:
-        """Describe the data of each set."""
-        sets = {"train": self.train, "val": self.val, "test": self.test}
-        return {f"{name} data": loader.dataset.summary() for name, loader in sets.items() if loader is not None}  # type: ignore[attr-defined]
-
-
-def add_loader_arguments(group: Any) -> None:
-    """Add the flags of every loader."""
-    add = group.add_argument
-    words = "rows of the electrode table; the larger one for the last eight (bipolar) names"
-    choices = (PUBLISHED_ELECTRODES, len(ELECTRODES))
-    add("--num_electrodes", type=int, default=PUBLISHED_ELECTRODES, choices=choices, help=words)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(8, cores // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    add("--batch_size", type=int, help="windows a process and micro-batch")
-    add("--num_workers", type=int, default=workers, help="loading processes of each process")
-    add_switch(group, "pin_mem", default=True, help="page-locked memory on the way to a GPU")
-    add("--overfit_batch", action="store_true", help="train on the first batch only: a check that learning works")
 
 
 def add_pretraining_arguments(parser: argparse.ArgumentParser, *, window_stride: int) -> None:
@@ -204,15 +165,6 @@ def _read_data(flag: str, args: argparse.Namespace, run: Run, make_mask: MaskMak
     return PretrainingDataset(usable, seed=args.seed, make_mask=make_mask, table_rows=args.num_electrodes + 1)
 
 
-def warn_unmarked(paths: set[Path], flag: str) -> None:
-    """Warn of files without `valid`: training takes all of their windows."""
-    if paths:
-        logger.warning(
-            f"{flag}: {len(paths)} file(s) do not say which seconds are valid (such as {min(paths)}), so every window "
-            "of them is used; to leave broken seconds out, run python -m dataset_maker.inspect_data --mark PATH"
-        )
-
-
 def _warn(windows: Windows, name: str) -> None:
     """Warn of windows of a montage that are left out, and of odd signals."""
     if windows.too_short or windows.left_out:
@@ -235,73 +187,6 @@ def _warn(windows: Windows, name: str) -> None:
         logger.warning(f"{name}: {text}")
 
 
-def worker_context() -> BaseContext:
-    """Choose how workers start: from Python's fork server on Linux, spawned elsewhere.
-
-    A plain fork would inherit locks that the run's other threads hold (OpenMP, Gloo), and could wait for them for ever.
-    The server and its workers start with signals blocked: a signal to the whole job must end the run first.
-    """
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "eeg_data.labelled"])
-    multiprocessing.resource_tracker.ensure_running()  # started by the server it would unblock signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
-    multiprocessing.forkserver.ensure_running()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
-
-
-def begin_worker(_: int) -> None:
-    """Let a worker end with its run, and by nothing else."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        threading.Thread(target=_end_with_run, daemon=True).start()
-
-
-def _end_with_run() -> None:
-    """Wait until the run sends SIGTERM or is gone, then end this process."""
-    run = multiprocessing.parent_process()
-    while run is not None and run.is_alive():
-        received = signal.sigtimedwait({signal.SIGTERM}, 1)  # seconds
-        if received is not None and received.si_pid == run.pid:
-            break
-    os._exit(0)  # like torch's workers: another code would be an error to the run
-
-
-def make_loader(
-    dataset: Dataset, batches: Sampler[list[Key]], args: argparse.Namespace, run: Run, merge: Any
-) -> DataLoader:
-    """Make a loader of these batches; workers stay from epoch to epoch, because keys carry the epoch."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=args.num_workers,
-        collate_fn=merge,
-        pin_memory=args.pin_mem and run.device.type == "cuda",
-        persistent_workers=args.num_workers > 0,
-        multiprocessing_context=worker_context() if args.num_workers else None,
-        worker_init_fn=begin_worker,
-        generator=torch.Generator(),  # else a loader would draw from the global one, depending on its workers
-    )
-
-
-def training_batches(
-    sizes: Sequence[int], args: argparse.Namespace, run: Run, accumulation: int, order: str = "interleaved"
-) -> TrainingBatches:
-    """Plan this process's batches. sizes: windows of each montage."""
-    return TrainingBatches(
-        sizes,
-        args.batch_size,
-        seed=args.seed,
-        rank=run.rank,
-        processes=run.processes,
-        accumulation=accumulation,
-        interleaved=order == "interleaved",
-        overfit_batch=args.overfit_batch,
-    )
-
-
 def build_pretraining_loaders(
     args: argparse.Namespace, run: Run, *, accumulation: int = 1, make_mask: MaskMaker | None = None
 ) -> Loaders:
@@ -317,12 +202,12 @@ def build_pretraining_loaders(
             f"{windows.window // SAMPLING_RATE} s, {repeated} repeated to complete the last batch"
         )
     val = build_evaluation_loader("--val_data", args, run, make_mask=make_mask)
-    return Loaders(make_loader(data, batches, args, run, collate), val)
+    return Loaders(make_loader(data, batches, args, run), val)
 
 
 def build_evaluation_loader(
     flag: str, args: argparse.Namespace, run: Run, *, make_mask: MaskMaker | None = None
-) -> DataLoader | None:
+) -> Loader | None:
     """Make a loader that reads every window of a flag's files once; None without --val_data and its default place."""
     if flag == "--val_data" and args.val_data is None and not run.run_on_rank0(DEFAULT_VAL_DATA.is_dir):
         logger.info(f"No validation data (--val_data not given, no folder {DEFAULT_VAL_DATA}): nothing is evaluated.")
@@ -330,4 +215,4 @@ def build_evaluation_loader(
     data = _read_data(flag, args, run, make_mask)
     sizes = [len(windows) for windows in data.montages]
     batches = EvaluationBatches(sizes, args.batch_size, rank=run.rank, processes=run.processes)
-    return make_loader(data, batches, args, run, collate)
+    return make_loader(data, batches, args, run)

@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from eeg_data.hdf5 import attribute, check_stored, open_file, read_signal, readable, texts
+from eeg_data.hdf5 import attribute, check_stored, open_file, read_signal, read_window, readable, texts
 from eeg_data.quality import Quality, SignalScan
 from errors import InputError, printable
 
@@ -41,6 +41,7 @@ class Recording:
     montage: tuple[str, ...]
     length: int  # samples
     valid: np.ndarray | None = field(default=None, compare=False)  # (seconds,) bool; None: the file does not say
+    half: bool = False  # whether the file holds float16
 
     @property
     def where(self) -> str:
@@ -51,6 +52,11 @@ class Recording:
         """Read a part of the signal, (N, samples) float32 in uV."""
         place = np.s_[:, start : start + samples]
         return read_signal(self.path, f"{self.name}/eeg", place, f"{self.where}, sample {start}")
+
+    def read_into(self, out: np.ndarray, start: int) -> None:
+        """Read the window from a sample on into `out`, (N, samples): float32 in units of 100 uV, or float16 in uV."""
+        place = np.s_[:, start : start + out.shape[1]]
+        read_window(self.path, f"{self.name}/eeg", place, start, out, lambda: f"{self.where}, sample {start}")
 
     def windows(self, window: int, stride: int, start: float = 0, end: float = 1) -> tuple[list[range], int]:
         """Find runs of indices of the windows that touch no invalid second, and count the windows that touch one.
@@ -108,6 +114,7 @@ class Windows:
         self.recordings, self.stride = list(recordings), stride
         self.montage = self.recordings[0].montage
         self.window = window or default_window(len(self.montage))
+        self.half = all(recording.half for recording in self.recordings)
         windows = [recording.windows(self.window, stride, start, end) for recording in self.recordings]
         self.left_out = sum(invalid for _, invalid in windows)  # windows that touch an invalid second
         self.too_short = sum(r.length < self.window for r in self.recordings)
@@ -162,7 +169,7 @@ def _read_recording(
         check_stored(eeg, where)
         length = int(eeg.shape[1])
         valid = read_valid(group, where, (seconds_of(length),))
-        return Recording(path, name, montages.setdefault(montage, montage), length, valid)
+        return Recording(path, name, montages.setdefault(montage, montage), length, valid, eeg.dtype == np.float16)
 
 
 def check_rate(where: str, *owners: h5py.HLObject) -> None:

@@ -23,7 +23,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eeg_data.pretraining import UNIT
+from eeg_data.hdf5 import UNIT
 from electrodes import embedding_rows
 from errors import InputError, UsageError, printable
 from inference import weights

@@ -21,10 +21,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from eeg_data.hdf5 import readable
+from eeg_data.hdf5 import UNIT, readable
 from eeg_data.labelled import LabelledWindows, balanced_weights
 from eeg_data.labelled_files import SAMPLING_RATE, read_labelled
-from eeg_data.pretraining import UNIT
 from engine_for_finetuning import save_predictions, task_loss
 from errors import ArgumentParser, InputError, UsageError, run_script
 from files import check_writable, written_aside

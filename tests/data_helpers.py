@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 import utils
 from eeg_data import pretraining as eeg_data
+from eeg_data.loader import Loaders
 
 PAIR = ("FP1", "FP2")
 TRIO = ("C3", "CZ", "C4")
@@ -127,7 +128,7 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def pretraining_loaders(*words: Any, make_mask: Any = None, accumulation: int = 1, **run: int) -> eeg_data.Loaders:
+def pretraining_loaders(*words: Any, make_mask: Any = None, accumulation: int = 1, **run: int) -> Loaders:
     """Return the loaders of stage 1 or 2 for a command line; run: rank, processes, seed."""
     flags = partial(eeg_data.add_pretraining_arguments, window_stride=200)
     args = parse(words, flags, batch_size=4, num_workers=0, seed=run.get("seed", 0))

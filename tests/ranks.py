@@ -9,9 +9,8 @@ A fault has the ranks that it strikes, the optimizer step `after` which it is ar
   save      `number` writings of a checkpoint later, when half of its bytes are written
   replace   `number` renamings of a file later: before it, or behind it if `behind`
   evaluate  the next batch of an evaluation
-What strikes is `signal`, to the process, with `worker` to its first loading process, with `job` to it and all its
-loading processes; or a `limit` on the bytes of a file, as a full disk. The first attempt in a folder meets the first
-fault, the next one the second.
+What strikes is `signal`, to the process, with `job` to it and all that it started; or a `limit` on the bytes of a file,
+as a full disk. The first attempt in a folder meets the first fault, the next one the second.
 """
 
 import functools
@@ -197,8 +196,6 @@ def be_rank(request: Mapping[str, Any]) -> None:
 
     with ExitStack() as patches:
         patches.enter_context(smaller_sizes())
-        # Loading processes look this often whether theirs is there still, and until then keep its connections open.
-        patches.enter_context(patch("torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL", 0.2))
         patches.enter_context(watch(TrainingState, "resume", note_start))
         for owner, name, note in notes_into(record, request.get("harm")) if request.get("record") else ():
             patches.enter_context(watch(owner, name, note))
@@ -294,7 +291,7 @@ def faulty(fault: Fault, note: Path) -> Iterator[tuple[Any, str, Callable[..., A
         if fault.get("job"):
             os.killpg(0, number)
         else:
-            os.kill(int(multiprocessing.active_children()[0].pid or 0) if fault.get("worker") else os.getpid(), number)
+            os.kill(os.getpid(), number)
 
     def update(update: Update, loss: torch.Tensor) -> bool:
         nonlocal armed

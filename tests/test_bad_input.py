@@ -89,7 +89,7 @@ DATA_CASES: dict[str, tuple[str, Callable[[], Any], list[str]]] = {  # script, d
     "cut short": (TRAIN, lambda: cut(pre()), ["a.hdf5"]),
     "too short": (TRAIN, lambda: pre(seconds=(1,)), ["--train_data", "a.hdf5", "--time_window"]),
     "unknown electrode": (TRAIN, lambda: pre(electrodes=("C3", "CZZ")), ["CZZ", "a.hdf5"]),
-    "damaged, loading process": (TRAIN, lambda: damaged(pre(compression="gzip")), ["a.hdf5"]),
+    "damaged, loading thread": (TRAIN, lambda: damaged(pre(compression="gzip")), ["a.hdf5"]),
     "damaged, nothing but NaN": (TRAIN, lambda: all_nan(pre()), ["finite"]),
     "unknown name": (FINETUNE, lambda: "TUXY", ["TUXY", "TUAB", "TUEV"]),
     "not in its place": (FINETUNE, lambda: "TUAB", ["data/TUAB.hdf5", "dataset_maker"]),
@@ -148,7 +148,7 @@ def fails(world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkey
 def test_wrong_data(kind: str, fails: Any) -> None:
     script, make, parts = DATA_CASES[kind]
     words = ["--dataset" if script == FINETUNE else "--train_data", make()]
-    words += ["--num_workers", int("loading process" in kind)]
+    words += ["--num_workers", int("loading thread" in kind)]
     if kind.startswith("damaged"):  # found while reading, after a run to resume is compared: so in a new run
         words += ["--output_dir", "new"]
     fails(script, *words, code=DATA, parts=parts)

@@ -204,7 +204,7 @@ def test_evaluating_a_masked_model_is_the_mean_over_all_windows_under_their_mask
         losses, hits, counts = [], [], np.zeros(32)
         dataset = t.loaders.val.dataset
         for (eeg, channels), i in numbered(data):
-            mask = dataset[0, 0 if len(channels) == 4 else 1, i][2][None]
+            mask = dataset.mask((0, 0 if len(channels) == 4 else 1, i))[None]
             with torch.no_grad():
                 codes = codebook.get_codebook_indices(eeg, channels)
                 logits = t.model.eval()(eeg, channels, mask)

@@ -322,18 +322,6 @@ def test_a_window_that_one_process_cannot_read_ends_all_with_that_processs_line(
     assert checkpoint(tmp_path / "run" / "checkpoint.pth")["step"] > 0, "what was trained before is kept"
 
 
-@pytest.mark.nightly
-def test_a_killed_loading_process_ends_the_run_and_it_can_start_again(tmp_path: Path, references: Path) -> None:
-    fault = {"at": "step", "after": 6, "ranks": [1], "worker": True, "signal": "SIGKILL"}
-    same = command("classifier", references, tmp_path, *OFTEN, "--num_workers", 1)
-    ended = launch(*same, tmp_path, faults=[fault], restarts=1)
-    assert ended.codes[0] in ([1, 1], [-signal.SIGTERM, 1])
-    (line,) = ended.errors()
-    assert line.startswith("[process 1] error: ") and "loading process" in line
-    assert "Traceback" not in ended.stderr(0)
-    assert differing(references / "classifier", tmp_path) == []
-
-
 @pytest.mark.parametrize(
     ("limit", "file", "words"),  # limit: bytes of the largest file that can be written
     [(300_000, "checkpoint.pth", OFTEN), pytest.param(2_800, "predictions-val.npz", (), marks=pytest.mark.nightly)],
@@ -377,7 +365,7 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint_and_nothing_is_los
     assert differing(references / "classifier", tmp_path) == []
 
 
-def test_a_signal_to_the_whole_job_stops_a_run_with_loading_processes_after_a_checkpoint(
+def test_a_signal_to_the_whole_job_stops_a_run_with_loading_threads_after_a_checkpoint(
     tmp_path: Path, references: Path
 ) -> None:
     fault = {"at": "step", "after": 3, "ranks": [0], "job": True, "signal": "SIGTERM"}

@@ -10,7 +10,7 @@ import pytest
 
 from data_helpers import PAIR, TRIO, only_line, signal, write_labelled, write_pretraining
 from eeg_data import hdf5
-from eeg_data.hdf5 import find_files, open_dataset, open_file, readable
+from eeg_data.hdf5 import find_blocks, find_files, open_dataset, open_file, readable
 from eeg_data.labelled_files import read_labelled, read_samples
 from eeg_data.pretraining_files import read_recordings
 from errors import InputError
@@ -85,12 +85,19 @@ def test_a_file_cut_short_while_it_is_open_raises_and_never_reads_zeros(tmp_path
     path = write_pretraining(tmp_path / "a.hdf5", PAIR, [signal(2, 40_000)])
     labelled = write_labelled(tmp_path / "b.hdf5", {"train": (signal(9, 2, 400), [0] * 9)}, names=PAIR)
     (recording,), samples = read_recordings(path), read_samples(read_labelled(labelled), "train")
-    for file, read in ((path, lambda: recording.read(39_600, 400)), (labelled, lambda: samples.read(8))):
-        read()
+    out = np.empty((2, 400), np.float32)
+    recordings = recording.read, lambda start, _: recording.read_into(out, start)
+    for file, reads, place in (
+        (path, recordings, (39_600, 400)),
+        (labelled, (samples.read, lambda sample: samples.read_into(out, sample)), (8,)),
+    ):
+        for read in reads:
+            read(*place)
         os.truncate(file, file.stat().st_size // 2)
-        with pytest.raises(InputError) as error:
-            read()
-        only_line(error, file, "cut short")
+        for read in reads:
+            with pytest.raises(InputError) as error:
+                read(*place)
+            only_line(error, file, "cut short")
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": (2, 200)}, {"chunks": (2, 200), "compression": "gzip"}], ids=str)
@@ -130,6 +137,7 @@ def test_windows_and_samples_are_bit_for_bit_the_stored_values(tmp_path: Path, k
         eeg[0, 3:9] = [np.nan, np.inf, -np.inf, -0.0, np.finfo(kind).max, np.finfo(kind).smallest_subnormal]
     expected = eeg.astype(np.float32)
     options: list[dict[str, Any]] = [{}, {"chunks": (1, 333)}, {"chunks": (3, 1200), "compression": "gzip"}]
+    options += [{"chunks": (3, 200)}, {"chunks": (3, 200), "maxshape": (3, None)}]
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         for i, option in enumerate(options):
             data = file.create_dataset(f"{i}/eeg", data=eeg, **option)
@@ -138,8 +146,44 @@ def test_windows_and_samples_are_bit_for_bit_the_stored_values(tmp_path: Path, k
         for start, window in ((0, 200), (37, 600), (900, 200)):
             read = recording.read(start, window)
             assert read.dtype == np.float32 and read.tobytes() == expected[:, start : start + window].tobytes()
+            recording.read_into(out := np.empty((3, window), np.float32), start)
+            assert out.tobytes() == (read / np.float32(100)).tobytes()
+            if recording.half:
+                recording.read_into(raw := np.empty((3, window), np.float16), start)
+                assert raw.tobytes() == eeg[:, start : start + window].tobytes()
+        straight = int(recording.name) > 2 and kind in ("float16", "float32")
+        assert (find_blocks(recording.path, f"{recording.name}/eeg") is not None) == straight
     path = write_labelled(tmp_path / "b.hdf5", {"train": (np.stack([eeg, eeg[::-1]]), [0, 1])})
-    assert read_samples(read_labelled(path), "train").read(1).tobytes() == expected[::-1].tobytes()
+    samples = read_samples(read_labelled(path), "train")
+    assert samples.read(1).tobytes() == expected[::-1].tobytes()
+    samples.read_into(out := np.empty((3, 1200), np.float32), 1)
+    assert out.tobytes() == (expected[::-1] / np.float32(100)).tobytes()
+
+
+def test_blocks_that_lie_apart_and_a_file_that_changes_give_its_own_values(tmp_path: Path) -> None:
+    eeg = signal(2, 2, 10_000)  # of two recordings that grew in turn
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for i in range(2):
+            data = file.create_dataset(f"{i}/eeg", (2, 0), "f4", chunks=(2, 200), maxshape=(2, None))
+            data.attrs.update(chOrder=list(PAIR), rsFreq=200.0)
+        for end in (400, 600, 5_000, 10_000):
+            for i in range(2):
+                file[f"{i}/eeg"].resize(end, axis=1)
+                file[f"{i}/eeg"][:, max(0, end - 5_000) :] = eeg[i, :, max(0, end - 5_000) : end]
+                file.flush()  # gives the chunks their places
+    recording = read_recordings(tmp_path / "a.hdf5")[1]
+    blocks, out = find_blocks(recording.path, "1/eeg"), np.empty((2, 1600), np.float32)
+    assert blocks is not None and len(blocks.firsts) > 3
+    for start in (0, 1, 150, 200, 399, 3_333, 4_800, 8_400):
+        recording.read_into(out, start)
+        assert out.tobytes() == (eeg[1, :, start : start + 1600] / np.float32(100)).tobytes()
+    for cache in (hdf5._open_raw, hdf5._open_dataset, hdf5._open_file):
+        cache.cache_clear()  # as when they are closed for the sake of other files
+    with h5py.File(recording.path, "r+") as file:
+        del file["1"]
+        file["1/eeg"] = np.full((2, 10_000), 7.0, "f4")
+    recording.read_into(out, 300)
+    assert (out == np.float32(7) / np.float32(100)).all()
 
 
 def test_files_and_data_sets_are_opened_once_read_only_and_by_each_process(tmp_path: Path) -> None:

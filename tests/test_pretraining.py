@@ -1,13 +1,8 @@
-"""Pre-training files to batches: what a step sees, whatever the workers and processes, and what stops a run."""
+"""Pre-training files to batches: what a step sees, whatever the threads and processes, and what stops a run."""
 
 import functools
 import logging
-import os
-import signal as signals
-import subprocess
-import sys
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any
 
 import h5py
@@ -19,7 +14,6 @@ from eeg_data.hdf5 import close_files
 from eeg_data.pretraining_files import read_recordings
 from electrodes import ELECTRODES
 from modeling_pretrain import random_mask
-from waiting import wait_until_gone
 
 MASKS = functools.partial(random_mask, 1, ratio=0.5)
 
@@ -103,12 +97,11 @@ def masked_words(folder: Path, *more: Any) -> list:
 def all_digests(folder: Path, *words: Any) -> list[list[str]]:
     loaders: Any = pretraining_loaders(*masked_words(folder, *words), make_mask=MASKS)
     loaders.val.batch_sampler.set_epoch = lambda epoch: None
-    epochs = [digests(loaders.train, epoch) for epoch in (0, 1)]  # workers stay from one to the next
+    epochs = [digests(loaders.train, epoch) for epoch in (0, 1)]  # threads stay from one to the next
     return [*epochs, digests(loaders.val), digests(loaders.val)]
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_the_number_of_workers_changes_nothing(two_montages: Path) -> None:
+def test_the_number_of_threads_changes_nothing(two_montages: Path) -> None:
     in_process = all_digests(two_montages)
     assert all_digests(two_montages, "--num_workers", 3) == in_process
     assert len(set(in_process[1])) == len(in_process[1]) > 4
@@ -152,51 +145,3 @@ def test_a_mask_depends_on_seed_epoch_and_window_only(two_montages: Path) -> Non
     for montage in (0, 1):
         own = [mask for (m, _), mask in first.items() if m == montage]
         assert len(set(own)) >= len(own) - 1, "windows share masks"
-
-
-# Workers
-
-WORKER = """
-import multiprocessing.forkserver, os, signal, sys
-from eeg_data.pretraining import begin_worker, worker_context
-
-def work(pipe):
-    begin_worker(0)
-    pipe.send(os.getpid())
-    pipe.send(pipe.recv() + 1)
-    pipe.recv()
-
-if __name__ == "__main__":
-    context = worker_context()
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set(), "the run itself hears signals"
-    ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs,))
-    process.start()
-    print(ours.recv(), multiprocessing.forkserver._forkserver._forkserver_pid, flush=True)
-    sys.stdin.readline()
-    ours.send(1)
-    print(ours.recv(), flush=True)
-    while process.is_alive():  # one SIGTERM may be lost: while another one waits, the two are one
-        process.terminate()
-        process.join(1)
-    print(process.exitcode)
-"""
-
-
-@pytest.mark.parametrize("killed", [False, True])
-def test_signals_to_the_whole_job_spare_workers_and_nothing_is_left_of_a_run(tmp_path: Path, killed: bool) -> None:
-    (tmp_path / "script.py").write_text(WORKER)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(tmp_path / "script.py")]
-    with subprocess.Popen(command, env=environment, stdin=PIPE, stdout=PIPE, text=True) as run:
-        assert run.stdout is not None
-        worker, server = map(int, run.stdout.readline().split())
-        for process in (worker, server):
-            for number in (signals.SIGTERM, signals.SIGUSR1, signals.SIGINT):
-                os.kill(process, number)
-        if killed:
-            run.kill()
-        else:
-            assert run.communicate("go on\n", timeout=60)[0].split() == ["2", "0"]
-    wait_until_gone(worker)
-    wait_until_gone(server)

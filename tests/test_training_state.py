@@ -56,7 +56,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert differences(*both) == []
 
 
-def test_a_run_resumed_with_a_loading_process_ends_as_one_that_never_stopped(
+def test_a_run_resumed_with_a_loading_thread_ends_as_one_that_never_stopped(
     tmp_path: Path, task: Path, straight: Path
 ) -> None:
     folder = copy_of(straight, tmp_path / "run", ended=False)

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 import modeling_finetune
 from eeg_data.batches import EvaluationBatches
-from eeg_data.labelled import LabelledBatch, LabelledWindows, collate_labelled
-from eeg_data.pretraining import Loaders, make_loader
+from eeg_data.labelled import LabelledBatch, LabelledWindows
+from eeg_data.loader import Loader, Loaders, make_loader
 from errors import InputError, UsageError
 from files import plain
 from modeling_finetune import NeuralTransformer
@@ -135,7 +134,7 @@ def save_merged(model: NeuralTransformer, state: TrainingState, epoch: int) -> N
 class FeatureLoader:
     """The batches of a loader with features, computed once, in place of EEG."""
 
-    def __init__(self, loader: DataLoader, features: Tensor) -> None:
+    def __init__(self, loader: Loader, features: Tensor) -> None:
         """features: (samples, D), in the order of the loader's data set."""
         self.dataset: Any = loader.dataset  # LabelledWindows
         self.batch_sampler: Any = loader.batch_sampler
@@ -170,7 +169,7 @@ def build_feature_loaders(model: NeuralTransformer, loaders: Loaders, args: argp
 def compute_features(model: NeuralTransformer, windows: LabelledWindows, args: argparse.Namespace, run: Run) -> Tensor:
     """Compute the head's input for every window: (samples, D) on the CPU, the same on every process."""
     plan = EvaluationBatches([len(windows)], args.batch_size, rank=run.rank, processes=run.processes)
-    loader = make_loader(windows, plan, args, run, collate_labelled)
+    loader = make_loader(windows, plan, args, run)
     features = torch.zeros(len(windows), model.width, dtype=run.dtype, device=run.device)
     for batch in run.evaluation_batches(loader, f"features of {windows.split}"):
         eeg, channels, _, index = batch.to(run)
