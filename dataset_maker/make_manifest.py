@@ -49,6 +49,7 @@ def get_args() -> argparse.Namespace:
     splits = f"JSON object: pattern of a path -> {', '.join(SPLITS)} (default: no column split)"
     add("--splits", type=Path, metavar="MAP.json", help=splits)
     pool.add_arguments(parser)
+    pipeline.add_cnt_argument(parser)
     return parser.parse_args()
 
 
@@ -57,9 +58,9 @@ def chosen(names: Mapping[str, str], text: str) -> str:
     return names.get(text) or next((value for key, value in names.items() if fnmatchcase(text, key)), "")
 
 
-def survey(path: str) -> dict[str, Any]:
+def survey(path: str, cnt_format: str | None) -> dict[str, Any]:
     """Return onset and duration (s) and the text of a recording's annotations. Raises InputError if unreadable."""
-    recording = pipeline.read(Path(path), pipeline.Pipeline())
+    recording = pipeline.read(Path(path), pipeline.Pipeline(cnt_format=cnt_format))
     with recording_readable(path):
         return {"annotations": marks.on_clock(recording)}
 
@@ -78,7 +79,7 @@ def write(args: argparse.Namespace) -> None:
         raise InputError(f"{wrong}: --splits {args.splits} must say which of {', '.join(SPLITS)} it is")
     rows, others, empty = dict[tuple[str, ...], None](), Counter[str](), 0
     with pool.processes(args) as submit:
-        calls = [(path, subject_of(path, args.subject), submit(survey, str(path))) for path in paths]
+        calls = [(path, subject_of(path, args.subject), submit(survey, str(path), args.cnt_format)) for path in paths]
         for path, subject, call in tqdm(calls, "reading annotations", unit="file", disable=None):
             found = pool.result_of(call, str(path))
             for key, what in jobs.FAILED.items():

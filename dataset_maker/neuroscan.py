@@ -49,6 +49,8 @@ def layout(path: Path, cnt_format: str | None) -> Layout:
             what = f"{channels} channels at {rate} Hz"
             raise InputError(f"{path}: its header announces {what}, which the file does not hold: fetch it again")
         end = table if start < table <= size else 0  # of the samples; 0: the header does not know
+        frame = 4 * channels
+        file.seek(start + ((end or size) - start) // 2 // frame * frame)  # the middle: a beginning may be silent
         halves = file.read(2 * PROBE)
         probe = np.frombuffer(halves[: len(halves) // 2 * 2], "<i2")
         width = _width(announced, (end or size) - start, channels, probe, cnt_format)
