@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,7 +71,8 @@ def _read_fif(path: Path) -> Epochs:
 def _read_set(path: Path) -> Epochs:
     from mne.io.eeglab import eeglab  # its parts: `read_epochs_eeglab` needs the fields above, and joins several events
 
-    file = eeglab._check_load_mat(str(path), None, preload=True)
+    is_lazy = "preload" in signature(eeglab._check_load_mat).parameters  # since MNE 1.11
+    file = eeglab._check_load_mat(str(path), None, **({"preload": True} if is_lazy else {}))
     if file.trials < 2:
         raise InputError(f"{path}: holds one continuous recording, no epochs: name it in a --manifest")
     info = eeglab._get_info(file, eog=(), montage_units="auto")[0]
