@@ -5,9 +5,10 @@ the output folder, its part; a JSON note of the same name describes it. A maker 
 recordings that lack a note. At the end, parts of consecutive recordings are joined into shards, with a note of what
 they hold in `.making`. Which shards there are depends on the recordings alone, never on the number of processes.
 
-A maker is a module that may define two hooks. `read(task)` opens a recording that MNE does not read by itself (None: it
-does); what it adds to the task is there for `windows`. `windows(task, prepared)` returns the windows of a labelled
-recording. Without it they follow each other from the start, and the task's `label` is the class of all.
+A maker is a module that may define hooks. `read(task)` opens a recording that MNE does not read by itself (None: it
+does); what it adds to the task is there for `windows`. `check(names, where)` raises InputError for channels that its
+data set does not have. `windows(task, prepared)` returns the windows of a labelled recording. Without it they follow
+each other from the start, and the task's `label` is the class of all.
 """
 
 import errno
@@ -127,9 +128,12 @@ def _blamed_on(path: str) -> Iterator[None]:
 def _read(plan: Plan, task: Task) -> RawRecording:
     maker, path = importlib.import_module(plan.maker), Path(task["path"])
     raw = maker.read(task) if hasattr(maker, "read") else None
-    if raw is None:
-        return pipeline.read(path, plan.pipeline)
-    return of_raw(raw, str(path), path=path, unit=plan.pipeline.unit)
+    if raw is not None:
+        return of_raw(raw, str(path), path=path, unit=plan.pipeline.unit)
+    recording = pipeline.read(path, plan.pipeline)
+    if hasattr(maker, "check"):
+        maker.check(recording.raw.ch_names, str(path))
+    return recording
 
 
 def survey(plan: Plan, task: Task) -> Entry:

@@ -22,7 +22,7 @@ from dataset_maker import making, tuh
 from dataset_maker.writers import DataSet
 
 TREE = "{train,eval}/{abnormal,normal}/01_tcp_ar/"
-add_arguments, read = partial(tuh.add_arguments, tree=TREE), tuh.read
+add_arguments, check = partial(tuh.add_arguments, tree=TREE), tuh.check_channels
 
 
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:

@@ -27,7 +27,7 @@ from dataset_maker.pipeline import Prepared
 from dataset_maker.writers import DataSet, Windows
 
 TREE = "{train,eval}/SUBJECT/"
-read = tuh.read
+check = tuh.check_channels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,16 +7,14 @@ apart from the known extras, so all others are left out.
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mne
 import numpy as np
 
-from dataset_maker.pipeline import read_raw
 from dataset_maker.sources import find_files, train_or_val
 from dataset_maker.writers import DataSet, Windows
 from errors import InputError
@@ -83,13 +81,6 @@ def find_recordings(
             task["split"] = splits[task["subject"]]
     made = {"source": data_set.name, "split": args.split, "seed": seed}
     return replace(data_set, made=made), tasks
-
-
-def read(task: Mapping[str, Any]) -> mne.io.BaseRaw:
-    """Open a recording of the task's `path`. Raises InputError if it is unreadable or has other channels."""
-    raw = read_raw(Path(task["path"]))
-    check_channels(raw.ch_names, task["path"])
-    return raw
 
 
 def check_channels(names: Iterable[str], where: str) -> None:
