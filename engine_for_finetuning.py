@@ -59,18 +59,18 @@ def train_one_epoch(
     *,
     smoothing: float = 0.0,
     class_weights: Tensor | None = None,
-    after_step: Callable[[], None] = lambda: None,
+    after_step: Callable[[Tensor], None] = lambda taken: None,
 ) -> None:
-    """Train for an epoch. smoothing, class_weights: of `task_loss`; after_step: called after every step taken."""
+    """Train for an epoch. smoothing, class_weights: of `task_loss`; after_step: called with `update.taken`."""
     model, update = state.model.train(), state.update
     for eeg, channels, labels, _ in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV
         with update.forward():
             logits = model(eeg, channels)  # (B, outputs)
             loss = task_loss(task, logits, labels, smoothing=smoothing, class_weights=class_weights)
-        stepped = update(loss)
+        complete = update(loss)
         state.log.add({"loss": loss, **hits(task, logits, labels)}, n=len(eeg))
-        if stepped:
-            after_step()
+        if complete:
+            after_step(update.taken)
             state.log.add(update.stats)
 
 

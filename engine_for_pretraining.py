@@ -35,10 +35,10 @@ def train_one_epoch(state: TrainingState, loader: Loader, tokenizer: VQNSP, epoc
         with update.forward():
             codes = tokenizer.get_codebook_indices(eeg, channels)  # (B, N*A), no gradient
             losses = model(eeg, channels, mask, codes)
-        stepped = update(losses.loss)
+        complete = update(losses.loss)
         state.log.add(by_name(losses), n=len(eeg))
         state.log.count("codes", count_codes(codes, codebook_size))
-        if stepped:
+        if complete:
             state.log.add(update.stats)
     counts = state.log.total("codes", codebook_size).to(state.run.device)
     return {f"train_{name}": value for name, value in entropy_of_codes(counts).items()}

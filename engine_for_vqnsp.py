@@ -54,12 +54,12 @@ def train_one_epoch(
     for eeg, channels, *_ in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV
         with update.forward():
             loss, parts = model(rearrange(eeg, "B N A T -> B N (A T)"), channels)
-        stepped = update(loss)
+        complete = update(loss)
         state.log.add(by_name(parts), n=len(eeg))
-        if update.skipped:
+        if update.warming_up:
             quantizer.discard_update()
-        if stepped:
-            counts, vectors = quantizer.apply_update()
+        if complete:
+            counts, vectors = quantizer.apply_update(update.taken)
             if revival is not None:
                 revival(update.step - 1, counts, vectors)
             state.log.add(update.stats)

@@ -53,6 +53,22 @@ def pool(vectors: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+class Later:
+    """A tensor to be read on the host later. A GPU copies it while it works; nobody waits at the time of the call."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._host = tensor.detach().to("cpu", non_blocking=True)  # page-locked, if it comes from a GPU
+        self._copied = torch.cuda.Event() if tensor.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def read(self) -> Tensor:
+        """Return the tensor on the CPU, once the work before the copy is done."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._host
+
+
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Switch autocast and TF32 off: in half precision another row is often the nearest."""
@@ -217,24 +233,28 @@ class NormEMAVectorQuantizer(nn.Module):
             # Not reduced: in evaluation, processes may have different numbers of batches.
             self._count_usage(count_codes(codes, self.codebook_size).to(vectors.dtype))
 
-    def _count_usage(self, counts: Tensor) -> None:
-        self.cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
+    def _count_usage(self, counts: Tensor, taken: Tensor | None = None) -> None:
         self.epoch_counts += counts.long()
+        sizes = torch.add(self.cluster_size * self.decay, counts, alpha=1 - self.decay)
+        self.cluster_size.copy_(sizes if taken is None else torch.where(taken, sizes, self.cluster_size))
 
     @torch.no_grad()
-    def apply_update(self) -> tuple[Tensor, Tensor]:
+    def apply_update(self, taken: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """End a step: move the rows once, by the vectors of all micro-batches of all processes.
 
+        taken: () bool, the same on all processes; False changes nothing and counts nothing, without a word to the host.
         Returns the counts (K,) over all processes and the step's vectors (n, code_dim) of this process.
         """
         vectors = torch.cat([entry[0] for entry in self._collected])
         counts = all_reduce_sum(torch.stack([entry[1] for entry in self._collected]).sum(0))  # (K,)
         sums = all_reduce_sum(torch.stack([entry[2] for entry in self._collected]).sum(0))  # (K, code_dim)
         self._collected.clear()
+        if taken is not None:
+            counts = counts * taken  # a row without vectors stays, whatever its sum
         rows = self.embedding.weight
         rows.copy_(moving_average(rows, counts, sums, self.decay))
         broadcast(rows)
-        self._count_usage(counts)
+        self._count_usage(counts, taken)
         return counts, vectors
 
     def discard_update(self) -> None:
@@ -264,8 +284,9 @@ def usage(counts: Tensor) -> dict[str, float]:
 class CodebookRevival:
     """Replace idle rows by current encoder outputs, so that a codebook cannot collapse.
 
-    A row is idle if it received none of the last 5 x K vectors, for at least 10 steps. New rows are a random sample of
-    the step's vectors of all processes. Nothing is revived in the last tenth of training (total_steps: all of it).
+    A row is idle if it received none of the last 5 x K vectors, for at least 10 steps. It is replaced after the next
+    step, since a GPU's counts are read one step late, unless that step uses it or is skipped. New rows are a random
+    sample of that step's vectors of all processes. Nothing is revived in the last tenth of training (total_steps: all).
     While every row is used, nothing changes.
     Not in the paper: at small scale the published quantiser collapses to one code.
     """
@@ -281,32 +302,49 @@ class CodebookRevival:
         self.idle_vectors = torch.zeros(quantizer.codebook_size, dtype=torch.long)
         self.idle_steps = torch.zeros(quantizer.codebook_size, dtype=torch.long)
         self.revived = 0
+        self._unread: tuple[Later, Tensor] | None = None  # counts of the latest step, and the rows offered new values
 
     @torch.no_grad()
     def __call__(self, step: int, counts: Tensor, vectors: Tensor) -> None:
-        """Revive after step `step` (from 0). counts: (K,) over all processes; vectors: (n, code_dim) of this one."""
-        counts = counts.cpu().long()
-        used = counts > 0
-        self.idle_vectors = torch.where(used, 0, self.idle_vectors + counts.sum())
-        self.idle_steps = torch.where(used, 0, self.idle_steps + 1)
+        """Revive after step `step` (from 0) the rows that were idle before it.
+
+        counts: (K,) over all processes, all 0 for a skipped step; vectors: (n, code_dim) of this process.
+        """
+        self._read_counts()
         limit = self.VECTORS_PER_ROW * self.quantizer.codebook_size
         idle = (self.idle_vectors >= limit) & (self.idle_steps >= self.MIN_STEPS)
-        if step >= self.last_step or not bool(idle.any()):
+        index = idle.nonzero().flatten() if step < self.last_step else idle.new_zeros(0, dtype=torch.long)
+        if len(index):
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            rows, place = self.quantizer.embedding.weight, index.to(vectors.device)
+            fresh = sample_rows(pool(vectors), len(index), generator).to(rows.dtype)
+            replaced = (counts[place] == 0) & (counts.sum() > 0)
+            rows[place] = torch.where(replaced.unsqueeze(1), fresh, rows[place])
+            broadcast(rows)
+        self._unread = Later(counts), index
+
+    def _read_counts(self) -> None:
+        """Take up the latest step's counts and what they say of the rows that were offered new values."""
+        if self._unread is None:
             return
-        index = idle.nonzero().flatten().to(vectors.device)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        rows = self.quantizer.embedding.weight
-        rows[index] = sample_rows(pool(vectors), len(index), generator).to(rows.dtype)
-        broadcast(rows)
-        self.idle_vectors[idle] = 0
-        self.idle_steps[idle] = 0
-        self.revived += len(index)
+        counts, index = self._unread[0].read().long(), self._unread[1]
+        self._unread = None
+        vectors = counts.sum()  # of a skipped step: 0
+        if not vectors:
+            return
+        used = counts > 0
+        self.idle_vectors = torch.where(used, 0, self.idle_vectors + vectors)
+        self.idle_steps = torch.where(used, 0, self.idle_steps + 1)
+        self.idle_vectors[index] = self.idle_steps[index] = 0
+        self.revived += int((~used[index]).sum())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what exact resumption needs."""
+        self._read_counts()
         return {"idle_vectors": self.idle_vectors, "idle_steps": self.idle_steps, "revived": self.revived}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
+        self._unread = None
         self.idle_vectors, self.idle_steps = state["idle_vectors"].clone(), state["idle_steps"].clone()
         self.revived = int(state["revived"])

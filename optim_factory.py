@@ -7,7 +7,7 @@ import argparse
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from errors import InputError, UsageError
+from norm_ema_quantizer import Later
 from utils import Run
 
 logger = logging.getLogger(__name__)
@@ -94,11 +95,19 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: floa
     return list(groups.values())
 
 
+class Outcome(NamedTuple):
+    """What became of a step. The host reads it while the GPU computes the next one, so that no step waits."""
+
+    taken: Later  # () bool: False if the step was skipped
+    finite: list[Tensor]  # for each micro-batch, whether its loss on this process was finite
+
+
 class Update:
     """One optimizer step: accumulation, gradient exchange, scaling, finite check, clipping, schedules, step count.
 
     An engine runs its forward pass in `with update.forward():` and then calls `update(loss)`, once per micro-batch. A
-    step whose loss or gradient is not finite is skipped on all processes before anything has changed.
+    step whose loss or gradient is not finite is skipped on all processes, by the device, before anything has changed:
+    `taken` says so to the device, and `settle(outcome)` to the host, at best one step later.
     lr, weight_decay: values at every step; clip_grad: largest gradient norm; accumulation: micro-batches per step.
     """
 
@@ -121,13 +130,14 @@ class Update:
         self.accumulation = accumulation
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp_dtype == torch.float16)
         self.step = 0
-        self.stats: dict[str, Tensor | float] = {}  # of the last step taken
+        self.stats: dict[str, Tensor | float] = {}  # of the latest step
         self.micro_batch = 0  # index, within the step, of the next micro-batch
-        self.skipped = False  # True if the last step was skipped
-        self.overflowed = False  # True if it was skipped only because the gradient does not fit into fp16
+        self.taken = torch.ones((), dtype=torch.bool, device=run.device)  # False: the latest step was skipped
+        self.outcome: Outcome | None = None  # of the latest step
+        self.overflowed = False  # whether the last settled step was skipped only because fp16 cannot hold its gradient
         self.nonfinite_in_a_row = self.overflows_in_a_row = 0
-        self.finite: list[Tensor] = []  # for each micro-batch, whether its loss on this process was finite
-        self._warming_up = False
+        self.warming_up = False
+        self._finite: list[Tensor] = []  # of the step's micro-batches so far
 
     @property
     def lr(self) -> float:
@@ -136,7 +146,7 @@ class Update:
 
     def _exchange(self) -> AbstractContextManager[None]:
         """Exchange gradients between processes with the step's last micro-batch only."""
-        last = self.micro_batch == self.accumulation - 1 or self._warming_up
+        last = self.micro_batch == self.accumulation - 1 or self.warming_up
         return nullcontext() if last else self.model.no_sync()
 
     @contextmanager
@@ -147,21 +157,21 @@ class Update:
 
     @contextmanager
     def warm_up_ddp(self) -> Iterator[None]:
-        """Run a micro-batch that changes nothing, random state included. It counts as skipped.
+        """Run a micro-batch that changes nothing, random state included, while `warming_up` is true.
 
         After its first backward pass DDP changes the layout of gradients, and with it the order in which more than two
         processes add them up. A resumed run warms up first, to add in the same order as an uninterrupted one.
         """
         devices = [self.run.device] if self.run.device.type == "cuda" else []
-        self._warming_up = True
+        self.warming_up = True
         try:
             with torch.random.fork_rng(devices):
                 yield
         finally:
-            self._warming_up = False
+            self.warming_up = False
 
     def __call__(self, loss: Tensor) -> bool:
-        """Run the backward pass and, with the last micro-batch, the step. Returns True if a step was taken.
+        """Run the backward pass and, with the last micro-batch, the step. Returns True if the step is complete.
 
         A skipped step changes nothing except the step count and, in fp16, the scale.
         """
@@ -170,30 +180,36 @@ class Update:
         poisoned = loss * torch.where(finite, 1.0, torch.nan)
         with self._exchange():
             self.scaler.scale(poisoned / self.accumulation).backward()
-        if self._warming_up:
+        if self.warming_up:
             self.optimizer.zero_grad(set_to_none=True)
-            self.skipped = True
             return False
-        self.finite = [*self.finite, finite] if self.micro_batch else [finite]
+        self._finite.append(finite)
         self.micro_batch = (self.micro_batch + 1) % self.accumulation
-        self.skipped = self.overflowed = False
         if self.micro_batch:
             return False
         self._set_schedules()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
         # All processes have the same gradient, so all skip or none does.
-        self.skipped = not bool(torch.isfinite(norm))
-        if self.skipped:
-            self._count_skipped()
-        else:
-            self.scaler.step(self.optimizer)
-            self._record(norm)
+        self.taken = torch.isfinite(norm)
+        self._step_if_taken()
         if self.scaler.is_enabled():
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        rates, decays = ([group[key] for group in self.optimizer.param_groups] for key in ("lr", "weight_decay"))
+        self.stats = {"lr": max(rates), "min_lr": min(rates), "weight_decay": max(decays), "grad_norm": norm}
+        self.outcome, self._finite = Outcome(Later(self.taken), self._finite), []
         self.step += 1
-        return not self.skipped
+        return True
+
+    def _step_if_taken(self) -> None:
+        # Fused Adam leaves everything as it is where `found_inf` is 1. So does fused SGD, but a skipped first step
+        # leaves its momentum uninitialised (torch 2.11); the other optimizers know nothing of it, so these two wait.
+        if isinstance(self.optimizer, torch.optim.Adam) and self.optimizer.defaults["fused"]:
+            vars(self.optimizer).update(grad_scale=None, found_inf=(~self.taken).float())
+            self.optimizer.step()
+        elif bool(self.taken):
+            self.optimizer.step()
 
     def _set_schedules(self) -> None:
         for group in self.optimizer.param_groups:
@@ -201,21 +217,25 @@ class Update:
             if group["decays"]:
                 group["weight_decay"] = float(self.weight_decay_values[min(self.step, len(self.lr_values) - 1)])
 
-    def _record(self, norm: Tensor) -> None:
-        self.nonfinite_in_a_row = self.overflows_in_a_row = 0
-        rates, decays = ([group[key] for group in self.optimizer.param_groups] for key in ("lr", "weight_decay"))
-        self.stats = {"lr": max(rates), "min_lr": min(rates), "weight_decay": max(decays), "grad_norm": norm}
+    def settle(self, outcome: Outcome) -> bool:
+        """Read on the host whether a step was taken; every process must call it, in the order of steps.
 
-    def _count_skipped(self) -> None:
-        """Count an overflow if all losses are finite in fp16 (the scaler expects these), otherwise a bad step."""
+        A skipped one counts as an overflow if all losses are finite in fp16 (the scaler expects these), otherwise as a
+        bad step.
+        """
+        self.overflowed = False
+        if bool(outcome.taken.read()):
+            self.nonfinite_in_a_row = self.overflows_in_a_row = 0
+            return True
         overflow = False
         if self.scaler.is_enabled():
-            finite = torch.stack(self.finite).all().float()
+            finite = torch.stack(outcome.finite).all().float()
             torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
             overflow = bool(finite)
         self.overflows_in_a_row += overflow
         self.overflowed = overflow and self.overflows_in_a_row <= MAX_OVERFLOWS
         self.nonfinite_in_a_row += not self.overflowed
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         """Return what exact resumption needs."""

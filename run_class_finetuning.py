@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from timm.models import create_model
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 import modeling_finetune
 import optim_factory
@@ -118,6 +118,13 @@ def build_average(model: nn.Module, args: argparse.Namespace, *, steps: int) -> 
     return ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
 
 
+@torch.no_grad()
+def average(ema: ModelEmaV3, model: nn.Module, taken: Tensor, step: int | None) -> None:
+    """Move the averaged weights towards the model's, if the device took the step. (timm's `update` cannot ask it.)"""
+    for own, new in zip(ema.module.state_dict().values(), model.state_dict().values(), strict=True):
+        own.lerp_(new, taken.to(own.dtype) * (1 - ema.get_decay(step)))
+
+
 def evaluate_sets(
     model: nn.Module, loaders: Loaders, run: utils.Run, best: BestEpoch, epoch: int, *, training: bool = True
 ) -> tuple[dict[str, float], bool]:
@@ -188,7 +195,7 @@ def fine_tune(
         weights = balanced_weights(data.labels, len(data.classes))
         options["class_weights"] = weights.to(run.device)  # not from the host at every step
     if ema is not None:  # without warm-up no step: timm would not average the first one
-        options["after_step"] = lambda: ema.update(module, step=state.update.step if ema.use_warmup else None)
+        options["after_step"] = lambda taken: average(ema, module, taken, state.update.step if ema.use_warmup else None)
     if args.linear_probe and epoch < args.epochs and not best.stopped:
         # After resuming, which may bring another trunk than --finetune.
         loaders = adaptation.build_feature_loaders(module, loaders, args, run)

@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
                 stats = train_one_epoch(state, loaders.train, epoch, revival=revival if args.revive_codes else None)
                 if loaders.val is not None and not args.disable_eval:
                     stats |= evaluate(model.module, loaders.val, run)
-                state.finish_epoch(epoch, {**stats, "train_revived": revival.revived})
+                state.finish_epoch(epoch, {**stats, "train_revived": revival.state_dict()["revived"]})
 
 
 def report_evaluation(args: argparse.Namespace, run: utils.Run, model: modeling_vqnsp.VQNSP) -> None:

@@ -241,7 +241,7 @@ def notes_into(record: dict[str, Any], harm: Any) -> Iterator[tuple[Any, str, Ca
     latest: list[torch.Tensor] = []  # codes
 
     def note_step(update: Update, arguments: Any, stepped: bool) -> None:
-        if update.skipped:  # also for a warm-up, of which nothing remains
+        if update.warming_up or (stepped and not update.taken):  # nothing remains of either
             return
         record["losses"].append(arguments[0].detach().clone())
         record["codes"] += [codes.clone() for codes in latest[-1:]]  # of the forward pass that this loss belongs to

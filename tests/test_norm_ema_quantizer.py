@@ -134,6 +134,18 @@ def test_a_discarded_step_leaves_no_trace() -> None:
     assert torch.equal(made.epoch_counts, other.epoch_counts)
 
 
+def test_a_step_that_the_device_skips_leaves_no_trace_even_of_nan() -> None:
+    made = quantizer()
+    made.deferred = True
+    for taken in (True, False):
+        start = {key: value.clone() for key, value in {**made.state_dict(), "counts": made.epoch_counts}.items()}
+        made(random(30, WIDTH, seed=3) * (1.0 if taken else math.nan))
+        counts, _ = made.apply_update(torch.tensor(taken))
+        same = [torch.equal(value, start[key]) for key, value in made.state_dict().items()]
+        assert (float(counts.sum()), torch.equal(made.epoch_counts, start["counts"])) == (30.0 * taken, not taken)
+        assert all(same) is not taken
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_usage_statistics_are_099_old_plus_001_count_in_training_and_in_evaluation(training: bool) -> None:
     made = quantizer().train(training)
@@ -213,27 +225,37 @@ def counts_without(row: int, vectors: int, k: int = 8) -> Tensor:
 @pytest.mark.parametrize(
     ("counts", "steps", "expected"),
     [
-        # After 5 x 8 vectors and at least 10 steps; and, still without a vector, once more after as long again.
-        (lambda _: counts_without(7, 3), range(30), [13, 27]),
-        (lambda _: counts_without(7, 1), range(82), [39, 79]),
-        (lambda _: counts_without(7, 100), range(22), [9, 19]),
+        # In the step after 5 x 8 vectors and at least 10 steps; and, still without a vector, once more after as long.
+        (lambda _: counts_without(7, 3), range(30), [14, 29]),
+        (lambda _: counts_without(7, 1), range(82), [40, 81]),
+        (lambda _: counts_without(7, 100), range(22), [10, 21]),
         # Idle for nine steps, for eight, then for nine again; then idle for good.
-        (lambda step: counts_without(-1 if step in (9, 18, 28) else 7, 8), range(40), [38]),
+        (lambda step: counts_without(-1 if step in (9, 18, 28) else 7, 8), range(40), [39]),
+        # Used in the step that would replace it; that step is skipped; an earlier one is.
+        (lambda step: counts_without(-1 if step == 10 else 7, 100), range(22), [21]),
+        (lambda step: counts_without(7, 0 if step == 10 else 100), range(22), [11]),
+        (lambda step: counts_without(7, 0 if step == 3 else 100), range(22), [11]),
         # Nothing is revived in the last tenth of training.
-        (lambda _: counts_without(7, 100), range(890, 1000), [899]),
-        (lambda _: counts_without(7, 100), range(891, 1000), []),
+        (lambda _: counts_without(7, 100), range(889, 1000), [899]),
+        (lambda _: counts_without(7, 100), range(890, 1000), []),
     ],
 )
 def test_a_row_is_revived_once_it_was_idle_long_enough(
     counts: Callable[[int], Tensor], steps: range, expected: list[int]
 ) -> None:
-    made, changed = quantizer(k=8), []
+    made, changed, revived = quantizer(k=8), [], 0
     revival = CodebookRevival(made, total_steps=1000, seed=0)
     for step in steps:
-        before = made.embedding.weight[7].clone()
+        before = made.embedding.weight.clone()
+        if step % 3 == 0:  # as after a resumption
+            revival, other = CodebookRevival(made, total_steps=1000, seed=0), revival
+            revival.load_state_dict(other.state_dict())
         revival(step, counts(step), l2_normalize(random(30, WIDTH, seed=step)))
-        changed += [] if torch.equal(made.embedding.weight[7], before) else [step]
+        new = (made.embedding.weight != before).any(dim=1)
+        changed += [step] if new[7] else []
+        revived += int(new.sum())
     assert changed == expected
+    assert revival.state_dict()["revived"] == revived
 
 
 def test_only_idle_rows_are_reseeded_and_with_distinct_vectors_of_the_step() -> None:
@@ -241,11 +263,11 @@ def test_only_idle_rows_are_reseeded_and_with_distinct_vectors_of_the_step() -> 
     revival = CodebookRevival(made, total_steps=1000, seed=0)
     before = made.embedding.weight.clone()
     counts = torch.tensor([0, 5, 5, 0, 5, 5, 5, 0])
-    for step in range(10):
+    for step in range(11):
         vectors = l2_normalize(random(30, WIDTH, seed=step))
         revival(step, counts, vectors)
     rows, idle = made.embedding.weight, counts == 0
-    assert revival.revived == 3
+    assert revival.state_dict()["revived"] == 3
     assert torch.equal(rows[~idle], before[~idle])
     matches = (rows[idle][:, None] == vectors).all(-1)
     assert matches.sum(1).tolist() == [1, 1, 1] and matches.any(0).sum() == 3

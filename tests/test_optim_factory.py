@@ -103,6 +103,11 @@ def mse(update: Update, x: Tensor, y: Tensor) -> Tensor:
         return (update.model(x) - y).square().mean()
 
 
+def settle(update: Update) -> bool:
+    assert update.outcome is not None
+    return update.settle(update.outcome)
+
+
 def weights(update: Update) -> dict[str, Tensor]:
     return copy.deepcopy(update.model.module.state_dict())
 
@@ -149,13 +154,13 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing(tmp_path: Path, accumul
     for again in (1, 2):
         for micro in range(accumulation):
             x, y = samples(4, 99 + micro)
-            assert update(mse(update, x * bad if micro == 0 else x, y)) is False
-        assert update.skipped and not update.overflowed and update.nonfinite_in_a_row == again
-        assert [bool(one) for one in update.finite] == [False, *[True] * (accumulation - 1)]
+            update(mse(update, x * bad if micro == 0 else x, y))
+        assert not settle(update) and not update.overflowed and update.nonfinite_in_a_row == again
+        assert [bool(one) for one in update.outcome.finite] == [False, *[True] * (accumulation - 1)]
     assert update.step == 8
     assert not differences(before, (weights(update), update.optimizer.state_dict()["state"]))
-    taken = [update(mse(update, *samples(4, micro))) for micro in range(accumulation)]
-    assert taken[-1] and not update.skipped and update.nonfinite_in_a_row == 0
+    complete = [update(mse(update, *samples(4, micro))) for micro in range(accumulation)]
+    assert complete == [False] * (accumulation - 1) + [True] and settle(update) and update.nonfinite_in_a_row == 0
     assert all(bool(value.isfinite().all()) for value in weights(update).values())
 
 
@@ -167,7 +172,7 @@ def test_warming_up_ddp_changes_nothing_random_state_included(tmp_path: Path) ->
     with update.warm_up_ddp():
         torch.rand(9)
         assert update(mse(update, *samples(4, 7))) is False
-    assert update.skipped and update.micro_batch == 1
+    assert update.outcome is None and update.micro_batch == 1
     assert float(torch.rand(())) == float(torch.rand((), generator=torch.Generator().manual_seed(3)))
     assert not differences(before, (weights(update), update.state_dict()))
 
@@ -230,7 +235,7 @@ def test_flags_reach_the_optimizer(tmp_path: Path) -> None:
 def test_optimizers_of_timm_take_steps_and_an_unknown_one_is_wrong_usage_that_names_them(tmp_path: Path) -> None:
     update = built(tmp_path, "--opt", "lamb", "--warmup_epochs", 0, "--lr", 0.1)
     before = weights(update)
-    assert update(mse(update, *samples(4)))
+    assert update(mse(update, *samples(4))) and settle(update)
     assert all(not torch.equal(before[key], value) for key, value in weights(update).items())
     with pytest.raises(UsageError, match=r"--opt adamx.*adamw.*lamb"):
         built(tmp_path, "--opt", "adamx")
@@ -242,13 +247,13 @@ def test_gradient_overflows_in_half_precision_lower_the_scale_and_without_end_ar
     before = weights(update)
     for _ in range(optim_factory.MAX_OVERFLOWS):
         update(mse(update, *samples(4)) * 1e304)
-        assert update.skipped and update.overflowed and update.nonfinite_in_a_row == 0
+        assert not settle(update) and update.overflowed and update.nonfinite_in_a_row == 0
     update(mse(update, *samples(4)) * 1e304)
-    assert update.skipped and not update.overflowed and update.nonfinite_in_a_row == 1
+    assert not settle(update) and not update.overflowed and update.nonfinite_in_a_row == 1
     assert not differences(before, weights(update))
     assert update.scaler.get_scale() == 2.0 ** (60 - 21)
     update(mse(update, *samples(4)) * math.nan)  # no overflow either
-    assert update.skipped and not update.overflowed and update.nonfinite_in_a_row == 2
+    assert not settle(update) and not update.overflowed and update.nonfinite_in_a_row == 2
     assert not differences(before, weights(update))
 
 

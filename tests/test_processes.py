@@ -29,7 +29,7 @@ EXACT = 1e-9  # of losses, parameters and codebook in float64
 UNIT = 100  # uV: what models see is EEG / 100
 CODES = 16  # rows of the codebook
 VAL, TEST, FEW = 7, 2, 2  # samples; FEW: one batch, so that only one process has any
-STEPS = {"tokenizer": 12, "montages": 11, "masked": 11, "classifier": 11}  # of the only epoch
+STEPS = {"tokenizer": 13, "montages": 11, "masked": 11, "classifier": 11}  # of the only epoch
 NAMES = list(STEPS)
 
 
@@ -106,7 +106,7 @@ def flags(name: str, data: Path, folder: Path, layout: Layout) -> tuple[str, lis
 def write_data(data: Path) -> None:
     """Write what gives each configuration its steps of six windows of two seconds, some with a last one to complete."""
     two, three = ("C3", "CZ"), ("FP1", "O2", "T3")
-    pretraining_file(data / "tokenizer" / "a.hdf5", seconds=(80, 60), electrodes=two)
+    pretraining_file(data / "tokenizer" / "a.hdf5", seconds=(80, 72), electrodes=two)
     pretraining_file(data / "montages" / "a.hdf5", seconds=(50, 30), electrodes=two, seed=2)
     pretraining_file(data / "montages" / "b.hdf5", seconds=(43,), electrodes=three, seed=4)
     pretraining_file(data / "val" / "a.hdf5", seconds=(2 * VAL,), electrodes=two, seed=5)

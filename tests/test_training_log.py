@@ -37,7 +37,7 @@ def test_a_log_forgets_a_skipped_step() -> None:
     log.commit()
     log.add({"loss": math.nan})
     log.count("codes", torch.ones(2))
-    log.discard()
+    log.take()
     log.commit()
     assert log.mean("loss") == 1.0 and log.total("codes", 2).tolist() == [0, 0]
 

@@ -30,7 +30,8 @@ WHOLE_EPOCH = -1  # in place of a step
 class MetricLog:
     """Weighted means and counts of an epoch. They stay on the device, so that adding never waits for it.
 
-    Values wait for `commit()`, so that those of a step that was skipped can be dropped.
+    Values wait for `commit()`, so that those of a step that was skipped can be dropped. A step's values are taken out
+    by `take()` if it is known only later whether it was skipped.
     """
 
     def __init__(self) -> None:
@@ -51,17 +52,17 @@ class MetricLog:
         """Add to a vector of counts that only this process keeps."""
         self._waiting.append((name, counts.detach().clone(), None))
 
-    def commit(self) -> None:
-        """Take up what was added."""
-        for name, value, weight in self._waiting:
+    def take(self) -> list[tuple[str, Tensor, float | None]]:
+        """Remove and return what waits, to be dropped or given to `commit`."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def commit(self, waiting: list[tuple[str, Tensor, float | None]] | None = None) -> None:
+        """Take up what was added. waiting: from `take`."""
+        for name, value, weight in self.take() if waiting is None else waiting:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             if weight is not None:
                 self._weights[name] = self._weights.get(name, 0) + weight
-        self._waiting.clear()
-
-    def discard(self) -> None:
-        """Drop what was added since the last commit."""
-        self._waiting.clear()
 
     def total(self, name: str, size: int) -> Tensor:
         """Return this process's counts of a name, (size,), zeros if there are none."""

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from errors import InputError
 from files import code_version, plain, set_aside, sha256, write_json
 from layers import load_strictly
-from optim_factory import MAX_NONFINITE, Update
+from optim_factory import MAX_NONFINITE, Outcome, Update
 from training import FREE_FLAGS, checkpoints
 from training.checkpoints import digest_of_weights
 from training.log import MetricLog, RunLog, append, environment, list_windows
@@ -83,6 +83,7 @@ class TrainingState:
         self.epoch, self.step = 0, 0  # that come next
         self.resumed_from: str | None = None  # digest of the file that --resume named when the run began
         self.skipped_steps, self.seconds, self.samples = 0, 0.0, 0  # of the epoch
+        self._unsettled: tuple[Any, int, Outcome, list[Any]] | None = None  # loader, number, outcome, log of a step
         self._saved = self._shown = time.monotonic()
         self._continued: dict[str, Any] | None = None  # this process's part of a checkpoint inside an epoch
         self._warm_up_due = run.processes > 2  # with one or two processes the order of a sum does not matter
@@ -213,13 +214,14 @@ class TrainingState:
                 self._warm_up_due = False
                 with self.update.warm_up_ddp():
                     yield batch
-                self.log.discard()
+                self.log.take()  # and dropped
             self.log.group = loader.dataset.groups[sampler.montage(self.step)]
             yield batch
             self.samples += len(batch.eeg) * self.run.processes
             self.seconds = time.monotonic() - begun
             if self.update.micro_batch == 0:
                 self._end_step(loader)
+        self._settle()
         self.seconds = time.monotonic() - begun
 
     def _begin_epoch(self) -> None:
@@ -238,21 +240,32 @@ class TrainingState:
                 torch.cuda.set_rng_state(own["device_generator"], self.run.device)
 
     def _end_step(self, loader: Any) -> None:
-        """Take up the step's numbers, or drop them if it was skipped; save, stop or show numbers if that is due."""
-        if self.update.skipped:
-            self.log.discard()
-            self.skipped_steps += 1
-            if not self.update.overflowed:
-                self._report_bad_step(loader)
-        self.log.commit()
+        """Settle the step before this one, which a GPU has done by now; save, stop or show numbers if that is due."""
+        self._settle()
+        assert self.update.outcome is not None
+        self._unsettled = loader, self.step, self.update.outcome, self.log.take()
         self.step += 1
         due = self.run.is_main and 0 < 60 * self.args.save_every_minutes <= time.monotonic() - self._saved
         if due:
             self._saved = time.monotonic()  # asked once: the answer comes with the next call
         if self.run.interruption.sync_signals(due):
             self.save()
+        if self.step in (1, loader.batch_sampler.steps):
+            self._settle()  # for the lines that name these steps
         if self.run.is_main:
             self._show(loader.batch_sampler.steps)
+
+    def _settle(self) -> None:
+        """Take up the latest step's numbers, or drop them if it was skipped. Every process must call it."""
+        if self._unsettled is None:
+            return
+        (loader, step, outcome, numbers), self._unsettled = self._unsettled, None
+        if self.update.settle(outcome):
+            self.log.commit(numbers)
+            return
+        self.skipped_steps += 1
+        if not self.update.overflowed:
+            self._report_bad_step(loader, step, outcome)
 
     def _show(self, steps: int) -> None:
         """Log loss, speed and time left now and then, and for the first and last of an epoch's steps."""
@@ -265,21 +278,21 @@ class TrainingState:
         place = f"epoch {self.epoch}, step {self.step}/{steps}"
         logger.info(f"{place}: loss {loss:.4f}, lr {self.update.lr:.2g}, {rate:.1f} samples/s, left {left}")
 
-    def _report_bad_step(self, loader: Any) -> None:
+    def _report_bad_step(self, loader: Any, step: int, outcome: Outcome) -> None:
         """Name the windows of a step whose loss or gradient is not finite; stop if asked to or after too many."""
-        keys = loader.batch_sampler.step_keys(self.epoch, self.step)
+        keys = loader.batch_sampler.step_keys(self.epoch, step)
         own = [
             {**loader.dataset.describe(key), "loss_finite": bool(finite)}
-            for finite, batch in zip(self.update.finite, keys, strict=True)
+            for finite, batch in zip(outcome.finite, keys, strict=True)
             for key in batch
         ]
         windows = [window for part in gather(own) for window in part]
         # First those that must be the cause, then those of micro-batches with a bad loss, then the largest values.
         windows.sort(key=lambda window: (window["finite"], window["loss_finite"], -window["largest_uv"]))
-        line = {"epoch": self.epoch, "step": self.step, "taken": False, "windows": windows}
+        line = {"epoch": self.epoch, "step": step, "taken": False, "windows": windows}
         self.run.run_on_rank0(lambda: append(self.run_log.bad_steps, line))
         text = (
-            f"loss or gradient is not finite at step {self.step} of epoch {self.epoch}, "
+            f"loss or gradient is not finite at step {step} of epoch {self.epoch}, "
             f"{self.update.nonfinite_in_a_row} in a row; the step changed nothing. Windows: "
             f"{list_windows(windows)} (all {len(windows)} in {self.run_log.bad_steps})"
         )
@@ -319,6 +332,7 @@ class TrainingState:
 
     def save(self, *, whole_epoch: bool = False, best: bool = False) -> None:
         """Write checkpoint.pth, and for a whole epoch its other names if they are due. Every process must call it."""
+        self._settle()
         if not self.args.save_ckpt:
             return
         cuda = self.run.device.type == "cuda"
