@@ -1,4 +1,7 @@
-"""Scaled dot-product attention: torch's, except in bfloat16 on CPUs, where torch's is slower than in float32."""
+"""Scaled dot-product attention: torch's, except in bfloat16 on CPUs, where torch's is slower than in float32.
+
+On GPUs heads get the columns that torch's fast kernels want.
+"""
 
 import math
 from collections.abc import Iterator
@@ -9,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+AMPERE = 8  # compute capability from which on half precision has flash attention, and float32 wants a multiple of 4
 CACHED_SCORES = 2**20  # held at a time: 2 MB, so that they stay in a CPU's cache
 
 
@@ -59,9 +63,24 @@ def _shares(q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield heads, torch.softmax(scores[some], -1, out=shares[some])
 
 
+def missing_columns(q: Tensor) -> int:
+    """Count the columns that heads on a GPU lack for a fast kernel. Without them torch holds all scores, (B, H, L, L).
+
+    Heads of 20, 25 and 50: float32 lacks some from Ampere on, float16 before it. Rules: torch 2.11.
+    """
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    if not q.is_cuda or q.dtype == torch.float64 or half == (torch.cuda.get_device_capability()[0] >= AMPERE):
+        return 0
+    return -q.shape[-1] % (8 if half else 4)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
     """Compute softmax(q k^T / sqrt(d)) v. q, k, v: (B, H, L, d) -> (B, H, L, d). dropout: of the softmax."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not dropout and not torch.compiler.is_compiling():
         heads = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
         return _HalfAttention.apply(*heads).view(q.shape)
+    width = q.shape[-1]
+    if missing := missing_columns(q):
+        q, k, v = (F.pad(x, (0, missing)) for x in (q, k, v))  # zeros add nothing to a product
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=width**-0.5)[..., :width]
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)

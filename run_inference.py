@@ -31,7 +31,7 @@ from errors import (
 )
 from files import check_file, code_version
 from inference import output, plots, weights
-from inference.model import BATCH, POOLS, VERBS, Model, load
+from inference.model import BATCH, POOLS, PRECISIONS, VERBS, Model, load
 from inference.recordings import BLOCK_BYTES, KINDS, Options, Windows, find
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ def _add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     add("--split", choices=SPLITS, help="of labelled HDF5 (default: all)")
     add("--batch_size", type=int, default=BATCH, help="windows at a time")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of the model (default: fp32); tf32, fp16: on GPUs")
     add = parser.add_argument_group("windows").add_argument
     add("--window", type=int, metavar="SECONDS", help="(default: the classifier's; 256 patches)")
     add("--stride", type=float, metavar="SECONDS", help="from window to window (default: the window)")
@@ -106,7 +107,7 @@ def infer(args: argparse.Namespace) -> None:
         if path.exists() and args.output.exists() and args.output.samefile(path):
             raise UsageError(f"--output {args.output} would overwrite {path}, which is read: choose another name")
     pipeline = build_pipeline(args, block_bytes=BLOCK_BYTES)
-    model = load(args.checkpoint, device=args.device, averaged=args.averaged)
+    model = load(args.checkpoint, device=args.device, averaged=args.averaged, precision=args.precision)
     model.check(args.verb)
     window = model.description.window_seconds or None if args.window is None else args.window
     options = Options(pipeline, args.prepared, window=window, stride=args.stride)
@@ -175,6 +176,7 @@ def _description(args: argparse.Namespace, model: Model) -> dict[str, Any]:
         "checkpoint": args.checkpoint.name,
         "averaged": int(args.averaged),
         "model": model.description.model,
+        "precision": model.precision,
         "code_version": code_version(),
         "sampling_rate": float(SAMPLING_RATE),
         "pipeline": filters if filtered else "as it is",

@@ -46,7 +46,14 @@ FLAG_LIMITS = {
     "input_size": (PATCH_SAMPLES, MAX_PATCHES * PATCH_SAMPLES),
 }
 LOCAL_FLAGS = {"output_dir", "log_dir", "device", "num_workers"}  # may differ between the processes of a run
-PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,  # products of float32 with 10 bits of fraction, on GPUs
+    "fp64": torch.float64,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+TF32_CAPABILITY = 8  # of GPUs that have TF32
 EXIT_CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 if hasattr(signal, "SIGUSR1"):  # Windows has none
     EXIT_CODES[signal.SIGUSR1] = TERMINATED
@@ -266,7 +273,7 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
         for flag, folder in (("output_dir", args.output_dir), ("log_dir", args.log_dir)):
             if folder is not None:
                 check_writable(folder, f"--{flag}")
-    types = _precision(args.precision, device)
+    types = set_precision(args.precision, device)
     torch.manual_seed(args.seed)
     np.random.seed(args.seed % 2**32)
     cpu_group = _init_groups(device)
@@ -334,15 +341,22 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def _precision(name: str, device: torch.device) -> tuple[torch.dtype | None, torch.dtype]:
-    """Return the type of autocast (None: no autocast) and the type of the weights."""
+def set_precision(name: str, device: torch.device) -> tuple[torch.dtype | None, torch.dtype]:
+    """Return the type of autocast (None: no autocast) and the type of the weights; switch TF32 on or off.
+
+    name: of PRECISIONS or auto. Raises UsageError for one that the device does not have.
+    """
     if name == "auto":
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         name = "fp32" if device.type == "cpu" else "bf16" if bf16 else "fp16"
     if name == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16")
+    tf32 = name == "tf32"
+    if tf32 and (device.type == "cpu" or torch.cuda.get_device_capability(device)[0] < TF32_CAPABILITY):
+        raise UsageError("--precision tf32 needs a GPU of compute capability 8.0 (Ampere) or newer; use fp32")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     dtype = PRECISIONS[name]
-    return (None, dtype) if name in ("fp32", "fp64") else (dtype, torch.float32)
+    return (dtype, torch.float32) if dtype.itemsize == torch.half.itemsize else (None, dtype)
 
 
 def _check_flags(args: argparse.Namespace) -> None:

@@ -32,12 +32,13 @@ from inference.weights import Description
 from layers import PATCH_SAMPLES
 from modeling_vqnsp import spectrum_targets
 from training.checkpoints import STAGES
-from utils import find_device
+from utils import find_device, set_precision
 
 logger = logging.getLogger(__name__)
 
 BATCH = 32  # windows
 POOLS = ("patches", "electrodes", "mean")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 VERBS = {  # and the stages of checkpoints that can do each
     "tokenize": ("tokenizer",),
     "reconstruct": ("tokenizer",),
@@ -74,15 +75,25 @@ class Result:
 class Model:
     """A trained model in evaluation mode. Its methods take a recording and the options of `windows`."""
 
-    def __init__(self, module: nn.Module, description: Description, *, where: str, device: str = "cpu") -> None:
-        """description: of the module's weights; where: for messages."""
+    def __init__(
+        self, module: nn.Module, description: Description, *, where: str, device: str = "cpu", precision: str = "fp32"
+    ) -> None:
+        """description: of the module's weights; where: for messages; precision: of PRECISIONS."""
+        if precision not in PRECISIONS:
+            raise UsageError(f"--precision {precision}: allowed are {', '.join(PRECISIONS)}")
         self.description, self.where, self.stage = description, where, description.stage
-        self.device = find_device(device)
+        self.device, self.precision = find_device(device), precision
+        self.autocast()  # refuses what the device does not have
         self.module: Any = module.eval().requires_grad_(False).to(self.device)
         outputs = description.settings.get("num_classes", 0)
         self.is_binary = description.task == "binary" or (not description.task and outputs == 1)
         unnamed = (f"class {number}" for number in range(2 if self.is_binary else outputs))
         self.classes = tuple(map(printable, description.classes)) or tuple(unnamed)
+
+    def autocast(self) -> torch.autocast:
+        """Return autocast in the model's precision, and switch TF32 on or off for the process."""
+        kind = set_precision(self.precision, self.device)[0]
+        return torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
 
     def check(self, verb: str) -> None:
         """Raise UsageError if this is no model for the verb."""
@@ -146,13 +157,15 @@ class Model:
             for first in range(0, len(windows), batch_size):
                 part = slice(first, min(first + batch_size, len(windows)))
                 eeg = torch.from_numpy(windows.batch(part.start, part.stop)).to(self.device) / UNIT
-                outputs = compute(rearrange(eeg, "B N (A T) -> B N A T", T=PATCH_SAMPLES), channels)
+                with self.autocast():
+                    outputs = compute(rearrange(eeg, "B N (A T) -> B N A T", T=PATCH_SAMPLES), channels)
                 if not all(torch.isfinite(value).all() for value in outputs.values()):
                     raise InputError(
                         f"{windows.where}: windows {part.start} to {part.stop - 1} give NaN or infinity: the signal is "
                         f"of another unit (--scale), or the weights of {self.where} are damaged"
                     )
-                yield part, {name: value.cpu().numpy() for name, value in outputs.items()}
+                wide = {name: value.float() if value.is_floating_point() else value for name, value in outputs.items()}
+                yield part, {name: value.cpu().numpy() for name, value in wide.items()}
                 bar.update(part.stop - part.start)
 
     def _channels(self, windows: Windows) -> Tensor:
@@ -233,11 +246,12 @@ class Model:
         return self._run("predict", eeg, options, batch_size=batch_size)
 
 
-def load(path: str | Path, *, device: str = "cpu", averaged: bool = False) -> Model:
+def load(path: str | Path, *, device: str = "cpu", averaged: bool = False, precision: str = "fp32") -> Model:
     """Load a checkpoint of any stage, recognised by its keys and shapes. averaged: the weights of --model_ema.
 
+    precision: fp32, bf16, on GPUs also tf32 and fp16, of what the model computes; its weights and results stay float32.
     A masked model becomes the trunk of a classifier, see `weights.load`. Raises InputError for a file that is no
     checkpoint, or of another architecture.
     """
     module, description = weights.load(path, as_features=True, averaged=averaged)
-    return Model(module, description, where=str(path), device=device)
+    return Model(module, description, where=str(path), device=device, precision=precision)

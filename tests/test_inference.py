@@ -226,3 +226,21 @@ def test_other_electrodes_than_those_of_the_training_are_named(
     assert caplog.text == "", "their order does not matter"
     model.predict(signal(3, 800), electrodes=["C4", "Cz", "O1"])
     assert "(missing: C3; new: O1)" in caplog.text
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "classifier"])
+def test_a_stated_precision_rounds_outputs_not_codes_and_results_stay_float32(
+    tmp_path: Path, modules: Modules, models: Models, stage: str
+) -> None:
+    path, eeg = saved(tmp_path / "model.pth", modules[stage]), signal(3, 3, 2400)
+    exact, half = models[stage], inference.load(path, precision="bf16")
+    if stage == "tokenizer":
+        first, second = (one.reconstruct(eeg, electrodes=NAMES) for one in (exact, half))
+        assert np.array_equal(first.codes, second.codes)
+        pair = first.predicted_phase, second.predicted_phase
+    else:
+        pair = tuple(one.embed(eeg, electrodes=NAMES).features for one in (exact, half))
+    assert pair[1].dtype == np.float32 and 0 < np.abs(pair[0] - pair[1]).max() < 0.1 * np.abs(pair[0]).max()
+    for precision, words in (("fp16", "needs a GPU"), ("tf32", "needs a GPU"), ("half", "allowed are fp32")):
+        with pytest.raises(UsageError, match=words):
+            inference.load(path, precision=precision)

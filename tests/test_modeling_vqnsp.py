@@ -153,6 +153,15 @@ def test_between_encoder_and_quantiser_nothing_is_in_half_precision(monkeypatch:
     assert (found - exact).abs().max() < 1e-6 < (half - exact).abs().max()
 
 
+def test_codes_are_not_computed_in_bfloat16_unlike_what_is_learnt() -> None:
+    model, x = tiny(), (eeg(6, (2, 3, 2, 200)), [0, 1, 2, 3])
+    codes, exact = model.get_codebook_indices(*x), model.to_code_space(*x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.get_codebook_indices(*x), codes)
+        assert torch.equal(model.get_tokens(*x)["token"], codes)
+        assert not torch.equal(model.to_code_space(*x), exact)
+
+
 # Loading
 
 

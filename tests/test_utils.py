@@ -74,6 +74,7 @@ def refused(args: argparse.Namespace) -> str:
         (("--device", "cuda:3"), ("--device cuda:3", "0 found")),
         (("--device", "gpu"), ("--device gpu", "allowed: cuda")),
         (("--precision", "fp16"), ("--precision fp16 needs a GPU",)),
+        (("--precision", "tf32"), ("--precision tf32 needs a GPU", "use fp32")),
         (("--epochs", 0), ("--epochs 0: allowed are numbers from 1",)),
         (("--opt_betas", 0.9, 1.0), ("--opt_betas 1.0: allowed are numbers from 0",)),
     ],
