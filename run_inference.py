@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import torch
 
 from dataset_maker.pipeline import add_filter_arguments, add_name_arguments, add_scale_argument, build_pipeline
 from dataset_maker.reasons import NoRecording
@@ -73,7 +72,7 @@ def _add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
         add("--pool", choices=POOLS, help="features of what")
     add("--split", choices=SPLITS, help="of labelled HDF5 (default: all)")
     add("--batch_size", type=int, default=BATCH, help="windows at a time")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    add("--device", default="auto", help="cuda or cpu (default: cuda on a machine with GPUs)")
     add("--precision", choices=PRECISIONS, default="fp32", help="of the model (default: fp32); tf32, fp16: on GPUs")
     add = parser.add_argument_group("windows").add_argument
     add("--window", type=int, metavar="SECONDS", help="(default: the classifier's; 256 patches)")

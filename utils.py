@@ -8,7 +8,6 @@ import dataclasses
 import logging
 import math
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from devices import PeerWatch, find_device, init_groups, use_compiler
 from errors import INTERRUPTED, TERMINATED, InputError, Interrupted, PeerLost, UsageError
 from files import check_writable
 from layers import MAX_PATCHES, PATCH_SAMPLES, compile_blocks
@@ -57,7 +57,6 @@ TF32_CAPABILITY = 8  # of GPUs that have TF32
 EXIT_CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 if hasattr(signal, "SIGUSR1"):  # Windows has none
     EXIT_CODES[signal.SIGUSR1] = TERMINATED
-_last_groups: list[Any] = []
 
 
 def add_switch(parser: Any, name: str, *, default: bool | None, help: str) -> None:
@@ -79,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--output_dir", type=Path, help="folder for checkpoints, log.txt and environment.json")
     add("--log_dir", type=Path, help="folder for TensorBoard scalars (default: none)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    add("--device", default="auto", help="cuda or cpu (default: cuda on a machine with GPUs)")
     words = "auto: bf16 where the GPU has it, else fp16 with a gradient scaler, fp32 on a CPU"
     add("--precision", choices=["auto", *PRECISIONS], default="auto", help=words)
     words = "compile transformer blocks, which takes minutes at first (default: on GPUs, not on CPUs)"
@@ -263,11 +262,12 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     """Set up device, seed, logging, process group and output folder; tear the group down at the end, also on errors.
 
     Under torchrun the group has its processes (NCCL on GPUs, Gloo on CPUs), otherwise one. Raises UsageError for a
-    GPU that is not there or an output folder that cannot be written, PeerLost if another process ended.
+    device that cannot be used or an output folder that cannot be written, PeerLost if another process ended.
     """
     rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s")  # warnings come once
     device = find_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
+    args.device = device.type if args.device == "auto" else args.device
     _check_flags(args)
     if rank == 0:  # the others write nothing, and on other machines they may not be able to
         for flag, folder in (("output_dir", args.output_dir), ("log_dir", args.log_dir)):
@@ -276,11 +276,11 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     types = set_precision(args.precision, device)
     torch.manual_seed(args.seed)
     np.random.seed(args.seed % 2**32)
-    cpu_group = _init_groups(device)
+    cpu_group = init_groups(device)
     processes = dist.get_world_size()
-    compiled = device.type == "cuda" if args.compile is None else args.compile
     place = (device, dist.get_rank(), processes, args.seed, args.output_dir, *types)
-    run = Run(*place, compiled, Interruption(cpu_group), cpu_group)
+    run = Run(*place, use_compiler(args.compile, device), Interruption(cpu_group), cpu_group)
+    watch = PeerWatch() if processes > 1 else None
     try:
         run.check_same(_common_flags(args), "start all machines with the same command")
         with logging_redirect_tqdm():  # lines of the log stand above a bar
@@ -288,7 +288,10 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     finally:
         # After an error of one process the others still wait for it in an exchange, and a group with an exchange
         # under way cannot be destroyed: `errors.run_script` ends such a process without.
-        if processes == 1 or not isinstance(sys.exc_info()[1], Exception):
+        error = sys.exc_info()[1]
+        if processes == 1 or error is None or isinstance(error, Interrupted):
+            if watch is not None:
+                watch.leave()
             dist.destroy_process_group()
 
 
@@ -299,46 +302,6 @@ def _common_flags(args: argparse.Namespace) -> dict[str, Any]:
         return isinstance(value, Path) or (isinstance(value, list) and any(map(has_path, value)))
 
     return {f"--{name}": has_path(flag) or flag for name, flag in vars(args).items() if name not in LOCAL_FLAGS}
-
-
-def _init_groups(device: torch.device) -> Any:
-    """Make the process group. Returns a second group on CPUs, None for one process."""
-    nccl = device.type == "cuda" and dist.is_nccl_available()
-    backend, device_id = ("nccl", device) if nccl else ("gloo", None)
-    rank, processes = 0, 1
-    store: dist.Store = dist.HashStore()
-    if "RANK" in os.environ:
-        store, rank, processes = next(iter(dist.rendezvous("env://")))
-        if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
-            # torchrun keeps its store, with the addresses of processes that ended, when it starts them again.
-            # (With several machines their counts may differ: docs/training.md turns the keeping off there.)
-            store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=processes, device_id=device_id)
-    # Made at once: later a process that failed before would be waited for, without a connection that could break.
-    cpu_group = dist.new_group(backend="gloo") if processes > 1 else None
-    # Kept until the next run: a model that frees its group right after an exchange can wait for Gloo's thread, which
-    # waits for Python, for ever.
-    _last_groups[:] = [dist.group.WORLD, cpu_group]
-    return cpu_group
-
-
-def find_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the device that --device names. Raises UsageError if there is no such device."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UsageError(f"--device {name} is not supported; allowed: cuda, cuda:<index>, cpu")
-    device = torch.device(name)
-    if device.type == "cuda":
-        if device.index is not None and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise UsageError(f"--device {name}: several processes cannot share one GPU; use --device cuda")
-        index = local_rank if device.index is None else device.index
-        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
-            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            way_out = "use --device cpu, or fewer processes (--nproc_per_node)"
-            raise UsageError(f"--device {name}: GPU {index} is not there ({count} found); {way_out}")
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.allow_tf32 = False  # as torch has it for products: float32 is float32
-    return device
 
 
 def set_precision(name: str, device: torch.device) -> tuple[torch.dtype | None, torch.dtype]:

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's mo
 
 import measuring
 
+from devices import find_device
 from eeg_data.batches import TrainingBatches
 from eeg_data.loader import Loader, make_loader
 from eeg_data.pretraining import PretrainingDataset
@@ -33,7 +34,7 @@ from eeg_data.pretraining_files import SAMPLING_RATE, Windows, read_recordings
 from electrodes import ELECTRODES
 from errors import ArgumentParser, InputError, UsageError, run_script
 from files import check_writable, write_json, written_aside
-from utils import Run, find_device
+from utils import Run
 
 RECORDING = 600  # s of a recording in the file
 PIECES = (1 << 20, 1 << 23)  # bytes of a sequential read; the faster one counts

@@ -23,6 +23,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from devices import find_device
 from eeg_data.hdf5 import UNIT
 from electrodes import embedding_rows
 from errors import InputError, UsageError, printable
@@ -32,7 +33,7 @@ from inference.weights import Description
 from layers import PATCH_SAMPLES
 from modeling_vqnsp import spectrum_targets
 from training.checkpoints import STAGES
-from utils import find_device, set_precision
+from utils import set_precision
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = [
     ("errors",),
     ("files", "electrodes", "attention"),
-    ("layers", "norm_ema_quantizer"),
+    ("layers", "norm_ema_quantizer", "devices"),
     ("modeling_*", "utils"),
     ("eeg_data", "optim_factory"),
     ("training", "dataset_maker"),

@@ -1,0 +1,145 @@
+"""The paths through GPUs and NCCL, over a stand-in for both (`nullgpu`): kernels are the CPU's, the rest is torch's."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nullgpu
+from electrodes import ELECTRODES
+from run_helpers import CLASSIFIER, MASKED, ROOT, TOKENIZER, labelled_file, log_lines, pretraining_file
+
+pytestmark = pytest.mark.skipif(bool(nullgpu.lacking()), reason=f"no stand-in for a GPU: {nullgpu.lacking()}")
+STAGES = ("tokenizer", "masked", "classifier")
+STEPS = 4  # in which waits are noted, of two micro-batches each
+BLOCKING = ("stream_wait", "device_wait", "copy_wait")
+TOO_OLD, NO_GPU, NO_FABRIC = 35, 100, 802  # errors of CUDA
+
+
+def write_data(data: Path) -> None:
+    """Write windows of two montages and a labelled set."""
+    pretraining_file(data / "train" / "a.hdf5", seconds=(40,))
+    pretraining_file(data / "train" / "b.hdf5", seconds=(20,), electrodes=ELECTRODES[:6], seed=5)
+    pretraining_file(data / "val" / "a.hdf5", seconds=(8,), seed=7)
+    labelled_file(data / "task.hdf5", counts={"train": 28, "val": 6, "test": 5})
+
+
+def request(folder: Path, stage: str, name: str, *words: Any, **more: Any) -> dict[str, Any]:
+    """Describe a run of a stage; more: what `nullgpu.process` and `ranks.be_rank` take."""
+    data, own = folder / "data", folder / f"{stage}-{name}"
+    files = ["--train_data", data / "train", "--val_data", data / "val"]
+    weights = folder / "tokenizer-cpu" / "run" / "checkpoint.pth"
+    script, flags = {
+        "tokenizer": ("run_vqnsp_training", [*TOKENIZER, *files]),
+        "masked": ("run_labram_pretraining", [*MASKED, *files, "--tokenizer_weight", weights]),
+        "classifier": ("run_class_finetuning", [*CLASSIFIER, "--dataset", data / "task.hdf5", "--drop_path", 0]),
+    }[stage]
+    flags += ["--output_dir", own / "run", "--no_compile", "--batch_size", 1, *words]
+    return {"script": script, "flags": list(map(str, flags)), "folder": str(own), **more}
+
+
+def run(folder: Path, requests: list[dict[str, Any]], timeout: float = 280) -> None:
+    """Run requests over the stand-in."""
+    (folder / "requests.json").write_text(json.dumps(requests))
+    libraries = Path(os.environ.get("LABRAM_CACHE", Path.home() / ".cache" / "labram"))
+    environment = {
+        **os.environ,
+        **nullgpu.environment(libraries),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
+    command = [sys.executable, ROOT / "tests" / "nullgpu" / "process.py", folder / "requests.json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def stderr(folder: Path) -> str:
+    return "".join(path.read_text() for path in sorted(folder.glob("err-*")))
+
+
+def codes(folder: Path) -> list[int]:
+    return json.loads((folder / "codes.json").read_text())
+
+
+def notes(folder: Path) -> list[dict[str, Any]]:
+    """Return what the stand-in noted of each rank."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("gpu-*.json"))]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All quick runs: two processes train each stage on CPUs and on GPUs; other runs must not begin, or not go on."""
+    folder = tmp_path_factory.mktemp("gpu")
+    write_data(folder / "data")
+    requests = []
+    for stage in STAGES:
+        for device in ("cpu", "cuda"):
+            words = ("--device", device, "--precision", "fp64", "--total_batch_size", 4)
+            listen = {"numbers": True, "listen": (4, 4 + 2 * STEPS)} if device == "cuda" else {}
+            requests.append(request(folder, stage, device, *words, processes=2, **listen))
+    for name, variables in REFUSED.items():
+        requests.append(request(folder, "tokenizer", name, "--device", "auto", variables=variables))
+    apart = {"rank_variables": {"1": {"NULLGPU_FAULT": str(NO_GPU)}}, "processes": 2}
+    requests.append(request(folder, "tokenizer", "apart", "--device", "auto", **apart))
+    fault = {"at": "step", "after": 2, "ranks": [1], "signal": "SIGKILL"}
+    dead = {"faults": [fault], "numbers": True, "processes": 2}
+    requests.append(request(folder, "classifier", "dead", "--device", "cuda", **dead))
+    run(folder, requests)
+    return folder
+
+
+REFUSED = {
+    "too old": {"NULLGPU_FAULT": str(TOO_OLD)},
+    "no fabric manager": {"NULLGPU_FAULT": str(NO_FABRIC)},
+    "no kernels": {"NULLGPU_CC": "70"},
+}
+REASONS = {
+    "too old": "too old (found version 12040)",
+    "no fabric manager": "not yet initialized",
+    "no kernels": "sm_70",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_with_gpus_and_nccl_log_the_numbers_of_two_on_cpus(runs: Path, stage: str) -> None:
+    folder = runs / f"{stage}-cuda"
+    assert codes(folder) == [0, 0], stderr(folder)
+    assert [rank["contexts"] for rank in notes(folder)] == [[0], [1]], "each process uses its own GPU and no other"
+    assert all(rank["collective"] > 10 for rank in notes(folder))
+    (own,), (expected,) = (log_lines(runs / f"{stage}-{device}" / "run") for device in ("cuda", "cpu"))
+    assert len(expected) > 8 and own == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_step_waits_for_the_gpu_or_compiles_a_kernel(runs: Path, stage: str) -> None:
+    (note, _) = notes(runs / f"{stage}-cuda")
+    assert note["calls"] > 4 + 2 * STEPS and note["pinned_copy"] > note["calls"]
+    each = [wait for wait in note["waits"] if wait[2] >= STEPS]
+    assert not [wait for wait in each if wait[0] in (*BLOCKING, "pageable_to_gpu")]
+    assert note["compilation"] == 0, "no kernel is compiled at run time"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_gpus_that_cannot_be_used_are_wrong_usage_in_one_line_with_the_reason(runs: Path, name: str) -> None:
+    folder = runs / f"tokenizer-{name}"
+    (line,) = stderr(folder).splitlines()
+    assert codes(folder) == [2] and not (folder / "run").exists()
+    assert line.startswith("error: --device auto: ") and REASONS[name] in line and "--device cpu" in line
+
+
+def test_a_process_without_a_gpu_among_others_with_one_is_named_by_all(runs: Path) -> None:
+    folder = runs / "tokenizer-apart"
+    lines = stderr(folder).splitlines()
+    assert set(codes(folder)) <= {2, -15} and lines
+    host = os.uname().nodename
+    assert all(f"error: process 1 works with cpu on {host}, process 0 with cuda on {host}: " in line for line in lines)
+
+
+def test_a_process_that_died_does_not_leave_the_others_waiting_in_nccl(runs: Path) -> None:
+    folder = runs / "classifier-dead"
+    assert codes(folder) == [1, -9], "the other one ends by itself; SIGTERM does not end it, and SIGKILL is not needed"
+    assert "error: ended because another process of the run did" in stderr(folder)
