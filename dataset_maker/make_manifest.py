@@ -48,7 +48,7 @@ def get_args() -> argparse.Namespace:
     add("--subject", metavar="REGEX", help=subject)
     splits = f"JSON object: pattern of a path -> {', '.join(SPLITS)} (default: no column split)"
     add("--splits", type=Path, metavar="MAP.json", help=splits)
-    pool.add_arguments(parser)
+    pool.add_arguments(parser, signals=False)
     pipeline.add_cnt_argument(parser)
     return parser.parse_args()
 

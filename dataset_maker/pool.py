@@ -42,11 +42,12 @@ ENVIRONMENT = {
 Submit = Callable[..., Future]  # (function, *arguments)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags of every maker that works on many recordings."""
+def add_arguments(parser: argparse.ArgumentParser, *, signals: bool = True) -> None:
+    """Declare the flags of every command that works on many recordings. signals: whether it writes any."""
     limits = "a recording that passes a limit is left out; with --dask the limits are the cluster's"
     add = parser.add_argument_group("processes", limits).add_argument
-    add("--dtype", choices=("float32", "float16"), default="float32", help="of the signals written")
+    if signals:
+        add("--dtype", choices=("float32", "float16"), default="float32", help="of the signals written")
     add("--jobs", type=int, default=joblib.cpu_count(), metavar="N", help="processes (default: cores)")
     add("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work instead")
     add("--time_limit", type=float, default=3600.0, metavar="SECONDS", help="for one recording")
