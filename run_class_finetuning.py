@@ -20,6 +20,7 @@ from eeg_data.loader import Loaders
 from engine_for_finetuning import evaluate, save_predictions, train_one_epoch
 from errors import ArgumentParser, InputError, UsageError, run_script
 from training import adaptation, checkpoints
+from training.batch_size import settle_batch_size
 from training.metrics import SELECT_BY, BestEpoch
 from training.state import TrainingState
 
@@ -162,11 +163,13 @@ def main(args: argparse.Namespace) -> None:
         if args.class_weights != "none" and file.task == "regression":
             raise UsageError(f"--class_weights {args.class_weights}: {file.path} is a regression, which has no classes")
         best = BestEpoch(args.select_by or SELECT_BY[file.task], file.task, patience=args.patience)
+        model = run.distribute(build_model(args, run, file.outputs))
+        window = len(file.montage), file.seconds
+        settle_batch_size(args, run, model, lambda *batch: model(*batch).sum(), window=window)
         accumulation = optim_factory.micro_batches(args, run, flag="update_freq")
         loaders = labelled_data.build_labelled_loaders(args, run, file, accumulation=accumulation)
         if args.patience is not None and loaders.val is None:
             raise UsageError(f"--patience {args.patience}: {file.path} has no validation samples to judge an epoch by")
-        model = run.distribute(build_model(args, run, file.outputs))
         if args.eval:
             averaged = args.model_ema
             epoch = checkpoints.load_for_evaluation(model.module, args, run, stage="classifier", averaged=averaged)

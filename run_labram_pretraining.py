@@ -4,7 +4,10 @@ import argparse
 import functools
 from pathlib import Path
 
+import torch
 from timm.models import create_model
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 import modeling_pretrain
 import modeling_vqnsp
@@ -14,6 +17,7 @@ from eeg_data import pretraining as eeg_data
 from engine_for_pretraining import evaluate, train_one_epoch
 from errors import ArgumentParser, UsageError, run_script
 from training import checkpoints
+from training.batch_size import settle_batch_size
 from training.state import TrainingState
 
 
@@ -65,22 +69,29 @@ def main(args: argparse.Namespace) -> None:
             num_electrodes=args.num_electrodes,
         )
         make_mask = functools.partial(modeling_pretrain.random_mask, 1, ratio=args.mask_ratio)
-        accumulation = optim_factory.micro_batches(args, run)
-        loaders = eeg_data.build_pretraining_loaders(args, run, accumulation=accumulation, make_mask=make_mask)
         model = create_model(args.model, vocab_size=tokenizer.quantize.codebook_size, **utils.trunk_options(args))
         model = run.distribute(model)
+        run.prepare(tokenizer)
+        settle_batch_size(args, run, model, functools.partial(probe, model, tokenizer))
+        accumulation = optim_factory.micro_batches(args, run)
+        loaders = eeg_data.build_pretraining_loaders(args, run, accumulation=accumulation, make_mask=make_mask)
         steps = loaders.steps_per_epoch
         update = optim_factory.build_update(model, args, run, steps_per_epoch=steps, accumulation=accumulation)
         inputs = loaders.summary() | {"tokenizer weights": checkpoints.digest_of_weights(weights)}
         state = TrainingState(model, update, run, args, stage="pretraining", inputs=inputs)
         first = state.resume()
         with run.interruption.listening():
-            run.prepare(tokenizer)
             for epoch in range(first, args.epochs):
                 stats = train_one_epoch(state, loaders.train, tokenizer, epoch)
                 if loaders.val is not None:
                     stats |= evaluate(model.module, loaders.val, tokenizer, run)
                 state.finish_epoch(epoch, stats)
+
+
+def probe(model: DistributedDataParallel, tokenizer: modeling_vqnsp.VQNSP, eeg: Tensor, channels: Tensor) -> Tensor:
+    """Compute the loss of windows of which half is masked."""
+    mask = torch.arange(eeg[0, :, :, 0].numel(), device=eeg.device) % 2 == 0  # (N*A,)
+    return model(eeg, channels, mask.expand(len(eeg), -1), tokenizer.get_codebook_indices(eeg, channels)).loss
 
 
 if __name__ == "__main__":

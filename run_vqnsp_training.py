@@ -1,10 +1,13 @@
 """Stage 1: train the neural tokenizer on EEG recordings. Paper, section 2.2."""
 
 import argparse
+import functools
 import logging
 from pathlib import Path
 
 from timm.models import create_model
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 import modeling_vqnsp
 import optim_factory
@@ -14,6 +17,7 @@ from engine_for_vqnsp import evaluate, initialize_codebook, train_one_epoch
 from errors import ArgumentParser, InputError, run_script
 from norm_ema_quantizer import CodebookRevival
 from training import checkpoints
+from training.batch_size import settle_batch_size
 from training.state import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -66,6 +70,7 @@ def main(args: argparse.Namespace) -> None:
             num_electrodes=args.num_electrodes,
         )
         model = run.distribute(model)
+        settle_batch_size(args, run, model, functools.partial(probe, model), paper_batch=PAPER_BATCH)
         if args.eval or args.calculate_codebook_usage:
             report_evaluation(args, run, model.module)
             return
@@ -85,6 +90,12 @@ def main(args: argparse.Namespace) -> None:
                 if loaders.val is not None and not args.disable_eval:
                     stats |= evaluate(model.module, loaders.val, run)
                 state.finish_epoch(epoch, {**stats, "train_revived": revival.state_dict()["revived"]})
+
+
+def probe(model: DistributedDataParallel, eeg: Tensor, channels: Tensor) -> Tensor:
+    """Compute the loss of windows that the codebook must neither start from nor follow."""
+    model.module.quantize.eval()
+    return model(eeg.flatten(2), channels)[0]
 
 
 def report_evaluation(args: argparse.Namespace, run: utils.Run, model: modeling_vqnsp.VQNSP) -> None:

@@ -126,6 +126,11 @@ class Loaders:
         return {f"{name} data": loader.dataset.summary() for name, loader in sets.items() if loader is not None}
 
 
+def batch_size(text: str) -> int | None:
+    """Read --batch_size: a number, or None for auto."""
+    return None if text == "auto" else int(text)
+
+
 def add_loader_arguments(group: Any) -> None:
     """Add the flags of every loader."""
     add = group.add_argument
@@ -134,7 +139,8 @@ def add_loader_arguments(group: Any) -> None:
     add("--num_electrodes", type=int, default=PUBLISHED_ELECTRODES, choices=choices, help=words)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(8, cores // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    add("--batch_size", type=int, help="windows a process and micro-batch")
+    words = "windows a process and micro-batch; auto: as many as a GPU holds, and micro-batches for --total_batch_size"
+    add("--batch_size", type=batch_size, metavar="N", help=words)
     add("--num_workers", type=int, default=workers, help="threads of each process that read ahead (0: none)")
     add_switch(group, "pin_mem", default=True, help="page-locked memory on the way to a GPU")
     add("--overfit_batch", action="store_true", help="train on the first batch only: a check that learning works")
