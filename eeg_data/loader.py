@@ -89,7 +89,8 @@ class Loader:
         read(0)
         for part in parts:
             part.result()
-        return self.dataset.batch(keys, eeg.unflatten(-1, (-1, PATCH_SAMPLES)), others)
+        batch = self.dataset.batch(keys, eeg.unflatten(-1, (-1, PATCH_SAMPLES)), others)
+        return batch._make(part.pin_memory() for part in batch) if self.pinned else batch  # the EEG stays as it is
 
     def _memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return memory that no earlier batch uses any more. New pages would cost as much as reading."""
