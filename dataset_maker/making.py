@@ -25,6 +25,7 @@ from dataset_maker.jobs import Entry, Plan, Task
 from dataset_maker.pipeline import add_filter_arguments, add_scale_argument, build_pipeline
 from dataset_maker.writers import DataSet, join, refuse_existing
 from eeg_data.hdf5 import SUFFIXES
+from eeg_data.index import index_folder
 from eeg_data.labelled_files import SPLITS
 from eeg_data.quality import UNUSABLE
 from eeg_data.verdicts import recording_warnings
@@ -99,6 +100,8 @@ def make(
                 join([plan.part(task) for task in tasks if plan.key(task) in parts], aside, made=made)
         elif not problem:
             jobs.join(plan, tasks, parts)
+            if data_set is None:
+                index_folder(output)
     if single and not problem:
         shutil.rmtree(folder)
     _show(whole)  # last: it may be that nobody reads it any more

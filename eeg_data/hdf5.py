@@ -93,8 +93,8 @@ class Blocks(NamedTuple):
     stamp: tuple[int, int]  # of the file when it was looked at
     dtype: str  # a key of STORED
     shape: tuple[int, int]  # of a block
-    firsts: Sequence[int]  # number of the first block of each run of blocks that touch each other
-    offsets: Sequence[int]  # of each run: bytes before it
+    firsts: "array[int]"  # number of the first block of each run of blocks that touch each other
+    offsets: "array[int]"  # of each run: bytes before it
 
     def read(self, start: int, out: np.ndarray) -> bool:
         """Write the window from sample `start` on into `out`, (N, samples), as `divide_into` does.
@@ -196,13 +196,21 @@ def read_signal(path: Path, name: str, place: Any, where: str, dtype: Any = np.f
         return values if dtype is None else values.astype(dtype, copy=False)
 
 
-def read_window(path: Path, name: str, place: Any, start: int, out: np.ndarray, where: Callable[[], str]) -> None:
+def read_window(
+    path: Path,
+    name: str,
+    place: Any,
+    start: int,
+    out: np.ndarray,
+    where: Callable[[], str],
+    blocks: Blocks | None = None,
+) -> None:
     """Read a window into `out`, (N, samples), as `divide_into` writes it. place, where: as for `read_signal`.
 
-    start: the window's first sample, where samples of a labelled set follow each other.
+    start: the window's first sample, where samples of a labelled set follow each other; blocks: if they are known.
     """
     try:
-        blocks = find_blocks(path, name)
+        blocks = blocks or find_blocks(path, name)
         done = blocks is not None and blocks.read(start, out)
     except Exception:  # HDF5 will meet it, too, and name it
         done = False

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from eeg_data.batches import EvaluationBatches, Key
 from eeg_data.hdf5 import find_files
+from eeg_data.index import list_recordings
 from eeg_data.loader import (
     Loader,
     Loaders,
@@ -27,7 +28,7 @@ from eeg_data.loader import (
     training_batches,
     warn_unmarked,
 )
-from eeg_data.pretraining_files import GLANCES, MAX_TOKENS, SAMPLING_RATE, Windows, by_montage, read_recordings
+from eeg_data.pretraining_files import GLANCES, MAX_TOKENS, SAMPLING_RATE, Windows, by_montage
 from eeg_data.quality import UNUSABLE, Quality, compared
 from eeg_data.verdicts import scale_warnings, warnings
 from electrodes import PUBLISHED_ELECTRODES, embedding_rows
@@ -147,7 +148,7 @@ def add_pretraining_arguments(parser: argparse.ArgumentParser, *, window_stride:
 def _read_data(flag: str, args: argparse.Namespace, run: Run, make_mask: MaskMaker | None) -> PretrainingDataset:
     """Read the windows of all files of a flag, montages in a fixed order. Raises InputError if there are none."""
     paths = getattr(args, flag.removeprefix("--")) or [DEFAULT_VAL_DATA]
-    recordings = [recording for path in find_files(paths, flag) for recording in read_recordings(path)]
+    recordings = list_recordings(find_files(paths, flag), write=run.is_main)
     window = args.time_window * SAMPLING_RATE if args.time_window else None
     montages = [Windows(group, window=window, stride=args.window_stride) for group in by_montage(recordings)]
     if run.is_main:

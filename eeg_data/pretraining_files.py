@@ -7,11 +7,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from eeg_data.hdf5 import attribute, check_stored, open_file, read_signal, read_window, readable, texts
+from eeg_data.hdf5 import Blocks, attribute, check_stored, open_file, read_signal, read_window, readable, texts
 from eeg_data.quality import Quality, SignalScan
 from errors import InputError, printable
 
@@ -42,6 +43,8 @@ class Recording:
     length: int  # samples
     valid: np.ndarray | None = field(default=None, compare=False)  # (seconds,) bool; None: the file does not say
     half: bool = False  # whether the file holds float16
+    stored_scan: Any = field(default=None, compare=False, repr=False)  # attribute `quality`; None: the file has none
+    blocks: Blocks | None = field(default=None, compare=False, repr=False)  # None: the file says where they lie
 
     @property
     def where(self) -> str:
@@ -56,7 +59,9 @@ class Recording:
     def read_into(self, out: np.ndarray, start: int) -> None:
         """Read the window from a sample on into `out`, (N, samples): float32 in units of 100 uV, or float16 in uV."""
         place = np.s_[:, start : start + out.shape[1]]
-        read_window(self.path, f"{self.name}/eeg", place, start, out, lambda: f"{self.where}, sample {start}")
+        read_window(
+            self.path, f"{self.name}/eeg", place, start, out, lambda: f"{self.where}, sample {start}", self.blocks
+        )
 
     def windows(self, window: int, stride: int, start: float = 0, end: float = 1) -> tuple[list[range], int]:
         """Find runs of indices of the windows that touch no invalid second, and count the windows that touch one.
@@ -74,11 +79,10 @@ class Recording:
         return [range(*run) for run in edges.reshape(-1, 2).tolist()], len(usable) - int(usable.sum())
 
     def quality(self) -> Quality | None:
-        """Read what a scan of this recording saw, None where the file does not say."""
-        with readable(self.where):
-            group = open_file(self.path)[self.name]
-            scans = [owner.attrs["quality"] for owner in (group["eeg"], group) if "quality" in owner.attrs]
-        return Quality.from_json(scans[0], self.valid, self.where) if scans and self.valid is not None else None
+        """Return what a scan of this recording saw, None where the file does not say."""
+        if self.stored_scan is None or self.valid is None:
+            return None
+        return Quality.from_json(self.stored_scan, self.valid, self.where)
 
     def scan(self) -> Quality:
         """Scan the whole signal, block by block; which seconds are valid says the file where it can."""
@@ -169,7 +173,9 @@ def _read_recording(
         check_stored(eeg, where)
         length = int(eeg.shape[1])
         valid = read_valid(group, where, (seconds_of(length),))
-        return Recording(path, name, montages.setdefault(montage, montage), length, valid, eeg.dtype == np.float16)
+        scan = next((owner.attrs["quality"] for owner in (eeg, group) if "quality" in owner.attrs), None)
+        half, montage = eeg.dtype == np.float16, montages.setdefault(montage, montage)
+        return Recording(path, name, montage, length, valid, half, scan)
 
 
 def check_rate(where: str, *owners: h5py.HLObject) -> None:

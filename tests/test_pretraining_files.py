@@ -105,6 +105,7 @@ def test_the_makers_scan_is_read_and_nonsense_is_refused(tmp_path: Path, owner: 
         hdf5.close_files()
         with h5py.File(path, "r+") as file:
             file[owner].attrs["quality"] = content
+        (recording,) = read_recordings(path)
         if content != "{}":
             quality: Any = recording.quality()
             assert quality.flat == {"FP1": 2} and quality.histogram[180] == 9
