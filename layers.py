@@ -30,6 +30,7 @@ MAX_PATCHES = 16  # rows of the time embedding: the longest window in seconds
 LAYER_NORM_EPS = 1e-6
 INIT_STD = 0.02
 MESSAGE_WIDTH = 300  # characters of the differences between a file and a model
+MEMORY_BUDGET = 0.7  # of what compiled blocks keep for the gradient; the rest, no matrix product, is computed again
 CACHED_TOKENS = 1024  # sent through all blocks together on a CPU without gradients: they stay in its cache
 
 Channels = Sequence[int] | Tensor | None  # `[0, row, row, ...]` of length N + 1; None: every row in order
@@ -349,6 +350,8 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> None:
     """Compile the blocks with dynamic shapes: all blocks, batches and montages share one graph."""
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # torch would go on uncompiled, with one warning
     torch._dynamo.config.recompile_limit = 16  # frozen blocks, evaluation and batches of one window need 7
+    torch._dynamo.config.optimize_ddp = False  # splits graphs for DDP, which blocks are too small for
+    torch._functorch.config.activation_memory_budget = MEMORY_BUDGET
     for part in model.modules():
         if isinstance(part, Block):
             part.compile(dynamic=True, backend=backend)
