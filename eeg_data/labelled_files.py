@@ -8,6 +8,7 @@ import itertools
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,12 +148,13 @@ class Samples:
         return replace(whole, valid=valid), levels
 
     def glance(self) -> tuple[Quality, Mapping[str, float | None]]:
-        """Scan a few samples, each alone. Returns what `scanned` does."""
+        """Scan a few samples, each alone, except those that cannot be read. Returns what `scanned` does."""
         few = range(0, len(self), max(1, len(self) // GLANCES))
 
         def scan(sample: int) -> Quality:
             whole = SignalScan(self.file.montage, SAMPLING_RATE)
-            whole.add(self.read(sample))
+            with suppress(InputError):
+                whole.add(self.read(sample))
             return whole.result()
 
         return compared((self.recordings[sample], scan(sample)) for sample in few)

@@ -5,6 +5,7 @@ Works without torch. `pretraining.py` makes batches of it.
 
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,10 @@ class Recording:
         return result if self.valid is None else replace(result, valid=self.valid)
 
     def glance(self) -> Quality:
-        """Scan a window in the middle."""
+        """Scan a window in the middle. Of one that cannot be read training says so when it comes to it."""
         scan, samples = SignalScan(self.montage, SAMPLING_RATE), min(self.length, default_window(len(self.montage)))
-        scan.add(self.read((self.length - samples) // 2, samples))
+        with suppress(InputError):
+            scan.add(self.read((self.length - samples) // 2, samples))
         return scan.result()
 
 
