@@ -33,7 +33,13 @@ Plan = TrainingBatches | EvaluationBatches
 
 BUFFERS = 2  # batches in memory: the one in use and the next
 PATIENCE = 10  # ms that a thread waits for the loop to let go of its last batch
-FREE = 3  # references to a buffer that no batch uses: the list, a loop, a call
+
+
+def _references(buffers: Sequence[np.ndarray]) -> list[int]:
+    return [sys.getrefcount(buffer) for buffer in buffers]
+
+
+FREE = _references([np.empty(0)])[0]  # references to a buffer that no batch uses; versions of Python count differently
 
 
 class Loader:
@@ -98,8 +104,8 @@ class Loader:
             return torch.empty(shape, dtype=dtype, pin_memory=True)  # torch reuses it when all copies from it are done
         size = math.prod(shape) * dtype.itemsize  # bytes
         for _ in range(PATIENCE if self.threads else 1):
-            for buffer in self._buffers:
-                if sys.getrefcount(buffer) <= FREE and len(buffer) >= size:
+            for buffer, references in zip(self._buffers, _references(self._buffers), strict=True):
+                if references <= FREE and len(buffer) >= size:
                     return torch.from_numpy(buffer[:size]).view(dtype).view(shape)
             if len(self._buffers) < BUFFERS:
                 break
