@@ -1,6 +1,7 @@
 """The paths through GPUs and NCCL, over a stand-in for both (`nullgpu`): kernels are the CPU's, the rest is torch's."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from timm.models import create_model
 
 import nullgpu
 from electrodes import ELECTRODES
+from ranks import smaller_sizes
 from run_helpers import CLASSIFIER, MASKED, ROOT, TOKENIZER, labelled_file, log_lines, pretraining_file
 
 pytestmark = pytest.mark.skipif(bool(nullgpu.lacking()), reason=f"no stand-in for a GPU: {nullgpu.lacking()}")
+TINY_TOKENIZER = "vqnsp_encoder_tiny_decoder_1x200x4"
 STAGES = ("tokenizer", "masked", "classifier")
 STEPS = 4  # in which waits are noted, of two micro-batches each
 BLOCKING = ("stream_wait", "device_wait", "copy_wait")
@@ -143,3 +148,87 @@ def test_a_process_that_died_does_not_leave_the_others_waiting_in_nccl(runs: Pat
     folder = runs / "classifier-dead"
     assert codes(folder) == [1, -9], "the other one ends by itself; SIGTERM does not end it, and SIGKILL is not needed"
     assert "error: ended because another process of the run did" in stderr(folder)
+
+
+# At night: without numbers models of any size take milliseconds a step, and nothing needs the CPU's kernels.
+
+
+def finished(folder: Path, requests: list[dict[str, Any]]) -> list[tuple[Path, dict[str, Any]]]:
+    """Run requests that must end well; return each one's folder and what was noted of its first rank."""
+    run(folder, requests, timeout=3000)
+    folders = [Path(request["folder"]) for request in requests]
+    assert not [f"{one}: {stderr(one)[-2000:]}" for one in folders if any(codes(one))]
+    return [(one, notes(one)[0]) for one in folders]
+
+
+def save_tokenizer(folder: Path, name: str) -> None:
+    """Save a tokenizer where `request` has stage 2 look for it."""
+    path = folder / "tokenizer-cpu" / "run" / "checkpoint.pth"
+    path.parent.mkdir(parents=True)
+    options = {} if "base" in name else {"n_code": 16, "code_dim": 8}
+    torch.save({"model": create_model(name, quantize_kmeans_init=False, **options).state_dict()}, path)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with data, and weights of the quick runs' tokenizer: one block of half the width."""
+    write_data(tmp_path / "data")
+    with smaller_sizes():
+        save_tokenizer(tmp_path, TINY_TOKENIZER)
+    return tmp_path
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_with_numbers_trains_and_evaluates_to_finite_ones(data: Path, precision: str) -> None:
+    words = ("--device", "cuda", "--precision", precision)
+    for folder, _ in finished(data, [request(data, s, precision, *words, numbers=True, processes=2) for s in STAGES]):
+        (line,) = log_lines(folder / "run")
+        assert all(math.isfinite(value) for value in line.values() if isinstance(value, float))
+        assert line["train_skipped_steps"] == 0
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3000)
+def test_blocks_compile_for_a_gpu_into_few_graphs_and_streams_do_not_race(data: Path) -> None:
+    """Triton and ptxas compile; one graph serves two montages, with and without gradient."""
+    requests = []
+    for stage in STAGES:
+        init = ["--no_quantize_kmeans_init"] * (stage == "tokenizer")  # needs numbers
+        words = ("--device", "cuda", "--precision", "bf16", *init)
+        requests.append(request(data, stage, "compiled", *words, "--compile"))
+        requests.append(request(data, stage, "races", *words, processes=2, sanitizer=True))
+    for folder, note in finished(data, requests):
+        assert "data race" not in stderr(folder)
+        assert 0 < note["graphs"] <= 8 if folder.name.endswith("compiled") else note["graphs"] == 0
+
+
+# GB of memory that tensors take in the largest moment of a step, with the default precision and compiler.
+PEAKS = {("tokenizer", "base"): 3.3, ("masked", "base"): 3.8, ("classifier", "base"): 1.6, ("masked", "large"): 12.5}
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3000)
+def test_a_step_of_the_papers_batches_fits(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    pretraining_file(data / "train" / "a.hdf5", seconds=(3 * 128 * 8,), electrodes=ELECTRODES[:32])
+    pretraining_file(data / "val" / "a.hdf5", seconds=(16,), electrodes=ELECTRODES[:32])
+    labelled_file(
+        data / "task.hdf5", counts={"train": 192, "val": 4, "test": 4}, electrodes=ELECTRODES[:23], seconds=10
+    )
+    base = "vqnsp_encoder_base_decoder_3x200x12"
+    save_tokenizer(tmp_path, base)
+    windows = ["--time_window", 8, "--window_stride", 1600, "--precision", "bf16", "--device", "cuda", "--compile"]
+    codebook = ["--codebook_n_emd", 8192, "--codebook_emd_dim", 64, "--no_quantize_kmeans_init", "--batch_size", 128]
+    requests = []
+    for stage, size in PEAKS:
+        words = {
+            "tokenizer": [*windows, "--model", base, *codebook],
+            "masked": [*windows, "--model", f"labram_{size}_patch200_1600_8k_vocab", "--tokenizer_model", base],
+            "classifier": [*windows[4:], "--model", f"labram_{size}_patch200_200"],
+        }[stage]
+        more = [] if stage == "tokenizer" else ["--batch_size", 64]
+        requests.append(request(tmp_path, stage, size, *words, *more, "--no_save_ckpt"))
+    peaks = [note["peak"] / 1e9 for _, note in finished(tmp_path, requests)]
+    print(dict(zip(PEAKS, peaks, strict=True)))
+    assert all(peak <= most for peak, most in zip(peaks, PEAKS.values(), strict=True)), (peaks, PEAKS)

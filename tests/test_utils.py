@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config as inductor
 import torch.distributed as dist
 from timm.models import create_model
 
@@ -22,6 +24,7 @@ import files
 import run_class_finetuning
 import run_vqnsp_training
 from data_helpers import TINY, only_line, script_args
+from devices import use_compiler
 from eeg_data.batches import TrainingBatches
 from eeg_data.pretraining import Batch
 from errors import InputError, Interrupted, UsageError
@@ -289,3 +292,23 @@ def test_evaluation_takes_the_best_checkpoint_before_the_latest_and_resume_befor
         args.resume = None
         (tmp_path / "checkpoint-best.pth").unlink()
         assert load_for_evaluation(model, args, run, stage="tokenizer") == 1
+
+
+def test_blocks_are_compiled_on_gpus_where_triton_can_build_and_in_few_processes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    cpu, gpu, header = torch.device("cpu"), torch.device("cuda", 0), tmp_path / "Python.h"
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    monkeypatch.setattr(inductor, "compile_threads", 32)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64), raising=False)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setenv("CC", sys.executable)  # a program that is there
+    assert [use_compiler(wanted, cpu) for wanted in (None, False)] == [False, False] and not caplog.messages
+    assert not use_compiler(None, gpu) and "Python.h" in caplog.messages.pop()
+    header.touch()
+    assert inductor.compile_threads == 32 and use_compiler(None, gpu) and inductor.compile_threads == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "32")
+    assert use_compiler(True, cpu) and inductor.compile_threads == 2
+    monkeypatch.setenv("CC", str(tmp_path / "none"))
+    assert not use_compiler(None, gpu) and "a C compiler" in caplog.messages.pop()
+    assert use_compiler(True, gpu), "who asks for it gets the compiler's own error"

@@ -1,7 +1,8 @@
 """Runs over the stand-in, in processes that are copies of one: `python process.py REQUESTS.json`.
 
 A request is one of `ranks.be_rank`, and more: `processes`; `numbers`, whether there are real ones; `listen`, the calls
-of the update between which waits are noted; `variables` of the environment, `rank_variables` of some ranks. Each rank
+of the update between which waits are noted; `sanitizer`,
+whether torch looks for races between streams; `variables` of the environment, `rank_variables` of some ranks. Each rank
 leaves `gpu-RANK.json` in its folder. The codes with which the ranks end stand in `codes.json`.
 """
 
@@ -21,7 +22,9 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+import torch.cuda._sanitizer
 import torch.distributed as dist
+from torch._dynamo.utils import counters
 
 from nullgpu.arithmetic import Arithmetic
 from optim_factory import Update
@@ -49,6 +52,8 @@ def be_process(request: Mapping[str, Any]) -> None:
     found: dict[str, Any] = {"waits": [], "contexts": []}
     try:
         with contextlib.ExitStack() as stack:
+            if request.get("sanitizer"):
+                torch.cuda._sanitizer.enable_cuda_sanitizer()
             stack.enter_context(Arithmetic() if request.get("numbers") else objects_by_gloo())
             if "listen" in request:
                 stack.enter_context(noted_waits(*request["listen"], found))
@@ -57,6 +62,8 @@ def be_process(request: Mapping[str, Any]) -> None:
         library = ctypes.CDLL(None)
         if torch.cuda.is_initialized():
             found["contexts"] = [d for d in range(torch.cuda.device_count()) if library.nullgpu_context(d)]
+        found["graphs"] = counters["stats"]["unique_graphs"]
+        found["peak"] = torch.cuda.max_memory_allocated() if found["contexts"] else 0
         found |= {name: library.nullgpu_count(name.encode()) for name in COUNTS}
         (Path(request["folder"]) / f"gpu-{rank}.json").write_text(json.dumps(found))
 
