@@ -160,6 +160,8 @@ def test_codes_are_not_computed_in_bfloat16_unlike_what_is_learnt() -> None:
         assert torch.equal(model.get_codebook_indices(*x), codes)
         assert torch.equal(model.get_tokens(*x)["token"], codes)
         assert not torch.equal(model.to_code_space(*x), exact)
+        with torch.no_grad():
+            assert torch.equal(model.to_code_space(*x), exact)
 
 
 # Loading

@@ -1,6 +1,7 @@
 """Parameter groups and schedules against golden numbers, one optimizer step against the same thing by hand."""
 
 import copy
+import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +84,7 @@ def samples(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(n, 6, generator=generator).double(), torch.randn(n, 1, generator=generator).double()
 
 
-def make(folder: Path, *, kind: type = torch.optim.AdamW, steps: int = 20, lr: float = 0.05, **options: Any) -> Update:
+def make(folder: Path, *, kind: Any = torch.optim.AdamW, steps: int = 20, lr: float = 0.05, **options: Any) -> Update:
     model = DistributedDataParallel(Small())
     groups = parameter_groups(model.module, weight_decay=options.pop("decay", 0.1))
     optimizer = kind(groups, lr=lr)
@@ -145,9 +146,32 @@ def test_the_gradient_is_clipped_to_the_norm_and_grad_norm_is_that_before(tmp_pa
         torch.testing.assert_close(before[name] - value, gradients[name] * 0.5 / norm, rtol=1e-5, atol=1e-12)
 
 
-@pytest.mark.parametrize(("accumulation", "bad"), [(1, math.inf), (2, math.nan)])
-def test_a_step_whose_loss_is_not_finite_changes_nothing(tmp_path: Path, accumulation: int, bad: float) -> None:
-    update = make(tmp_path, accumulation=accumulation)
+FUSED = functools.partial(torch.optim.AdamW, fused=True)  # the default: the device skips the step
+FUSED_SGD = functools.partial(torch.optim.SGD, momentum=0.9, fused=True)
+
+
+@pytest.mark.parametrize("kind", [FUSED, FUSED_SGD])
+def test_a_first_step_that_is_skipped_leaves_nothing_behind(
+    tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "empty_like", lambda x, **_: torch.full_like(x, math.nan))  # whatever memory held
+    update, other = make(tmp_path, kind=kind), make(tmp_path, kind=kind)
+    x, y = samples(4)
+    update(mse(update, x * math.nan, y))
+    for step in range(3):
+        update(mse(update, *samples(4, step)))
+        other(mse(other, *samples(4, step)))
+    assert not differences(weights(update), weights(other))
+
+
+@pytest.mark.parametrize(
+    ("kind", "accumulation", "bad"),
+    [(FUSED, 1, math.inf), (FUSED, 2, math.nan), (FUSED_SGD, 2, math.nan), (torch.optim.AdamW, 1, math.nan)],
+)
+def test_a_step_whose_loss_is_not_finite_changes_nothing(
+    tmp_path: Path, kind: Any, accumulation: int, bad: float
+) -> None:
+    update = make(tmp_path, kind=kind, accumulation=accumulation)
     for step in range(6 * accumulation):
         update(mse(update, *samples(4, step)))
     before = weights(update), copy.deepcopy(update.optimizer.state_dict()["state"])
@@ -242,7 +266,7 @@ def test_optimizers_of_timm_take_steps_and_an_unknown_one_is_wrong_usage_that_na
 
 
 def test_gradient_overflows_in_half_precision_lower_the_scale_and_without_end_are_bad_steps(tmp_path: Path) -> None:
-    update = make(tmp_path, steps=99)
+    update = make(tmp_path, kind=FUSED, steps=99)
     update.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)  # overflows after twenty halvings too
     before = weights(update)
     for _ in range(optim_factory.MAX_OVERFLOWS):
