@@ -38,7 +38,7 @@ _SPELLING = {name.upper(): name for name in ELECTRODES}
 _NEW = {"T3": "T7", "T4": "T8", "T5": "P7", "T6": "P8"}  # of the 10-20 system -> of the 10-10 system
 _ROWS = {name.upper(): row for row, name in enumerate(ELECTRODES, start=1)}
 _NON_EEG = re.compile(
-    r".*(EOG|ECG|EKG|EMG|RESP|PHOTIC|ANNOTATION|STIM|TRIG|MARK|EVENT|PULSE|PLETH|ABDOM|THORA|SPO2|SAO2).*"
+    r".*(EOG|ECG|EKG|EMG|RESP|PHOTIC|ANNOTATION|STIM|TRIG|MARK|EVENT|PULSE|PLETH|ABDOM|THORA|SPO2|SAO2|CO2).*"
     r"|IBI|BURSTS|SUPPR|STATUS|STI ?\d+|DC ?\d+|HEO|VEO|[LR]OC|LUC|RLC|GSR|EDA|([AM])[12]-\2[12]"
     r"|((LEFT |RIGHT )?AUX|EXG|BIP|ACC|GYRO?|ERG|GSR|PLET|TEMP|CHIN|LEG|SNORE|FLOW)\W?[\dXYZ]*|TEMP RECTAL|HR|MK"
     r"|CMS?|DRL|COUNTER|INTERPOLATED|BATTERY|(RAW_)?CQ\w*"  # BioSemi, Emotiv
@@ -49,7 +49,7 @@ _NON_EEG = re.compile(
 _PREFIX = re.compile(r"^(EEG[\s_.:-]+|POL (?!(X|BP)\d))+")
 _EARS = re.compile(r"\(?[AM][12]( ?\+? ?[AM][12])?\)?(/2)?")
 _NAMED_REFERENCE = re.compile(r"REF\w*|CLE|LER|CAR|AVERAGE|LINK\w*")
-_PAIR = re.compile(rf"(?P<first>.+?)( ?[-:/–] ?(?P<second>.+)|(?P<ear>{_EARS.pattern}))")  # noqa: RUF001 - a dash
+_PAIR = re.compile(rf"(?P<first>.+?)( ?[-_:/–] ?(?P<second>.+)|(?P<ear>{_EARS.pattern}))")  # noqa: RUF001 - a dash
 _COMMON = 3  # channels with one electrode behind their names: as many share a reference; fewer may be derivations
 _NUMBERED = re.compile(r"([A-Z]+)'?(\d+)")
 _CONTACTS = 3  # unknown numbered names that make others doubtful
@@ -86,7 +86,7 @@ def _plain(name: str) -> str:
     """Return the name in upper case without `EEG `, `POL `, named reference, dots and the `-0` of equal derivations."""
     plain = _PREFIX.sub("", " ".join(name.replace("\0", " ").upper().split()))
     plain = re.sub(r"(.+-.+)-\d$", r"\1", plain)
-    return re.sub(r" ?- ?(REF|LE|AR|AVG)$", "", plain).rstrip(". ")
+    return re.sub(r" ?[-_] ?(REF|LE|AR|AVG)$", "", plain).rstrip(". ")
 
 
 def _known(plain: str) -> str | None:
@@ -296,7 +296,8 @@ def _likely_cap(names: Iterable[str]) -> tuple[str, str] | None:
     if banks["A"] >= 12:
         last = max(stem for stem, count in banks.items() if count >= 12)
         size = 16 if last == "A" and banks["A"] <= 16 else _BIOSEMI[last]
-        return (f"biosemi{size}", "[A-H][0-9]+") if banks.total() >= 0.9 * size else None
+        is_depth = any("'" in name for name in names) or max(banks) > last  # electrodes of that many contacts
+        return (f"biosemi{size}", "[A-H][0-9]+") if banks.total() >= 0.9 * size and not is_depth else None
     net = {number for stem, number in numbered if stem == "E"}
     sizes = [size for size in _GSN if net and size >= max(net)]
     duke = [name for name in names if re.fullmatch(_DUKE, name)]

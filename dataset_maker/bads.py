@@ -10,6 +10,8 @@ from pathlib import Path
 import mne
 import numpy as np
 
+from electrodes import canonical_name
+
 CHOICES = ("drop", "interpolate", "keep")
 LEAST_GOOD = 4  # electrodes with a known place: fewer say nothing of a fifth
 PLACES = ("colin27_1005", "standard_1005")  # the 10-05 system in MNE: its name since 1.13, and before
@@ -26,7 +28,8 @@ def marked_bad(raw: mne.io.BaseRaw, path: Path) -> list[str]:
             for row in csv.DictReader(file, delimiter="\t"):
                 if str(row.get("status")).strip().lower() == "bad":
                     bad.add(str(row.get("name")).strip())
-    return [name for name in raw.ch_names if name in bad]
+    electrodes = {canonical_name(name) for name in bad.difference(raw.ch_names)} - {None}  # Cz of `EEG Cz-REF`
+    return [name for name in raw.ch_names if name in bad or canonical_name(name) in electrodes]
 
 
 def weights(electrodes: Sequence[str], bad: Sequence[str]) -> np.ndarray | None:

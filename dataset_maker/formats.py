@@ -11,6 +11,7 @@ from os.path import lexists
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dataset_maker.headers import read_header
 from errors import InputError, printable
 
 
@@ -97,6 +98,8 @@ def format_of(path: Path) -> str:
     if found == "Neuroscan CNT" and name.endswith((".eeg", ".avg")):
         raise InputError(f"{path}: holds epochs or averages of Neuroscan, which MNE does not read; export it as EDF")
     suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+    if found == "GDF" and (header := read_header(path)) and header.announced < 0:
+        raise InputError(f"{path}: its header does not say how long it is, which MNE cannot read: export it anew")
     if found:
         return found
     if (not suffix or not is_recording(path)) and (whole := whole_of(path)):
@@ -135,6 +138,17 @@ def parts_of(path: Path) -> list[Path]:
     suffixes = PARTS.get(path.suffix.lower(), ())
     names = dict.fromkeys(stem + name for suffix in suffixes for name in (suffix, suffix.upper()))
     return [path.with_name(name) for name in names if path.with_name(name).is_file()]
+
+
+def damage_of(path: Path, kind: str) -> str:
+    """Say what the bytes of a file that cannot be read as its kind show, or return an empty text."""
+    if kind in SIGNATURES and looks_like(path) != kind:
+        return f"is called {path.suffix} and does not begin as {kind} does: it is of another kind, or damaged"
+    header = read_header(path) if kind in ("EDF", "BDF", "GDF") else None
+    if header and header.records < header.announced:
+        held, announced = header.records * header.seconds, header.announced * header.seconds
+        return f"cut short: holds {held:g} of {announced:g} s, and cannot be read so: fetch the whole file"
+    return ""
 
 
 def looks_like(path: Path) -> str | None:

@@ -47,8 +47,12 @@ class Header:
     @cached_property
     def records(self) -> int:
         """The number of whole records that the file holds, at most as many as it announces."""
-        there = (self.path.stat().st_size - self.start) // max(int(self.sizes.sum()), 1)
-        return min(there, self.announced) if self.announced >= 0 else there
+        return min(self.held, self.announced) if self.announced >= 0 else self.held
+
+    @property
+    def held(self) -> int:
+        """The number of whole records for which the file has bytes."""
+        return (self.path.stat().st_size - self.start) // max(int(self.sizes.sum()), 1)
 
     @property
     def rates(self) -> np.ndarray:
@@ -69,9 +73,10 @@ class Header:
         return bool((np.ptp(self.physical[signal]) > 0) and (np.ptp(self.digital[signal]) > 0))
 
     def onsets(self) -> np.ndarray | None:
-        """Return when each record begins, (records,) s from the first one's begin; None without such entries.
+        """Return when each record begins, (records,) s from the first one's begin; None if that does not say it.
 
-        EDF+ and BDF+ files state it at the beginning of each record of their first annotation signal.
+        EDF+ and BDF+ files state it at the beginning of each record of their first annotation signal. A later record
+        that does not follows the one before.
         """
         if not self.is_annotations.any() or not self.records:
             return None
@@ -79,11 +84,15 @@ class Header:
         first, size = int(self.sizes[:column].sum()), int(self.sizes[column])
         shape = (self.records, int(self.sizes.sum()))
         bytes_ = np.memmap(self.path, np.uint8, "r", self.start, shape)[:, first : first + size]
-        onsets = [re.match(rb"([+-]\d+\.?\d*)\x14", row.tobytes()) for row in bytes_]
-        if not all(onsets):
-            return None
-        found = np.array([float(onset[1]) for onset in onsets if onset])
-        return found - found[0]
+        onsets = list[float]()
+        for row in bytes_:
+            if onset := re.match(rb"([+-]\d+\.?\d*)\x14", row.tobytes()):
+                onsets.append(float(onset[1]))
+            elif onsets:
+                onsets.append(onsets[-1] + self.seconds)
+            else:
+                return None
+        return np.array(onsets) - onsets[0]
 
 
 def read_header(path: Path) -> Header | None:

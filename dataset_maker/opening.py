@@ -20,7 +20,7 @@ from typing import Any
 import mne
 
 from dataset_maker import neuroscan, reasons
-from dataset_maker.formats import FORMATS, companion, file_name, format_of
+from dataset_maker.formats import FORMATS, companion, damage_of, file_name, format_of
 from dataset_maker.matlab import find_signal, open_around
 from dataset_maker.reasons import NoRecording, recording_readable
 from errors import InputError, printable
@@ -48,7 +48,7 @@ def open_raw(path: Path, *, cnt_format: str | None = None, **options: Any) -> tu
         # On "error" MNE would not warn at all; what it warns of is caught.
         return reader(place, **{**form.options, **options, **more})
 
-    with recording_readable(path, kind), reasons.warnings_caught(notes), mne.utils.use_log_level("warning"):
+    with recording_readable(path, kind, damage_of), reasons.warnings_caught(notes), mne.utils.use_log_level("warning"):
         raw = _open(path, kind, cnt_format, read, notes)
         if not isinstance(raw, mne.io.BaseRaw):  # of Curry
             raise InputError(f"{path}: {reasons.EPOCHS.format('')}")

@@ -23,7 +23,7 @@ from dataset_maker.filters import changes_rate
 from dataset_maker.marks import Stretch
 from dataset_maker.neuroscan import WIDTHS
 from dataset_maker.opening import open_raw
-from dataset_maker.reasons import of_types, recording_readable
+from dataset_maker.reasons import OUTSIDE, of_types, recording_readable
 from dataset_maker.recording import RawRecording, of_raw
 from dataset_maker.stages import Source, narrowed, plan_stages, processed
 from eeg_data.quality import Quality
@@ -198,7 +198,8 @@ def read(path: Path, pipeline: Pipeline) -> RawRecording:
     """Open a recording of any format that MNE reads, with what its file states. Raises InputError."""
     raw, notes = open_raw(path, cnt_format=pipeline.cnt_format)
     recording = of_raw(raw, str(path), path=path, unit=pipeline.unit)
-    recording.warnings += notes
+    are_read_again = recording.header and len(recording.stretches) > 1  # by `marks.on_clock`
+    recording.warnings += [note for note in notes if not (are_read_again and note.endswith(OUTSIDE))]
     return recording
 
 
@@ -219,6 +220,8 @@ def select_electrodes(recording: RawRecording, pipeline: Pipeline) -> Resolution
         raise InputError(f"{where}: {of_types(types.values())}")
     eeg, bad = [name for name in types if types[name] == "eeg"], set(bads.marked_bad(raw, Path(where)))
     left_out = [name for name in eeg if name in bad] if pipeline.bad_channels == "drop" else []
+    if left_out == eeg:
+        raise InputError(f"{where}: all its EEG channels are {MARKED}: --bad_channels keep takes them all the same")
     resolution = electrodes_of([name for name in eeg if name not in left_out], pipeline, where)
     recording.check_scales(list(resolution.kept))
     _bring_to_one_rate(recording, list(resolution.kept), pipeline.block_bytes)
@@ -247,7 +250,7 @@ def _bring_to_one_rate(recording: RawRecording, kept: list[str], block_bytes: in
     way_out = "load it before it is cropped, or give the file" if is_cropped else "cut it, or --drop those of one rate"
     if is_cropped and not math.isclose(fastest, raw.info["sfreq"], rel_tol=SAME_RATE):  # in which seconds?
         raise InputError(
-            f"{recording.where}: a trigger channel is faster than the EEG, which MNE gets wrong; {way_out}"
+            f"{recording.where}: a trigger channel is faster than the EEG, which MNE gets wrong: give the file"
         )
     if not is_cropped and header.kind != "GDF":  # from which MNE reads other channels than it is asked for
         labels = [header.labels[recording.channels[name].signal] for name in kept]

@@ -7,7 +7,7 @@ files that a header wants are the only texts of a header that are.
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,9 @@ ERRORS = {
     "ALLEEG": "holds several data sets (ALLEEG): save each one by itself in EEGLAB",
     r"Old data format \.dat": "keeps its signal in a .dat of an old EEGLAB: open it there and save it again",
     "Internal Active Shielding": "was recorded with active shielding, so that its EEG needs MaxFilter first",
+    "could not read bytes|ended before the end-of-stream|truncated stream": "is cut short: copy or download it again",
 }
+OUTSIDE = "of its annotations lie outside of its signal"
 # What MNE warns of -> our words, "" where it does not matter here or other code says it. Groups are numbers.
 WARNINGS = (
     (r"meas(urement)? date|patient information|birth", ""),  # not used
@@ -35,8 +37,9 @@ WARNINGS = (
     (r"Invalid tag|tag directory missing", ""),
     (r"MarkerFile|PNT file|channel type of the following|(invalid value|divide by zero) encountered", ""),
     (r"Limited \d+ annotation", ""),
+    (r"No info on DataPoints", "its header does not say how long it is; of a file that is not whole, channels mix"),
     (r"Data file name in EEG\.data", "the .fdt that it names is not there; the one with its own name is read"),
-    (r"Omitted (\d+) annotation", "{} of its annotations lie outside of its signal"),
+    (r"Omitted (\d+) annotation", "{} " + OUTSIDE),
     (r"names are not unique", "several of its channels share a name and are told apart by numbers: -0, -1, ..."),
     (r"No coordinate information found", "channels without a place count as not EEG, as MNE types them"),
     (r"Unknown types found", "channel types that MNE does not know count as EEG"),
@@ -56,17 +59,19 @@ class NoRecording(InputError):
 
 
 @contextmanager
-def recording_readable(path: Path | str, kind: str = "") -> Iterator[None]:
+def recording_readable(
+    path: Path | str, kind: str = "", seen: Callable[[Path, str], str] = lambda path, kind: ""
+) -> Iterator[None]:
     """Turn whatever a reader raises into an InputError that names the file and quotes nothing of it.
 
-    kind: the format, once it is known.
+    kind: the format, once it is known. seen: says what the bytes of a file of this kind show, if they show anything.
     """
     try:
         yield
     except (InputError, MemoryError):
         raise
     except Exception as error:  # readers raise anything on broken bytes, from struct.error to ZeroDivisionError
-        raise InputError(f"{path}: {_reason(error, kind)}") from None
+        raise InputError(f"{path}: {_reason(error, kind) or seen(Path(path), kind) or _unknown(error, kind)}") from None
 
 
 def _reason(error: Exception, kind: str) -> str:
@@ -77,9 +82,10 @@ def _reason(error: Exception, kind: str) -> str:
         return "is a file of MATLAB 7.3: " + needs("pymatreader")
     if package := re.search(r"the module (\w+)\S* is needed", text):  # of other versions of MNE
         return needs(package[1])
-    known = next((words for pattern, words in ERRORS.items() if re.search(pattern, text)), None)
-    if known:
-        return known
+    return next((words for pattern, words in ERRORS.items() if re.search(pattern, text)), "")
+
+
+def _unknown(error: Exception, kind: str) -> str:
     reader = f"{kind}, MNE {mne.__version__}: " if kind else ""
     return f"cannot be read ({reader}{type(error).__name__}): damaged, cut short or written unusually; {EXPORT}"
 

@@ -95,7 +95,7 @@ class RawRecording:
         """Raise InputError for channels of whose values the file does not say what they are worth."""
         stated = {name: self.channels[name] for name in names if name in self.channels}
         if unknown := {name: channel.unit for name, channel in stated.items() if channel.volts is None}:
-            shown = first_few([f"{name!r} ({printable(unit[:8]) or 'blank'})" for name, unit in unknown.items()])
+            shown = first_few([f"{name!r} ({printable(unit[:10]) or 'blank'})" for name, unit in unknown.items()])
             raise InputError(
                 f"{self.where}: the unit of {len(unknown)} channel(s) is not known: {shown}; say which one it is, with "
                 "--unit uV, mV, nV or V, or leave them out with --drop"
@@ -147,9 +147,10 @@ def _check_length(raw: mne.io.BaseRaw, where: str) -> None:
     MNE brings the others to its rate, and still calls the rate theirs.
     """
     extras = raw._raw_extras[0]
-    seconds = float(extras["n_records"]) * extras["record_length"][0] / extras["record_length"][1]
-    if raw.n_times == extras["nsamples"] and abs(raw.n_times / raw.info["sfreq"] - seconds) > 1:
-        lasts = f"lasts {seconds:g} s in its file and {raw.n_times / raw.info['sfreq']:g} s here"
+    others = np.delete(extras["n_samps"], extras.get("stim_channel_idxs", []))
+    if len(others) and max(others) < extras["max_samp"]:
+        seconds = float(extras["n_records"]) * extras["record_length"][0] / extras["record_length"][1]
+        lasts = f"lasts {seconds:g} s in its file and {seconds * extras['max_samp'] / max(others):g} s here"
         raise InputError(f"{where}: {lasts}, as MNE reads a trigger channel that is faster than the EEG: give the file")
 
 
@@ -165,10 +166,18 @@ def _describe_edf(recording: RawRecording, header: Header, default: float | None
         volts = header.volts(signal) or default
         recording.channels[name] = Channel(header.units[signal], float(extras["units"][column]), volts, signal)
     recording.stretches = _shifted(_stretches(header), raw)
+    if not recording.stretches:
+        stated, held = (f"{count * header.seconds:g} s" for count in (header.announced, header.held))
+        raise InputError(f"{recording.where}: its header announces {stated} and the file holds {held}: nothing is read")
     if (missing := (header.announced - header.records) * header.seconds) > 0:
         announced = header.announced * header.seconds
         recording.warnings.append(
             f"cut short, {missing:g} of {announced:g} s that its header announces are missing; the rest is converted"
+        )
+    elif header.kind != "GDF" and (more := header.held - header.records) > 0:  # in GDF events follow
+        recording.warnings.append(
+            f"holds {more * header.seconds:g} s more than the {header.announced * header.seconds:g} s that its header "
+            "announces; they are not read"
         )
 
 

@@ -10,6 +10,7 @@ from eeg_data.quality import EDGES, LIKELY, UNUSABLE, Quality, first_few, median
 from errors import InputError
 
 MANY_INVALID, MANY_FLAT, MANY_SATURATED = 0.01, 0.1, 0.01  # shares of the seconds that are warned about
+MOSTLY_FLAT = 0.5  # of one recording, which may pause
 USUAL, TYPICAL = (1.0, 200.0), 15.0  # uV: hardly any EEG has a median |uV| outside USUAL
 FACTORS = {  # on values -> what they probably are
     "1e6": "volts",
@@ -31,14 +32,16 @@ def warnings(quality: Quality, levels: Mapping[str, float | None] | None = None)
     seconds, invalid = len(quality.valid), int((~quality.valid).sum())
     if invalid > MANY_INVALID * seconds:
         texts.append(f"{invalid} of {seconds} seconds ({invalid / seconds:.1%}) cannot be used ({UNUSABLE}).")
-    for counts, limit, what in (
-        (quality.flat, MANY_FLAT, "are flat"),
-        (quality.saturated, MANY_SATURATED, "stick to their largest or smallest value"),
-    ):
-        if bad := {name: n for name, n in counts.items() if n > limit * quality.seconds}:
-            shares = worst_first(bad, quality.seconds)
-            texts.append(f"{len(bad)} electrode(s) {what} in more than {limit:.0%} of the seconds: {shares}.")
-    return texts
+    texts += _often(quality.flat, MANY_FLAT, quality.seconds, "are flat")
+    what = "stick to their largest or smallest value"
+    return texts + _often(quality.saturated, MANY_SATURATED, quality.seconds, what)
+
+
+def _often(counts: Mapping[str, int], limit: float, seconds: int, what: str) -> list[str]:
+    """Return a warning if electrodes have more bad seconds than this share. counts: electrode -> bad seconds."""
+    if not (bad := {name: n for name, n in counts.items() if n > limit * seconds}):
+        return []
+    return [f"{len(bad)} electrode(s) {what} in more than {limit:.0%} of the seconds: {worst_first(bad, seconds)}."]
 
 
 def scale_warnings(quality: Quality, levels: Mapping[str, float | None]) -> list[str]:
@@ -112,7 +115,10 @@ def judged(quality: Quality, where: str, *, scaled: bool) -> list[str]:
     texts, (median, _, size) = [] if scaled else unit_warnings(quality), _sizes(quality)
     if texts and (size < LIKELY[0] or median > LIKELY[1]):
         raise InputError(f"{where}: {texts[0]} --scale FACTOR multiplies the values (1: they are right as they are)")
-    return [f"{where}: {text}" for text in texts + electrode_warnings(quality)]
+    named = {name.partition(" (x")[0] for name in quality.other_scale}
+    flat = {name: count for name, count in quality.flat.items() if name not in named}
+    texts += electrode_warnings(quality) + _often(flat, MOSTLY_FLAT, quality.seconds, "are flat")
+    return [f"{where}: {text}" for text in texts]
 
 
 def worst_first(counts: Mapping[str, int], seconds: int) -> str:

@@ -104,6 +104,14 @@ def test_inference_names_them_too_and_goes_on(caplog: pytest.LogCaptureFixture) 
         caplog.clear()
 
 
+def test_an_electrode_that_is_flat_for_most_of_a_recording_is_named() -> None:
+    signal = eeg()
+    signal[3] = 7
+    signal[4, : signal.shape[1] // 3] = 7
+    (warning,) = prepare(raw_of(NAMES, RATE, signal), Pipeline()).report["warnings"]
+    assert "1 electrode(s) are flat" in warning and NAMES[3].upper() in warning
+
+
 @pytest.mark.parametrize("block_bytes", [1 << 28, 100_000])
 def test_what_is_no_other_scale_is_not_named(block_bytes: int) -> None:
     def named(signal: np.ndarray) -> dict[str, int]:

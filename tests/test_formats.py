@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import shlex
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,29 @@ def test_a_missing_companion_is_named_and_what_lies_there(write: Any, lost: str,
     path = write(tmp_path / "a")
     (tmp_path / lost).rename(tmp_path / there)
     assert lost in (text := reason_of(path)) and there in text
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("a.gdf", lambda content: content[:236] + struct.pack("<q", -1) + content[244:], "does not say how long"),
+        ("a.gdf", lambda content: b"GDF 1.25" + content[8:700], "cut short: holds"),
+        ("a.edf", lambda content: b"Fp1,Fp2" * 300, "does not begin as EDF"),
+        ("a.bdf", lambda content: bytes(3000), "does not begin as BDF"),
+        ("a.set", lambda content: content[: len(content) // 2], "cut short"),
+        ("a_raw.fif.gz", lambda content: content[: len(content) // 2], "cut short"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_what_its_bytes_show(
+    name: str, change: Callable[[bytes], bytes], reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if name.endswith(".set"):
+        savemat(path, {"EEG": {"data": noise(3, 4, 200)}}, appendmat=False)
+    else:
+        save(path, NAMES) if ".fif" in name else gdf_of(path, {"C3": np.arange(800), "C4": np.arange(800)}, 4)
+    path.write_bytes(change(path.read_bytes()))
+    assert reason in reason_of(path)
 
 
 def test_the_next_part_of_a_split_fif_is_named(tmp_path: Path) -> None:

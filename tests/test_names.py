@@ -51,6 +51,8 @@ DEPTH = [f"{shaft}{number}" for shaft in "ACT" for number in range(1, 11)]
         (["F3-A2", "C4-A1", "ROC-A1", "LOC-A2"], "F3 C4"),  # ISRUC: each against the ear across
         (["F4-M1", "C3-M2", "E1-M2", "E2-M1", "Chin1-Chin2"], "F4 C3"),  # AASM
         (["C3-M2"], "C3"),  # one channel against an ear
+        (["F3_M2", "C3_M2", "O1_M2", "F4_M1", "LOC"], "F3 C3 O1 F4"),  # WSC
+        (["EEG_Fp1", "EEG_Cz_REF", "POL CO2Wave"], "FP1 CZ"),
         (["C3A2", "C4:A1", "O1-(A1+A2)/2"], "C3 C4 O1"),  # other ways to write it
         (["FP1-F7", "F7-T7", "T8-P8"], "FP1-F7 F7-T7 T8-P8"),  # derivations with a row stay what they are
         (["EEG F7-T3", "EEG T3-T5", "EEG T5-O1", "EEG T4 - T6"], "F7-T7 T7-P7 P7-O1 T8-P8"),  # older spellings
@@ -124,6 +126,14 @@ def test_every_flag_that_a_message_proposes_reads_the_recording(names: list[str]
     for pipeline in pipelines:
         assert electrodes_of(names, pipeline, "").kept
     assert proposals or "--rename" in str(error.value)
+
+
+@pytest.mark.parametrize("shafts", [{"A": 10, "A'": 10, "B": 9}, {"A": 15, "B": 8}, {"A": 16, "B": 16, "D": 30}])
+def test_shafts_of_depth_electrodes_are_no_cap(shafts: dict[str, int]) -> None:
+    with pytest.raises(InputError) as error:
+        resolve(names := ["Fz", *(f"{shaft}{number + 1}" for shaft, last in shafts.items() for number in range(last))])
+    (pipeline,) = proposed(str(error.value))
+    assert [*electrodes_of(names, pipeline, "").kept] == ["Fz"]
 
 
 @pytest.mark.parametrize("names", [[*BIOSEMI_128, "Fz"], ["Fz", *DEPTH]])

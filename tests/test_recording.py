@@ -12,7 +12,7 @@ from dataset_maker.headers import volts_per
 from dataset_maker.pipeline import FilterSettings, Pipeline, Prepared, read_raw
 from dataset_maker.recording import of_raw
 from errors import InputError
-from maker_helpers import edf_of, gdf_of, noise
+from maker_helpers import edf_of, gdf_of, noise, raw_of
 
 NAMES = ["C3", "Cz", "C4"]
 SECONDS = 4
@@ -145,6 +145,14 @@ def test_one_electrode_at_its_lowest_value_is_saturated_in_edf_and_missing_in_gd
     assert prepared(gdf_of(tmp_path / "a.gdf", given, SECONDS)).quality.not_finite == {"CZ": 1}
 
 
+def test_where_all_channels_are_bad_the_way_out_is_to_keep_them() -> None:
+    raw, none = raw_of(NAMES, 200.0, noise(3, SECONDS, 200)), FilterSettings(None, None, None, None)
+    raw.info["bads"] = NAMES
+    with pytest.raises(InputError, match="--bad_channels keep"):
+        pipeline.prepare(raw.copy(), Pipeline(none, bad_channels="drop"))
+    assert len(pipeline.prepare(raw, Pipeline(none, bad_channels="keep")).electrodes) == 3
+
+
 # ---- rates
 
 
@@ -162,9 +170,11 @@ def test_length_and_rate_are_those_of_the_eeg_whatever_a_trigger_has(suffix: str
 def test_a_loaded_recording_that_mne_stretched_to_the_rate_of_its_trigger_is_refused(tmp_path: Path) -> None:
     path = edf_of(tmp_path / "a.edf", counts() | {"Trigger": np.zeros(SECONDS * 1600)}, seconds=SECONDS)
     raw = mne.io.read_raw_edf(path, preload=True, verbose="error")
-    with pytest.raises(InputError, match=r"lasts 4 s in its file and 32 s here"):
-        of_raw(raw)
-    assert of_raw(raw.pick(["C3"]).resample(100, verbose="error")), "a caller's own change of the rate is none"
+    for given in (raw, raw.copy().crop(1, 3), raw.copy().pick(["C3"]).resample(100, verbose="error")):
+        with pytest.raises(InputError, match=r"lasts 4 s in its file and 32 s here"):
+            of_raw(given)
+    raw = mne.io.read_raw_edf(path, preload=True, exclude="Trigger", verbose="error")
+    assert of_raw(raw.resample(100, verbose="error")), "a caller's own change of the rate is none"
 
 
 def test_electrodes_of_two_rates_come_at_the_higher_one(tmp_path: Path) -> None:
@@ -204,8 +214,24 @@ def test_pauses_of_edf_plus_d_end_a_stretch_and_the_clock_goes_on(tmp_path: Path
     path = edf_of(tmp_path / "a.edf", counts(), onsets=[0.25, 1.25, 21.25, 22.25])
     raw = read_raw(path)
     assert [tuple(s) for s in of_raw(raw).stretches] == [(0, 2, 0), (2, 4, 21)]
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"+1.25\x14", bytes(6)))  # a record without a time follows the one before
+    assert [tuple(s) for s in of_raw(read_raw(path)).stretches] == [(0, 2, 0), (2, 4, 21)]
+    path.write_bytes(content)
     cropped = raw.copy().crop(1.5, 3.5, include_tmax=False)
     assert [tuple(s) for s in of_raw(cropped).stretches] == [(0, 0.5, 1.5), (0.5, 2, 21)]
+
+
+def test_a_file_that_announces_no_record_is_refused(tmp_path: Path) -> None:
+    path = edf_of(tmp_path / "a.edf", counts(), seconds=SECONDS, records=0)
+    with pytest.raises(InputError, match="announces 0 s and the file holds 4 s"):
+        prepared(path)
+
+
+@pytest.mark.parametrize("suffix", ["edf", "bdf"])
+def test_a_file_that_holds_more_than_it_announces_says_so(suffix: str, tmp_path: Path) -> None:
+    result = prepared(edf_of(tmp_path / f"a.{suffix}", counts(), seconds=SECONDS, records=3))
+    assert result.length == 600 and "1 s more than the 3 s" in result.report["warnings"][0]
 
 
 @pytest.mark.parametrize("suffix", ["edf", "bdf", "gdf"])
