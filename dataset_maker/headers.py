@@ -134,6 +134,8 @@ def _gdf(path: Path, fixed: bytes, file: BinaryIO) -> Header:
     is_first = float(fixed[4:8]) < 1.9  # GDF 1.x
     records, dividend, divisor = unpack_from("<q2I", fixed, 236)
     (count,) = unpack_from("<I" if is_first else "<H", fixed, 252)
+    if path.stat().st_size < 256 * (1 + count):
+        raise ValueError(f"{count} signals in a file that has no room for their header")
     start = unpack_from("<q", fixed, 184)[0] if is_first else 256 * unpack_from("<H", fixed, 184)[0]
 
     def column(kind: str) -> np.ndarray:
