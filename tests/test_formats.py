@@ -170,7 +170,7 @@ def test_a_missing_companion_is_named_and_what_lies_there(write: Any, lost: str,
     ("name", "change", "reason"),
     [
         ("a.gdf", lambda content: content[:236] + struct.pack("<q", -1) + content[244:], "does not say how long"),
-        ("a.gdf", lambda content: b"GDF 1.25" + content[8:700], "cut short: holds"),
+        ("a.gdf", lambda content: b"GDF 1.25" + content[8:800], "cut short: holds"),
         ("a.edf", lambda content: b"Fp1,Fp2" * 300, "does not begin as EDF"),
         ("a.bdf", lambda content: bytes(3000), "does not begin as BDF"),
         ("a.set", lambda content: content[: len(content) // 2], "cut short"),
