@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -232,3 +233,16 @@ def test_a_step_of_the_papers_batches_fits(tmp_path: Path) -> None:
     peaks = [note["peak"] / 1e9 for _, note in finished(tmp_path, requests)]
     print(dict(zip(PEAKS, peaks, strict=True)))
     assert all(peak <= most for peak, most in zip(peaks, PEAKS.values(), strict=True)), (peaks, PEAKS)
+
+
+@pytest.mark.nightly
+def test_batch_size_auto_trains_as_with_that_number_and_fits_the_smallest_gpu(data: Path) -> None:
+    words = ("--device", "cuda", "--precision", "fp64", "--total_batch_size", 4, "--batch_size")
+    more: dict[str, Any] = {"processes": 2, "numbers": True}
+    requests = [request(data, "classifier", str(size), *words, size, **more) for size in ("auto", 2)]
+    large = ("--device", "cuda", "--precision", "bf16", "--model", "labram_large_patch200_200", "--batch_size", "auto")
+    small = {"processes": 2, "rank_variables": {"1": {"NULLGPU_GB": "2"}}}
+    finished(data, [*requests, request(data, "classifier", "small", *large, **small)])
+    assert log_lines(data / "classifier-auto" / "run") == log_lines(data / "classifier-2" / "run")
+    batch = re.search(r"--batch_size auto: (\d+) ", stderr(data / "classifier-small"))
+    assert batch and 1 < int(batch[1]) < 256  # which the larger GPU holds
