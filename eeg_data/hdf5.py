@@ -156,7 +156,7 @@ def find_blocks(path: Path, name: str) -> Blocks | None:
     These are data that are not little-endian float32 or float16, compressed, virtual, behind a link to another file,
     incomplete, or in chunks of a part of the electrodes.
     """
-    data = open_dataset(path, name)
+    data = open_file(path)[name]  # not kept open, as `open_dataset` does: HDF5 is not needed again
     file, plan, kind = data.file, data.id.get_create_plist(), data.id.get_type()
     dtype = next((key for key, stored in STORED.items() if kind.equal(stored)), None)
     elsewhere = data.is_virtual or plan.get_external_count() or not path.samefile(file.filename)

@@ -70,18 +70,19 @@ def test_changed_new_and_lost_files_are_seen_at_once(folder: Path) -> None:
     time = (folder / "a.hdf5").stat().st_mtime_ns
     write_pretraining(folder / "a.hdf5", PAIR, [signal(2, 4_100, seed=7), signal(2, 800)])
     os.utime(folder / "a.hdf5", ns=(time, time))  # of the same age, but of another size
-    write_pretraining(folder / "e.hdf5", PAIR, [signal(2, 1_000)])
+    write_pretraining(folder / "e.hdf5", PAIR, [signal(2, 1_000)], valid=[np.ones(5, bool)])
     (folder / "b.hdf5").unlink()
     lengths = [(each.path.name, each.length) for each in listed(folder, opens=True)]
     assert lengths == [("a.hdf5", 4_100), ("a.hdf5", 800), ("d.hdf5", 600), ("e.hdf5", 1_000)]
     assert [(each.path.name, each.length) for each in listed(folder, opens=False)] == lengths
     assert '"b.hdf5"' not in (folder / NAME).read_text()
-    with h5py.File(folder / "e.hdf5", "r+") as file:  # of the same size, but changed in its place
-        file["recording0/eeg"][:] = 7
-        file["recording0/eeg"].attrs["rsFreq"] = 100.0
     hdf5.close_files()
-    with pytest.raises(InputError, match="100 Hz"):
-        list_recordings(find_files([folder], "x"), write=True)
+    size = (folder / "e.hdf5").stat().st_size
+    with h5py.File(folder / "e.hdf5", "r+") as file:
+        file["recording0/valid"][3] = False
+    assert (folder / "e.hdf5").stat().st_size == size
+    valid = listed(folder, opens=True)[-1].valid
+    assert valid is not None and valid.tolist() == [True, True, True, False, True]
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"format": 1, "files": {"a.hdf5": {"stamp": 3}}}', '{"format": 99}'])
