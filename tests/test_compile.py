@@ -14,6 +14,7 @@ import torch
 from timm.models import create_model
 from torch._dynamo.utils import counters
 
+import layers
 import modeling_finetune  # noqa: F401  (registers the classifiers)
 import modeling_vqnsp  # noqa: F401
 import utils
@@ -90,3 +91,27 @@ def test_a_compiled_run_logs_the_numbers_of_one_that_is_not(tmp_path: Path) -> N
         counters.clear()
     for one, other in zip(*lines, strict=True):
         assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
+
+
+def test_compiled_blocks_keep_less_for_the_gradient_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, gradients = [], []
+    for budget in (layers.MEMORY_BUDGET, 1.0):
+        monkeypatch.setattr(layers, "MEMORY_BUDGET", budget)
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        attention: dict[str, Any] = {"qkv_bias": False, "qk_norm": True, "attn_drop": 0.0}
+        model = torch.nn.Sequential(layers.Block(40, 2, init_values=0.1, drop=0.0, drop_path=0.0, **attention))
+        compile_blocks(model, backend="aot_eager_decomp_partition")  # the front end and what splits off the gradient
+        x, sizes = torch.randn(4, 33, 40, requires_grad=True), []
+
+        def note(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.untyped_storage().nbytes())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            out = model(x)
+        out.square().sum().backward()
+        kept.append(sum(sizes))
+        gradients.append(x.grad)
+    assert kept[0] < 0.75 * kept[1]
+    torch.testing.assert_close(*gradients)
