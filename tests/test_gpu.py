@@ -59,7 +59,7 @@ def run(folder: Path, requests: list[dict[str, Any]], timeout: float = 280) -> N
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
     }
     command = [sys.executable, ROOT / "tests" / "nullgpu" / "process.py", folder / "requests.json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr
 
 
