@@ -39,7 +39,7 @@ def _references(buffers: Sequence[np.ndarray]) -> list[int]:
     return [sys.getrefcount(buffer) for buffer in buffers]
 
 
-FREE = _references([np.empty(0)])[0]  # references to a buffer that no batch uses; versions of Python count differently
+FREE = 1  # references to a buffer that no batch uses; versions of Python count differently
 
 
 class Loader:
@@ -104,13 +104,14 @@ class Loader:
             return torch.empty(shape, dtype=dtype, pin_memory=True)  # torch reuses it when all copies from it are done
         size = math.prod(shape) * dtype.itemsize  # bytes
         for _ in range(PATIENCE if self.threads else 1):
-            for buffer, references in zip(self._buffers, _references(self._buffers), strict=True):
-                if references <= FREE and len(buffer) >= size:
+            used = [references > FREE for references in _references(self._buffers)]
+            for buffer, in_use in zip(self._buffers, used, strict=True):
+                if not in_use and len(buffer) >= size:
                     return torch.from_numpy(buffer[:size]).view(dtype).view(shape)
-            if len(self._buffers) < BUFFERS:
+            if sum(used) < BUFFERS:  # what is free is too small
                 break
             time.sleep(1e-3)
-        self._buffers = [*self._buffers, np.empty(size, np.uint8)][-BUFFERS:]
+        self._buffers = [*itertools.compress(self._buffers, used), np.empty(size, np.uint8)][-BUFFERS:]
         return torch.from_numpy(self._buffers[-1][:]).view(dtype).view(shape)
 
 

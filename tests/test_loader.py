@@ -58,12 +58,15 @@ def test_batches_have_the_files_values_even_if_all_are_kept(
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_loop_that_keeps_no_batch_uses_the_same_memory_again(dataset: PretrainingDataset, threads: int) -> None:
+def test_a_loop_that_keeps_no_batch_uses_the_same_memory_again(
+    dataset: PretrainingDataset, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eeg_data.loader.PATIENCE", 10_000)  # ms: the machine may be busy
     loader, places = Loader(dataset, plan(dataset), threads=threads), []
     for batch in loader:
         places.append(batch.eeg.untyped_storage().data_ptr())
         kept: Any = batch.eeg[0]  # as a loop's variable holds a batch until the next one comes
-    assert len(places) > 10 and len(set(places)) <= BUFFERS + 1 and kept is not None
+    assert len(places) > 10 and len(set(places)) <= 2 * BUFFERS and kept is not None  # of two sizes
 
 
 @pytest.mark.parametrize("threads", [0, 2])
