@@ -105,9 +105,9 @@ class Loader:
         size = math.prod(shape) * dtype.itemsize  # bytes
         for _ in range(PATIENCE if self.threads else 1):
             used = [references > FREE for references in _references(self._buffers)]
-            for buffer, in_use in zip(self._buffers, used, strict=True):
-                if not in_use and len(buffer) >= size:
-                    return torch.from_numpy(buffer[:size]).view(dtype).view(shape)
+            for i in range(len(used)):  # a variable for the buffer would count as a user of it
+                if not used[i] and len(self._buffers[i]) >= size:
+                    return torch.from_numpy(self._buffers[i][:size]).view(dtype).view(shape)
             if sum(used) < BUFFERS:  # what is free is too small
                 break
             time.sleep(1e-3)
