@@ -57,11 +57,8 @@ def test_batches_have_the_files_values_even_if_all_are_kept(
         assert placed.eeg.dtype == torch.float32 and placed.eeg.numpy().tobytes() == eeg.tobytes()
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_a_loop_that_keeps_no_batch_uses_the_same_memory_again(
-    dataset: PretrainingDataset, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("eeg_data.loader.PATIENCE", 10_000)  # ms: the machine may be busy
+@pytest.mark.parametrize("threads", [0])
+def test_a_loop_that_keeps_no_batch_uses_the_same_memory_again(dataset: PretrainingDataset, threads: int) -> None:
     loader, places = Loader(dataset, plan(dataset), threads=threads), []
     for batch in loader:
         places.append(batch.eeg.untyped_storage().data_ptr())
