@@ -22,6 +22,8 @@ from errors import InputError, printable
 
 PADDED = ("RawMff",)  # MNE's readers of formats that fill the block before a pause with zeros: EGI's
 
+MAX_DRIFT = 0.5  # s that the clock of an EDF+ file may differ from its samples within a stretch
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -127,7 +129,7 @@ def of_raw(
     path = path or Path(raw.filenames[0])
     if raw.preload:
         if _is_of(raw, "RawEDF", "RawBDF") and (header := read_header(path)):
-            recording.stretches = _shifted(_stretches(header), raw) or recording.stretches
+            recording.stretches = _shifted(_stretches(header, recording.warnings), raw) or recording.stretches
         return recording
     default = volts_per(unit) if unit else None
     if header := read_header(path):
@@ -165,7 +167,7 @@ def _describe_edf(recording: RawRecording, header: Header, default: float | None
         signal = int(extras["sel"][column])
         volts = header.volts(signal) or default
         recording.channels[name] = Channel(header.units[signal], float(extras["units"][column]), volts, signal)
-    recording.stretches = _shifted(_stretches(header), raw)
+    recording.stretches = _shifted(_stretches(header, recording.warnings), raw)
     if not recording.stretches:
         stated, held = (f"{count * header.seconds:g} s" for count in (header.announced, header.held))
         raise InputError(f"{recording.where}: its header announces {stated} and the file holds {held}: nothing is read")
@@ -181,15 +183,22 @@ def _describe_edf(recording: RawRecording, header: Header, default: float | None
         )
 
 
-def _stretches(header: Header) -> list[Stretch]:
-    """Return the pieces between the pauses of an EDF+ or BDF+ file."""
+def _stretches(header: Header, warnings: list[str]) -> list[Stretch]:
+    """Return the pieces of an EDF+ or BDF+ file between its pauses, and where its clock has drifted off the samples."""
     onsets, seconds = header.onsets(), header.seconds
+    if onsets is not None and (np.diff(onsets) <= 0).any():
+        warnings.append("the times of its records do not increase: they are not used, so pauses are not known")
+        onsets = None
     if onsets is None:
         return [Stretch(0.0, header.records * seconds, 0.0)]
     tolerance = max(2 / float(np.max(header.rates[~header.is_annotations])), 0.002)  # s: times may be rounded to ms
-    jumps = 1 + np.flatnonzero(np.abs(np.diff(onsets) - seconds) > tolerance)
-    firsts = [0, *jumps.tolist(), header.records]
-    return [Stretch(a * seconds, b * seconds, float(onsets[a])) for a, b in pairwise(firsts)]
+    firsts = [0]  # records
+    for record in range(1, len(onsets)):
+        late = onsets[record] - onsets[record - 1] - seconds
+        drift = onsets[record] - onsets[firsts[-1]] - (record - firsts[-1]) * seconds
+        if abs(late) > tolerance or abs(drift) > MAX_DRIFT:
+            firsts.append(record)
+    return [Stretch(a * seconds, b * seconds, float(onsets[a])) for a, b in pairwise([*firsts, header.records])]
 
 
 def _shifted(stretches: Sequence[Stretch], raw: mne.io.BaseRaw) -> list[Stretch]:

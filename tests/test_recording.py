@@ -222,6 +222,29 @@ def test_pauses_of_edf_plus_d_end_a_stretch_and_the_clock_goes_on(tmp_path: Path
     assert [tuple(s) for s in of_raw(cropped).stretches] == [(0, 0.5, 1.5), (0.5, 2, 21)]
 
 
+def test_a_clock_that_drifts_off_the_samples_keeps_labels_in_place(tmp_path: Path) -> None:
+    onsets = [round(1.002 * record, 3) for record in range(1200)]  # 2.4 s too late at the end
+    counts = {name: np.zeros(1200 * 10) for name in NAMES}
+    stretches = of_raw(read_raw(edf_of(tmp_path / "a.edf", counts, onsets=onsets))).stretches
+    off = [abs(s.clock + at - 1.002 * (s.start + at)) for s in stretches for at in (0, s.stop - s.start)]
+    assert len(stretches) == 5 and max(off) < 0.51
+
+
+def test_a_start_time_that_is_none_is_named_with_the_way_out(tmp_path: Path) -> None:
+    path = edf_of(tmp_path / "a.edf", counts(), seconds=SECONDS)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"01.01.0100.00.00", b"01.01.0199.99.99"))
+    with pytest.raises(InputError, match=r"start time.*bytes 176 to 183"):
+        prepared(path)
+    path.write_bytes(path.read_bytes()[:176] + b"00.00.00" + path.read_bytes()[184:])
+    assert prepared(path).length == 800
+
+
+def test_times_of_records_that_do_not_increase_are_not_used(tmp_path: Path) -> None:
+    recording = of_raw(read_raw(edf_of(tmp_path / "a.edf", counts(), onsets=[0, 0, 0, 0])))
+    assert [tuple(s) for s in recording.stretches] == [(0, 4, 0)] and "pauses" in recording.warnings[0]
+
+
 def test_a_file_that_announces_no_record_is_refused(tmp_path: Path) -> None:
     path = edf_of(tmp_path / "a.edf", counts(), seconds=SECONDS, records=0)
     with pytest.raises(InputError, match="announces 0 s and the file holds 4 s"):
