@@ -23,7 +23,7 @@ ERRORS = {
     "ALLEEG": "holds several data sets (ALLEEG): save each one by itself in EEGLAB",
     r"Old data format \.dat": "keeps its signal in a .dat of an old EEGLAB: open it there and save it again",
     "Internal Active Shielding": "was recorded with active shielding, so that its EEG needs MaxFilter first",
-    "(hour|minute|second) must be in": "states a start time that is no time of day: write 00.00.00 into bytes 176 to 183",
+    "(hour|minute|second) must be in": "states a start time that is none: write 00.00.00 into its bytes 176 to 183",
     "could not read bytes|ended before the end-of-stream|truncated stream": "is cut short: copy or download it again",
 }
 OUTSIDE = "of its annotations lie outside of its signal"
