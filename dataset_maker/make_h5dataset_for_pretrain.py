@@ -1,4 +1,4 @@
-"""Turn recordings (EDF, BDF, CNT, GDF, BrainVision, EEGLAB, FIF) into pre-training HDF5, one file per montage.
+"""Turn recordings of any format that MNE reads into pre-training HDF5, one file per montage.
 
 `python -m dataset_maker.make_h5dataset_for_pretrain --input recordings/ --output data/pretrain`
 """
