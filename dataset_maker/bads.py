@@ -19,11 +19,17 @@ PLACES = ("colin27_1005", "standard_1005")  # the 10-05 system in MNE: its name 
 ORIGIN = (-0.0009, 0.0146, 0.0408)
 
 
+def table_beside(path: Path) -> Path | None:
+    """Return the `*_channels.tsv` of BIDS beside the recording at `path`, None if there is none."""
+    stem = re.sub(r"_split-\d+", "", path.name).rpartition("_")[0]
+    table = path.with_name(f"{stem}_channels.tsv")
+    return table if stem and table.is_file() else None
+
+
 def marked_bad(raw: mne.io.BaseRaw, path: Path) -> list[str]:
     """Return the channels of `raw` that MNE or the `*_channels.tsv` of BIDS beside the recording at `path` call bad."""
     bad = set(raw.info["bads"])
-    stem = re.sub(r"_split-\d+", "", path.name).rpartition("_")[0]
-    if stem and (table := path.with_name(f"{stem}_channels.tsv")).is_file():
+    if table := table_beside(path):
         with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             for row in csv.DictReader(file, delimiter="\t"):
                 if str(row.get("status")).strip().lower() == "bad":

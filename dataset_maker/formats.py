@@ -7,6 +7,8 @@ prove that a file is a recording.
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import count, takewhile
 from os.path import lexists
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,10 +136,20 @@ def parts_of(path: Path) -> list[Path]:
     """Return the other files that hold a part of a recording and have its name."""
     if path.name.lower().endswith(".mff"):
         return sorted(path.glob("*.bin"))
+    if path.name.lower().endswith((".fif", ".fif.gz")):
+        return list(takewhile(Path.is_file, map(partial(_later_part, path), count(1))))
     stem = path.name if path.suffix.lower() == ".cdt" else path.with_suffix("").name
     suffixes = PARTS.get(path.suffix.lower(), ())
     names = dict.fromkeys(stem + name for suffix in suffixes for name in (suffix, suffix.upper()))
     return [path.with_name(name) for name in names if path.with_name(name).is_file()]
+
+
+def _later_part(first: Path, number: int) -> Path:
+    """Return the file in which a split FIF recording goes on, as MNE or BIDS names it. number: from 1."""
+    if split := re.search(r"(?<=_split-)\d+", first.name):
+        place = str(int(split[0]) + number).zfill(len(split[0]))
+        return first.with_name(first.name[: split.start()] + place + first.name[split.end() :])
+    return first.with_name(re.sub(r"(?i)(?=\.fif(\.gz)?$)", f"-{number}", first.name))
 
 
 def damage_of(path: Path, kind: str) -> str:

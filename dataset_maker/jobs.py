@@ -31,7 +31,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from dataset_maker import pipeline, pool, writers
+from dataset_maker import bads, pipeline, pool, writers
 from dataset_maker.formats import parts_of
 from dataset_maker.pipeline import Pipeline, Prepared, Store
 from dataset_maker.recording import RawRecording, of_raw
@@ -90,7 +90,8 @@ def stamped(tasks: Iterable[Task]) -> list[Task]:
     distinct = [path / str(task.get("subject", "")) for path, task in zip(paths, tasks, strict=True)]
     result = []
     for task, path, name in zip(tasks, paths, unique_names([t["recording"] for t in tasks], distinct), strict=True):
-        also = [realpath(other) for other in (*task.get("also", ()), *parts_of(Path(task["path"])))]
+        table = filter(None, [bads.table_beside(Path(task["path"]))])
+        also = [realpath(other) for other in (*task.get("also", ()), *parts_of(Path(task["path"])), *table)]
         given = str(Path(task["path"]).absolute())  # maybe a link, in whose folder its other files lie
         there = [Path(other).stat() for other in (path, *also) if Path(other).exists()]
         stamps = [[stat.st_size, stat.st_mtime_ns] for stat in there]

@@ -86,6 +86,8 @@ def write(args: argparse.Namespace) -> None:
                 if key in found:
                     tqdm.write(f"{what}: {found[key]}", file=sys.stderr)
             failed += "error" in found
+            # `..` leads out of the folder that a link stands for.
+            relative = os.path.relpath(path.parent.resolve() / path.name, args.output.parent.resolve())
             for onset, duration, text in found.get("annotations", ()):
                 start, label = onset + args.onset, chosen(labels, text)
                 stop = start + args.window if args.window else onset + duration
@@ -95,7 +97,7 @@ def write(args: argparse.Namespace) -> None:
                     empty += 1
                 else:
                     times = [f"{time:.6f}".rstrip("0").rstrip(".") for time in (start, stop)]
-                    row = (os.path.relpath(path, args.output.parent), *times, label, subject)
+                    row = (relative, *times, label, subject)
                     rows[(*row, chosen(splits, path.as_posix())) if splits else row] = None
     unused = ", ".join(f"{printable(t[:LONGEST_SHOWN])!r} {n}x" for t, n in others.most_common(MOST_SHOWN))
     unused += f" and {len(others) - MOST_SHOWN} more" if len(others) > MOST_SHOWN else ""

@@ -41,14 +41,32 @@ class Stretch(NamedTuple):
 def on_clock(recording: RawRecording) -> list[tuple[float, float, str]]:
     """Return onset and duration in s and the text of each annotation, on the recording's clock.
 
-    MNE drops those that lie behind the last stored second of a file with pauses, so these are read again.
+    Of a file with pauses MNE drops or shortens those that reach behind its last stored second, so its annotations are
+    read again; those that somebody added to `raw` stay where they lie in the stored signal.
     """
-    notes = recording.raw.annotations
-    if recording.header and len(recording.stretches) > 1:
+    notes = _rows(recording.raw.annotations)
+    if recording.paused:
         with TemporaryDirectory() as folder, mne.utils.use_log_level("error"):
             link = Path(folder) / "x.edf"  # MNE chooses the reader by the suffix; this one reads BDF, too
-            link.symlink_to(recording.header.path.resolve())
-            notes = mne.read_annotations(link, encoding="latin1")
+            link.symlink_to(recording.paused.resolve())
+            of_file = _rows(mne.read_annotations(link, encoding="latin1"))
+        first = recording.raw.first_time  # where MNE lets those begin that a crop shortened
+        stated = {(round(time, 3), text) for onset, _, text in of_file for time in (onset, first)}
+        added = [note for note in notes if (round(note[0], 3), note[2]) not in stated]
+        notes = of_file
+        for onset, duration, text in added:
+            begin, end = (_clock(recording.stretches, time - first) for time in (onset, onset + duration))
+            notes.append((begin, end - begin, text))
+    return notes
+
+
+def _clock(stretches: Sequence[Stretch], time: float) -> float:
+    """Return the time on the clock of a place in the stored signal, s."""
+    start, _, clock = next((stretch for stretch in reversed(stretches) if stretch.start <= time), stretches[0])
+    return clock + time - start
+
+
+def _rows(notes: mne.Annotations) -> list[tuple[float, float, str]]:
     columns = notes.onset.tolist(), np.nan_to_num(notes.duration).tolist(), notes.description.tolist()
     return list(zip(*columns, strict=True))
 

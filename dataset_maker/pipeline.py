@@ -198,8 +198,8 @@ def read(path: Path, pipeline: Pipeline) -> RawRecording:
     """Open a recording of any format that MNE reads, with what its file states. Raises InputError."""
     raw, notes = open_raw(path, cnt_format=pipeline.cnt_format)
     recording = of_raw(raw, str(path), path=path, unit=pipeline.unit)
-    are_read_again = recording.header and len(recording.stretches) > 1  # by `marks.on_clock`
-    recording.warnings += [note for note in notes if not (are_read_again and note.endswith(OUTSIDE))]
+    # `marks.on_clock` reads the annotations of a file with pauses again.
+    recording.warnings += [note for note in notes if not (recording.paused and note.endswith(OUTSIDE))]
     return recording
 
 

@@ -48,6 +48,7 @@ class RawRecording:
     stretches: list[Stretch] = field(default_factory=list)  # at least one; between two there is a break
     invalid: list[tuple[float, float]] = field(default_factory=list)  # s of the stored signal without usable signal
     warnings: list[str] = field(default_factory=list)  # sentences, without the path
+    paused: Path | None = None  # file with pauses: MNE does not read all of its annotations
 
     def __post_init__(self) -> None:
         """Make a recording of which its file states nothing else one stretch."""
@@ -129,7 +130,7 @@ def of_raw(
     path = path or Path(raw.filenames[0])
     if raw.preload:
         if _is_of(raw, "RawEDF", "RawBDF") and (header := read_header(path)):
-            recording.stretches = _shifted(_stretches(header, recording.warnings), raw) or recording.stretches
+            recording.stretches = _stretches_left(recording, header) or recording.stretches
         return recording
     default = volts_per(unit) if unit else None
     if header := read_header(path):
@@ -167,7 +168,7 @@ def _describe_edf(recording: RawRecording, header: Header, default: float | None
         signal = int(extras["sel"][column])
         volts = header.volts(signal) or default
         recording.channels[name] = Channel(header.units[signal], float(extras["units"][column]), volts, signal)
-    recording.stretches = _shifted(_stretches(header, recording.warnings), raw)
+    recording.stretches = _stretches_left(recording, header)
     if not recording.stretches:
         stated, held = (f"{count * header.seconds:g} s" for count in (header.announced, header.held))
         raise InputError(f"{recording.where}: its header announces {stated} and the file holds {held}: nothing is read")
@@ -201,11 +202,13 @@ def _stretches(header: Header, warnings: list[str]) -> list[Stretch]:
     return [Stretch(a * seconds, b * seconds, float(onsets[a])) for a, b in pairwise([*firsts, header.records])]
 
 
-def _shifted(stretches: Sequence[Stretch], raw: mne.io.BaseRaw) -> list[Stretch]:
+def _stretches_left(recording: RawRecording, header: Header) -> list[Stretch]:
     """Return what of a file's stretches lies in `raw`, which may have been cropped; start and stop count from there.
 
-    The clock stays the file's: so do the annotations that MNE reads.
+    The clock stays the file's: so do the annotations that MNE reads. Notes whether the file has pauses.
     """
+    raw, stretches = recording.raw, _stretches(header, recording.warnings)
+    recording.paused = header.path if len(stretches) > 1 else None
     rate = raw.info["sfreq"]
     first, length = raw.first_samp / rate, raw.n_times / rate
     inside = []

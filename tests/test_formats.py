@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from dataset_maker import make_h5dataset_for_pretrain, pipeline, sources
+from dataset_maker import jobs, make_h5dataset_for_pretrain, pipeline, sources
 from dataset_maker.formats import FORMATS, format_of
 from dataset_maker.opening import open_raw
 from dataset_maker.pipeline import FilterSettings, Pipeline
@@ -286,6 +286,24 @@ def test_a_recording_whose_signal_changed_in_another_file_is_not_taken_for_conve
     assert [run_maker(make_h5dataset_for_pretrain, *words) for _ in range(2)] == [0, 0]
     path.with_suffix(".eeg").write_bytes(noise(3, 5, 200).T.astype("<f4").tobytes())
     assert run_maker(make_h5dataset_for_pretrain, *words) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("sub-1_task-x_eeg.fif", "sub-1_task-x_channels.tsv"),
+        ("a_raw.fif", "a_raw-1.fif"),
+        ("sub-1_split-09_eeg.fif", "sub-1_split-10_eeg.fif"),
+    ],
+)
+def test_bad_channels_and_later_parts_that_changed_are_noticed(name: str, other: str, tmp_path: Path) -> None:
+    task = {"path": str(tmp_path / name), "recording": "a"}
+    for content, file in (("a", name), ("name\tstatus\nC3\tgood\n", other)):
+        (tmp_path / file).write_text(content)
+    (before,) = jobs.stamped([task])
+    assert before["also"] == [str(tmp_path / other)]
+    (tmp_path / other).write_text("name\tstatus\nC3\tbad\n")
+    assert jobs.stamped([task])[0]["stamps"] != before["stamps"]
 
 
 def test_hypnograms_beside_recordings_are_passed_over_and_alone_are_an_error(

@@ -21,6 +21,7 @@ from dataset_maker import bads, make_h5dataset_for_pretrain, make_labelled, make
 from dataset_maker.marks import Stretch
 from dataset_maker.pipeline import FilterSettings, Pipeline, Prepared
 from dataset_maker.recording import RawRecording
+from dataset_maker.recording import of_raw as recording_of
 from errors import run_script
 from inference.recordings import Options, of_raw
 from maker_helpers import edf_of, gdf_of, noise, raw_of, run_maker
@@ -247,6 +248,24 @@ def test_annotations_behind_the_last_stored_second_are_read(suffix: str, named: 
     assert marks.stored(recording.stretches, 15.25) == 8.75
 
 
+@pytest.mark.parametrize("preload", [False, True])
+@pytest.mark.parametrize("cropped", [False, True])
+def test_bad_stretches_behind_a_pause_are_known_in_a_raw_and_those_that_somebody_added(
+    preload: bool, cropped: bool, tmp_path: Path
+) -> None:
+    edf_d(path := tmp_path / "a.edf")
+    content, tal = bytearray(path.read_bytes()), b"+0\x14\x14\0"
+    at = content.index(tal)
+    content[at : at + 28] = tal + b"+13.25\x151\x14bad\x14".ljust(23, b"\0")
+    path.write_bytes(content)
+    raw = mne.io.read_raw_edf(path, preload=preload, verbose="error")
+    raw.crop(6 * cropped)  # nothing is left of what lies before the pause
+    raw.set_annotations(mne.Annotations([1, 3], 1, "BAD_mine"), verbose="error")
+    recording, late = recording_of(raw), 6.75 - 6 * cropped  # s of the stored signal
+    marks.mark(recording)
+    assert sorted(recording.invalid) == sorted([(late, late + 1), (1, 2), (3, 4)])
+
+
 def test_rows_outside_say_when_the_recording_begins_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     raw = raw_of(["C3"], 200.0, noise(1, 100, 200)).set_meas_date(VISIT)
     raw.crop(tmin=30).save(tmp_path / "a_raw.fif", verbose="error")
@@ -288,6 +307,18 @@ def test_windows_of_annotations_called_alpha_hold_the_alpha(name: str, shared: P
         labels, eeg = file["train/label"][:], file["train/eeg"][:]
     alpha = abs(np.fft.rfft(eeg))[..., 50].mean(1) * 2 / 1000  # 10 Hz, uV
     assert sorted(labels) == [0, 0, 0, 1, 1, 1] and (alpha[labels == 0] > 45).all() and (alpha[labels == 1] < 2).all()
+
+
+def test_a_manifest_finds_recordings_although_its_folder_is_a_link(tmp_path: Path) -> None:
+    raw = raw_of(["C3"], 200.0, noise(1, 20, 200)).set_annotations(mne.Annotations(2, 3, "a"))
+    raw.save(tmp_path / "x_raw.fif", verbose="error")
+    (tmp_path / "there/deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "there/deep")
+    (tmp_path / "labels.json").write_text('{"a": "b"}')
+    flags = ("--labels", tmp_path / "labels.json", "--output", tmp_path / "link/m.csv")
+    assert write_manifest("--input", tmp_path / "x_raw.fif", *flags) == 0
+    table, _ = make_labelled.read_manifest(tmp_path / "link/m.csv")
+    assert table["path"].iloc[0].samefile(tmp_path / "x_raw.fif")
 
 
 def test_a_manifest_of_annotations_has_patterns_windows_subjects_and_splits(
