@@ -38,11 +38,12 @@ def list_recordings(paths: Sequence[Path], *, write: bool) -> list[Recording]:
         if known is None:
             stamp = _stamp(path, wait=write)
             known = read_recordings(path)
-            if write and (entry := _entry(known, stamp)):
+            if entry := _entry(known, stamp):  # finding blocks for every window would take longer than reading it
+                known = _known(path, entry, montages) or known
                 index[path.name] = entry
                 changed.add(folder)
         recordings += known
-    for folder in changed:
+    for folder in changed if write else ():
         files = {name: entry for name, entry in indices[folder].items() if (folder / name).exists()}
         with suppress(InputError, OSError), written_aside(folder / NAME) as part:
             part.write_text(json.dumps({"format": FORMAT, "files": files}))

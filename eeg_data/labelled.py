@@ -67,6 +67,7 @@ class LabelledWindows:
         self.channels = torch.tensor(embedding_rows(file.montage, table_rows=table_rows, where=str(file.path)))
         self.samples = samples = read_samples(file, split).usable()
         self.labels, self.recordings, self.subjects = samples.labels, list(samples.recordings), list(samples.subjects)
+        self._half = samples.half  # asked once: it opens all shards
         self.path, self.split, self.name, self.task, self.classes = file.path, split, file.name, file.task, file.classes
 
     def __len__(self) -> int:
@@ -78,7 +79,7 @@ class LabelledWindows:
 
     def half(self, _: Sequence[Key]) -> bool:
         """Return True if the files hold all windows as float16."""
-        return self.samples.half
+        return self._half
 
     def read(self, key: Key, out: np.ndarray) -> None:
         """Write a window into `out`, (N, A*T): float32 in units of 100 uV, or float16 in uV."""

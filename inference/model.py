@@ -157,7 +157,8 @@ class Model:
         with tqdm(total=len(windows), desc=windows.name, unit="window", leave=False, disable=None) as bar:
             for first in range(0, len(windows), batch_size):
                 part = slice(first, min(first + batch_size, len(windows)))
-                eeg = torch.from_numpy(windows.batch(part.start, part.stop)).to(self.device) / UNIT
+                # Divided on the host, as in training: a GPU would multiply by the rounded inverse.
+                eeg = (torch.from_numpy(windows.batch(part.start, part.stop)) / UNIT).to(self.device)
                 with self.autocast():
                     outputs = compute(rearrange(eeg, "B N (A T) -> B N A T", T=PATCH_SAMPLES), channels)
                 if not all(torch.isfinite(value).all() for value in outputs.values()):

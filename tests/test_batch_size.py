@@ -23,13 +23,19 @@ def test_the_batch_is_the_largest_power_of_two_that_fits_and_divides(
 
 
 def settle(
-    monkeypatch: pytest.MonkeyPatch, *, gb: float, others: int = 512, device: str = "cuda", **flags: Any
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    gb: float,
+    others: int = 512,
+    device: str = "cuda",
+    full: Exception = torch.OutOfMemoryError("CUDA out of memory"),  # noqa: B008 (a constant)
+    **flags: Any,
 ) -> Namespace:
     """Settle the flags on a GPU that has `gb` GB left where a window takes 1, and whose other rank fits `others`."""
 
     def step_bytes(*given: Any) -> float:
         if given[3] > gb:
-            raise torch.OutOfMemoryError
+            raise full
         return given[3] * 1e9
 
     monkeypatch.setattr(batch_size, "step_bytes", step_bytes)
@@ -47,6 +53,8 @@ def settle(
     [
         ({"gb": 40}, 32, 512),  # a tenth stays free
         ({"gb": 35}, 16, 512),
+        ({"gb": 40, "full": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")}, 32, 512),
+        ({"gb": 40, "full": RuntimeError("Triton Error [CUDA]: out of memory")}, 32, 512),
         ({"gb": 5000}, 256, 512),  # the paper's batch in two processes
         ({"gb": 5000, "total_batch_size": 64}, 32, 64),
         ({"gb": 40, "others": 8}, 8, 512),
@@ -68,3 +76,8 @@ def test_where_auto_cannot_know_it_asks_for_a_number(
 ) -> None:
     with pytest.raises(UsageError, match=named):
         settle(monkeypatch, gb=40, **flags)
+
+
+def test_an_error_that_is_none_of_memory_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="illegal instruction"):
+        settle(monkeypatch, gb=40, full=RuntimeError("CUDA error: illegal instruction"))

@@ -146,3 +146,11 @@ def test_balanced_weights_are_scikit_learns_and_a_class_without_samples_gets_one
     labels = np.array([0, 2, 2, 2, 0, 2, 2])
     expected = compute_class_weight("balanced", classes=np.array([0, 2]), y=labels)
     np.testing.assert_allclose(balanced_weights(labels, 3).numpy(), [expected[0], 1.0, expected[1]], rtol=1e-12)
+
+
+def test_the_type_of_all_shards_is_asked_once_and_not_for_every_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = loaders(write_labelled(tmp_path / "a.hdf5", {"train": two_classes(9)})).train.dataset
+    monkeypatch.setattr("eeg_data.labelled_files.open_dataset", lambda *_: pytest.fail("opened again"))
+    assert train.half([(0, 0, 1)]) is False

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from eeg_data.pretraining_files import MAX_TOKENS
-from errors import UsageError
+from errors import NO_MEMORY, UsageError
 from layers import PATCH_SAMPLES
 from utils import Run, gather
 
@@ -78,7 +78,9 @@ def settle_batch_size(
     def fits(batch: int) -> bool:
         try:
             taken[batch] = step_bytes(model, run, loss, batch, window)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # cuBLAS and Triton, which torch's allocator does not know, have their own
+            if not any(sign in str(error) for sign in NO_MEMORY):
+                raise
             return False
         return taken[batch] <= room
 

@@ -36,7 +36,8 @@ def lacking() -> str:
 def environment(folder: Path) -> dict[str, str]:
     """Build the stand-in in a folder, unless it is there; return the variables of a process that gets it."""
     major = str(torch.version.cuda).split(".")[0]
-    content = b"".join(path.read_bytes() for path in sorted(HERE.glob("*.[ch]"))) + torch.__version__.encode()
+    own = [Path(__file__), *sorted(HERE.glob("*.[ch]"))]
+    content = b"".join(path.read_bytes() for path in own) + torch.__version__.encode()
     folder = folder / f"nullgpu-{hashlib.sha256(content).hexdigest()[:12]}"
     names = ["libnullgpu.so", f"libnvrtc.so.{major}", "libcuda.so.1"]
     if not folder.is_dir():
@@ -51,7 +52,11 @@ def environment(folder: Path) -> dict[str, str]:
         compile_library(part / names[1], HERE / "nvrtc.c")
         compile_library(part / names[2], HERE / "driver.c")
         (part / "libcuda.so").symlink_to(names[2])
-        part.rename(folder)
+        try:
+            part.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process was faster
+                raise
     return {
         "LD_PRELOAD": " ".join(str(folder / name) for name in names),
         "LD_LIBRARY_PATH": str(folder),
