@@ -6,7 +6,7 @@ Signals are in volts here. Each stretch between two breaks is filtered and resam
 from __future__ import annotations  # types of the modules that import this one
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
@@ -96,6 +96,22 @@ class Source:
             self._scanned = stop
         return bridged(eeg)
 
+    def by_mne(self, stages: Mapping[str, Any]) -> np.ndarray:
+        """Return the whole signal after MNE's own methods, (N, time) in volts."""
+        raw = self.raw
+        with recording_readable(self.where):
+            raw.crop(tmax=(self.samples - 1) / self.rate)
+            raw.load_data(verbose="error")
+        raw.set_annotations(None)  # `recording.stretches` says where the breaks are
+        raw[:, :] = self.read(0, self.samples)
+        if stages["l_freq"] or stages["h_freq"]:
+            raw.filter(stages["l_freq"], stages["h_freq"], verbose="error")
+        if stages["notch"]:
+            raw.notch_filter(stages["notch"], verbose="error")
+        if filters.changes_rate(self.rate, stages["sampling_rate"]):
+            raw.resample(stages["sampling_rate"], verbose="error")
+        return raw.get_data(verbose="error")
+
     def quality(self, seconds: int) -> Quality:
         """Return what the scan saw, for this many seconds. Raises InputError if none is valid."""
         quality = self.scan.result()
@@ -114,9 +130,11 @@ def processed(source: Source, stages: dict[str, Any], pipeline: Pipeline) -> tup
     """Return the length of the filtered, resampled signal and its consecutive blocks (N, t) in volts."""
     electrodes, rate, new_rate, spans = len(source.raw.ch_names), source.rate, stages["sampling_rate"], source.spans
     taps = filters.kernel(rate, stages["l_freq"], stages["h_freq"], stages["notch"])
-    fits = len(taps) <= source.samples <= pipeline.block_bytes // (8 * electrodes)
-    if len(spans) == 1 and pipeline.resample == "mne" and fits:
-        whole = filters.process_whole(source.read(0, source.samples), rate, taps, new_rate)
+    short = source.samples < len(taps)  # mirrored at both ends it would be more mirror than signal
+    fits = source.samples * electrodes * 8 <= pipeline.block_bytes
+    if len(spans) == 1 and pipeline.resample == "mne" and (fits or short):
+        eeg = source.by_mne(stages) if short else source.read(0, source.samples)
+        whole = eeg if short else filters.process_whole(eeg, rate, taps, new_rate)
         return whole.shape[1], iter([whole])
     options: dict[str, Any] = {"h_freq": stages["h_freq"]}
     options["block_samples"] = pipeline.block_bytes // (8 * electrodes) // 4  # there are several copies of a block
