@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from errors import InputError
+from errors import InputError, first_few
 
 # The index of a name plus one is its row in the position embedding; row 0 belongs to CLS.
 _NAMES = """
@@ -96,6 +96,7 @@ def _known(plain: str) -> str | None:
 
 
 def _is_non_eeg(plain: str) -> bool:
+    """True if a channel's name shows that it is no scalp electrode: eyes, heart, breath, stimuli, ear to ear."""
     first = plain.partition("-")[0].strip()  # of `Chin1-Chin2`, `ROC-A1`
     return any(_NON_EEG.fullmatch(text) for text in (plain, first or plain))
 
@@ -103,11 +104,6 @@ def _is_non_eeg(plain: str) -> bool:
 def canonical_name(name: str) -> str | None:
     """Return the known spelling of an electrode's name from a file (`EEG Fp1-REF`, `Fc5.`), or None if unknown."""
     return _known(_plain(name))
-
-
-def is_known_non_eeg(name: str) -> bool:
-    """True if the name of a channel shows that it is no scalp electrode: eyes, heart, breath, stimuli, ear to ear."""
-    return _is_non_eeg(_plain(name))
 
 
 def _pair(plain: str) -> tuple[str, str] | None:
@@ -155,8 +151,7 @@ def _shown(name: str) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     """Quote the first names for a message and count the others."""
-    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
-    return ", ".join(map(_shown, names[:MOST_SHOWN])) + more
+    return first_few(list(map(_shown, names)), MOST_SHOWN)
 
 
 def _nearest(name: str) -> str:
@@ -214,16 +209,7 @@ def resolve(
         raise InputError(
             f"{where}two channels are called {name}: each electrode has one name. Leave both out with --drop {name}"
         )
-    notes = []
-    pairs = {name: pair for name, text in left.items() if name not in renamed and (pair := _pair(text))}
-    if bipolar == "anode":
-        opened = {name: first for name, (first, second) in pairs.items() if _is_place(second)}
-        notes += ["derivations are called after their first electrode (--bipolar anode)"] if opened else []
-    else:
-        behind = _common_reference(text for name, text in left.items() if name not in renamed)
-        opened = {name: first for name, (first, second) in pairs.items() if second in behind}
-        if opened:
-            notes.append(f"the common reference behind the names is left out: {_listed(sorted(behind))}")
+    opened, note = _without_second({name: text for name, text in left.items() if name not in renamed}, bipolar)
     left |= {name: first.upper() for name, first in opened.items()}
     on_cap = _on_cap(left.keys() - renamed.keys(), left, cap, where) if cap else {}
     electrodes = {name: _known(text) for name, text in left.items()} | on_cap
@@ -250,7 +236,21 @@ def resolve(
         if name not in kept:
             by_name = NOT_EEG if _is_non_eeg(plain[name]) else UNKNOWN if name in unknown else LISTED
             reasons[name] = NOT_NEAR if on_cap.get(name, "") is None else by_name
-    return Resolution(kept, reasons, notes)
+    return Resolution(kept, reasons, [note] if opened else [])
+
+
+def _without_second(plain: Mapping[str, str], bipolar: str | None) -> tuple[dict[str, str], str]:
+    """Return the first electrode of the channels whose names end with a reference or another electrode, and a note.
+
+    plain: name -> plain name.
+    """
+    pairs = {name: pair for name, text in plain.items() if (pair := _pair(text))}
+    if bipolar == "anode":
+        note = "derivations are called after their first electrode (--bipolar anode)"
+        return {name: first for name, (first, second) in pairs.items() if _is_place(second)}, note
+    behind = _common_reference(plain.values())
+    note = f"the common reference behind the names is left out: {_listed(sorted(behind))}"
+    return {name: first for name, (first, second) in pairs.items() if second in behind}, note
 
 
 def _on_cap(names: Collection[str], plain: Mapping[str, str], cap: Cap, where: str) -> dict[str, str | None]:

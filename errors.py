@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -87,6 +87,11 @@ def one_line(error: BaseException) -> str:
 def printable(text: object) -> str:
     """Escape what a terminal cannot show, or would obey, in a text from a file."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def first_few(words: Sequence[str], most: int = 5) -> str:
+    """Join the first few of a list, and say how many more there are."""
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def run_script(main: Callable[[Any], None], args: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ from dataset_maker.reasons import recording_readable
 from dataset_maker.sources import find_files, subject_of
 from dataset_maker.writers import refuse_existing
 from eeg_data.labelled_files import SPLITS
-from errors import ArgumentParser, InputError, UsageError, printable, run_script
+from errors import ArgumentParser, InputError, UsageError, first_few, printable, run_script
 from files import check_file, written_aside
 
 COLUMNS = ["path", "start", "stop", "label", "subject", "split"]
@@ -99,8 +99,7 @@ def write(args: argparse.Namespace) -> None:
                     times = [f"{time:.6f}".rstrip("0").rstrip(".") for time in (start, stop)]
                     row = (relative, *times, label, subject)
                     rows[(*row, chosen(splits, path.as_posix())) if splits else row] = None
-    unused = ", ".join(f"{printable(t[:LONGEST_SHOWN])!r} {n}x" for t, n in others.most_common(MOST_SHOWN))
-    unused += f" and {len(others) - MOST_SHOWN} more" if len(others) > MOST_SHOWN else ""
+    unused = first_few([f"{printable(t[:LONGEST_SHOWN])!r} {n}x" for t, n in others.most_common()], MOST_SHOWN)
     if empty:
         print(f"{empty} annotations last 0 s or begin before 0 s and are left out; --window gives them a length")
     if not rows:

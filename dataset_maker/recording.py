@@ -16,9 +16,8 @@ import numpy as np
 
 from dataset_maker.headers import Header, read_header, volts_per
 from dataset_maker.marks import Stretch
-from eeg_data.quality import first_few
 from electrodes import canonical_name
-from errors import InputError, printable
+from errors import InputError, first_few, printable
 
 PADDED = ("RawMff",)  # MNE's readers of formats that fill the block before a pause with zeros: EGI's
 

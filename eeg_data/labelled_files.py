@@ -28,9 +28,9 @@ from eeg_data.hdf5 import (
     texts,
 )
 from eeg_data.pretraining_files import GLANCES, MAX_SECONDS, SAMPLING_RATE, check_rate, read_valid
-from eeg_data.quality import Quality, SignalScan, compared, first_few
+from eeg_data.quality import Quality, SignalScan, compared
 from electrodes import canonical_name
-from errors import InputError
+from errors import InputError, first_few
 
 TASKS = ("binary", "multiclass", "regression")
 SPLITS = ("train", "val", "test")

@@ -323,8 +323,3 @@ def _extremes(eeg: np.ndarray, starts: np.ndarray, run: int) -> tuple[np.ndarray
             reach += step
         stays.append(np.logical_or.reduceat(stay & fits, starts[:-1], axis=1))
     return *extremes, *stays
-
-
-def first_few(words: Sequence[str], most: int = 5) -> str:
-    """Join the first few of a list, and say how many more there are."""
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")

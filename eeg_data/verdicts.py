@@ -6,8 +6,8 @@ Works on the scans of `quality`, with NumPy only.
 import math
 from collections.abc import Mapping
 
-from eeg_data.quality import EDGES, LIKELY, UNUSABLE, Quality, first_few, median_of, unlike, with_factor
-from errors import InputError
+from eeg_data.quality import EDGES, LIKELY, UNUSABLE, Quality, median_of, unlike, with_factor
+from errors import InputError, first_few
 
 MANY_INVALID, MANY_FLAT, MANY_SATURATED = 0.01, 0.1, 0.01  # shares of the seconds that are warned about
 MOSTLY_FLAT = 0.5  # of one recording, which may pause

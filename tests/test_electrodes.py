@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from electrodes import ELECTRODES, canonical_name, embedding_rows, is_known_non_eeg, resolve
+from electrodes import ELECTRODES, NOT_EEG, UNKNOWN, canonical_name, embedding_rows, resolve
 from errors import InputError
 
 
@@ -19,7 +19,7 @@ def test_every_known_name_is_its_own_canonical_name_in_any_case_and_is_eeg() -> 
         assert (
             name == canonical_name(name) == canonical_name(name.lower()) == canonical_name(f" EEG {name.upper()}-Ref ")
         )
-        assert not is_known_non_eeg(name)
+        assert resolve([name]).kept == {name: name}
 
 
 def test_spellings_from_files_are_understood() -> None:
@@ -37,9 +37,8 @@ def test_channels_that_are_no_eeg_by_their_name_are_told_from_unknown_ones() -> 
         "STI 014", "DC1", "EEG Mark1", "Events/Markers", "SpO2", "-", "--3", "", ".",
     ]  # fmt: skip
     unknown = ["EEG 20-REF", "C3P", "E1", "X2", "A2-M1", "FP1-CZ", "FP11"]
-    assert [name for name in non_eeg if not is_known_non_eeg(name)] == []
-    assert [name for name in unknown if is_known_non_eeg(name)] == []
-    assert not any(canonical_name(name) for name in [*non_eeg, *unknown])
+    assert resolve(["CZ", *non_eeg]).reasons == dict.fromkeys(non_eeg, NOT_EEG)
+    assert resolve(["CZ", *unknown], drop_unknown=True).reasons == dict.fromkeys(unknown, UNKNOWN)
 
 
 def test_resolve_keeps_the_order_of_the_file_and_names_what_it_dropped() -> None:
