@@ -5,12 +5,13 @@ import json
 import logging
 import math
 import os
+import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 from errors import UsageError
@@ -132,3 +133,21 @@ def code_version() -> str:
     except (OSError, subprocess.SubprocessError):
         return __version__
     return f"{__version__}+{commit}" if commit else __version__
+
+
+@contextmanager
+def stand_in(files: Mapping[str, bytes | Path]) -> Iterator[Path]:
+    """Make a folder for a reader that insists on names or on a text; yield its first file, which is not kept.
+
+    files: name -> content, or the file that it stands for.
+    """
+    with TemporaryDirectory() as folder:
+        for name, content in files.items():
+            if isinstance(content, bytes):
+                Path(folder, name).write_bytes(content)
+                continue
+            try:
+                Path(folder, name).symlink_to(content.resolve())
+            except OSError:  # Windows gives few people the right to
+                shutil.copy(content, Path(folder, name))
+        yield Path(folder, next(iter(files)))

@@ -9,8 +9,6 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 import mne
@@ -46,10 +44,7 @@ def on_clock(recording: RawRecording) -> list[tuple[float, float, str]]:
     """
     notes = _rows(recording.raw.annotations)
     if recording.paused:
-        with TemporaryDirectory() as folder, mne.utils.use_log_level("error"):
-            link = Path(folder) / "x.edf"  # MNE chooses the reader by the suffix; this one reads BDF, too
-            link.symlink_to(recording.paused.resolve())
-            of_file = _rows(mne.read_annotations(link, encoding="latin1"))
+        of_file = _rows(recording.annotations_of_file())
         first = recording.raw.first_time  # where MNE lets those begin that a crop shortened
         stated = {(round(time, 3), text) for onset, _, text in of_file for time in (onset, first)}
         added = [note for note in notes if (round(note[0], 3), note[2]) not in stated]

@@ -8,13 +8,11 @@ from __future__ import annotations  # the types of mne would load half of it
 
 import gzip
 import re
-import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import mne
@@ -24,6 +22,7 @@ from dataset_maker.formats import FORMATS, companion, damage_of, file_name, form
 from dataset_maker.matlab import find_signal, open_around
 from dataset_maker.reasons import NoRecording, recording_readable
 from errors import InputError, printable
+from files import stand_in
 
 CURRY_COUNTS = ("NumSamples", "NumChannels")
 VALUES = {"INT_16": 2, "INT_32": 4, "IEEE_FLOAT_32": 4}  # bytes, BrainVision
@@ -62,22 +61,12 @@ def open_raw(path: Path, *, cnt_format: str | None = None, **options: Any) -> tu
     return raw, notes
 
 
-@contextmanager
-def stand_in(files: Mapping[str, bytes | Path]) -> Iterator[Path]:
-    """Make a folder for a reader that insists on names or on a text; yield its first file, which is not kept.
-
-    files: name -> content, or the file that it stands for.
-    """
-    with TemporaryDirectory() as folder:
-        for name, content in files.items():
-            if isinstance(content, bytes):
-                Path(folder, name).write_bytes(content)
-                continue
-            try:
-                Path(folder, name).symlink_to(content.resolve())
-            except OSError:  # Windows gives few people the right to
-                shutil.copy(content, Path(folder, name))
-        yield Path(folder, next(iter(files)))
+def _read_stand_in(read: Read, files: Mapping[str, bytes | Path], signal: Path) -> Any:
+    """Read the first of these files in a `stand_in`; the recording names the file that holds its signal."""
+    with stand_in(files) as place:
+        raw = read(place)
+        raw._filenames = [signal]
+    return raw
 
 
 def _open(path: Path, kind: str, cnt_format: str | None, read: Read, notes: list[str]) -> Any:
@@ -89,10 +78,7 @@ def _open(path: Path, kind: str, cnt_format: str | None, read: Read, notes: list
     suffixes = FORMATS[kind].suffixes
     if path.is_dir() or path.name.lower().endswith(suffixes):
         return read(path)
-    with stand_in({f"{path.stem}{suffixes[0]}": path}) as place:
-        raw = read(place)
-        raw._filenames = [path]
-    return raw
+    return _read_stand_in(read, {f"{path.stem}{suffixes[0]}": path}, path)
 
 
 def _open_neuroscan(path: Path, cnt_format: str | None, read: Read, notes: list[str]) -> Any:
@@ -147,10 +133,8 @@ def _open_brainvision(path: Path, read: Read, notes: list[str]) -> Any:
     for key, name in names.items():
         new = rb"\g<1>" + (name.encode() if key in links else b"")
         header = re.sub(rb"(?im)^([ \t]*" + key.encode() + rb"[ \t]*=)[^\r\n]*", new, header)
-    with stand_in({path.name.lower(): header, **{names[key]: file for key, file in links.items()}}) as place:
-        raw = read(place)
-        raw._filenames = [links["DataFile"]]
-    return raw
+    files: dict[str, bytes | Path] = {path.name.lower(): header, **{names[key]: file for key, file in links.items()}}
+    return _read_stand_in(read, files, links["DataFile"])
 
 
 def _renamed(wanted: str, there: Path) -> list[str]:
@@ -278,11 +262,8 @@ def _open_persyst(path: Path, read: Read, notes: list[str]) -> Any:
     patient = ["[Patient]", "BirthDate=-", "TestDate=0", "Sex=", "Hand=", ""]
     signal = companion(path, [wanted, f"{path.stem}.dat"], "its signal")
     notes += _renamed(wanted, signal)
-    with stand_in({"x.lay": "\n".join([*patient, *kept]).encode(), "signal.dat": signal}) as place:
-        with redirect_stdout(None):  # a note on the birthday
-            raw = read(place)
-        raw._filenames = [signal]
-    return raw
+    with redirect_stdout(None):  # a note on the birthday
+        return _read_stand_in(read, {"x.lay": "\n".join([*patient, *kept]).encode(), "signal.dat": signal}, signal)
 
 
 def _open_nihon(path: Path, read: Read, notes: list[str]) -> Any:
@@ -291,10 +272,7 @@ def _open_nihon(path: Path, read: Read, notes: list[str]) -> Any:
     if names.name == f"{path.stem}.21E":
         with suppress(Exception):
             return read(path)
-    with stand_in({"x.EEG": path, "x.21E": names}) as place:
-        raw = read(place)
-        raw._filenames = [path]
-    return raw
+    return _read_stand_in(read, {"x.EEG": path, "x.21E": names}, path)
 
 
 def _open_curry(path: Path, read: Read, notes: list[str]) -> Any:
@@ -311,8 +289,7 @@ def _open_curry(path: Path, read: Read, notes: list[str]) -> Any:
             there = sum(1 for line in file if line.strip())
     else:
         there = path.stat().st_size // (4 * max(channels, 1))
-    if there < samples:
-        raise InputError(f"{path}: cut short: holds {there} of {samples} samples: fetch the whole file")
+    _check_whole(path, there, samples)
     with redirect_stdout(None):
         return read(path)
 
@@ -320,10 +297,7 @@ def _open_curry(path: Path, read: Read, notes: list[str]) -> Any:
 def _open_nicolet(path: Path, read: Read, notes: list[str]) -> Any:
     """Open a Nicolet recording."""
     header = companion(path, [f"{path.stem}.head"], "its header")
-    with stand_in({"x.data": path, "x.head": header}) as place:
-        raw = read(place)
-        raw._filenames = [path]
-    return raw
+    return _read_stand_in(read, {"x.data": path, "x.head": header}, path)
 
 
 def _open_nexstim(path: Path, read: Read, notes: list[str]) -> Any:
@@ -336,14 +310,20 @@ def _open_nexstim(path: Path, read: Read, notes: list[str]) -> Any:
 
 
 def _open_egi(path: Path, read: Read, notes: list[str]) -> Any:
-    """Open EGI's simple binary format. Raises InputError for a file that is cut short, which MNE cannot read."""
+    """Open EGI's simple binary format."""
     with path.open("rb") as file:
         head = file.read(36).ljust(36, b"\0")
     version, channels, samples, events = struct.unpack(">i18xh6xih", head)
     there = (path.stat().st_size - 36 - 4 * events) // max((channels + events) * (version & 6), 1)
-    if there < samples and not version & 1:
-        raise InputError(f"{path}: cut short: holds {there} of {samples} samples: fetch the whole file")
+    if not version & 1:  # else these are epochs, which MNE refuses
+        _check_whole(path, there, samples)
     return read(path)
+
+
+def _check_whole(path: Path, there: int, samples: int) -> None:
+    """Raise InputError for a file that is cut short and that MNE cannot read so."""
+    if there < samples:
+        raise InputError(f"{path}: cut short: holds {there} of {samples} samples: fetch the whole file")
 
 
 def _open_mff(path: Path, read: Read, notes: list[str]) -> Any:

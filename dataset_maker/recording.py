@@ -16,10 +16,10 @@ import numpy as np
 
 from dataset_maker.headers import Header, read_header, volts_per
 from dataset_maker.marks import Stretch
+from dataset_maker.reasons import cut_short
 from electrodes import canonical_name
 from errors import InputError, first_few, printable
-
-PADDED = ("RawMff",)  # MNE's readers of formats that fill the block before a pause with zeros: EGI's
+from files import stand_in
 
 MAX_DRIFT = 0.5  # s that the clock of an EDF+ file may differ from its samples within a stretch
 
@@ -65,11 +65,18 @@ class RawRecording:
         self.raw.rename_channels(dict(names), verbose="error")
         self.channels = {new: self.channels[old] for old, new in names.items() if old in self.channels}
 
+    def annotations_of_file(self) -> mne.Annotations:
+        """Return what a file with pauses states, also what MNE leaves out of `raw`."""
+        assert self.paused
+        # MNE chooses the reader by the suffix; this one reads BDF, too.
+        with stand_in({"x.edf": self.paused}) as link, mne.utils.use_log_level("error"):
+            return mne.read_annotations(link, encoding="latin1")
+
     def volts(self, eeg: np.ndarray) -> np.ndarray:
         """Return MNE's values of all channels, (N, t), in volts; NaN where the file holds no sample."""
         if self.header:
             eeg[self._is_missing(eeg)] = np.nan
-        elif type(self.raw).__name__ in PADDED:
+        elif _is_of(self.raw, "RawMff"):  # EGI fills the block before a pause with zeros
             eeg[:, ~eeg.any(axis=0)] = np.nan
         known = [self.channels.get(name) for name in self.raw.ch_names]
         factors = np.array([channel.volts / channel.applied if channel and channel.volts else 1.0 for channel in known])
@@ -171,11 +178,8 @@ def _describe_edf(recording: RawRecording, header: Header, default: float | None
     if not recording.stretches:
         stated, held = (f"{count * header.seconds:g} s" for count in (header.announced, header.held))
         raise InputError(f"{recording.where}: its header announces {stated} and the file holds {held}: nothing is read")
-    if (missing := (header.announced - header.records) * header.seconds) > 0:
-        announced = header.announced * header.seconds
-        recording.warnings.append(
-            f"cut short, {missing:g} of {announced:g} s that its header announces are missing; the rest is converted"
-        )
+    if header.records < header.announced:
+        recording.warnings.append(cut_short(*(count * header.seconds for count in (header.records, header.announced))))
     elif header.kind != "GDF" and (more := header.held - header.records) > 0:  # in GDF events follow
         recording.warnings.append(
             f"holds {more * header.seconds:g} s more than the {header.announced * header.seconds:g} s that its header "
