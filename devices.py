@@ -47,7 +47,6 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
     _check_kernels(name, index)
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
-    torch.backends.cudnn.allow_tf32 = False  # as torch has it for products: float32 is float32
     return device
 
 
@@ -55,9 +54,7 @@ def _count_gpus(name: str) -> int:
     """Return how many GPUs there are. Raises UsageError, with torch's reason, if there are some but none is usable."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of GPUs without kernels: several lines for what _check_kernels says in one
+            warnings.simplefilter("ignore")  # of GPUs without kernels: `_check_kernels` says it in one line
             torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
         if any(text in str(error) for text in NO_GPU):
@@ -72,18 +69,13 @@ def _check_kernels(name: str, index: int) -> None:
     """Raise UsageError if this build of torch has no kernels that run on a GPU."""
     major, minor = torch.cuda.get_device_capability(index)
     built = torch.cuda.get_arch_list()  # sm_86: machine code, also for sm_89; compute_90: text for that and any later
-    versions = [
-        (kind, divmod(int(version), 10)) for kind, version in re.findall(r"(sm|compute)_(\d+)", " ".join(built))
-    ]
-    runs = [v <= (major, minor) and (kind == "compute" or v[0] == major) for kind, v in versions]
-    if versions and not any(runs):
-        gpu = f"{torch.cuda.get_device_name(index)}, sm_{major}{minor}"
+    kernels = [(kind, divmod(int(n), 10)) for kind, n in re.findall(r"(sm|compute)_(\d+)", " ".join(built))]
+    runs = [v <= (major, minor) and (kind == "compute" or v[0] == major) for kind, v in kernels]
+    if kernels and not any(runs):
+        gpu = f"{torch.cuda.get_device_name(index)}, sm_{major}{minor}; it has {', '.join(built)}"
         way_out = "install another build of torch (docs/training.md, 'Which torch for which driver')"
-        has = ", ".join(built)
-        raise UsageError(
-            f"--device {name}: torch {torch.__version__} has no kernels for GPU {index} ({gpu}; it has {has}): "
-            f"{way_out}, {ON_THE_CPU}"
-        )
+        lacking = f"torch {torch.__version__} has no kernels for GPU {index} ({gpu})"
+        raise UsageError(f"--device {name}: {lacking}: {way_out}, {ON_THE_CPU}")
 
 
 def use_compiler(wanted: bool | None, device: torch.device) -> bool:

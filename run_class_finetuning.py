@@ -122,8 +122,10 @@ def build_average(model: nn.Module, args: argparse.Namespace, *, steps: int) -> 
 @torch.no_grad()
 def average(ema: ModelEmaV3, model: nn.Module, taken: Tensor, step: int | None) -> None:
     """Move the averaged weights towards the model's, if the device took the step. (timm's `update` cannot ask it.)"""
-    for own, new in zip(ema.module.state_dict().values(), model.state_dict().values(), strict=True):
-        own.lerp_(new, taken.to(own.dtype) * (1 - ema.get_decay(step)))
+    averaged, weights = (list(module.state_dict().values()) for module in (ema.module, model))
+    share = taken.to(weights[0].dtype) * (1 - ema.get_decay(step))
+    for own, new in zip(averaged, weights, strict=True):
+        own.lerp_(new, share)
 
 
 def evaluate_sets(
@@ -165,7 +167,8 @@ def main(args: argparse.Namespace) -> None:
         best = BestEpoch(args.select_by or SELECT_BY[file.task], file.task, patience=args.patience)
         model = run.distribute(build_model(args, run, file.outputs))
         window = len(file.montage), file.seconds
-        settle_batch_size(args, run, model, lambda *batch: model(*batch).sum(), window=window)
+        copies = int(args.model_ema)
+        settle_batch_size(args, run, model, lambda *batch: model(*batch).sum(), window=window, copies=copies)
         accumulation = optim_factory.micro_batches(args, run, flag="update_freq")
         loaders = labelled_data.build_labelled_loaders(args, run, file, accumulation=accumulation)
         if args.patience is not None and loaders.val is None:

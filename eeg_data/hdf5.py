@@ -118,7 +118,7 @@ class Blocks(NamedTuple):
     def _fetch(self, file: io.FileIO, first: int, count: int) -> np.ndarray | None:
         """Read blocks into this thread's memory: (blocks, N, length), valid until its next call. None if cut short.
 
-        Not by a memory map, which takes half the time: where a file is cut short, or its disk fails, that ends the
+        A memory map would take two thirds of the time, but where a file is cut short, or its disk fails, it ends the
         process without a word (SIGBUS), and it makes the process look as large as the files.
         """
         values = count * self.shape[0] * self.shape[1]

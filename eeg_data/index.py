@@ -33,7 +33,10 @@ def list_recordings(paths: Sequence[Path], *, write: bool) -> list[Recording]:
     changed: set[Path] = set()
     montages: dict[tuple[str, ...], tuple[str, ...]] = {}  # each once: there may be 100 000 recordings
     for path in paths:
-        index = indices[folder] if (folder := path.parent) in indices else indices.setdefault(folder, _read(folder))
+        folder = path.parent
+        if folder not in indices:
+            indices[folder] = _read(folder)
+        index = indices[folder]
         known = _known(path, index.get(path.name), montages)
         if known is None:
             stamp = _stamp(path, wait=write)

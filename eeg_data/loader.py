@@ -85,17 +85,17 @@ class Loader:
         rows, samples = self.dataset.shape(keys)
         dtype = torch.float16 if self.half and self.dataset.half(keys) else torch.float32
         eeg = self._memory((len(keys), rows, samples), dtype)
-        windows, others, n = eeg.numpy(), [None] * len(keys), max(1, self.threads)
+        windows, masks, n = eeg.numpy(), [None] * len(keys), max(1, self.threads)
 
         def read(first: int) -> None:
             for i in range(first, len(keys), n):
-                others[i] = self.dataset.read(keys[i], windows[i])
+                masks[i] = self.dataset.read(keys[i], windows[i])
 
         parts = [self._others.submit(read, first) for first in range(1, n)]
         read(0)
         for part in parts:
             part.result()
-        batch = self.dataset.batch(keys, eeg.unflatten(-1, (-1, PATCH_SAMPLES)), others)
+        batch = self.dataset.batch(keys, eeg.unflatten(-1, (-1, PATCH_SAMPLES)), masks)
         return batch._make(part.pin_memory() for part in batch) if self.pinned else batch  # the EEG stays as it is
 
     def _memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -103,12 +103,12 @@ class Loader:
         if self.pinned:
             return torch.empty(shape, dtype=dtype, pin_memory=True)  # torch reuses it when all copies from it are done
         size = math.prod(shape) * dtype.itemsize  # bytes
-        for _ in range(PATIENCE if self.threads else 1):
+        for _ in range(PATIENCE):
             used = [references > FREE for references in _references(self._buffers)]
             for i in range(len(used)):  # a variable for the buffer would count as a user of it
                 if not used[i] and len(self._buffers[i]) >= size:
                     return torch.from_numpy(self._buffers[i][:size]).view(dtype).view(shape)
-            if sum(used) < BUFFERS:  # what is free is too small
+            if sum(used) < BUFFERS or not self.threads:  # what is free is too small; or who holds it waits for us
                 break
             time.sleep(1e-3)
         self._buffers = [*itertools.compress(self._buffers, used), np.empty(size, np.uint8)][-BUFFERS:]

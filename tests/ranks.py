@@ -173,7 +173,6 @@ def run_together(ranks: Sequence[Any]) -> list[int]:
 def begin(environment: Mapping[str, str], target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """Call a function as a process of a job: with a session that signals reach, and one thread."""
     os.setsid()
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a loader of an earlier test may have started the server
     os.environ.update(environment)
     torch.set_num_threads(1)
     target(*arguments)

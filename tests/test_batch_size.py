@@ -29,6 +29,7 @@ def settle(
     others: int = 512,
     device: str = "cuda",
     full: Exception = torch.OutOfMemoryError("CUDA out of memory"),  # noqa: B008 (a constant)
+    copies: int = 0,
     **flags: Any,
 ) -> Namespace:
     """Settle the flags on a GPU that has `gb` GB left where a window takes 1, and whose other rank fits `others`."""
@@ -44,7 +45,8 @@ def settle(
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     args = Namespace(**({"batch_size": None, "total_batch_size": None, "time_window": None} | flags))
     run: Any = SimpleNamespace(device=torch.device(device), processes=2)
-    settle_batch_size(args, run, torch.nn.Identity(), torch.sum)
+    model: Any = torch.nn.Linear(1_000_000, 500, bias=False, device="meta")  # 2 GB
+    settle_batch_size(args, run, model, torch.sum, copies=copies)
     return args
 
 
@@ -53,6 +55,8 @@ def settle(
     [
         ({"gb": 40}, 32, 512),  # a tenth stays free
         ({"gb": 35}, 16, 512),
+        ({"gb": 37.5}, 32, 512),
+        ({"gb": 37.5, "copies": 1}, 16, 512),
         ({"gb": 40, "full": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")}, 32, 512),
         ({"gb": 40, "full": RuntimeError("Triton Error [CUDA]: out of memory")}, 32, 512),
         ({"gb": 5000}, 256, 512),  # the paper's batch in two processes

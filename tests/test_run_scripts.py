@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from timm.utils import ModelEmaV3
 
 import run_class_finetuning
 import run_labram_pretraining
@@ -205,6 +206,17 @@ def test_model_ema_is_the_average_that_is_evaluated_and_saved(tiny: Path, tmp_pa
     np.testing.assert_allclose(
         predictions(tmp_path / "one" / "predictions-test.npz")["logits"], one["logits"], rtol=0, atol=1e-6
     )
+
+
+def test_the_average_moves_as_timms_does_and_not_at_a_skipped_step() -> None:
+    model = torch.nn.Linear(3, 2).double()
+    own, timms = (ModelEmaV3(model, decay=0.9, use_warmup=True) for _ in range(2))
+    for step, taken in enumerate((True, False, True), start=1):
+        torch.nn.init.normal_(model.weight)
+        run_class_finetuning.average(own, model, torch.tensor(taken), step)
+        if taken:
+            timms.update(model, step=step)
+        torch.testing.assert_close(own.module.state_dict(), timms.module.state_dict(), rtol=1e-14, atol=0)
 
 
 def test_an_average_of_almost_the_starting_weights_is_warned_of_and_a_warm_up_helps(

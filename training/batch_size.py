@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -29,6 +29,11 @@ def largest_batch(fits: Callable[[int], bool], most: int) -> int:
     return batch
 
 
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of tensors."""
+    return sum(tensor.nbytes for tensor in tensors)
+
+
 def step_bytes(model: DistributedDataParallel, run: Run, loss: Loss, batch: int, window: tuple[int, int]) -> int:
     """Return the GPU memory that a step takes. It changes no weight and no random state. window: electrodes, seconds.
 
@@ -45,7 +50,7 @@ def step_bytes(model: DistributedDataParallel, run: Run, loss: Loss, batch: int,
             value.backward()
     finally:
         model.zero_grad(set_to_none=True)
-    learnable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    learnable = size_of(p for p in model.parameters() if p.requires_grad)
     return torch.cuda.max_memory_reserved(run.device) + OPTIMIZER_COPIES * learnable
 
 
@@ -56,12 +61,14 @@ def settle_batch_size(
     loss: Loss,
     *,
     window: tuple[int, int] | None = None,
+    copies: int = 0,
     paper_batch: int = 512,
 ) -> None:
     """Replace `--batch_size auto` by a number, and a missing `--total_batch_size` by the paper's.
 
     The number is the same on all ranks: that of the GPU with the least memory. window: electrodes and seconds; None:
-    as many patches as the default windows of any montage have. Raises UsageError on a CPU and for --time_window.
+    as many patches as the default windows of any montage have. copies: of the model, which the run makes later. Raises
+    UsageError on a CPU and for --time_window.
     """
     if args.batch_size is not None:
         return
@@ -73,6 +80,7 @@ def settle_batch_size(
     window = window or (MAX_TOKENS // 8, 8)
     total = args.total_batch_size = args.total_batch_size or paper_batch
     room = USED_SHARE * (torch.cuda.mem_get_info(run.device)[0] + torch.cuda.memory_reserved(run.device))
+    room -= copies * size_of(model.parameters())
     taken = {}
 
     def fits(batch: int) -> bool:

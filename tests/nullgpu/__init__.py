@@ -11,10 +11,11 @@ NULLGPU_CC (compute capability, 90), NULLGPU_GB (memory of each GPU), NULLGPU_FA
 """
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -41,22 +42,16 @@ def environment(folder: Path) -> dict[str, str]:
     folder = folder / f"nullgpu-{hashlib.sha256(content).hexdigest()[:12]}"
     names = ["libnullgpu.so", f"libnvrtc.so.{major}", "libcuda.so.1"]
     if not folder.is_dir():
-        part = folder.with_name(f"{folder.name}.{os.getpid()}")
-        part.mkdir(parents=True)
-        sources = [HERE / f"{name}.c" for name in ("runtime", "libraries", "nccl")]
-        compile_library(part / names[0], *sources)
-        defined = symbols(part / names[0], "--defined-only")
-        used = set().union(*(symbols(TORCH / "lib" / name, "--undefined-only") for name in USERS))
-        write_rest(part / "rest.c", sorted(name for name in used - defined if re.fullmatch(REPLACED, name)))
-        compile_library(part / names[0], *sources, part / "rest.c")
-        compile_library(part / names[1], HERE / "nvrtc.c")
-        compile_library(part / names[2], HERE / "driver.c")
-        (part / "libcuda.so").symlink_to(names[2])
-        try:
-            part.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # another process was faster
-                raise
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            part = Path(temporary, folder.name)
+            part.mkdir()
+            build(part, names)
+            try:
+                part.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # another process was faster
+                    raise
     return {
         "LD_PRELOAD": " ".join(str(folder / name) for name in names),
         "LD_LIBRARY_PATH": str(folder),
@@ -67,6 +62,19 @@ def environment(folder: Path) -> dict[str, str]:
         "TRITON_CACHE_DIR": str(folder / "triton"),
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
     }
+
+
+def build(folder: Path, names: Sequence[str]) -> None:
+    """Compile the libraries. names: of the stand-in itself, of the compiler of kernels, and of the driver."""
+    sources = [HERE / f"{name}.c" for name in ("runtime", "libraries", "nccl")]
+    compile_library(folder / names[0], *sources)
+    defined = symbols(folder / names[0], "--defined-only")
+    used = set().union(*(symbols(TORCH / "lib" / name, "--undefined-only") for name in USERS))
+    write_rest(folder / "rest.c", sorted(name for name in used - defined if re.fullmatch(REPLACED, name)))
+    compile_library(folder / names[0], *sources, folder / "rest.c")
+    compile_library(folder / names[1], HERE / "nvrtc.c")
+    compile_library(folder / names[2], HERE / "driver.c")
+    (folder / "libcuda.so").symlink_to(names[2])
 
 
 def compile_library(target: Path, *sources: Path) -> None:

@@ -1,9 +1,9 @@
 """Runs over the stand-in, in processes that are copies of one: `python process.py REQUESTS.json`.
 
 A request is one of `ranks.be_rank`, and more: `processes`; `numbers`, whether there are real ones; `listen`, the calls
-of the update between which waits are noted; `sanitizer`,
-whether torch looks for races between streams; `variables` of the environment, `rank_variables` of some ranks. Each rank
-leaves `gpu-RANK.json` in its folder. The codes with which the ranks end stand in `codes.json`.
+of the update between which waits are noted; `sanitizer`, whether torch looks for races between streams; `variables` of
+the environment, `rank_variables` of some ranks. Each rank leaves `gpu-RANK.json` in its folder. The codes with which
+the ranks end stand in `codes.json`.
 """
 
 import collections
@@ -31,7 +31,7 @@ from optim_factory import Update
 from ranks import SERVER, TESTS, be_rank, together
 from run_helpers import ROOT
 
-COUNTS = ("launch", "pinned_copy", "collective", "compilation")
+COUNTS = ("pinned_copy", "collective", "compilation")
 
 
 def main(requests: list[dict[str, Any]]) -> None:
