@@ -11,10 +11,12 @@ from unittest.mock import patch
 import h5py
 import mne
 import numpy as np
+from scipy.io import savemat
 
 from dataset_maker import making
 from errors import run_script
 
+NAMES = ["C3", "Cz", "C4"]
 # EDF: fields of the header's first part with their widths, then the fields of signals, each for all signals.
 EDF_FIELDS = {"version": 8, "patient": 80, "recording": 80, "date": 8, "time": 8}
 EDF_FIELDS |= {"bytes": 8, "reserved": 44, "records": 8, "duration": 8, "signals": 4}
@@ -79,62 +81,114 @@ def eeghdf_file(
 
 
 def edf(
-    path: Path, labels: Sequence[str], *, rate: int = 200, seconds: int = 5, remark: str = "T0", **texts: str
+    path: Path, labels: Sequence[str], *, rate: int = 200, seconds: int = 5, remark: str = "T0", **fields: Any
 ) -> Path:
-    """Write an EDF+ recording of noise (standard deviation 30 uV) and an annotation in each record of one second.
-
-    texts: of fields of the header, a signal's field for all signals.
-    """
-    names, samples = [*labels, "EDF Annotations"], [*[rate] * len(labels), 64]
-    values = {"version": "0", "patient": "MCH-0234567 F 03-FEB-1981 Roe_Jane", "date": "04.03.19", "time": "10.11.12"}
-    values |= {"recording": "Startdate 04-MAR-2019 X Roe_Jane X", "bytes": str(256 * (1 + len(names)))}
-    values |= {"reserved": "EDF+C", "records": str(seconds), "duration": "1", "signals": str(len(names))}
-    values |= {"transducer": "AgAgCl", "unit": "uV", "pmin": "-3276.8", "pmax": "3276.7", "dmin": "-32768"}
-    values |= {"dmax": "32767", "prefilter": "HP:0.1Hz", "rest": ""} | texts
-    header = "".join(values[field][:width].ljust(width) for field, width in EDF_FIELDS.items())
-    each = {"label": names, "samples": list(map(str, samples))}
-    for field, width in SIGNAL_FIELDS.items():
-        header += "".join(text.ljust(width) for text in each.get(field, [values.get(field, "")] * len(names)))
-    random, content = np.random.default_rng(sum(path.name.encode())), bytearray(header.encode("latin-1"))
-    for record in range(seconds):
-        content += (random.standard_normal(rate * len(labels)) * 300).astype("<i2").tobytes()
-        content += f"+{record}\x14\x14\0+{record}.5\x150.25\x14{remark}\x14\0".encode().ljust(128, b"\0")
+    """Write an EDF+ recording of noise (standard deviation 30 uV) and an annotation in each record of one second."""
+    random = np.random.default_rng(sum(path.name.encode()))
+    counts = {label: random.standard_normal(rate * seconds) * 300 for label in labels}
+    texts = {"patient": "MCH-0234567 F 03-FEB-1981 Roe_Jane", "recording": "Startdate 04-MAR-2019 X Roe_Jane X"}
+    texts |= {"date": "04.03.19", "time": "10.11.12", "transducer": "AgAgCl", "prefilter": "HP:0.1Hz"}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
+    return edf_of(path, counts, onsets=range(seconds), remark=remark, **{"reserved": "EDF+C"} | texts | fields)
 
 
-def edf_of(path: Path, counts: dict[str, np.ndarray], *, onsets: Sequence[float] = (), **fields: Any) -> Path:
+def edf_of(
+    path: Path, counts: dict[str, np.ndarray], *, onsets: Sequence[float] = (), remark: str = "", **fields: Any
+) -> Path:
     """Write an EDF file (BDF if the suffix is .bdf) of digital values, records of one second.
 
     counts: label -> (samples,), each at its own rate; as many seconds as `onsets`, or as the file lasts. onsets: times
-    of the records (makes it EDF+D). fields: of signals, one text for all or a list of them; `records`: announced.
+    of the records (makes it EDF+D). remark: an annotation in each record. fields: of the header; those of signals are
+    one text for all or a list of them.
     """
     seconds = len(onsets) or fields.pop("seconds")
     rates = [len(values) // seconds for values in counts.values()]
     names, is_bdf = [*counts, *["EDF Annotations"] * bool(onsets)], path.suffix == ".bdf"
     width = 3 if is_bdf else 2
-    fixed = {"version": "0", "patient": "X X X X", "recording": "Startdate X X X X", "date": "01.01.01"}
+    fixed: dict[str, Any] = {"version": "0", "patient": "X X X X", "recording": "Startdate X X X X", "date": "01.01.01"}
     fixed |= {"time": "00.00.00", "bytes": 256 * (1 + len(names)), "reserved": "EDF+D" * bool(onsets)}
-    fixed |= {"records": fields.pop("records", seconds), "duration": 1, "signals": len(names)}
-    header = b"".join(str(fixed[key]).encode().ljust(size) for key, size in EDF_FIELDS.items())
+    fixed |= {"records": seconds, "duration": 1, "signals": len(names)}
+    texts = [(str(fields.pop(key, fixed[key])), size) for key, size in EDF_FIELDS.items()]
+    header = b"".join(text.encode("latin-1").ljust(size)[:size] for text, size in texts)
     header = (b"\xffBIOSEMI" if is_bdf else header[:8]) + header[8:]
     low, high = (-8_000_000, 8_000_000) if is_bdf else (-32768, 32767)
     signal: dict[str, Any] = {"label": names, "unit": "uV", "pmin": low / 10, "pmax": high / 10}
-    signal |= {"dmin": low, "dmax": high, "samples": [*rates, *[60 // width] * bool(onsets)]} | fields
+    signal |= {"dmin": low, "dmax": high, "samples": [*rates, *[126 // width] * bool(onsets)]} | fields
     for key, size in SIGNAL_FIELDS.items():
-        texts = signal.get(key, "")
-        texts = (texts if isinstance(texts, list) else [texts] * len(names)) + ["1"] * len(names)
-        texts = texts[: len(names)]  # of the annotations, too
-        header += b"".join((t if isinstance(t, bytes) else str(t).encode("latin-1")).ljust(size)[:size] for t in texts)
+        own = signal.get(key, "")
+        own = (own if isinstance(own, list) else [own] * len(names)) + ["1"] * len(names)
+        own = own[: len(names)]  # of the annotations, too
+        header += b"".join((t if isinstance(t, bytes) else str(t).encode("latin-1")).ljust(size)[:size] for t in own)
     content = bytearray(header)
     for record in range(seconds):
         for values, rate in zip(counts.values(), rates, strict=True):
             piece = values[record * rate : (record + 1) * rate].astype("<i4")
             content += piece.view(np.uint8).reshape(-1, 4)[:, :width].tobytes()
         if onsets:
-            content += f"+{onsets[record]:g}\x14\x14\0".encode().ljust(60 // width * width, b"\0")
+            note = f"+{onsets[record] + 0.5:g}\x150.25\x14{remark}\x14\0" if remark else ""
+            content += f"+{onsets[record]:g}\x14\x14\0{note}".encode().ljust(126, b"\0")
     path.write_bytes(content)
+    return path
+
+
+def brainvision(
+    path: Path,
+    eeg: np.ndarray,
+    *,
+    names: Sequence[str] = NAMES,
+    unit: str = "µV",
+    step: float | None = None,
+    marks: Sequence[str] = ("Stimulus,S  7,401,1,0",),
+    comment: str = "",
+    stem: str = "",
+    short: int = 0,
+    **header: Any,
+) -> Path:
+    """Write a BrainVision recording; eeg: (N, time) in `unit`.
+
+    step: of int16 (None: float32). stem: of the files that it names. short: bytes that its signal lacks. header: of
+    its first section.
+    """
+    common = {"DataFile": f"{stem or path.stem}.eeg", "MarkerFile": f"{stem or path.stem}.vmrk", "DataFormat": "BINARY"}
+    common |= {"DataOrientation": "MULTIPLEXED", "NumberOfChannels": len(eeg), "SamplingInterval": 5000} | header
+    lines = ["Brain Vision Data Exchange Header File Version 1.0", "[Common Infos]"]
+    lines += [*(f"{key}={value}" for key, value in common.items()), "[Binary Infos]"]
+    lines += [f"BinaryFormat={'INT_16' if step else 'IEEE_FLOAT_32'}", "[Channel Infos]"]
+    lines += [f"Ch{i}={name},,{step or 1},{unit}" for i, name in enumerate(names[: len(eeg)], 1)]
+    path.write_text("\n".join([*lines, "[Comment]", comment]), encoding="utf-8")
+    lines = ["Brain Vision Data Exchange Marker File, Version 1.0", "[Common Infos]", f"DataFile={common['DataFile']}"]
+    lines += ["[Marker Infos]", *(f"Mk{i}={mark}" for i, mark in enumerate(marks, 1))]
+    path.with_suffix(".vmrk").write_text("\n".join(lines), encoding="utf-8")
+    values = eeg if common["DataOrientation"] == "VECTORIZED" else eeg.T
+    content = (values / step).astype("<i2").tobytes() if step else values.astype("<f4").tobytes()
+    path.with_suffix(".eeg").write_bytes(content[: len(content) - short])
+    return path
+
+
+def eeglab(
+    path: Path,
+    eeg: np.ndarray,
+    events: Sequence[tuple[int, float, Any]] = (),
+    *,
+    names: Sequence[str] = NAMES,
+    rate: float = 200,
+    tmin: float = 0.0,
+    dtype: str = "f4",
+    as_struct: bool = True,
+    compress: bool = False,
+    **more: Any,
+) -> Path:
+    """Write a `.set`; eeg: (N, time[, epochs]) in uV; events: epoch, s from its time zero, type; more: fields."""
+    points, places = eeg.shape[1], [(name,) for name in names[: len(eeg)]]
+    rows = [(1 + points * epoch + (at - tmin) * rate, kind, 1) for epoch, at, kind in events]
+    none = np.array([])
+    fields = {"data": eeg.astype(dtype), "nbchan": len(eeg), "pnts": points, "trials": eeg[0, 0].size}
+    fields |= {"srate": float(rate), "xmin": tmin, "xmax": tmin + (points - 1) / rate, "ref": "common"}
+    fields |= {"event": np.array(rows, dtype=[(key, "O") for key in ("latency", "type", "duration")])}
+    fields |= {"chanlocs": np.array(places, dtype=[("labels", "O")]), "chaninfo": {"nodatchans": none}, "epoch": none}
+    fields |= dict.fromkeys(("icawinv", "icasphere", "icaweights"), none) | more
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {"EEG": fields} if as_struct else fields, appendmat=False, oned_as="row", do_compression=compress)
     return path
 
 

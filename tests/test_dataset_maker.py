@@ -12,8 +12,7 @@ import pytest
 
 from dataset_maker import make_h5dataset_for_pretrain, pipeline
 from dataset_maker.pipeline import FilterSettings, Pipeline, read_raw
-from maker_helpers import edf, noise, opened, raw_of, run_maker, save
-from test_privacy import brainvision, eeglab
+from maker_helpers import brainvision, edf, eeglab, noise, opened, raw_of, run_maker, save
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 UNFILTERED = Pipeline(FilterSettings(None, None, None, None))
@@ -104,10 +103,11 @@ def test_float16_files_hold_the_same_to_their_precision_or_leave_the_recording_o
 
 
 def test_formats_are_read_in_microvolts(tmp_path: Path) -> None:
-    for path in (brainvision(tmp_path / "a.vhdr"), eeglab(tmp_path / "b.set")):
+    eeg = noise(3, 5, 200)
+    for path in (brainvision(tmp_path / "a.vhdr", eeg, step=0.5), eeglab(tmp_path / "b.set", eeg)):
         prepared = pipeline.prepare(read_raw(path), UNFILTERED)
         assert prepared.electrodes == ["C3", "CZ", "C4"] and prepared.rate == 200
-        np.testing.assert_allclose(prepared.eeg, noise(3, 5, 200), atol=0.5)  # a count of BrainVision's
+        np.testing.assert_allclose(prepared.eeg, eeg, atol=0.5)  # a count of BrainVision's
 
 
 def test_annotations_in_any_encoding_are_no_obstacle(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_an_edf_that_holds_less_than_its_header_announces_says_so(
 
 
 def test_a_linked_recording_is_read_with_the_files_beside_the_link(tmp_path: Path) -> None:
-    brainvision(tmp_path / "a.vhdr")
+    brainvision(tmp_path / "a.vhdr", noise(3, 5, 200))
     (tmp_path / "in").mkdir()
     for suffix in ("vhdr", "vmrk", "eeg"):  # each file alone in a folder, as git-annex keeps them
         (tmp_path / suffix).mkdir()

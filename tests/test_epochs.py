@@ -10,50 +10,22 @@ import h5py
 import mne
 import numpy as np
 import pytest
-from scipy.io import savemat
 from scipy.signal import resample_poly
 
 from dataset_maker import epochs, make_labelled, matlab
 from dataset_maker.pipeline import Pipeline, prepare, read_raw
 from errors import UsageError
 from inference.recordings import Options, of_epochs
-from maker_helpers import noise, raw_of, run_maker
+from maker_helpers import NAMES, eeglab, noise, raw_of, run_maker
 
 PLAIN = ("--l_freq", 0, "--h_freq", 0, "--notch", 0)
-NAMES = ("Fp1", "C3", "C4")
-Events = Sequence[tuple[int, float, Any]]  # epoch, s from its time zero, type
-
-
-def save_set(
-    path: Path,
-    eeg: np.ndarray,
-    events: Events = (),
-    *,
-    rate: float = 200,
-    tmin: float = 0.0,
-    dtype: str = "f4",
-    as_struct: bool = True,
-    compress: bool = False,
-    **more: Any,
-) -> None:
-    """Write a `.set`; eeg: (N, time[, epochs]) in uV."""
-    points, places = eeg.shape[1], [(name,) for name in NAMES[: len(eeg)]]
-    rows = [(1 + points * epoch + (at - tmin) * rate, kind, 1) for epoch, at, kind in events]
-    none = np.array([])
-    fields = {"data": eeg.astype(dtype), "nbchan": len(eeg), "pnts": points, "trials": eeg[0, 0].size}
-    fields |= {"srate": float(rate), "xmin": tmin, "xmax": tmin + (points - 1) / rate, "ref": "common"}
-    fields |= {"event": np.array(rows, dtype=[(key, "O") for key in ("latency", "type", "duration")])}
-    fields |= {"chanlocs": np.array(places, dtype=[("labels", "O")]), "chaninfo": {"nodatchans": none}, "epoch": none}
-    fields |= dict.fromkeys(("icawinv", "icasphere", "icaweights"), none) | more
-    path.parent.mkdir(parents=True, exist_ok=True)
-    savemat(path, {"EEG": fields} if as_struct else fields, appendmat=False, oned_as="row", do_compression=compress)
 
 
 def save_fif(path: Path, eeg: np.ndarray, names: Sequence[str], *, rate: float = 200, tmin: float = 0.0) -> None:
     """Write `-epo.fif`; eeg: (N, time, epochs) in uV; names: of the events."""
     event_id = {name: number for number, name in enumerate(sorted(set(names)), start=5)}
     events = [(1000 * i, 0, event_id[name]) for i, name in enumerate(names)]
-    info = mne.create_info(list(NAMES), rate, "eeg")
+    info = mne.create_info(NAMES, rate, "eeg")
     made = mne.EpochsArray(eeg.transpose(2, 0, 1) * 1e-6, info, events, tmin, event_id, verbose="error")
     path.parent.mkdir(parents=True, exist_ok=True)
     made.save(path, fmt="double", verbose="error")
@@ -79,7 +51,7 @@ def test_each_epoch_is_a_sample_from_tmin_on_under_the_name_of_its_event(tmp_pat
         else:
             stored = {"data": "x/renamed.fdt"} if kind == "fdt" else {}
             events = [(i, 0, label) for i, label in enumerate(labels)]
-            save_set(path.with_suffix(".set"), signal, events, tmin=-1.0, **stored)
+            eeglab(path.with_suffix(".set"), signal, events, tmin=-1.0, **stored)
         if kind == "fdt":
             path.write_bytes(signal.astype("<f4").tobytes(order="F"))
     assert make(tmp_path, *PLAIN, "--tmin", 0.5, "--classes", "right", "left", "--seed", 1) == 0
@@ -101,7 +73,7 @@ def test_the_label_is_the_one_event_at_time_zero_and_all_other_epochs_are_counte
     events += [(2, 0.4, "press"), (10, 0.0, 769), (10, 0.0, 770), (11, 0.4, 769), (12, 0.0, 770), (12, 0.4, "boundary")]
     events += [(13, 0.0, 769), (14, 0.0, 771)]
     reject = {"rejmanual": np.arange(15) == 13, "rejthreshcol": np.ones(3)}
-    save_set(tmp_path / "in/a.set", cut(1, 15), sorted(events), tmin=-0.2, reject=reject)
+    eeglab(tmp_path / "in/a.set", cut(1, 15), sorted(events), tmin=-0.2, reject=reject)
     assert make(tmp_path, *PLAIN, "--classes", "769", "770") == 0
     report = json.loads((tmp_path / "out.report.json").read_text())
     kinds = (epochs.SEVERAL, epochs.NONE, epochs.BROKEN, epochs.MARKED, epochs.OTHER)
@@ -118,7 +90,7 @@ def test_epochs_are_filtered_and_resampled_one_by_one(tmp_path: Path) -> None:
     tone = 40 * np.sin(2 * np.pi * 10 * seconds + np.arange(3)[:, None])
     eeg = np.repeat(tone[:, :, None], 10, axis=2)
     eeg[:, :, 1::2] += 3000 * np.array([1, -1, 1, -1, 1])  # offsets that would ring into the neighbours
-    save_set(tmp_path / "in/a.set", eeg, [(i, 0, "ab"[i % 2]) for i in range(10)], rate=rate)
+    eeglab(tmp_path / "in/a.set", eeg, [(i, 0, "ab"[i % 2]) for i in range(10)], rate=rate)
     assert make(tmp_path) == 0
     wanted = resample_poly(tone, 4, 5, axis=1, padtype="line")
     with h5py.File(tmp_path / "out.hdf5") as file:
@@ -131,8 +103,8 @@ def test_filtered_epochs_are_near_to_the_epochs_of_the_filtered_recording() -> N
     spectrum = np.fft.rfft(noise(3, 120, 200)) / np.maximum(np.fft.rfftfreq(120 * 200, 1 / 200), 1.0)
     eeg = np.fft.irfft(spectrum)
     eeg *= 20 / eeg.std()
-    whole = prepare(raw_of(list(NAMES), 200, eeg), Pipeline()).eeg
-    joined = raw_of(list(NAMES), 200, eeg)
+    whole = prepare(raw_of(NAMES, 200, eeg), Pipeline()).eeg
+    joined = raw_of(NAMES, 200, eeg)
     joined.set_annotations(mne.Annotations(np.arange(4, 120, 4), 0, epochs.BREAK))
     error = (prepare(joined, Pipeline()).eeg - whole)[:, 24 * 200 : -24 * 200]
     assert np.sqrt(np.mean(error**2)) < 10  # of 20 uV; by odd reflection it would be 15
@@ -140,7 +112,7 @@ def test_filtered_epochs_are_near_to_the_epochs_of_the_filtered_recording() -> N
 
 def test_inference_gives_epochs_the_signal_that_makers_give_them() -> None:
     eeg = cut(2, 4, rate=256) + 2000
-    info = mne.create_info(list(NAMES), 256, "eeg")
+    info = mne.create_info(NAMES, 256, "eeg")
     windows = of_epochs(mne.EpochsArray(eeg.transpose(2, 0, 1) * 1e-6, info, verbose="error"), Options())
     joined = mne.io.RawArray(eeg.transpose(0, 2, 1).reshape(3, -1) * 1e-6, info, verbose="error")
     joined.set_annotations(mne.Annotations([2, 4, 6], 0, epochs.BREAK))
@@ -152,17 +124,17 @@ def test_inference_gives_epochs_the_signal_that_makers_give_them() -> None:
 @pytest.mark.parametrize(
     ("save", "code", "message"),
     [
-        (lambda folder: save_set(folder / "raw.set", cut(9, 1)[:, :, 0]), 1, "raw.set: holds one continuous recording"),
-        (lambda folder: save_set(folder / "s.set", cut(0.5, 4), [(0, 0, "a")]), 1, "last from 0 to 0.5 s"),
-        (lambda folder: save_set(folder / "n.set", cut(1, 4)), 1, "4 epochs without an event at their time zero"),
+        (lambda folder: eeglab(folder / "raw.set", cut(9, 1)[:, :, 0]), 1, "raw.set: holds one continuous recording"),
+        (lambda folder: eeglab(folder / "s.set", cut(0.5, 4), [(0, 0, "a")]), 1, "last from 0 to 0.5 s"),
+        (lambda folder: eeglab(folder / "n.set", cut(1, 4)), 1, "4 epochs without an event at their time zero"),
         (lambda folder: (folder / "b.set").write_bytes(b"Jane Roe"), 1, "b.set"),
-        (lambda folder: save_set(folder / "o.set", cut(2, 4), [(i, 0, "ab"[i % 2]) for i in range(4)]), 2, "--window"),
+        (lambda folder: eeglab(folder / "o.set", cut(2, 4), [(i, 0, "ab"[i % 2]) for i in range(4)]), 2, "--window"),
     ],
 )
 def test_what_gives_no_samples_is_named_with_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture, save: Any, code: int, message: str
 ) -> None:
-    save_set(tmp_path / "in/good.set", cut(1, 10), [(i, 0, "ab"[i % 2]) for i in range(10)])
+    eeglab(tmp_path / "in/good.set", cut(1, 10), [(i, 0, "ab"[i % 2]) for i in range(10)])
     save(tmp_path / "in")
     assert make(tmp_path, *PLAIN) == code
     shown = capsys.readouterr().err
@@ -173,7 +145,7 @@ def test_what_gives_no_samples_is_named_with_the_reason(
 def test_epochs_of_any_rate_and_length_give_their_samples(tmp_path: Path, rate: float, points: int) -> None:
     tone = np.sin(2 * np.pi * 10 * np.arange(points) / rate) * 40
     eeg = np.repeat(np.stack([tone] * 3)[:, :, None], 200, axis=2)
-    save_set(tmp_path / "in/a.set", eeg, [(i, 0, "ab"[i % 2]) for i in range(200)], rate=rate)
+    eeglab(tmp_path / "in/a.set", eeg, [(i, 0, "ab"[i % 2]) for i in range(200)], rate=rate)
     assert make(tmp_path, *PLAIN) == 0
     with h5py.File(tmp_path / "out.hdf5") as file:
         found = np.concatenate([group["eeg"][:] for group in file.values()])
@@ -223,8 +195,8 @@ def test_the_signal_of_matlab_7_3_is_read_in_pieces(tmp_path: Path) -> None:
     with path.open("r+b") as header:
         header.write(b"MATLAB 7.3 MAT-file".ljust(124, b"\0") + b"\0\2IM")
     raw = read_raw(path)
-    assert raw.ch_names == list(NAMES)
-    np.testing.assert_allclose(raw.get_data(["C4", "Fp1"], 1001, 1201) * 1e6, eeg[[2, 0], 1001:1201], rtol=1e-5)
+    assert raw.ch_names == NAMES
+    np.testing.assert_allclose(raw.get_data(["C4", "C3"], 1001, 1201) * 1e6, eeg[[2, 0], 1001:1201], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -241,12 +213,12 @@ def test_the_signal_inside_a_set_is_read_in_pieces_where_it_lies_in_one_piece(
     tmp_path: Path, options: dict[str, Any], in_pieces: bool
 ) -> None:
     eeg = np.rint(noise(3, 1500, 200) * 4)
-    save_set(tmp_path / "a.set", eeg, [(0, 12.5, "769")], **options)
+    eeglab(tmp_path / "a.set", eeg, [(0, 12.5, "769")], **options)
     assert (matlab.find_signal(tmp_path / "a.set") is not None) == in_pieces
     read_raw(tmp_path / "a.set")  # imports what it needs
     tracemalloc.start()
     raw = read_raw(tmp_path / "a.set")
-    piece = raw.get_data(picks=["C4", "Fp1"], start=100_001, stop=100_201)
+    piece = raw.get_data(picks=["C4", "C3"], start=100_001, stop=100_201)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     np.testing.assert_allclose(piece * 1e6, eeg[[2, 0], 100_001:100_201], rtol=1e-6)

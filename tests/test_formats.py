@@ -19,9 +19,8 @@ from dataset_maker.opening import open_raw
 from dataset_maker.pipeline import FilterSettings, Pipeline
 from dataset_maker.reasons import NoRecording
 from errors import InputError
-from maker_helpers import edf, edf_of, gdf_of, noise, raw_of, run_maker, save
+from maker_helpers import NAMES, brainvision, edf, edf_of, eeglab, gdf_of, noise, raw_of, run_maker, save
 
-NAMES = ["C3", "Cz", "C4"]
 EXTRAS = {form.extra for form in FORMATS.values() if form.extra}
 
 
@@ -45,28 +44,10 @@ def needs(*packages: str) -> None:
         pytest.importorskip(package, reason=f"{package} is not installed: pip install -r requirements-formats.txt")
 
 
-def brainvision(path: Path, eeg: np.ndarray, *, stem: str = "", short: int = 0, **header: Any) -> Path:
-    """Write a BrainVision recording of float32; short: bytes that its signal lacks; stem: of the files it names."""
-    common = {"DataFile": f"{stem or path.stem}.eeg", "MarkerFile": f"{stem or path.stem}.vmrk", "DataFormat": "BINARY"}
-    common |= {"DataOrientation": "MULTIPLEXED", "NumberOfChannels": len(eeg), "SamplingInterval": 5000} | header
-    lines = ["Brain Vision Data Exchange Header File Version 1.0", "[Common Infos]"]
-    lines += [*(f"{key}={value}" for key, value in common.items()), "[Binary Infos]", "BinaryFormat=IEEE_FLOAT_32"]
-    path.write_text("\n".join([*lines, "[Channel Infos]", *(f"Ch{i}={n},,1,µV" for i, n in enumerate(NAMES, 1))]))
-    marks = ["Brain Vision Data Exchange Marker File, Version 1.0", "[Marker Infos]", "Mk1=Stimulus,S  7,401,1,0"]
-    path.with_suffix(".vmrk").write_text("\n".join(marks))
-    values = (eeg if common["DataOrientation"] == "VECTORIZED" else eeg.T).astype("<f4").tobytes()
-    path.with_suffix(".eeg").write_bytes(values[: len(values) - short])
-    return path
-
-
-def eeglab(path: Path, eeg: np.ndarray, data: str) -> Path:
+def with_fdt(path: Path, eeg: np.ndarray, data: str) -> Path:
     """Write a .set that names a file for its signal, and that signal under its own name."""
-    none = np.array([])
-    fields = {"data": data, "nbchan": len(eeg), "pnts": eeg.shape[1], "trials": 1, "srate": 200.0, "xmin": 0.0}
-    fields |= {"chanlocs": np.array([(name,) for name in NAMES], dtype=[("labels", "O")]), "event": none}
-    savemat(path, {"EEG": fields | dict.fromkeys(("epoch", "icawinv", "icasphere", "icaweights"), none)})
     path.with_suffix(".fdt").write_bytes(eeg.T.astype("<f4").tobytes())
-    return path
+    return eeglab(path, eeg, data=data)
 
 
 def persyst(path: Path, eeg: np.ndarray, *patient: str, **info: Any) -> Path:
@@ -147,7 +128,7 @@ def test_files_renamed_together_are_read_and_both_names_are_said(tmp_path: Path)
     assert raw.annotations.onset.tolist() == [2.0]
     assert any("P01.eeg" in note and "sub-01_eeg.eeg" in note for note in notes)
     for name in ("x.set", "y.set"):
-        path = eeglab(tmp_path / name, eeg, "P01.fdt" if name == "x.set" else "y")
+        path = with_fdt(tmp_path / name, eeg, "P01.fdt" if name == "x.set" else "y")
         np.testing.assert_allclose(eeg_of(path), eeg, atol=1e-3)
         assert any(".fdt" in note for note in open_raw(path)[1])
 
@@ -156,7 +137,7 @@ def test_files_renamed_together_are_read_and_both_names_are_said(tmp_path: Path)
     ("write", "lost", "there"),
     [
         (lambda path: brainvision(path.with_suffix(".vhdr"), noise(3, 4, 200)), "a.eeg", "other.eeg"),
-        (lambda path: eeglab(path.with_suffix(".set"), noise(3, 4, 200), "a.fdt"), "a.fdt", "other.fdt"),
+        (lambda path: with_fdt(path.with_suffix(".set"), noise(3, 4, 200), "a.fdt"), "a.fdt", "other.fdt"),
         (lambda path: persyst(path.with_suffix(".lay"), noise(3, 4, 200)), "a.dat", "other.dat"),
     ],
 )
@@ -213,7 +194,7 @@ def test_a_short_brainvision_recording_says_so_or_is_refused(points: dict[str, i
 
 def test_short_signals_of_eeglab_and_fif_are_read_as_far_as_they_go(tmp_path: Path) -> None:
     eeg = noise(3, 10, 200)
-    path = eeglab(tmp_path / "a.set", eeg, "a.fdt")
+    path = with_fdt(tmp_path / "a.set", eeg, "a.fdt")
     path.with_suffix(".fdt").write_bytes(path.with_suffix(".fdt").read_bytes()[: 4 * 3 * 500 + 7])
     raw, notes = open_raw(path)
     np.testing.assert_allclose(raw.get_data() * 1e6, eeg[:, :500], atol=1e-3)

@@ -16,10 +16,9 @@ import h5py
 import mne
 import numpy as np
 import pytest
-from scipy.io import savemat
 
 from dataset_maker import convert_pickles, inspect_data, make_h5dataset_for_pretrain, make_labelled, make_TUEV, tuh
-from maker_helpers import edf, noise, raw_of, run_maker
+from maker_helpers import brainvision, edf, eeglab, noise, raw_of, run_maker
 from run_helpers import CLASSIFIER, call
 from test_make_SEEDV import write_cnt
 
@@ -51,36 +50,17 @@ def fif(path: Path) -> Path:
     return path
 
 
-def brainvision(path: Path, **changes: str) -> Path:
-    """Write a BrainVision recording: header, markers, samples; changes: of the header's values."""
-    values = {"DataFile": f"{path.stem}.eeg", "MarkerFile": f"{path.stem}.vmrk", "DataFormat": "BINARY"}
-    values |= {"DataOrientation": "MULTIPLEXED", "NumberOfChannels": "3", "SamplingInterval": "5000"} | changes
-    common = "".join(f"{key}={value}\n" for key, value in values.items())
-    channels = "".join(f"Ch{number}={name},,0.5,µV\n" for number, name in enumerate(("C3", "Cz", "C4"), start=1))
-    path.write_text(
-        f"Brain Vision Data Exchange Header File Version 1.0\n[Common Infos]\n{common}[Binary Infos]\n"
-        f"BinaryFormat=INT_16\n[Channel Infos]\n{channels}[Comment]\nPatient: {SURNAME}, {NAME}, *03.02.1981\n"
-        f"{CLINIC}, {STAFF}, 04.03.2019\n",
-        encoding="utf-8",
-    )
-    path.with_suffix(".vmrk").write_text(
-        f"Brain Vision Data Exchange Marker File, Version 1.0\n[Common Infos]\nDataFile={path.stem}.eeg\n"
-        "[Marker Infos]\nMk1=New Segment,,1,1,0,20190304101112000000\n"
-        f"Mk2=Comment,{SURNAME} {REMARK},250,1,0\nMk3=Stimulus,S  1,300,1,0\n",
-        encoding="utf-8",
-    )
-    path.with_suffix(".eeg").write_bytes((noise(3, 5, 200).T * 2).astype("<i2").tobytes())
-    return path
+def vhdr(path: Path, **changes: str) -> Path:
+    """Write a BrainVision recording; changes: of the header's values."""
+    marks = ["New Segment,,1,1,0,20190304101112000000", f"Comment,{SURNAME} {REMARK},250,1,0", "Stimulus,S  1,300,1,0"]
+    comment = f"Patient: {SURNAME}, {NAME}, *03.02.1981\n{CLINIC}, {STAFF}, 04.03.2019\n"
+    return brainvision(path, noise(3, 5, 200), step=0.5, marks=marks, comment=comment, **changes)
 
 
-def eeglab(path: Path) -> Path:
+def set_file(path: Path) -> Path:
     """Write an EEGLAB recording."""
-    empty = dict.fromkeys(("event", "epoch", "icawinv", "icaweights", "icasphere", "icachansind"), np.array([]))
-    places = np.array([(name,) for name in ("C3", "CZ", "C4")], dtype=[("labels", "O")])
-    fields = {"setname": f"{SURNAME} 2019-03-04", "subject": f"{NAME} {SURNAME}", "comments": f"{CLINIC} {REMARK}"}
-    fields |= {"nbchan": 3, "pnts": 1000, "trials": 1, "srate": 200.0, "xmin": 0.0, "chanlocs": places}
-    savemat(path, {"EEG": fields | empty | {"data": noise(3, 5, 200)}})
-    return path
+    texts = {"setname": f"{SURNAME} 2019-03-04", "subject": f"{NAME} {SURNAME}", "comments": f"{CLINIC} {REMARK}"}
+    return eeglab(path, noise(3, 5, 200), **texts)
 
 
 def neuroscan(path: Path) -> Path:
@@ -104,11 +84,11 @@ def any_recordings(folder: Path) -> None:
         edf(folder / f"broken_{field}.edf", ["C3", "Cz"], **(HEADER | {field: SURNAME}))
     edf(folder / "day.edf", ["C3"], **(HEADER | {"patient": f"{CODE} F 99-FEB-1981 {SURNAME}", "recording": SURNAME}))
     edf(folder / "remark.edf", ["C3"], **(HEADER | {"remark": f"\x14\x15{SURNAME}\x15\xff"}))
-    for write, name in ((fif, "b_raw.fif"), (brainvision, "c.vhdr"), (eeglab, "d.set"), (neuroscan, "e.cnt")):
+    for write, name in ((fif, "b_raw.fif"), (vhdr, "c.vhdr"), (set_file, "d.set"), (neuroscan, "e.cnt")):
         write(folder / name)
         cut(write(folder / f"cut_{name}"), 0.1 if name == "e.cnt" else 0.5)
     for key in ("SamplingInterval", "DataFile", "DataFormat", "NumberOfChannels"):
-        brainvision(folder / f"broken_{key}.vhdr", **{key: SURNAME})
+        vhdr(folder / f"broken_{key}.vhdr", **{key: SURNAME})
 
 
 # Runs: each has something to leave out, so that its messages are searched, too

@@ -12,9 +12,8 @@ from dataset_maker.headers import volts_per
 from dataset_maker.pipeline import FilterSettings, Pipeline, Prepared, read_raw
 from dataset_maker.recording import of_raw
 from errors import InputError
-from maker_helpers import edf_of, gdf_of, noise, raw_of
+from maker_helpers import NAMES, brainvision, edf_of, gdf_of, noise, raw_of
 
-NAMES = ["C3", "Cz", "C4"]
 SECONDS = 4
 
 
@@ -77,32 +76,19 @@ def test_a_channel_without_a_known_unit_is_refused_by_name_and_opened_by_the_fla
     assert prepared(files[0], drop=("Cz",), scale=1.0).electrodes == ["C3", "C4"]
 
 
-def brainvision(path: Path, unit: str, encoding: str = "utf-8") -> np.ndarray:
-    """Write a BrainVision file of float32 with this unit; return its values."""
-    values = noise(3, SECONDS, 200).astype("<f4")
-    lines = ["Brain Vision Data Exchange Header File Version 1.0", "[Common Infos]", "Codepage=UTF-8"]
-    lines += [f"DataFile={path.stem}.eeg", "DataFormat=BINARY", "DataOrientation=MULTIPLEXED", "NumberOfChannels=3"]
-    lines += ["SamplingInterval=5000", "[Binary Infos]", "BinaryFormat=IEEE_FLOAT_32", "[Channel Infos]"]
-    lines += [f"Ch{i}={name},,1,{unit}" for i, name in enumerate(NAMES, 1)]
-    path.write_bytes("\r\n".join(lines).encode(encoding))
-    path.with_suffix(".eeg").write_bytes(values.T.tobytes())
-    return values
-
-
 @pytest.mark.parametrize(
     ("unit", "factor"), [("", 1), ("µV", 1), ("μV", 1), ("UV", 1), ("microV", 1), ("mv", 1e3), ("nV", 1e-3)]
 )
 def test_brainvision_electrodes_are_eeg_in_whatever_spelling_of_their_unit(
     unit: str, factor: float, tmp_path: Path
 ) -> None:
-    values = brainvision(tmp_path / "a.vhdr", unit)
-    np.testing.assert_allclose(prepared(tmp_path / "a.vhdr", scale=1.0).eeg, values * factor, rtol=1e-5)
+    path = brainvision(tmp_path / "a.vhdr", values := noise(3, SECONDS, 200), unit=unit, Codepage="UTF-8")
+    np.testing.assert_allclose(prepared(path, scale=1.0).eeg, values * factor, rtol=1e-5)
 
 
 def test_a_brainvision_electrode_in_an_unknown_unit_is_refused_not_dropped(tmp_path: Path) -> None:
-    brainvision(tmp_path / "a.vhdr", "xV")
     with pytest.raises(InputError, match=r"'C3'.*xV.*--unit"):
-        prepared(tmp_path / "a.vhdr")
+        prepared(brainvision(tmp_path / "a.vhdr", noise(3, SECONDS, 200), unit="xV"))
 
 
 # ---- limits, missing samples

@@ -15,7 +15,6 @@ import h5py
 import mne
 import numpy as np
 import pytest
-from scipy.io import savemat
 
 from dataset_maker import bads, make_h5dataset_for_pretrain, make_labelled, make_manifest, marks, pipeline, tuh
 from dataset_maker.marks import Stretch
@@ -24,7 +23,7 @@ from dataset_maker.recording import RawRecording
 from dataset_maker.recording import of_raw as recording_of
 from errors import run_script
 from inference.recordings import Options, of_raw
-from maker_helpers import edf_of, gdf_of, noise, raw_of, run_maker
+from maker_helpers import brainvision, edf_of, eeglab, gdf_of, noise, raw_of, run_maker
 
 NAMES = ["FP1", "FP2", "F7", "F3", "FZ", "F4", "F8", "T3", "C3", "CZ", "C4", "T4", "T5", "P3", "PZ", "P4", "T6", "O1"]
 NAMES += ["O2"]
@@ -57,25 +56,16 @@ def skipped(path: Path) -> None:
     raw.crop(tmin=4).save(path, buffer_size_sec=1.0)
 
 
-def eeglab(path: Path) -> None:
+def cut_set(path: Path) -> None:
     # 4 s were cut out behind sample 1001: latencies count from 1, a boundary lies between two samples
     events = [("boundary", 1001.5, 800.0), (-99.0, 1600.5, 0.0), ("bad_word", 1700.0, 0.0), ("S1", 1700.0, 1.0)]
     kinds: Any = [("type", "O"), ("latency", "O"), ("duration", "O")]
-    labels = np.array([("C3",)], dtype=[("labels", "O")])
-    fields = {"nbchan": 1, "pnts": 2000, "trials": 1, "srate": 200.0, "xmin": 0.0, "chanlocs": labels}
-    empty = dict.fromkeys(("epoch", "icawinv", "icaweights", "icasphere", "icachansind"), np.array([]))
-    savemat(path, {"EEG": fields | empty | {"event": np.array(events, dtype=kinds), "data": noise(1, 10, 200)}})
+    eeglab(path, noise(1, 10, 200), event=np.array(events, dtype=kinds))
 
 
-def brainvision(path: Path) -> None:
-    common = f"[Common Infos]\nDataFile={path.stem}.eeg\nMarkerFile={path.stem}.vmrk\nDataFormat=BINARY\n"
-    common += "DataOrientation=MULTIPLEXED\nNumberOfChannels=1\nSamplingInterval=5000\n"
-    header = f"Brain Vision Data Exchange Header File Version 1.0\n{common}[Binary Infos]\nBinaryFormat=INT_16\n"
-    path.write_text(f"{header}[Channel Infos]\nCh1=C3,,0.1,µV\n", encoding="utf-8")
-    markers = "Mk1=New Segment,,1,1,0,20200101101112000000\nMk2=New Segment,,1002,1,0,20200101111112000000\n"
-    top = f"Brain Vision Data Exchange Marker File, Version 1.0\n[Common Infos]\nDataFile={path.stem}.eeg\n"
-    path.with_suffix(".vmrk").write_text(f"{top}[Marker Infos]\n{markers}Mk3=Stimulus,S  1,300,1,0\n")
-    path.with_suffix(".eeg").write_bytes((noise(1, 10, 200) * 10).astype("<i2").tobytes())
+def segments(path: Path) -> None:
+    marks = ["New Segment,,1,1,0,20200101101112000000", "New Segment,,1002,1,0,20200101111112000000"]
+    brainvision(path, noise(1, 10, 200), step=0.1, marks=[*marks, "Stimulus,S  1,300,1,0"])
 
 
 def gdf(path: Path) -> None:
@@ -94,8 +84,8 @@ def edf_d(path: Path) -> None:
     [
         (joined, "a_raw.fif", [0, 5.005], [0, 5.005], []),
         (skipped, "a_raw.fif", [0, 4, 7], [4, 8, 11], [(4, 7)]),
-        (eeglab, "a.set", [0, 5.005, 8.0], [0, 5.005, 8.0], []),
-        (brainvision, "a.vhdr", [0, 5.005], [0, 5.005], []),
+        (cut_set, "a.set", [0, 5.005, 8.0], [0, 5.005, 8.0], []),
+        (segments, "a.vhdr", [0, 5.005], [0, 5.005], []),
         (gdf, "a.gdf", [0, 5.005], [0, 5.005], []),
         (edf_d, "a.edf", [0, 5], [0, 11.5], []),
         (edf_d, "a.bdf", [0, 5], [0, 11.5], []),
