@@ -65,7 +65,7 @@ def survey(path: str, cnt_format: str | None) -> dict[str, Any]:
         return {"annotations": marks.on_clock(recording)}
 
 
-def write(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Write the manifest. Raises InputError where no annotation has a label, and at the end for unreadable files."""
     labels = pipeline.load_rename(args.labels, "--labels")
     splits = pipeline.load_rename(args.splits, "--splits") if args.splits else {}
@@ -115,4 +115,4 @@ def write(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_script(write, get_args())
+    run_script(main, get_args())

@@ -105,17 +105,19 @@ def make(
     if single and not problem:
         shutil.rmtree(folder)
     _show(whole)  # last: it may be that nobody reads it any more
-    hint = ""
-    if advice:
-        more = f"keeps {advice['recordings']} more recordings, {advice['hours']:.2f} h"
-        flag = shlex.join(["--drop", *args.drop, *advice["drop"]])
-        hint = f"; {flag} {more}, and leaves {advice['electrodes']} electrodes"
+    hint = _way_out(args.drop, advice) if advice else ""
     if problem:
         raise InputError(f"{output}: not made, {problem}; see {report_path(output)}{hint}")
     if count := len(whole["left_out"]):
         raise InputError(f"{count} of {len(tasks)} recordings were left out, named above{hint}")
     if not whole["converted"]:
         raise InputError(f"none of {len(tasks)} files holds a signal, see above; correct --input")
+
+
+def _way_out(drop: Sequence[str], advice: Mapping[str, Any]) -> str:
+    """Return the flag that keeps all recordings. drop: of the flag now. advice: of `jobs.drop_that_keeps_all`."""
+    more = f"keeps {advice['recordings']} more recordings, {advice['hours']:.2f} h"
+    return f"; {shlex.join(['--drop', *drop, *advice['drop']])} {more}, and leaves {advice['electrodes']} electrodes"
 
 
 def is_made_already(output: Path, fingerprint: str) -> bool:

@@ -14,6 +14,7 @@ from scipy.signal import resample_poly
 
 from dataset_maker import epochs, make_labelled, matlab
 from dataset_maker.pipeline import Pipeline, prepare, read_raw
+from dataset_maker.sources import subject_of
 from errors import UsageError
 from inference.recordings import Options, of_epochs
 from maker_helpers import NAMES, eeglab, noise, raw_of, run_maker
@@ -165,10 +166,10 @@ def test_epochs_of_any_rate_and_length_give_their_samples(tmp_path: Path, rate: 
 )
 def test_the_subject_is_found_in_the_path(path: str, pattern: str | None, wanted: Any) -> None:
     if isinstance(wanted, str):
-        assert epochs.subject_of(Path(path), pattern) == wanted
+        assert subject_of(Path(path), pattern) == wanted
     else:
         with pytest.raises(wanted, match="--subject"):
-            epochs.subject_of(Path(path), pattern)
+            subject_of(Path(path), pattern)
 
 
 def test_the_signal_of_matlab_7_3_is_read_in_pieces(tmp_path: Path) -> None:

@@ -3,13 +3,10 @@
 import csv
 import datetime
 import json
-import runpy
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import h5py
 import mne
@@ -21,9 +18,9 @@ from dataset_maker.marks import Stretch
 from dataset_maker.pipeline import FilterSettings, Pipeline, Prepared
 from dataset_maker.recording import RawRecording
 from dataset_maker.recording import of_raw as recording_of
-from errors import run_script
 from inference.recordings import Options, of_raw
 from maker_helpers import brainvision, edf_of, eeglab, gdf_of, noise, raw_of, run_maker
+from test_cases import case
 
 NAMES = ["FP1", "FP2", "F7", "F3", "FZ", "F4", "F8", "T3", "C3", "CZ", "C4", "T4", "T5", "P3", "PZ", "P4", "T6", "O1"]
 NAMES += ["O2"]
@@ -274,24 +271,13 @@ def test_rows_outside_say_when_the_recording_begins_and_ends(tmp_path: Path, cap
 # ---- manifests
 
 
-def write_manifest(*words: Any) -> int:
-    """Run make_manifest as its command line would; return the exit code."""
-    with patch.object(sys, "argv", ["make_manifest", *map(str, words), "--jobs", "1"]):
-        try:
-            run_script(make_manifest.write, make_manifest.get_args())
-        except SystemExit as end:
-            return int(end.code or 0)
-    return 0
-
-
 @pytest.mark.parametrize("name", ["edf_discontinuous", "fif_first_sample"])
 def test_windows_of_annotations_called_alpha_hold_the_alpha(name: str, shared: Path, tmp_path: Path) -> None:
-    with patch.object(sys, "argv", [name, str(tmp_path / name)]):
-        runpy.run_path(str(shared / f"cases/{name}.py"))
+    case(shared, name, tmp_path / name)
     (tmp_path / "map.json").write_text('{"al*": "alpha", "rest": "rest"}')
     (tmp_path / "splits.json").write_text('{"*": "train"}')
     maps, manifest = ("--labels", tmp_path / "map.json", "--splits", tmp_path / "splits.json"), tmp_path / "m.csv"
-    assert write_manifest("--input", tmp_path / name, "--output", manifest, *maps) == 0
+    assert run_maker(make_manifest, "--input", tmp_path / name, "--output", manifest, *maps) == 0
     assert run_maker(make_labelled, "--manifest", manifest, "--output", tmp_path / "o.hdf5", "--window", 5) == 0
     with h5py.File(tmp_path / "o.hdf5") as file:
         labels, eeg = file["train/label"][:], file["train/eeg"][:]
@@ -306,7 +292,7 @@ def test_a_manifest_finds_recordings_although_its_folder_is_a_link(tmp_path: Pat
     (tmp_path / "link").symlink_to(tmp_path / "there/deep")
     (tmp_path / "labels.json").write_text('{"a": "b"}')
     flags = ("--labels", tmp_path / "labels.json", "--output", tmp_path / "link/m.csv")
-    assert write_manifest("--input", tmp_path / "x_raw.fif", *flags) == 0
+    assert run_maker(make_manifest, "--input", tmp_path / "x_raw.fif", *flags) == 0
     table, _ = make_labelled.read_manifest(tmp_path / "link/m.csv")
     assert table["path"].iloc[0].samefile(tmp_path / "x_raw.fif")
 
@@ -324,15 +310,15 @@ def test_a_manifest_of_annotations_has_patterns_windows_subjects_and_splits(
     (tmp_path / "labels.json").write_text('{"stim/left": "left", "stim/*": "other"}')
     (tmp_path / "splits.json").write_text('{"*sub-01*": "train", "*": "test"}')
     flags = ("--input", tmp_path, "--labels", tmp_path / "labels.json", "--output", tmp_path / "m.csv", "--window", 2)
-    assert write_manifest(*flags[:-2]) == 1 and "'pause' 2x" in capsys.readouterr().err  # all last 0 s
-    assert write_manifest(*flags, "--onset", -0.5, "--splits", tmp_path / "splits.json") == 0
+    assert run_maker(make_manifest, *flags[:-2]) == 1 and "'pause' 2x" in capsys.readouterr().err  # all last 0 s
+    assert run_maker(make_manifest, *flags, "--onset", -0.5, "--splits", tmp_path / "splits.json") == 0
     assert [tuple(row.values()) for row in csv.DictReader((tmp_path / "m.csv").open())] == [
         (f"sub-{who}/sub-{who}_raw.fif", start, stop, label, who, split)
         for who, split in (("01", "train"), ("02", "test"))
         for start, stop, label in (("1.5", "3.5", "left"), ("4.5", "6.5", "other"))
     ]
     assert "'pause' 2x" in capsys.readouterr().out
-    assert write_manifest(*flags) == 1  # the file is there
+    assert run_maker(make_manifest, *flags) == 1  # the file is there
 
 
 @pytest.mark.parametrize(
@@ -404,9 +390,7 @@ def test_a_bad_electrode_without_a_known_place_or_fellows_is_kept_with_a_warning
 def test_weights_of_interpolation_are_mnes_own() -> None:
     names = mne.channels.make_standard_montage("biosemi64").ch_names
     raw = raw_of(names, 200.0, noise(64, 1, 200))
-    expected = raw.copy().set_montage(
-        "standard_1005" if "colin27_1005" not in mne.channels.get_builtin_montages() else "colin27_1005"
-    )
+    expected = raw.copy().set_montage(next(n for n in bads.PLACES if n in mne.channels.get_builtin_montages()))
     expected.info["bads"] = ["Cz", "P9"]
     expected.interpolate_bads(verbose="error")
     upper = [name.upper() for name in names]
