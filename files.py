@@ -1,4 +1,4 @@
-"""Files that are whole or absent, digests, and the code version that is written into every file."""
+"""Files that are whole or absent, digests, the code version that every file holds; temporary files."""
 
 import hashlib
 import json
@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
+
+import numpy as np
 
 from errors import UsageError
 
@@ -151,3 +153,24 @@ def stand_in(files: Mapping[str, bytes | Path]) -> Iterator[Path]:
             except OSError:  # Windows gives few people the right to
                 shutil.copy(content, Path(folder, name))
         yield Path(folder, next(iter(files)))
+
+
+class DiskArray:
+    """An array of float32 in a temporary file, mapped into memory only while a part of it is read or written.
+
+    Raises OSError on a full disk, where a write to a map would end the process.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape, self._file = shape, TemporaryFile()  # noqa: SIM115 (it goes with the array)
+        reserve = getattr(os, "posix_fallocate", lambda file, start, size: os.ftruncate(file, size))
+        reserve(self._file.fileno(), 0, 4 * math.prod(shape))
+
+    def _mapped(self) -> np.ndarray:
+        return np.memmap(self._file, np.float32, "r+", shape=self.shape)
+
+    def __getitem__(self, place: Any) -> np.ndarray:
+        return np.array(self._mapped()[place])
+
+    def __setitem__(self, place: Any, values: np.ndarray) -> None:
+        self._mapped()[place] = values

@@ -6,7 +6,6 @@ HDF5 files are taken as they are. Works without torch.
 
 import logging
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,7 @@ from eeg_data.quality import UNUSABLE, Quality, SignalScan
 from eeg_data.verdicts import judged
 from electrodes import LISTED, canonical_name, resolve
 from errors import InputError, UsageError, printable
+from files import DiskArray
 
 logger = logging.getLogger(__name__)
 
@@ -285,27 +285,6 @@ def _store(electrodes: Sequence[str], rate: float, length: int) -> Any:
     """Return a place for a prepared signal, (N, length) float32: in memory, or on the disk if it is long."""
     shape = len(electrodes), length
     return np.empty(shape, np.float32) if 4 * math.prod(shape) <= IN_MEMORY else DiskArray(shape)
-
-
-class DiskArray:
-    """An array of float32 in a temporary file, mapped into memory only while a part of it is read or written.
-
-    Raises OSError on a full disk, where a write to a map would end the process.
-    """
-
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self.shape, self._file = shape, tempfile.TemporaryFile()  # noqa: SIM115 (it goes with the array)
-        reserve = getattr(os, "posix_fallocate", lambda file, start, size: os.ftruncate(file, size))
-        reserve(self._file.fileno(), 0, 4 * math.prod(shape))
-
-    def _mapped(self) -> np.ndarray:
-        return np.memmap(self._file, np.float32, "r+", shape=self.shape)
-
-    def __getitem__(self, place: Any) -> np.ndarray:
-        return np.array(self._mapped()[place])
-
-    def __setitem__(self, place: Any, values: np.ndarray) -> None:
-        self._mapped()[place] = values
 
 
 # Files
