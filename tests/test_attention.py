@@ -40,6 +40,15 @@ def test_other_types_take_torchs_attention(kind: torch.dtype) -> None:
     assert torch.equal(attend(q, k, v), F.scaled_dot_product_attention(q, k, v))
 
 
+def test_dropout_in_bfloat16_on_a_cpu_is_torchs() -> None:
+    q, k, v = torch.randn(3, 2, 5, 17, 20, generator=torch.Generator().manual_seed(0)).bfloat16()
+    outputs = []
+    for attended in (lambda: attend(q, k, v, dropout=0.5), lambda: F.scaled_dot_product_attention(q, k, v, None, 0.5)):
+        torch.manual_seed(0)
+        outputs.append(attended())
+    assert torch.equal(*outputs)
+
+
 @pytest.mark.parametrize(
     ("capability", "dtype", "missing"),
     [

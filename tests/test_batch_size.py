@@ -41,7 +41,7 @@ def settle(
 
     monkeypatch.setattr(batch_size, "step_bytes", step_bytes)
     monkeypatch.setattr(batch_size, "gather", lambda own: [own, others])
-    for name, value in {"mem_get_info": (gb * 1e9, 0), "memory_reserved": 0, "empty_cache": None}.items():
+    for name, value in {"mem_get_info": ((gb - 2) * 1e9, 0), "memory_reserved": 2e9, "empty_cache": None}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     args = Namespace(**({"batch_size": None, "total_batch_size": None, "time_window": None} | flags))
     run: Any = SimpleNamespace(device=torch.device(device), processes=2)

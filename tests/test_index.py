@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_helpers import PAIR, TRIO, signal, write_pretraining
-from eeg_data import hdf5
+from eeg_data import hdf5, index
 from eeg_data.hdf5 import find_files
 from eeg_data.index import NAME, index_folder, list_recordings
 from eeg_data.pretraining_files import Recording, read_recordings
@@ -59,8 +59,8 @@ def test_a_list_from_an_index_is_the_list_from_the_files_without_opening_them(fo
     indexed = listed(folder, opens=False)
     with patch.object(hdf5, "open_file", side_effect=AssertionError("signals need no HDF5")):
         assert contents(indexed) == expected
-    for index in (folder / NAME, folder / "c" / NAME):
-        index.unlink()
+    for path in (folder / NAME, folder / "c" / NAME):
+        path.unlink()
     unwritten = listed(folder, opens=True, write=False)
     with patch.object(hdf5, "find_blocks", side_effect=AssertionError("blocks are found once")):
         assert [each.blocks is not None for each in unwritten] == [True] * 4
@@ -86,6 +86,17 @@ def test_changed_new_and_lost_files_are_seen_at_once(folder: Path) -> None:
     assert (folder / "e.hdf5").stat().st_size == size
     valid = listed(folder, opens=True)[-1].valid
     assert valid is not None and valid.tolist() == [True, True, True, False, True]
+
+
+@pytest.mark.parametrize(("age", "expected"), [(0.02, 0.03), (60, 0), (-60, 0.05)])
+def test_a_file_that_was_just_written_is_listed_when_its_next_change_would_show(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, age: float, expected: float
+) -> None:
+    waits = list[float]()
+    monkeypatch.setattr(index.time, "time", lambda: (folder / "a.hdf5").stat().st_mtime + age)
+    monkeypatch.setattr(index.time, "sleep", waits.append)
+    list_recordings([folder / "a.hdf5"], write=True)
+    assert waits == [pytest.approx(expected, abs=1e-4)]
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"format": 1, "files": {"a.hdf5": {"stamp": 3}}}', '{"format": 99}'])
