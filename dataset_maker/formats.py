@@ -94,18 +94,18 @@ def format_of(path: Path) -> str:
         head = check_content(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    found = _told(head)
-    if (found == "EGI RAW" and not name.endswith(".raw")) or name.endswith((".pnt", ".log")):
-        found = None
-    if found == "Neuroscan CNT" and name.endswith((".eeg", ".avg")):
+    kind = _kind_of(head)
+    if (kind == "EGI RAW" and not name.endswith(".raw")) or name.endswith((".pnt", ".log")):
+        kind = None
+    if kind == "Neuroscan CNT" and name.endswith((".eeg", ".avg")):
         raise InputError(f"{path}: holds epochs or averages of Neuroscan, which MNE does not read; export it as EDF")
-    suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
-    if found == "GDF" and (header := read_header(path)) and header.announced < 0:
+    if kind == "GDF" and (header := read_header(path)) and header.announced < 0:
         raise InputError(f"{path}: its header does not say how long it is, which MNE cannot read: export it anew")
-    if found:
-        return found
-    if (not suffix or not is_recording(path)) and (whole := whole_of(path)):
-        raise InputError(f"{path}: is a part of the recording {whole.name}: name that one")
+    if kind:
+        return kind
+    suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+    if not suffix or not is_recording(path):
+        check_no_part(path)
     if suffix in WEAK and not _beside(path, WEAK[suffix]):
         kinds = " or ".join(kind for kind, form in FORMATS.items() if suffix in form.suffixes)
         raise InputError(f"{path}: is no recording of {kinds}, which {suffix} stands for")
@@ -117,19 +117,20 @@ def format_of(path: Path) -> str:
 def is_recording(path: Path) -> bool:
     """Whether a file with one of SUFFIXES is a recording, not a part of one or a file of another program."""
     suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
-    if suffix in (".dat", ".data"):
+    if WEAK.get(suffix):
         return _beside(path, WEAK[suffix])
     if suffix not in (".eeg", ".raw") or looks_like(path) in ("Nihon Kohden", "EGI RAW"):
         return bool(suffix)
     return is_elsewhere(path) and not _beside(path, (".vhdr", ".ahdr"))
 
 
-def whole_of(path: Path) -> Path | None:
-    """Return the recording in the same folder whose part this file is by its name, None if there is none."""
+def check_no_part(path: Path) -> None:
+    """Raise InputError for a file that is by its name a part of a recording in the same folder."""
     stem = path.with_suffix("").name.lower().removesuffix(".cdt")
     wholes = {stem + suffix for suffix, parts in PARTS.items() if path.suffix.lower() in parts}
     others = (other for other in sorted(path.parent.iterdir()) if other.name.lower() in wholes and other != path)
-    return next(filter(is_recording, others), None)
+    if whole := next(filter(is_recording, others), None):
+        raise InputError(f"{path}: is a part of the recording {whole.name}: name that one")
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -166,11 +167,11 @@ def damage_of(path: Path, kind: str) -> str:
 def looks_like(path: Path) -> str | None:
     """Return the format that a file's first bytes tell, None for other files and those that cannot be read."""
     with suppress(OSError), path.open("rb") as file:
-        return _told(file.read(300))
+        return _kind_of(file.read(300))
     return None
 
 
-def _told(head: bytes) -> str | None:
+def _kind_of(head: bytes) -> str | None:
     return next((kind for kind, pattern in SIGNATURES.items() if re.match(pattern, head, re.DOTALL)), None)
 
 

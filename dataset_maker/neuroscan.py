@@ -1,8 +1,7 @@
-"""Find out what Neuroscan's CNT files hold, whose headers often give counts and event tables that contradict the file.
+"""Find out what Neuroscan's CNT files hold. In many, SEED-V's too, the header's counts contradict the file.
 
-SEED-V's do, and many others. Where the header does not decide, the samples do: of 4-byte values, every second half is
-almost constant. Layout: 900 bytes, 75 a channel, samples of all
-channels in turn (2 or 4 bytes), event table.
+Where the header does not decide, the samples do: of 4-byte values, every second half is almost constant.
+Layout: 900 bytes, 75 a channel, samples of all channels in turn (2 or 4 bytes), event table.
 """
 
 import struct

@@ -70,8 +70,7 @@ def _check_named(path: Path, suffixes: Collection[str]) -> None:
     """Raise InputError for a file that somebody names and that is none, or only a part of a recording."""
     if path.name.lower().endswith(tuple(suffixes)) and _is_wanted(path):
         return
-    if whole := formats.whole_of(path):
-        raise InputError(f"{path}: is a part of the recording {whole.name}: name that one")
+    formats.check_no_part(path)
     kind = formats.looks_like(path)
     if kind and set(formats.FORMATS[kind].suffixes) <= set(suffixes):
         return

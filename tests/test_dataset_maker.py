@@ -117,17 +117,6 @@ def test_annotations_in_any_encoding_are_no_obstacle(tmp_path: Path) -> None:
     assert raw.n_times == 1000 and raw.annotations.description[0] == "Augen öffnen"
 
 
-@pytest.mark.parametrize(("records", "missing"), [("8", "3 of 8 s"), ("5", None), ("-1", None)])
-def test_an_edf_that_holds_less_than_its_header_announces_says_so(
-    records: str, missing: str | None, tmp_path: Path
-) -> None:
-    path = edf(tmp_path / "a.edf", ["C3", "C4"])  # 5 s
-    content = path.read_bytes()
-    path.write_bytes(content[:236] + records.ljust(8).encode() + content[244:])
-    warnings = pipeline.prepare(read_raw(path), UNFILTERED).report["warnings"]
-    assert missing in "".join(warnings) if missing else not warnings
-
-
 # ---- which recordings
 
 

@@ -266,10 +266,3 @@ def test_a_labelled_set_says_which_drop_keeps_all_recordings(
     assert "--drop FZ OZ" in capsys.readouterr().err
     assert run_maker(make_labelled, *words, tmp_path / "all.hdf5", "--drop", *advice["drop"]) == 0
     assert json.loads((tmp_path / "all.report.json").read_text())["converted"] == 4
-
-
-def test_the_two_files_of_one_nihon_kohden_recording_have_the_same_electrodes(shared: Path) -> None:
-    folder = shared / "formats" / "nihon_kohden"
-    raws = [mne.io.read_raw_nihon(folder / "MB0400FU.EEG"), mne.io.read_raw_edf(folder / "MB0400FU.EDF")]
-    native, edf = (resolve(raw.copy().pick("eeg").ch_names).kept.values() for raw in raws)
-    assert list(native) == list(edf) and len(native) == 21

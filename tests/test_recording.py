@@ -241,6 +241,9 @@ def test_a_file_that_announces_no_record_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_holds_more_than_it_announces_says_so(suffix: str, tmp_path: Path) -> None:
     result = prepared(edf_of(tmp_path / f"a.{suffix}", counts(), seconds=SECONDS, records=3))
     assert result.length == 600 and "1 s more than the 3 s" in result.report["warnings"][0]
+    for announced in (-1, SECONDS):
+        result = prepared(edf_of(tmp_path / f"b.{suffix}", counts(), seconds=SECONDS, records=announced))
+        assert result.length == 800 and not result.report["warnings"]
 
 
 @pytest.mark.parametrize("suffix", ["edf", "bdf", "gdf"])
