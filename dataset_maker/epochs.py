@@ -130,7 +130,8 @@ def survey(path: str, classes: Sequence[str] | None, tmin: float | None) -> dict
     start = 0.0 if tmin is None else round(tmin - epochs.tmin, 6)
     if start < 0 or stop - start < 1:
         lasts = f"from {epochs.tmin:g} to {epochs.tmin + stop:g} s"
-        raise InputError(f"{path}: its epochs last {lasts}; a sample needs at least 1 s from {tmin or epochs.tmin:g} s")
+        begin = epochs.tmin if tmin is None else tmin
+        raise InputError(f"{path}: its epochs last {lasts}; a sample needs at least 1 s from {begin:g} s")
     return {"labels": used, "notes": dict(notes), "start": start, "stop": stop}
 
 

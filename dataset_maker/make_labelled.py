@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tmin", type=float, metavar="SECONDS", help=tmin)
     subject = "of --epochs: finds the subject in a path (default: XX of sub-XX as in BIDS, else the file's name)"
     add("--subject", metavar="REGEX", help=subject)
-    times = "start and stop count on the recording's clock, as its annotations do, or from its first sample"
+    times = "of --manifest: start and stop count on the recording's clock, as its annotations do, or from its first sample"
     add("--times", choices=("clock", "first_sample"), default="clock", help=times)
     add("--name", help="of the data set (default: the output's)")
     window = f"length of a window, 1 to {MAX_SECONDS} (default: the segments' whole seconds, if all have the same)"
@@ -211,6 +211,9 @@ def choose_classes(labels: "pd.Series", wanted: Sequence[str] | None, where: str
         raise UsageError(f"--classes {' '.join(classes)}: names one twice")
     for line, label in labels[~labels.isin(classes)].items():
         raise InputError(f"{where}, line {line}, column label: {label!r} is not among --classes {' '.join(classes)}")
+    if absent := set(classes) - set(labels):
+        there = ", ".join(sorted(set(labels)))
+        print(f"warning: --classes {' '.join(sorted(absent))}: no label of {where}, which has {there}", file=sys.stderr)
     if len(classes) < 2:
         raise InputError(f"{where}: the only label is {classes[0]!r}; a task needs two classes or more")
     return classes
@@ -239,6 +242,8 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
     """Return the data set that the manifest and the flags describe, and a task for each recording and subject."""
     if args.manifest and (args.tmin is not None or args.subject):
         raise UsageError("--tmin and --subject are flags of --epochs; a manifest has the columns start and subject")
+    if args.epochs and args.times != "clock":
+        raise UsageError("--times is a flag of --manifest: leave it out with --epochs, where --tmin says when")
     where, files, targets = str(args.manifest or "--epochs"), list[dict[str, Any]](), list[str]()
     if args.epochs:
         table, files = epochs.find(args)

@@ -67,16 +67,19 @@ def survey(path: str, cnt_format: str | None) -> dict[str, Any]:
 
 def main(args: argparse.Namespace) -> None:
     """Write the manifest. Raises InputError where no annotation has a label, and at the end for unreadable files."""
-    labels = pipeline.load_rename(args.labels, "--labels")
-    splits = pipeline.load_rename(args.splits, "--splits") if args.splits else {}
-    if not (args.window is None or 0 < args.window < math.inf) or not math.isfinite(args.onset):
-        raise UsageError(f"--window {args.window} --onset {args.onset:g}: must be seconds, the window more than 0")
+    labels = pipeline.load_rename(args.labels, "--labels", '{"T1": "left fist"}')
+    splits = pipeline.load_rename(args.splits, "--splits", '{"*R04.edf": "train"}') if args.splits else {}
+    if args.window is not None and not 0 < args.window < math.inf:
+        raise UsageError(f"--window {args.window:g}: must be a number of seconds above 0")
+    if not math.isfinite(args.onset):
+        raise UsageError(f"--onset {args.onset:g}: must be a number of seconds")
     refuse_existing(args.output)
     check_file(args.output)
     paths, failed = find_files(args.input), 0
     wrong = next((path for path in paths if splits and chosen(splits, path.as_posix()) not in SPLITS), None)
     if wrong:
-        raise InputError(f"{wrong}: --splits {args.splits} must say which of {', '.join(SPLITS)} it is")
+        says = repr(split) if (split := chosen(splits, wrong.as_posix())) else "nothing"
+        raise InputError(f"{wrong}: --splits {args.splits} says {says} of it; allowed: {', '.join(SPLITS)}")
     rows, others, empty = dict[tuple[str, ...], None](), Counter[str](), 0
     with pool.processes(args) as submit:
         calls = [(path, subject_of(path, args.subject), submit(survey, str(path), args.cnt_format)) for path in paths]
@@ -103,8 +106,10 @@ def main(args: argparse.Namespace) -> None:
     if empty:
         print(f"{empty} annotations last 0 s or begin before 0 s and are left out; --window gives them a length")
     if not rows:
+        none = "with a label gives a segment: correct --window or --onset"
+        none = none if empty else f"gets a label by --labels {args.labels}"
         why = f" ({failed} of {len(paths)} recordings cannot be read)" if failed else ""
-        raise InputError(f"no annotation gets a label by --labels {args.labels}; there are: {unused or 'none'}{why}")
+        raise InputError(f"no annotation {none}; {'others are' if empty else 'there are'}: {unused or 'none'}{why}")
     with written_aside(args.output) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([COLUMNS if splits else COLUMNS[:-1], *rows])
     print(f"without a label: {unused or 'none'}")

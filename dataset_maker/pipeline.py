@@ -172,14 +172,17 @@ def build_pipeline(args: argparse.Namespace, *, drop: Sequence[str] = (), block_
     return Pipeline(**given | {"filter": FilterSettings(l_freq, h_freq, notch), "block_bytes": block_bytes})
 
 
-def load_rename(path: Path, flag: str = "--rename") -> dict[str, str]:
+def load_rename(path: Path, flag: str = "--rename", example: str = '{"EEG X1": "CZ"}') -> dict[str, str]:
     """Read a JSON object of texts, such as channel name -> electrode. Raises InputError if it is anything else."""
+    way_out = f"a JSON object of texts, such as {example}"
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{flag} {path}: cannot be read as JSON ({type(error).__name__})") from error
+    except OSError as error:
+        raise InputError(f"{flag} {path}: cannot be read ({error.strerror or error}); correct {flag}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{flag} {path}: cannot be read as JSON; it must be {way_out}") from error
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise InputError(f'{flag} {path}: must be a JSON object of texts, such as {{"EEG X1": "CZ"}}')
+        raise InputError(f"{flag} {path}: must be {way_out}")
     return names
 
 

@@ -135,8 +135,11 @@ class Loaders:
 
 
 def batch_size(text: str) -> int | None:
-    """Read --batch_size: a number, or None for auto."""
-    return None if text == "auto" else int(text)
+    """Read --batch_size: a number, or None for auto. Raises ArgumentTypeError."""
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number, and not auto") from None
 
 
 def add_loader_arguments(group: Any) -> None:

@@ -226,3 +226,9 @@ def test_the_signal_inside_a_set_is_read_in_pieces_where_it_lies_in_one_piece(
     assert raw.annotations.description.tolist() == ["769"] and raw.annotations.onset[0] == 12.5
     assert raw.preload or in_pieces
     assert (most < 4 * eeg.size) == (not raw.preload)  # bytes; as float64 the signal has 8 a value. MNE 1.10 loads it
+
+
+def test_flags_that_do_not_fit_epochs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    save_fif(tmp_path / "in/a-epo.fif", cut(1.5, 10), list("ab" * 5), tmin=-1.0)
+    assert make(tmp_path, "--tmin", 0) == 1 and "at least 1 s from 0 s" in capsys.readouterr().err
+    assert make(tmp_path, "--times", "first_sample") == 2  # seconds of a manifest

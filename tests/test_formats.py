@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from dataset_maker import jobs, make_h5dataset_for_pretrain, pipeline, sources
+from dataset_maker import jobs, make_h5dataset_for_pretrain, marks, pipeline, sources
 from dataset_maker.formats import FORMATS, format_of
 from dataset_maker.opening import open_raw
 from dataset_maker.pipeline import FilterSettings, Pipeline
@@ -132,6 +132,17 @@ def test_files_renamed_together_are_read_and_both_names_are_said(tmp_path: Path)
         path = with_fdt(tmp_path / name, eeg, "P01.fdt" if name == "x.set" else "y")
         np.testing.assert_allclose(eeg_of(path), eeg, atol=1e-3)
         assert any(".fdt" in note for note in open_raw(path)[1])
+
+
+def test_recordings_are_read_where_symlinks_are_not_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*paths: Path) -> None:
+        raise OSError("as on Windows")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    eeg = noise(3, 4, 200)
+    np.testing.assert_allclose(eeg_of(persyst(tmp_path / "a.lay", eeg)), eeg, atol=0.06)
+    path = edf_of(tmp_path / "a.edf", {"C3": np.zeros(800)}, onsets=[0, 1, 12, 13], remark="x")
+    assert [row[0] for row in marks.on_clock(pipeline.read(path, Pipeline()))] == [0.5, 1.5, 12.5, 13.5]
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ def test_regression_keeps_targets_in_order_and_names_them(tmp_path: Path) -> Non
         ("10 9 -1.5", (), ["-1.5", "9", "10"]),
         ("10 9 x", (), ["10", "9", "x"]),
         ("b b", ("b", "a"), ["b", "a"]),
+        ("b a", ("a", "b", "c"), ["a", "b", "c"]),  # c may come in other files, or be misspelt: a warning
         ("a a", (), "only label"),
         ("1 1.0 2", (), "two spellings"),
         ("a c", ("a", "b"), "line 3, column label: 'c'"),
@@ -104,11 +105,12 @@ def test_regression_keeps_targets_in_order_and_names_them(tmp_path: Path) -> Non
     ],
 )
 def test_classes_are_sorted_as_numbers_or_texts_or_as_wanted_or_refused(
-    labels: str, words: tuple[str, ...], classes: Any
+    labels: str, words: tuple[str, ...], classes: Any, capsys: pytest.CaptureFixture
 ) -> None:
     column = pd.Series(labels.split(), index=range(2, 2 + len(labels.split())))  # by lines
     with pytest.raises(InputError, match=classes) if isinstance(classes, str) else nullcontext():
         assert make_labelled.choose_classes(column, words, "m.csv") == classes
+    assert ("warning: --classes c:" in capsys.readouterr().err) == ("c" in words and "c" not in column.to_list())
 
 
 @pytest.mark.parametrize(

@@ -308,9 +308,13 @@ def test_a_manifest_of_annotations_has_patterns_windows_subjects_and_splits(
         path.parent.mkdir()
         raw.save(path, verbose="error")
     (tmp_path / "labels.json").write_text('{"stim/left": "left", "stim/*": "other"}')
-    (tmp_path / "splits.json").write_text('{"*sub-01*": "train", "*": "test"}')
     flags = ("--input", tmp_path, "--labels", tmp_path / "labels.json", "--output", tmp_path / "m.csv", "--window", 2)
-    assert run_maker(make_manifest, *flags[:-2]) == 1 and "'pause' 2x" in capsys.readouterr().err  # all last 0 s
+    for words in (flags[:-2], (*flags, "--onset", -30)):  # all last 0 s, all begin before 0 s
+        assert run_maker(make_manifest, *words) == 1
+        assert "--window or --onset; others are: 'pause' 2x" in capsys.readouterr().err
+    (tmp_path / "splits.json").write_text('{"*sub-01*": "train", "*": "tset"}')
+    assert run_maker(make_manifest, *flags, "--splits", tmp_path / "splits.json") == 1 and "'tset'" in capsys.readouterr().err
+    (tmp_path / "splits.json").write_text('{"*sub-01*": "train", "*": "test"}')
     assert run_maker(make_manifest, *flags, "--onset", -0.5, "--splits", tmp_path / "splits.json") == 0
     assert [tuple(row.values()) for row in csv.DictReader((tmp_path / "m.csv").open())] == [
         (f"sub-{who}/sub-{who}_raw.fif", start, stop, label, who, split)
@@ -318,7 +322,9 @@ def test_a_manifest_of_annotations_has_patterns_windows_subjects_and_splits(
         for start, stop, label in (("1.5", "3.5", "left"), ("4.5", "6.5", "other"))
     ]
     assert "'pause' 2x" in capsys.readouterr().out
-    assert run_maker(make_manifest, *flags) == 1  # the file is there
+    assert run_maker(make_manifest, *flags) == 1 and "delete it" in capsys.readouterr().err  # the file is there
+    assert run_maker(make_manifest, *flags[:4], "--output", tmp_path) == 1  # a folder: nobody is told to delete it
+    assert "delete" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def read(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(SAFE_TYPES):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and zipfile raise many types for files that are no checkpoints
-        reason = str(error).strip().split("\n")[0][:200]
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         # torch advises weights_only=False, which would run the code; of a file of text it names a byte.
         if isinstance(error, pickle.UnpicklingError | KeyError):
             reason = "not plain tensors and numbers"
