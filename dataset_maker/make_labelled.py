@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tmin", type=float, metavar="SECONDS", help=tmin)
     subject = "of --epochs: finds the subject in a path (default: XX of sub-XX as in BIDS, else the file's name)"
     add("--subject", metavar="REGEX", help=subject)
-    times = "of --manifest: start and stop count on the recording's clock, as its annotations do, or from its first sample"
+    times = "of --manifest: seconds on the recording's clock, as its annotations have, or from its first sample"
     add("--times", choices=("clock", "first_sample"), default="clock", help=times)
     add("--name", help="of the data set (default: the output's)")
     window = f"length of a window, 1 to {MAX_SECONDS} (default: the segments' whole seconds, if all have the same)"

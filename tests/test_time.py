@@ -313,7 +313,8 @@ def test_a_manifest_of_annotations_has_patterns_windows_subjects_and_splits(
         assert run_maker(make_manifest, *words) == 1
         assert "--window or --onset; others are: 'pause' 2x" in capsys.readouterr().err
     (tmp_path / "splits.json").write_text('{"*sub-01*": "train", "*": "tset"}')
-    assert run_maker(make_manifest, *flags, "--splits", tmp_path / "splits.json") == 1 and "'tset'" in capsys.readouterr().err
+    assert run_maker(make_manifest, *flags, "--splits", tmp_path / "splits.json") == 1
+    assert "'tset'" in capsys.readouterr().err
     (tmp_path / "splits.json").write_text('{"*sub-01*": "train", "*": "test"}')
     assert run_maker(make_manifest, *flags, "--onset", -0.5, "--splits", tmp_path / "splits.json") == 0
     assert [tuple(row.values()) for row in csv.DictReader((tmp_path / "m.csv").open())] == [
