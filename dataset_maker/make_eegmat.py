@@ -19,7 +19,7 @@ from typing import Any
 
 from dataset_maker import making, sources
 from dataset_maker.writers import DataSet
-from errors import InputError, UsageError
+from errors import InputError
 
 _NAMES = "FP1 FP2 F3 F4 F7 F8 T3 T4 C3 C4 T5 T6 P3 P4 O1 O2 FZ CZ PZ"
 DATA_SET = DataSet(
@@ -37,14 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     root = "holds SubjectNN_1.edf, SubjectNN_2.edf"
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help=root)
-    parser.add_argument("--folds", type=int, metavar="K", help="split by subject into K folds instead of 28, 4 and 4")
-    parser.add_argument("--fold", type=int, metavar="k", help="which fold is test, from 0; the next one is val")
+    sources.add_fold_arguments(parser, "28, 4 and 4")
 
 
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
     """Return the data set and a task for each recording. Raises InputError without any, UsageError for other folds."""
-    if (args.folds is None) != (args.fold is None):
-        raise UsageError("--folds and --fold go together: the number of folds, and which one is test")
     tasks: list[dict[str, Any]] = []
     for path in sorted(args.root.glob("Subject*.edf")):
         parts = re.fullmatch(r"(Subject(\d\d))_([12])\.edf", path.name)
@@ -55,12 +52,10 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
     if not tasks:
         wanted = "SubjectNN_1.edf (rest) and SubjectNN_2.edf (task)"
         raise InputError(f"--root {args.root}: no recordings there; name the folder that holds {wanted}")
-    if args.folds is None:
+    if not (cut := sources.chosen_fold(args, (task["subject"] for task in tasks))):
         return DATA_SET, tasks
-    split_of = sources.folds((task["subject"] for task in tasks), args.folds, args.fold)
-    made = {"source": "eegmat", "split": f"fold {args.fold} of {args.folds}"}
-    tasks = [task | {"split": split_of[task["subject"]]} for task in tasks]
-    return replace(DATA_SET, made=made), tasks
+    tasks = [task | {"split": cut[0][task["subject"]]} for task in tasks]
+    return replace(DATA_SET, made={"source": "eegmat", "split": cut[1]}), tasks
 
 
 if __name__ == "__main__":

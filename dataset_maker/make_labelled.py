@@ -36,7 +36,7 @@ import numpy as np
 
 from dataset_maker import epochs, making, marks
 from dataset_maker.pipeline import Prepared, add_name_arguments
-from dataset_maker.sources import train_or_val
+from dataset_maker.sources import add_fold_arguments, chosen_fold, train_or_val
 from dataset_maker.writers import DataSet, Windows
 from eeg_data.labelled_files import SPLITS
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE
@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     order = "labels in the order of the class numbers (default: sorted); of a regression the targets' names"
     add("--classes", nargs="+", metavar="LABEL", help=order)
     add("--seed", type=int, help="splits by subject, without a column split (default: 0)")
+    add_fold_arguments(parser, "by --seed, without a column split")
     add_name_arguments(parser)
 
 
@@ -238,6 +239,25 @@ def split_in_order(table: "pd.DataFrame") -> "pd.Series":
     return pd.cut(place, [0, 0.6, 0.8, 1], labels=SPLITS).astype(str)
 
 
+def split_rows(table: "pd.DataFrame", args: argparse.Namespace, where: str) -> dict[str, Any]:
+    """Give the table a column `split` if it has none. Returns what the file says of it. Raises UsageError."""
+    if "split" in table:
+        if any(flag is not None for flag in (args.seed, args.folds, args.fold)):
+            raise UsageError(f"{where} has a column split: delete it, or leave out --seed, --folds and --fold")
+        return {"split": "the manifest's", "seed": None}
+    if cut := chosen_fold(args, table["subject"]):
+        if args.seed is not None:
+            raise UsageError(f"--seed {args.seed}: leave it out with --folds, which deal the sorted subjects in turn")
+        table["split"] = table["subject"].map(cut[0])
+        return {"split": cut[1], "seed": None}
+    if args.epochs and (count := table["subject"].nunique()) < 3:
+        print(f"warning: {count} subjects cannot be split: {IN_ORDER} instead", file=sys.stderr)
+        table["split"] = split_in_order(table)
+        return {"split": IN_ORDER, "seed": None}
+    table["split"] = split_subjects(table["subject"], args.seed or 0, where)
+    return {"split": "by subject", "seed": args.seed or 0}
+
+
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
     """Return the data set that the manifest and the flags describe, and a task for each recording and subject."""
     if args.manifest and (args.tmin is not None or args.subject):
@@ -254,14 +274,7 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
         raise UsageError(f"--classes has {len(args.classes)} names for the {len(targets)} targets of {where}")
     classes = (args.classes or targets) if targets else choose_classes(table["label"], args.classes, where)
     table["number"] = table[targets].values.tolist() if targets else table["label"].map(classes.index)
-    by_subject, seed = "split" not in table, args.seed or 0
-    if by_subject and args.epochs and (count := table["subject"].nunique()) < 3:
-        print(f"warning: {count} subjects cannot be split: {IN_ORDER} instead", file=sys.stderr)
-        by_subject, table["split"] = False, split_in_order(table)
-    elif by_subject:
-        table["split"] = split_subjects(table["subject"], seed, where)
-    elif args.manifest and args.seed is not None:
-        raise UsageError(f"--seed {seed}: {where} has a column split; leave out the flag, or delete the column")
+    made_split = split_rows(table, args, where)
     train = table[table["split"] == "train"]
     if train.empty or (not targets and train["number"].nunique() < 2):
         raise InputError(f"{where}: nothing to train on, {'no row' if targets else 'fewer than two labels'} in train")
@@ -271,8 +284,7 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
     if missing := table.attrs.get("missing"):
         print(f"{missing} rows of {where} are left out: their label is missing (empty, n/a or nan)")
         made["rows_without_label"] = missing
-    split = "by subject" if by_subject else "the manifest's" if args.manifest else IN_ORDER
-    made |= {"split": split, "seed": seed if by_subject else None}
+    made |= made_split
     name = args.name or args.output.resolve().stem
     data_set = DataSet(name, classes=classes, window=window, regression=bool(targets), made=made)
     of_file = {file["path"]: file for file in files}  # what the tasks of epochs hold besides

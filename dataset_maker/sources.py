@@ -3,6 +3,7 @@
 The splits are pure functions of the names: the same on every machine, whatever the order of files on a disk.
 """
 
+import argparse
 import hashlib
 import logging
 import random
@@ -159,3 +160,18 @@ def folds(subjects: Iterable[str], number: int, fold: int) -> dict[str, str]:
         raise UsageError(f"--folds {number} --fold {fold}: must be {allowed}")
     special = {fold: "test", (fold + 1) % number: "val"}
     return {name: special.get(index % number, "train") for index, name in enumerate(names)}
+
+
+def add_fold_arguments(parser: argparse.ArgumentParser, instead: str) -> None:
+    """Declare the flags of cross-validation. instead: the split that it replaces."""
+    parser.add_argument("--folds", type=int, metavar="K", help=f"split by subject into K folds instead of {instead}")
+    parser.add_argument("--fold", type=int, metavar="k", help="which fold is test, from 0; the next one is val")
+
+
+def chosen_fold(args: argparse.Namespace, subjects: Iterable[str]) -> tuple[dict[str, str], str] | None:
+    """Return subject -> split by --folds and --fold, and its name for the file; None without these flags."""
+    if (args.folds is None) != (args.fold is None):
+        raise UsageError("--folds and --fold go together: the number of folds, and which one is test")
+    if args.folds is None:
+        return None
+    return folds(subjects, args.folds, args.fold), f"fold {args.fold} of {args.folds}"

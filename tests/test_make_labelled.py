@@ -138,7 +138,9 @@ def test_without_a_column_split_subjects_are_split_by_the_seed(tmp_path: Path) -
     rows = [f"a_raw.fif,{start},{start + 1},{'xy'[start]},{who}" for who in range(10) for start in (0, 1)]
     manifest = write_manifest(tmp_path / "m.csv", *rows, header="path,start,stop,label,subject\n")
     names = {"manifest": manifest, "output": Path("x.hdf5"), "name": "X", "times": "clock"}
-    flags: dict[str, Any] = dict.fromkeys(("epochs", "tmin", "subject", "window", "stride", "classes", "seed"), None)
+    flags: dict[str, Any] = dict.fromkeys(
+        ("epochs", "tmin", "subject", "window", "stride", "classes", "seed", "folds", "fold"), None
+    )
     sides = []
     for seed in (3, 3, 4):
         data_set, tasks = make_labelled.find_recordings(argparse.Namespace(**(flags | names | {"seed": seed})))
@@ -149,6 +151,25 @@ def test_without_a_column_split_subjects_are_split_by_the_seed(tmp_path: Path) -
     write_manifest(manifest, *rows[:4], header="path,start,stop,label,subject\n")
     with pytest.raises(InputError, match="2 subjects cannot be split"):
         make_labelled.find_recordings(argparse.Namespace(**(flags | names)))
+
+
+def test_folds_test_every_subject_once_and_need_subjects_without_a_column_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recordings(tmp_path, a=4)
+    rows = [f"a_raw.fif,{start},{start + 1},{'xy'[start]},{who}" for who in "bac" for start in (0, 1)]
+    write_manifest(tmp_path / "m.csv", *rows, header="path,start,stop,label,subject\n")
+    for words, reason in ((("--folds", 3), "go together"), (("--folds", 3, "--fold", 0, "--seed", 1), "--seed 1")):
+        assert make(tmp_path, *words) == 2 and reason in capsys.readouterr().err
+    for fold, (test, val, train) in enumerate(("abc", "bca", "cab")):
+        (tmp_path / "out.hdf5").unlink(missing_ok=True)
+        assert make(tmp_path, "--folds", 3, "--fold", fold) == 0
+        with h5py.File(tmp_path / "out.hdf5") as file:
+            subjects = {split: set(group["subject"].asstr()) for split, group in file.items()}
+            assert subjects == {"test": {test}, "val": {val}, "train": {train}}
+            assert json.loads(file.attrs["made"])["split"] == f"fold {fold} of 3"
+    write_manifest(tmp_path / "m.csv", "a_raw.fif,0,1,x,train,1", "a_raw.fif,1,2,y,train,1")
+    assert make(tmp_path, "--folds", 3, "--fold", 0) == 2 and "column split" in capsys.readouterr().err
 
 
 def test_recordings_of_equal_names_stay_apart_and_failed_ones_are_named(
