@@ -367,7 +367,8 @@ def load_strictly(module: nn.Module, weights: dict[str, Tensor], *, where: str) 
         module.load_state_dict(weights)
     except RuntimeError as error:
         differences = textwrap.shorten(str(error).partition(":")[2], MESSAGE_WIDTH).rstrip(".")
-        raise InputError(f"{where}: another architecture: {differences}: choose the model of the same size") from error
+        way_out = "choose the model of the same size, in stage 3 with the same --pool"
+        raise InputError(f"{where}: another architecture: {differences}: {way_out}") from error
 
 
 def register_sizes(sizes: dict[str, dict[str, Any]], build: Callable[..., nn.Module], module_name: str) -> None:

@@ -4,17 +4,24 @@ Paper, section 2.4. The model, its sizes, and loading stage 2 into it.
 """
 
 import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from electrodes import ELECTRODES
 from errors import InputError
 from layers import LAYER_NORM_EPS, Channels, TemporalConv, Trunk, register_sizes
 
 logger = logging.getLogger(__name__)
+
+POOLS = ("mean", "cls", "electrodes", "flatten", "attention")
+PLACED = ("electrodes", "flatten")  # pools whose head has weights of its own for each electrode
 
 
 class NeuralTransformer(Trunk):
@@ -26,6 +33,9 @@ class NeuralTransformer(Trunk):
         width: int,
         num_classes: int = 1,
         use_mean_pooling: bool = True,
+        pool: str = "mean",
+        electrodes: int = 0,
+        seconds: int = 0,
         init_scale: float = 0.001,
         init_values: float = 0.1,
         qkv_bias: bool = False,
@@ -33,16 +43,25 @@ class NeuralTransformer(Trunk):
     ) -> None:
         """num_classes: outputs of the head (0: no head, the model returns features); options: as for Trunk.
 
-        use_mean_pooling=False: the head sees CLS. init_scale: factor of the head's first weights.
+        pool: of POOLS, what the head sees: the mean of the patch tokens, CLS, each electrode's mean over time, every
+        patch, or a mean weighted by a query that is learnt. use_mean_pooling=False: CLS. electrodes, seconds: of the
+        windows, for `electrodes` and `flatten`; which ones say `head_rows`. init_scale: of the head's first weights.
         """
         super().__init__(
             TemporalConv(width), width=width, qkv_bias=qkv_bias, qk_norm=True, init_values=init_values, **options
         )
         self.frozen: tuple[nn.Module, ...] = ()  # parts that do not learn and stay in evaluation mode
-        self.takes_features = False  # True (linear probe): the input of `forward` is an output of `forward_features`
-        self.norm = nn.Identity() if use_mean_pooling else nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.fc_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS) if use_mean_pooling else None
-        self.head = nn.Linear(width, num_classes) if num_classes > 0 else nn.Identity()
+        self.pool = pool = pool if use_mean_pooling else "cls"
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS) if pool == "cls" else nn.Identity()
+        self.fc_norm = None if pool == "cls" else nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        # Zeros: it begins as the mean.
+        self.query = nn.Parameter(torch.zeros(width)) if pool == "attention" else None
+        self.feature_width = width
+        if pool in PLACED:
+            self.feature_width *= electrodes * (seconds if pool == "flatten" else 1)
+            # Rows of the electrode embedding, in the order of the head's weights.
+            self.register_buffer("head_rows", torch.arange(1, electrodes + 1))
+        self.head = nn.Linear(self.feature_width, num_classes) if num_classes > 0 else nn.Identity()
         self.initialize()
         with torch.no_grad():
             for parameter in self.head.parameters():
@@ -63,10 +82,10 @@ class NeuralTransformer(Trunk):
         return_patch_tokens: bool = False,
         return_all_tokens: bool = False,
     ) -> Tensor:
-        """Compute the features that the head sees. eeg: (B, N, A, T), units of 100 uV -> (B, D).
+        """Compute the features that the head sees. eeg: (B, N, A, T), units of 100 uV -> (B, feature_width).
 
         return_patch_tokens: every patch token (B, N*A, D); return_all_tokens: CLS too (B, N*A + 1, D). All come after
-        the norm: `fc_norm` with mean pooling, `norm` without.
+        the norm: `norm` for CLS, `fc_norm` otherwise. Raises InputError for other electrodes than `head_rows`.
         """
         tokens = self.run_blocks(self.embed(eeg, input_chans))  # (B, N*A + 1, D)
         norm = self.norm if self.fc_norm is None else self.fc_norm
@@ -74,14 +93,61 @@ class NeuralTransformer(Trunk):
             return norm(tokens)
         if return_patch_tokens:
             return norm(tokens[:, 1:])
+        if self.pool in PLACED:
+            return self._place(tokens[:, 1:], input_chans, seconds=eeg.shape[2])
+        if self.query is not None:
+            return self._attend(tokens[:, 1:])
         return norm(tokens[:, 0] if self.fc_norm is None else tokens[:, 1:].mean(1))  # (B, D)
+
+    def _place(self, patches: Tensor, channels: Channels, *, seconds: int) -> Tensor:
+        """Lay tokens out in the order of the head's weights. patches: (B, N*A, D) -> (B, feature_width)."""
+        patches = rearrange(patches, "B (N A) D -> B N A D", A=seconds)[:, self.head_order(channels)]
+        assert self.fc_norm is not None
+        features = self.fc_norm(patches.mean(2) if self.pool == "electrodes" else patches).flatten(1)
+        if features.shape[1] != self.feature_width:
+            own = self.feature_width // self.width // patches.shape[1]
+            raise InputError(f"windows of {seconds} s, but the head (--pool flatten) has weights for {own} s: cut such")
+        return features
+
+    def head_order(self, channels: Channels, *, where: str = "input_chans") -> Tensor:
+        """Return where each of `head_rows` is among the electrodes of `channels`, (N,).
+
+        Raises InputError for other electrodes. As in `position_embedding`, a tensor on a GPU is trusted.
+        """
+        rows: Any = self.head_rows
+        given = rows.new_tensor(range(1, len(rows) + 1)) if channels is None else torch.as_tensor(channels)[1:]
+        is_there = given == rows.to(given.device)[:, None]  # (head's, N)
+        if len(given) != len(rows) or not (given.is_cuda or is_there.any(1).all()):
+            own, other = (", ".join(ELECTRODES[row - 1] for row in tensor.tolist()) for tensor in (rows, given))
+            raise InputError(
+                f"{where}: electrodes {other}, but the head (--pool {self.pool}) has weights for {own}: give exactly "
+                "these, in any order (--drop, --rename), or train with --pool mean"
+            )
+        return is_there.int().argmax(1)
+
+    def _attend(self, patches: Tensor) -> Tensor:
+        """Weight tokens by softmax(query . key / sqrt(D)), where keys are normed tokens. (B, N*A, D) -> (B, D)."""
+        assert self.query is not None and self.fc_norm is not None
+        keys = F.layer_norm(patches, (self.width,), eps=LAYER_NORM_EPS)
+        weights = (keys @ self.query.to(keys.dtype) / math.sqrt(self.width)).softmax(1)  # (B, N*A)
+        return self.fc_norm((weights[..., None] * patches).sum(1))
+
+    def probe_features(self, eeg: Tensor, input_chans: Channels = None) -> Tensor:
+        """Compute what stays while head and query alone learn: features, or if there is a query (B, N*A, D) tokens."""
+        if self.query is None:
+            return self.forward_features(eeg, input_chans)
+        return self.run_blocks(self.embed(eeg, input_chans))[:, 1:]
 
     def forward(self, eeg: Tensor, input_chans: Channels = None, **tokens: bool) -> Tensor:
         """eeg: (B, N, A, T), units of 100 uV -> logits (B, num_classes). tokens: as for `forward_features`.
 
-        With `takes_features` eeg stands for features (B, D).
+        eeg may be an output of `probe_features` instead, which has fewer axes.
         """
-        features = eeg if self.takes_features else self.forward_features(eeg, input_chans, **tokens)
+        features = eeg
+        if eeg.ndim == 4:
+            features = self.forward_features(eeg, input_chans, **tokens)
+        elif eeg.ndim == 3:
+            features = self._attend(eeg)
         with torch.autocast(eeg.device.type, enabled=False):  # half precision rounds an output of 50.1 to 50
             return self.head(features.to(self.cls_token.dtype))
 
@@ -98,27 +164,34 @@ def check_merged(weights: Iterable[str], where: str | Path) -> None:
         raise InputError(f"{where} holds LoRA adapters next to its matrices: use model-merged.pth of the same folder")
 
 
+def _alike(key: str, one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors of a head have the same shape, or name the same electrodes."""
+    return torch.equal(one, other) if key == "head_rows" else one.shape == other.shape
+
+
 def load_pretrained(
     model: NeuralTransformer, state: dict[str, Tensor], *, where: str = "checkpoint"
 ) -> dict[str, list[str]]:
     """Load the state dict of a masked model (keys under `student.`) or of a classifier into a classifier.
 
-    A head of another shape is dropped. A smaller electrode table fills the first rows of a larger one. Returns the keys
-    that are `loaded`, `missing`, `unexpected` and `dropped`, and logs them.
+    A head of another shape, or for other electrodes, is dropped. A smaller electrode table fills the first rows of a
+    larger one. Returns the keys that are `loaded`, `missing`, `unexpected` and `dropped`, and logs them.
     Raises InputError for keys of other shapes and for LoRA adapters that are not merged.
     """
     check_merged(state, where)
     student = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
     dropped = [key for key in state if student and not key.startswith("student.")]
     own = model.state_dict()
+    heads = [{key: value for key, value in one.items() if key.startswith("head")} for one in (own, state)]
+    same_head = all(key in heads[1] and _alike(key, value, heads[1][key]) for key, value in heads[0].items())
     weights, unexpected, wrong = {}, [], []
     for key, value in (student or state).items():
         if key not in own:
             unexpected.append(key)
+        elif key.startswith("head") and not same_head:
+            dropped.append(key)
         elif value.shape == own[key].shape:
             weights[key] = value
-        elif key.startswith("head."):
-            dropped.append(key)
         elif key == "pos_embed" and value.shape[1] < own[key].shape[1] and value.shape[2] == own[key].shape[2]:
             weights[key] = torch.cat((value.to(own[key]), own[key][:, value.shape[1] :]), dim=1)
         else:

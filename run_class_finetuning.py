@@ -17,6 +17,7 @@ from eeg_data import labelled as labelled_data
 from eeg_data import labelled_files
 from eeg_data.labelled import balanced_weights
 from eeg_data.loader import Loaders
+from electrodes import embedding_rows
 from engine_for_finetuning import evaluate, save_predictions, train_one_epoch
 from errors import ArgumentParser, InputError, UsageError, run_script
 from training import adaptation, checkpoints
@@ -78,7 +79,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--finetune", type=Path, metavar="FILE", help="checkpoint of stage 2 (default: from scratch)")
     utils.add_trunk_arguments(model)
     model.add_argument("--init_scale", type=float, default=0.001, help="of the head's weights")
-    model.add_argument("--use_cls", action="store_true", help="CLS token in place of the mean of the patch tokens")
+    words = "what the head sees: mean of all patches, CLS, each electrode's mean over time, all patches, a learnt mean"
+    model.add_argument("--pool", choices=modeling_finetune.POOLS, default="mean", help=words)
+    model.add_argument("--use_cls", dest="pool", action="store_const", const="cls", help="the same as --pool cls")
     model.add_argument("--qkv_bias", dest="qkv_bias", action="store_true", default=False, help="biases of q and v")
     model.add_argument("--disable_qkv_bias", dest="qkv_bias", action="store_false", help="the default")
     model.add_argument(
@@ -86,16 +89,23 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def build_model(args: argparse.Namespace, run: utils.Run, outputs: int) -> modeling_finetune.NeuralTransformer:
-    """Build the classifier as the flags adapt it, with the weights of stage 2 if --finetune names a file."""
+def build_model(
+    args: argparse.Namespace, run: utils.Run, file: labelled_files.LabelledFile
+) -> modeling_finetune.NeuralTransformer:
+    """Build a file's classifier as the flags adapt it, with the weights of stage 2 if --finetune names a file."""
     model: Any = create_model(
         args.model,
-        num_classes=outputs,
-        use_mean_pooling=not args.use_cls,
+        num_classes=file.outputs,
+        pool=args.pool,
+        electrodes=len(file.montage),
+        seconds=file.seconds,
         init_scale=args.init_scale,
         qkv_bias=args.qkv_bias,
         **utils.trunk_options(args),
     )
+    if args.pool in modeling_finetune.PLACED:
+        rows = embedding_rows(file.montage, table_rows=args.num_electrodes + 1, where=str(file.path))
+        model.head_rows.copy_(torch.tensor(rows[1:]))
     if args.finetune is None:
         logger.info("No --finetune: the classifier starts from random weights.")
     else:
@@ -125,7 +135,8 @@ def average(ema: ModelEmaV3, model: nn.Module, taken: Tensor, step: int | None) 
     averaged, weights = (list(module.state_dict().values()) for module in (ema.module, model))
     share = taken.to(weights[0].dtype) * (1 - ema.get_decay(step))
     for own, new in zip(averaged, weights, strict=True):
-        own.lerp_(new, share)
+        if own.is_floating_point():  # not the electrodes of the head
+            own.lerp_(new, share)
 
 
 def evaluate_sets(
@@ -165,7 +176,7 @@ def main(args: argparse.Namespace) -> None:
         if args.class_weights != "none" and file.task == "regression":
             raise UsageError(f"--class_weights {args.class_weights}: {file.path} is a regression, which has no classes")
         best = BestEpoch(args.select_by or SELECT_BY[file.task], file.task, patience=args.patience)
-        model = run.distribute(build_model(args, run, file.outputs))
+        model = run.distribute(build_model(args, run, file))
         window = len(file.montage), file.seconds
         copies = int(args.model_ema)
         settle_batch_size(args, run, model, lambda *batch: model(*batch).sum(), window=window, copies=copies)

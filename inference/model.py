@@ -31,6 +31,7 @@ from inference import weights
 from inference.recordings import Options, Windows, of_array, of_epochs, of_raw
 from inference.weights import Description
 from layers import PATCH_SAMPLES
+from modeling_finetune import PLACED
 from modeling_vqnsp import spectrum_targets
 from training.checkpoints import STAGES
 from utils import set_precision
@@ -152,7 +153,7 @@ class Model:
         if batch_size < 1:
             raise UsageError(f"--batch_size {batch_size}: must be at least 1")
         compute = partial(self._embed, pool=pool) if verb == "embed" else getattr(self, f"_{verb}")
-        channels = self._channels(windows)
+        channels = self._channels(windows, verb)
         # disable=None: shown on a terminal only.
         with tqdm(total=len(windows), desc=windows.name, unit="window", leave=False, disable=None) as bar:
             for first in range(0, len(windows), batch_size):
@@ -170,8 +171,8 @@ class Model:
                 yield part, {name: value.cpu().numpy() for name, value in wide.items()}
                 bar.update(part.stop - part.start)
 
-    def _channels(self, windows: Windows) -> Tensor:
-        """Rows of the position embedding, (N + 1,). Raises InputError for an electrode without one.
+    def _channels(self, windows: Windows, verb: str) -> Tensor:
+        """Rows of the position embedding, (N + 1,). Raises InputError for electrodes without one, or not the head's.
 
         Warns of other electrodes than a classifier was trained with.
         """
@@ -183,7 +184,10 @@ class Model:
             logger.warning(text, windows.where, self.where, differences)
         trunk = self.module.encoder if self.stage == "tokenizer" else self.module
         rows = trunk.pos_embed.shape[1] if trunk.pos_embed is not None else 1 << 30
-        return torch.tensor(embedding_rows(given, table_rows=rows, where=windows.where)).to(self.device)
+        channels = torch.tensor(embedding_rows(given, table_rows=rows, where=windows.where))
+        if verb == "predict" and self.description.settings.get("pool") in PLACED:
+            self.module.head_order(channels, where=windows.where)
+        return channels.to(self.device)
 
     # Whole recordings
 

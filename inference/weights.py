@@ -32,7 +32,7 @@ from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError, UsageError
 from files import check_file, write_json, written_aside
 from layers import MAX_PATCHES, PATCH_SAMPLES, load_strictly
-from modeling_finetune import check_merged, depth_of
+from modeling_finetune import PLACED, check_merged, depth_of
 from training import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -129,9 +129,21 @@ def _trunk_size(weights: Mapping[str, Tensor], stage: str) -> tuple[dict[str, in
         settings["vocab_size"] = weights["lm_head.weight"].shape[0]
     else:
         settings["num_classes"] = weights["head.weight"].shape[0] if "head.weight" in weights else 0
-        settings["use_mean_pooling"] = "fc_norm.weight" in weights
+        settings |= _pooling(weights, width)
         settings["qkv_bias"] = "blocks.0.attn.q_bias" in weights
     return size, settings
+
+
+def _pooling(weights: Mapping[str, Tensor], width: int) -> dict[str, Any]:
+    """Find the settings of a classifier's pooling. With windows of 1 s, `flatten` and `electrodes` are the same."""
+    settings: dict[str, Any] = {"use_mean_pooling": "fc_norm.weight" in weights}
+    if "query" in weights:
+        settings["pool"] = "attention"
+    if "head_rows" in weights:
+        (electrodes,) = weights["head_rows"].shape
+        patches = weights["head.weight"].shape[1] // (electrodes * width) if "head.weight" in weights else 1
+        settings |= {"pool": PLACED[patches > 1], "electrodes": electrodes, "seconds": patches}
+    return settings
 
 
 def _name(stage: str, size: Mapping[str, int], where: str | Path) -> str:
@@ -311,6 +323,9 @@ def export(
     del settings["size"]  # the model's name says it
     if to == "braindecode":
         checkpoints.check_stage(state, ["pretraining", "classifier"], f"--to braindecode: {path}")
+        if "pool" in description.settings:
+            pool = description.settings["pool"]
+            raise UsageError(f"--to braindecode: a Labram cannot pool by {pool} as {path} does: use --to safetensors")
         names = electrodes or description.electrodes or ELECTRODES[:PUBLISHED_ELECTRODES]
         names = tuple(ELECTRODES[row - 1] for row in embedding_rows(names, where=str(path))[1:])  # checks the names
         seconds = seconds or description.window_seconds or default_window(len(names)) // PATCH_SAMPLES

@@ -32,6 +32,7 @@ MODES = {
     "probe": ["--linear_probe"],
     "lora": ["--lora", "4", "--lora_dropout", "0.2"],
 }
+POOLED = {"query": ["--linear_probe", "--pool", "attention"], "places": ["--lora", "4", "--pool", "electrodes"]}
 HEAD = {"head.weight", "head.bias"}
 NORM = {"fc_norm.weight", "fc_norm.bias"}
 ADAPTERS = {
@@ -154,17 +155,18 @@ def fresh(name: str, value: Tensor) -> Tensor:
     return torch.full_like(value, {"fc_norm.weight": 1.0, "lora_alpha": 8.0}.get(name, 0.0))
 
 
-@pytest.mark.parametrize("mode", ["probe", "lora"])
+@pytest.mark.parametrize("mode", ["lora", *POOLED])
 def test_a_run_stopped_inside_an_epoch_and_again_before_its_next_step_ends_bit_equal(
     tasks: Path, tmp_path: Path, mode: str
 ) -> None:
-    given = words(tasks, *MODES[mode], "--epochs", "2", "--drop_path", "0.3", "--model_ema", "--output_dir")
+    flags = {**MODES, **POOLED}[mode]
+    given = words(tasks, *flags, "--epochs", "2", "--drop_path", "0.3", "--model_ema", "--output_dir")
     assert call(SCRIPT, *given, tmp_path / "whole") == 0
     with stopped_at(Update, "__call__", 5):
         assert call(SCRIPT, *given, tmp_path / "stopped") == 143
     state = checkpoint(tmp_path / "stopped" / "checkpoint.pth")
     assert (state["epoch"], state["step"]) == (0, 2)
-    if mode == "probe":  # while the features are computed again
+    if mode == "query":  # while the features are computed again
         with stopped_at(adaptation, "compute_features", 2):
             assert call(SCRIPT, *given, tmp_path / "stopped") == 143
     assert call(SCRIPT, *given, tmp_path / "stopped") == 0
@@ -213,10 +215,11 @@ def test_a_linear_probe_ends_where_a_plain_loop_on_features_ends(tasks: Path, tm
     assert weight.abs().max() > 0.1
 
 
+@pytest.mark.parametrize("pool", ["mean", "attention", "flatten"])
 def test_features_are_computed_once_and_eval_without_them_gives_the_same_predictions(
-    tasks: Path, tmp_path: Path
+    tasks: Path, tmp_path: Path, pool: str
 ) -> None:
-    given = words(tasks, *MODES["probe"], *AVERAGED, "--epochs", "5", "--output_dir", tmp_path)
+    given = words(tasks, *MODES["probe"], "--pool", pool, *AVERAGED, "--epochs", "5", "--output_dir", tmp_path)
     batches = 3 + 2 + 2  # of 4, of 12, 7 and 6 samples
     with patch.object(layers.Block, "forward", autospec=True, side_effect=layers.Block.forward) as forward:
         assert call(SCRIPT, *given) == 0

@@ -120,6 +120,20 @@ def test_a_classifier_that_pools_by_cls_is_normed_before_the_mean(tmp_path: Path
     np.testing.assert_allclose(probabilities[:, 1:], 1 / (1 + np.exp(-logit.numpy())), atol=1e-6)
 
 
+def test_a_head_for_electrodes_finds_them_in_any_order_and_refuses_others(tmp_path: Path) -> None:
+    module: Any = random_module(CLASSIFIER, num_classes=1, pool="electrodes", electrodes=3)
+    module.head_rows.copy_(torch.tensor(ROWS[1:]))
+    eeg, model = signal(3, 4 * 200), inference.load(saved(tmp_path / "a.pth", module))
+    with torch.no_grad():
+        logit = module(batch(eeg, 2), ROWS).numpy()
+    for order in ([0, 1, 2], [2, 0, 1]):
+        result = model.predict(eeg[order], electrodes=[NAMES[i] for i in order], window=2)
+        np.testing.assert_allclose(result.probabilities[:, 1:], 1 / (1 + np.exp(-logit)), atol=1e-6)
+    with pytest.raises(InputError, match=r"array: electrodes C3, CZ, O1, but .* C3, CZ, C4: give exactly these"):
+        model.predict(eeg, electrodes=["C3", "Cz", "O1"], window=2)
+    assert model.embed(eeg, electrodes=["C3", "Cz", "O1"], window=2).features.shape == (2, 3, 2, 200)
+
+
 def test_spectra_are_numpys_and_those_that_the_codes_stand_for(modules: Modules, models: Models) -> None:
     eeg = signal(3, 4 * 200)
     result = models["tokenizer"].reconstruct(eeg, electrodes=NAMES, window=2)

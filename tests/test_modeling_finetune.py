@@ -87,6 +87,55 @@ def test_features_and_tokens_come_after_the_norm_of_the_pooling(use_mean_pooling
         assert torch.equal(model(x, CHANNELS, return_patch_tokens=True), model.head(patches))
 
 
+def features_by_numpy(pool: str, tokens: np.ndarray, model: NeuralTransformer) -> np.ndarray:
+    """Pool tokens (B, N, A, D) of electrodes in the head's order."""
+
+    def normed(x: np.ndarray) -> np.ndarray:
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+
+    weight, bias = (value.detach().numpy() for value in (model.fc_norm.weight, model.fc_norm.bias))
+    if pool == "attention":
+        scores = normed(tokens) @ model.query.detach().numpy() / np.sqrt(200)  # (B, N, A)
+        shares = np.exp(scores) / np.exp(scores).sum((1, 2), keepdims=True)
+        pooled = (shares[..., None] * tokens).sum((1, 2))
+    else:
+        pooled = tokens.mean(2) if pool == "electrodes" else tokens
+    return (normed(pooled) * weight + bias).reshape(len(tokens), -1)
+
+
+@pytest.mark.parametrize("pool", ["electrodes", "flatten", "attention"])
+def test_other_pools_are_numpys_whatever_the_order_of_the_electrodes(pool: str) -> None:
+    model = tiny(pool=pool, electrodes=3, seconds=2, num_classes=3).double()
+    if pool != "attention":
+        model.head_rows.copy_(torch.tensor([9, 2, 5]))  # CHANNELS are 5, 9, 2
+    x = eeg(1, (2, 3, 2, 200)).double()
+    with torch.no_grad():
+        tokens = model.run_blocks(model.embed(x, CHANNELS))[:, 1:].view(2, 3, 2, 200).numpy()
+        expected = features_by_numpy(pool, tokens[:, [1, 2, 0]], model)
+        found = model.forward_features(x, CHANNELS)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-9)
+        assert found.shape == (2, model.feature_width) and model.feature_width == expected.shape[1]
+        torch.testing.assert_close(model(x, CHANNELS), model.head(found), rtol=0, atol=0)
+        torch.testing.assert_close(model(model.probe_features(x, CHANNELS)), model(x, CHANNELS), rtol=0, atol=0)
+
+
+def test_attention_begins_as_the_mean() -> None:
+    model, mean, x = tiny(pool="attention"), tiny(), eeg(1, (2, 3, 2, 200))
+    assert not create_model(TINY, pool="attention").query.any()
+    model.query.data.zero_()
+    torch.testing.assert_close(model.forward_features(x, CHANNELS), mean.forward_features(x, CHANNELS))
+
+
+def test_a_head_for_places_refuses_other_electrodes_and_seconds() -> None:
+    model = tiny(pool="flatten", electrodes=3, seconds=2)
+    model.head_rows.copy_(torch.tensor([5, 9, 2]))
+    for channels in ([0, 5, 9, 3], [0, 5, 9], [0, 5, 9, 2, 3]):
+        with pytest.raises(InputError, match=r"has weights for AF7, AFZ, FPZ: give exactly these"):
+            model(eeg(1, (2, len(channels) - 1, 2, 200)), channels)
+    with pytest.raises(InputError, match=r"windows of 3 s, but .* has weights for 2 s"):
+        model(eeg(1, (2, 3, 3, 200)), CHANNELS)
+
+
 @pytest.mark.parametrize("scale", [0.001, 0.5])
 def test_the_head_starts_at_init_scale_times_the_usual_weights(scale: float) -> None:
     head = create_model(TINY, num_classes=100, init_scale=scale).head
@@ -105,15 +154,14 @@ def test_the_order_of_electrodes_does_not_matter_as_long_as_their_rows_go_along(
         assert (model(x[:, order], [0, *rows.tolist()]) - straight).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("takes_features", [False, True])
-def test_under_autocast_outputs_are_not_rounded_to_half_precision(takes_features: bool) -> None:
+@pytest.mark.parametrize("of_features", [False, True])
+def test_under_autocast_outputs_are_not_rounded_to_half_precision(of_features: bool) -> None:
     model, x = tiny(num_classes=1), eeg(1, (2, 3, 2, 200))
     with torch.no_grad():
         model.head.bias.fill_(50.1)  # years; bfloat16 has 50.0 and 50.25
         with torch.autocast("cpu", torch.bfloat16):
             features = model.forward_features(x, CHANNELS)
-            model.takes_features = takes_features
-            found = model(features if takes_features else x, CHANNELS)
+            found = model(features if of_features else x, CHANNELS)
         expected = features.double() @ model.head.weight.double().t() + model.head.bias.double()
     assert found.dtype == torch.float32 and (found - expected).abs().max() < 1e-4
 
@@ -156,6 +204,16 @@ def test_a_stage_3_file_loads_and_only_a_head_of_another_shape_is_dropped(caplog
     keys = loaded(other, weights, caplog)
     assert sorted(keys["dropped"]) == sorted(keys["missing"]) == ["head.bias", "head.weight"]
     assert torch.equal(other.fc_norm.weight, weights["fc_norm.weight"])
+
+
+def test_a_head_for_electrodes_is_loaded_only_for_the_same_electrodes(caplog: pytest.LogCaptureFixture) -> None:
+    options = {"pool": "electrodes", "electrodes": 3}
+    weights, same, other = tiny(**options).state_dict(), create_model(TINY, **options), create_model(TINY, **options)
+    weights["head_rows"], other.head_rows[0] = torch.arange(1, 4), 7
+    assert not loaded(same, weights, caplog)["missing"]
+    assert sorted(loaded(other, weights, caplog)["dropped"]) == ["head.bias", "head.weight", "head_rows"]
+    assert other.head_rows[0] == 7
+    assert loaded(create_model(TINY), weights, caplog)["dropped"] == ["head.weight", "head.bias"]
 
 
 def test_a_table_of_129_rows_loads_into_one_of_137_and_the_new_rows_stay_fresh(

@@ -40,6 +40,9 @@ DATA = {
 SETTINGS: list[tuple[str, dict[str, Any]]] = [  # that show in keys or shapes
     ("classifier", {"num_classes": 6, "qkv_bias": True, "num_electrodes": 136}),
     ("classifier", {"num_classes": 0, "use_mean_pooling": False, "use_abs_pos_emb": False, "init_values": 0.0}),
+    ("classifier", {"num_classes": 3, "pool": "electrodes", "electrodes": 5, "seconds": 1}),
+    ("classifier", {"num_classes": 1, "pool": "flatten", "electrodes": 5, "seconds": 4}),
+    ("classifier", {"num_classes": 3, "pool": "attention"}),
     ("pretraining", {"vocab_size": 48, "init_values": 0.0, "use_abs_pos_emb": False}),
     ("tokenizer", {"n_code": 48, "code_dim": 12, "num_electrodes": 136}),
 ]
@@ -172,9 +175,10 @@ def test_a_runs_checkpoints_hold_their_data_averaged_weights_and_merged_adapters
     labelled_file(path, counts={"train": 8, "val": 4}, task="multiclass", classes=classes, electrodes=names)
     run = tmp_path / "run"
     assert call(*words, "--output_dir", run, "--model_ema") == 0
-    assert call(*words, "--output_dir", tmp_path / "lora", "--lora", 2) == 0
+    assert call(*words, "--output_dir", tmp_path / "lora", "--lora", 2, "--pool", "flatten") == 0
     for file in (run / "checkpoint.pth", run / "checkpoint-best.pth", tmp_path / "lora" / "model-merged.pth"):
         loaded, found = weights.load(file)
+        assert getattr(loaded, "pool", None) == ("mean" if file.parent == run else "flatten")
         assert (found.data_set, found.task, found.classes) == ("sleep", "multiclass", classes)
         assert (found.electrodes, found.window_seconds, found.settings["num_classes"]) == (names, 2, 3)
         if file.parent == run:
@@ -340,6 +344,7 @@ def test_training_starts_from_a_safetensors_file_as_from_the_checkpoint(tmp_path
         ("classifier", {}, {"electrodes": ["FP1-F3"]}, "no row for FP1-F3"),
         ("classifier", {}, {"output": "file/a.safetensors"}, "cannot be written"),
         ("classifier", {"num_electrodes": 136}, {}, "--to safetensors"),
+        ("classifier", {"pool": "attention"}, {}, "cannot pool by attention as"),
         ("tokenizer", {}, {}, "needed here: a masked model of stage 2"),
     ],
 )

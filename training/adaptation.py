@@ -22,6 +22,7 @@ from eeg_data.labelled import LabelledBatch, LabelledWindows
 from eeg_data.loader import Loader, Loaders, make_loader
 from errors import InputError, UsageError
 from files import plain
+from layers import PATCH_SAMPLES
 from modeling_finetune import NeuralTransformer
 from training import checkpoints
 from training.state import TrainingState
@@ -65,8 +66,7 @@ def setup_adaptation(model: NeuralTransformer, args: argparse.Namespace) -> None
         freeze_blocks(model, args.freeze_blocks)
     if args.linear_probe:
         freeze_blocks(model, len(model.blocks))
-        _learn(model, [model.head])  # not the norm before it either, so that features do not change
-        model.takes_features = not args.eval
+        _learn(model, [model.query, model.head])  # not the norm before it either, so that features do not change
     if args.lora is not None:
         add_lora(model, args.lora, alpha=args.lora_alpha, dropout=args.lora_dropout or 0.0)
 
@@ -77,11 +77,11 @@ def freeze_blocks(model: NeuralTransformer, blocks: int) -> None:
     The embeddings and the CLS token enter below the first block and are frozen with it: their gradient would have to
     pass through all frozen blocks.
     """
-    _learn(model, [*model.blocks[blocks:], model.norm, model.fc_norm, model.head])
+    _learn(model, [*model.blocks[blocks:], model.norm, model.fc_norm, model.query, model.head])
     model.frozen = (model.embed_drop, model.patch_embed, *model.blocks[:blocks])
 
 
-def _learn(model: NeuralTransformer, parts: Iterable[nn.Module | None]) -> None:
+def _learn(model: NeuralTransformer, parts: Iterable[nn.Module | nn.Parameter | None]) -> None:
     model.requires_grad_(False)
     for part in parts:
         if part is not None:
@@ -100,7 +100,7 @@ def add_lora(model: NeuralTransformer, rank: int, *, alpha: float | None = None,
     # Into the model, not around it: names get a suffix and no prefix.
     peft.inject_adapter_in_model(peft.LoraConfig(**options), model)
     adapters = [part for name, part in model.named_modules() if name.split(".")[-1] in ("lora_A", "lora_B")]
-    _learn(model, [*adapters, model.norm, model.fc_norm, model.head])
+    _learn(model, [*adapters, model.norm, model.fc_norm, model.query, model.head])
     # Saved with the weights, which are useless without it.
     model.register_buffer(ALPHA, torch.tensor(scale))
     model.register_load_state_dict_post_hook(_check_alpha)
@@ -135,7 +135,7 @@ class FeatureLoader:
     """The batches of a loader with features, computed once, in place of EEG."""
 
     def __init__(self, loader: Loader, features: Tensor) -> None:
-        """features: (samples, D), in the order of the loader's data set."""
+        """features: (samples, ...) of `probe_features`, in the order of the loader's data set."""
         self.dataset: Any = loader.dataset  # LabelledWindows
         self.batch_sampler: Any = loader.batch_sampler
         self.features = features
@@ -145,7 +145,7 @@ class FeatureLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[LabelledBatch]:
-        """Yield batches whose `eeg` are features (B, D)."""
+        """Yield batches whose `eeg` are features."""
         for keys in self.batch_sampler:
             samples = [sample for _, _, sample in keys]
             labels = torch.from_numpy(self.dataset.labels[samples])
@@ -167,13 +167,16 @@ def build_feature_loaders(model: NeuralTransformer, loaders: Loaders, args: argp
 
 
 def compute_features(model: NeuralTransformer, windows: LabelledWindows, args: argparse.Namespace, run: Run) -> Tensor:
-    """Compute the head's input for every window: (samples, D) on the CPU, the same on every process."""
+    """Compute `probe_features` of every window: (samples, ...) on the CPU, the same on every process."""
     plan = EvaluationBatches([len(windows)], args.batch_size, rank=run.rank, processes=run.processes)
     loader = make_loader(windows, plan, args, run)
-    features = torch.zeros(len(windows), model.width, dtype=run.dtype, device=run.device)
+    electrodes, samples = windows.shape([])
+    tokens = electrodes * samples // PATCH_SAMPLES
+    shape = (model.feature_width,) if model.query is None else (tokens, model.width)
+    features = torch.zeros(len(windows), *shape, dtype=run.dtype, device=run.device)
     for batch in run.evaluation_batches(loader, f"features of {windows.split}"):
         eeg, channels, _, index = batch.to(run)
         with run.autocast():
-            features[index.to(run.device)] = model.forward_features(eeg, channels).to(run.dtype)
+            features[index.to(run.device)] = model.probe_features(eeg, channels).to(run.dtype)
     dist.all_reduce(features)  # every sample is on one process and zero on the others: the sum is exact
     return features.cpu()
