@@ -5,12 +5,14 @@ tokenizer that makes the codes, which the run script builds and the engine recei
 """
 
 import logging
+import re
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from errors import InputError
 from layers import (
     INIT_STD,
     LAYER_NORM_EPS,
@@ -179,6 +181,30 @@ class MaskedModel(nn.Module):
         loss, hits = code_loss(tokens, self.lm_head, codes.flatten()[true_first(mask)], shares)
         right = torch.stack(((hits & (side == 0)).sum(), (hits & (side == 1)).sum())) / sizes
         return CodeLoss(loss, right[0], right[1])
+
+
+def start_from_encoder(trunk: nn.Module, weights: dict[str, Tensor], *, where: str) -> None:
+    """Start a MaskedTrunk from a tokenizer's encoder; log what is loaded and what is not. weights: of stage 1.
+
+    They share all but biases of q and v (there), norms of q and k, layer scale and mask token (here), which keep their
+    initial values. Raises InputError for an encoder of another size.
+    """
+    prefix, names = "encoder.", {"fc_norm.weight": "norm.weight", "fc_norm.bias": "norm.bias"}
+    encoder = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    encoder = {names.get(key, key): value for key, value in encoder.items()}
+    own = trunk.state_dict()
+    shared = {key: value for key, value in encoder.items() if key in own}
+    pairs: dict[str, Any] = {key: (tuple(value.shape), tuple(own[key].shape)) for key, value in shared.items()}
+    pairs["blocks"] = [len({key.split(".")[1] for key in keys if key.startswith("blocks.")}) for keys in (encoder, own)]
+    for key, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            way_out = "choose the --model and --num_electrodes of its size, or leave out --init_from_tokenizer"
+            raise InputError(f"{where}: of {key} its encoder has {theirs}, the model {ours}: {way_out}")
+    trunk.load_state_dict(shared, strict=False)
+    differences = encoder.keys() - own.keys(), own.keys() - encoder.keys()
+    lists = [", ".join(sorted({re.sub(r"\.\d+", "", key) for key in keys})) for keys in differences]
+    text = "%s: %d tensors of its encoder start the model; left out: %s; as without it: %s, lm_head"
+    logger.info(text, where, len(shared), *lists)
 
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -4,6 +4,7 @@ Paper, section 2.2. Spectrum targets, the tokenizer, loading a trained one, its 
 (`norm_ema_quantizer.py`) and the training loop (`engine_for_vqnsp.py`).
 """
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,8 @@ from layers import (
 )
 from norm_ema_quantizer import NormEMAVectorQuantizer, full_precision
 
+PHASE_LOSSES = {"angle": 1, "sincos": 2}  # and the numbers that say one phase
+
 
 def standardize(x: Tensor) -> Tensor:
     """z-score each sample over all axes, with the unbiased std; a flat one becomes zeros. x: (B, N, A, T) -> same."""
@@ -40,15 +43,32 @@ def standardize(x: Tensor) -> Tensor:
     return (x - mean) / torch.where(std > 0, std, 1.0)
 
 
-def spectrum_targets(patches: Tensor) -> tuple[Tensor, Tensor]:
+def spectrum_targets(patches: Tensor, phase_loss: str = "angle") -> tuple[Tensor, Tensor]:
     """Compute the Fourier amplitude and phase of each patch, z-scored. patches: (B, N, A, T) -> twice (B, N*A, T).
 
+    phase_loss: "sincos" gives the phase as a point on the unit circle, (B, N*A, 2 T): T cosines, then T sines.
     Source: paper, equations 6 and 7; z-scores over the whole sample as in the released code.
     """
     # Not abs and angle: kernels of complex numbers are compiled at run time on a GPU. Same values, same time on a CPU.
     real, imaginary = torch.view_as_real(torch.fft.fft(patches)).movedim(-1, 0).contiguous()
-    amplitude, phase = standardize(torch.hypot(real, imaginary)), standardize(torch.atan2(imaginary, real))
-    return rearrange(amplitude, "B N A T -> B (N A) T"), rearrange(phase, "B N A T -> B (N A) T")
+    size = torch.hypot(real, imaginary)
+    if phase_loss == "sincos":
+        phase = torch.stack((real, imaginary), -2) / torch.where(size > 0, size, 1.0).unsqueeze(-2)  # (B, N, A, 2, T)
+        phase = phase.flatten(-2)
+    else:
+        phase = standardize(torch.atan2(imaginary, real))
+    return rearrange(standardize(size), "B N A T -> B (N A) T"), rearrange(phase, "B N A T -> B (N A) T")
+
+
+def angles(points: Tensor) -> Tensor:
+    """Compute the angles of points in the plane. points: (..., 2 T), cosines before sines -> (..., T), radians."""
+    cosines, sines = points.chunk(2, dim=-1)
+    return torch.atan2(sines, cosines)
+
+
+def phase_loss_of(weights: Iterable[str]) -> str:
+    """Return the kind of phase that a tokenizer with these keys predicts: one of PHASE_LOSSES."""
+    return next((kind for kind in PHASE_LOSSES if f"decode_task_layer_{kind}.0.weight" in set(weights)), "angle")
 
 
 class TokenTrunk(Trunk):
@@ -86,11 +106,13 @@ class VQNSP(nn.Module):
         decay: float = 0.99,
         quantize_kmeans_init: bool = True,
         smooth_l1_loss: bool = False,
+        phase_loss: str = "angle",
         num_electrodes: int = PUBLISHED_ELECTRODES,
     ) -> None:
         """n_code x code_dim: the codebook. decay: of its rows. EEG_size: nominal window in samples, checked only.
 
         quantize_kmeans_init: start from k-means of the first training batch. smooth_l1_loss: instead of squared error.
+        phase_loss: distance between angles, or between points on the unit circle ("sincos").
         """
         super().__init__()
         self.EEG_size = check_window(EEG_size)
@@ -100,8 +122,10 @@ class VQNSP(nn.Module):
         self.quantize = NormEMAVectorQuantizer(n_code, code_dim, decay=decay, kmeans_init=quantize_kmeans_init)
         self.encode_task_layer = head(width, code_dim)
         self.decode_task_layer = head(width, PATCH_SAMPLES)
-        self.decode_task_layer_angle = head(width, PATCH_SAMPLES)
-        for part in (self.encode_task_layer, self.decode_task_layer, self.decode_task_layer_angle):
+        # The head is named after what it predicts, so that no file is read as the other kind.
+        self.phase_loss, self._phase_head = phase_loss, f"decode_task_layer_{phase_loss}"
+        self.add_module(self._phase_head, head(width, PHASE_LOSSES[phase_loss] * PATCH_SAMPLES))
+        for part in (self.encode_task_layer, self.decode_task_layer, self.get_submodule(self._phase_head)):
             initialize_weights(part)
         self.distance = F.smooth_l1_loss if smooth_l1_loss else F.mse_loss
 
@@ -127,9 +151,9 @@ class VQNSP(nn.Module):
         return rearrange(quantized, "B (N A) C -> B C N A", N=x.shape[1]), codes, loss
 
     def decode(self, quantized: Tensor, input_chans: Channels = None) -> tuple[Tensor, Tensor]:
-        """Predict the spectrum. quantized: (B, width, N, A) -> amplitude and phase, each (B, N*A, T), z-scored."""
+        """Predict the spectrum. quantized: (B, width, N, A) -> amplitude and phase as in `spectrum_targets`."""
         tokens = self.decoder(quantized, input_chans)
-        return self.decode_task_layer(tokens), self.decode_task_layer_angle(tokens)
+        return self.decode_task_layer(tokens), self.get_submodule(self._phase_head)(tokens)
 
     def forward(self, eeg: Tensor, input_chans: Channels = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss. eeg: (B, N, A*T), units of 100 uV -> loss (), its parts by name, without gradient.
@@ -137,11 +161,12 @@ class VQNSP(nn.Module):
         Raises InputError for other lengths than 1 to 16 whole seconds.
         """
         patches = to_patches(eeg)  # (B, N, A, T)
-        amplitude, phase = spectrum_targets(patches)
+        amplitude, phase = spectrum_targets(patches, self.phase_loss)
         quantized, _, quant_loss = self.encode(patches, input_chans)
         rec_amplitude, rec_phase = self.decode(quantized, input_chans)
         rec_loss = self.distance(rec_amplitude.to(amplitude.dtype), amplitude)
-        rec_angle_loss = self.distance(rec_phase.to(phase.dtype), phase)
+        # Cosine and sine add up: a prediction that knows nothing costs 1, as of a z-scored angle.
+        rec_angle_loss = self.distance(rec_phase.to(phase.dtype), phase) * PHASE_LOSSES[self.phase_loss]
         loss = quant_loss + rec_loss + rec_angle_loss
         split = "train" if self.training else "val"
         names = ("quant_loss", "rec_loss", "rec_angle_loss", "total_loss")
@@ -187,7 +212,9 @@ def load_tokenizer(
         raise InputError(
             f"{where} knows {known} electrodes, --num_electrodes says {num_electrodes}: train the tokenizer with it too"
         )
-    tokenizer = cast(VQNSP, create_model(name, n_code=n_code, code_dim=code_dim, num_electrodes=known))
+    sizes = {"n_code": n_code, "code_dim": code_dim, "num_electrodes": known}
+    options: dict[str, Any] = {**sizes, "phase_loss": phase_loss_of(weights)}
+    tokenizer = cast(VQNSP, create_model(name, **options))
     load_strictly(tokenizer, weights, where=f"{where} into {name}")
     return tokenizer.eval().requires_grad_(False)
 

@@ -30,6 +30,8 @@ def get_args() -> argparse.Namespace:
     model.add_argument(
         "--tokenizer_weight", type=Path, default=Path("checkpoints/vqnsp.pth"), help="checkpoint of stage 1"
     )
+    words = "start from the tokenizer's encoder instead of random weights"
+    model.add_argument("--init_from_tokenizer", action="store_true", help=words)
     model.add_argument("--codebook_size", type=int, default=None, help="codes (default: the tokenizer's)")
     model.add_argument("--codebook_dim", type=int, default=None, help="width of a code (default: the tokenizer's)")
     model.add_argument("--mask_ratio", type=float, default=0.5, help="share of a window's patches that is masked")
@@ -70,6 +72,9 @@ def main(args: argparse.Namespace) -> None:
         )
         make_mask = functools.partial(modeling_pretrain.random_mask, 1, ratio=args.mask_ratio)
         model = create_model(args.model, vocab_size=tokenizer.quantize.codebook_size, **utils.trunk_options(args))
+        if args.init_from_tokenizer:
+            trunk = model.get_submodule("student")
+            modeling_pretrain.start_from_encoder(trunk, weights, where=str(args.tokenizer_weight))
         model = run.distribute(model)
         run.prepare(tokenizer)
         settle_batch_size(args, run, model, functools.partial(probe, model, tokenizer))

@@ -36,6 +36,8 @@ def get_args() -> argparse.Namespace:
     model.add_argument("--ema_decay", type=float, default=0.99, help="of the codebook's moving average")
     utils.add_switch(model, "quantize_kmeans_init", default=True, help="start the codebook by k-means")
     utils.add_switch(model, "revive_codes", default=True, help="re-seed codes that have long been unused")
+    words = "distance between angles, as in the paper, or between points on the unit circle"
+    model.add_argument("--phase_loss", choices=[*modeling_vqnsp.PHASE_LOSSES], default="angle", help=words)
     model.add_argument("--input_size", type=int, default=1600, help="nominal window in samples; any of 1-16 s fits")
     eeg_data.add_pretraining_arguments(parser, window_stride=200)
     optim_factory.add_arguments(parser)
@@ -67,6 +69,7 @@ def main(args: argparse.Namespace) -> None:
             EEG_size=args.input_size,
             decay=args.ema_decay,
             quantize_kmeans_init=args.quantize_kmeans_init,
+            phase_loss=args.phase_loss,
             num_electrodes=args.num_electrodes,
         )
         model = run.distribute(model)

@@ -32,7 +32,7 @@ from inference.recordings import Options, Windows, of_array, of_epochs, of_raw
 from inference.weights import Description
 from layers import PATCH_SAMPLES
 from modeling_finetune import PLACED
-from modeling_vqnsp import spectrum_targets
+from modeling_vqnsp import angles, spectrum_targets
 from training.checkpoints import STAGES
 from utils import set_precision
 
@@ -54,7 +54,8 @@ class Result:
     """What a model gives for the windows of one recording: W windows, N electrodes, A patches of T samples.
 
     A verb sets its own arrays; the others are None. Spectra are z-scored over a patch's T frequencies; frequency k is
-    k Hz (above T/2: negative).
+    k Hz (above T/2: negative). Phases of a tokenizer trained with --phase_loss sincos are radians, and its phase errors
+    squared distances from the point on the unit circle: 1 for a prediction that knows nothing.
     """
 
     recording: str
@@ -116,11 +117,15 @@ class Model:
     def _reconstruct(self, eeg: Tensor, channels: Tensor) -> dict[str, Tensor]:
         quantized, codes, _ = self.module.encode(eeg, channels)
         outputs = {"codes": rearrange(codes, "(B N A) -> B N A", B=len(eeg), N=eeg.shape[1])}
-        spectra = zip(spectrum_targets(eeg), self.module.decode(quantized, channels), strict=True)
+        spectra = zip(
+            spectrum_targets(eeg, self.module.phase_loss), self.module.decode(quantized, channels), strict=True
+        )
         for name, (target, predicted) in zip(("amplitude", "phase"), spectra, strict=True):
             target, predicted = (rearrange(x, "B (N A) T -> B N A T", N=eeg.shape[1]) for x in (target, predicted))
+            outputs[f"{name}_error"] = (target - predicted).square().mean(-1) * (target.shape[-1] // PATCH_SAMPLES)
+            if target.shape[-1] > PATCH_SAMPLES:
+                target, predicted = angles(target), angles(predicted)
             outputs |= {name: target, f"predicted_{name}": predicted}
-            outputs[f"{name}_error"] = (target - predicted).square().mean(-1)
         return outputs
 
     def _embed(self, eeg: Tensor, channels: Tensor, *, pool: str) -> dict[str, Tensor]:

@@ -89,7 +89,8 @@ def spectra(path: Path, windows: Windows, group: h5py.Group, model: Any) -> None
                 axis.plot(group[key][middle, electrode, 0, shown], linewidth=1.2, label=label)
             error, code = group[f"{name}_error"][middle, electrode, 0], group["codes"][middle, electrode, 0]
             axis.set_title(f"{windows.electrodes[electrode]}, {name}, code {code}: mean squared error {error:.2f}")
-            axis.set(xlabel="frequency, Hz", ylabel="z-score", xlim=(0, PATCH_SAMPLES // 2))
+            unit = "rad" if name == "phase" and model.module.phase_loss == "sincos" else "z-score"
+            axis.set(xlabel="frequency, Hz", ylabel=unit, xlim=(0, PATCH_SAMPLES // 2))
     axes[0, 0].legend()
     figure.suptitle(f"{windows.name}, the second from {windows.starts[middle]:g} s on", fontsize=10)
     _save(figure, path)

@@ -111,7 +111,9 @@ def _tokenizer_size(weights: Mapping[str, Tensor]) -> tuple[dict[str, int], dict
     _, _, size["width"] = weights["encoder.cls_token"].shape
     codes, code_dim = weights["quantize.embedding.weight"].shape
     rows = weights["encoder.pos_embed"].shape[1]
-    return size, {"n_code": codes, "code_dim": code_dim, "num_electrodes": rows - 1}
+    kind = modeling_vqnsp.phase_loss_of(weights)
+    sincos = {} if kind == "angle" else {"phase_loss": kind}
+    return size, {"n_code": codes, "code_dim": code_dim, "num_electrodes": rows - 1, **sincos}
 
 
 def _trunk_size(weights: Mapping[str, Tensor], stage: str) -> tuple[dict[str, int], dict[str, Any]]:

@@ -152,6 +152,20 @@ def test_spectra_are_numpys_and_those_that_the_codes_stand_for(modules: Modules,
     np.testing.assert_allclose(result.phase_error, ((result.phase - result.predicted_phase) ** 2).mean(-1), rtol=1e-4)
 
 
+def test_phases_of_a_sincos_tokenizer_are_radians_and_their_errors_distances_on_the_circle(tmp_path: Path) -> None:
+    module: Any = random_module(TINY, n_code=64, code_dim=8, quantize_kmeans_init=False, phase_loss="sincos")
+    eeg = signal(3, 4 * 200)
+    result = inference.load(saved(tmp_path / "sincos.pth", module)).reconstruct(eeg, electrodes=NAMES, window=2)
+    with torch.no_grad():
+        points = module.decode(module.encode(batch(eeg, 2), ROWS)[0], ROWS)[1].view(2, 3, 2, 2, 200).numpy()
+    predicted = points[..., 0, :] + 1j * points[..., 1, :]
+    true = np.angle(np.fft.fft(batch(eeg, 2).double().numpy()))
+    bins = np.r_[1:100, 101:200]  # at 0 and 100 Hz the phase is 0 or pi by a last bit
+    np.testing.assert_allclose(np.exp(1j * result.phase[..., bins]), np.exp(1j * true[..., bins]), atol=1e-3)
+    np.testing.assert_allclose(np.exp(1j * result.predicted_phase), predicted / np.abs(predicted), atol=1e-3)
+    np.testing.assert_allclose(result.phase_error, (np.abs(predicted - np.exp(1j * true)) ** 2).mean(-1), atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("task", "classes", "outputs"),
     [("binary", ["rest", "task"], 1), ("multiclass", ["a\x1b[31m", "b\nc"], 2), ("regression", ["left knee"], 1)],

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 import golden_recipe
 import modeling_pretrain
+import modeling_vqnsp  # noqa: F401 (registers its models)
 from errors import InputError
 from golden_recipe import NOT_CARRIED, adamw, assert_forward, assert_trajectory, eeg, fill
 from layers import load_strictly
-from modeling_pretrain import MaskedModel, code_loss, random_mask
+from modeling_pretrain import MaskedModel, code_loss, random_mask, start_from_encoder
 from training import checkpoints
 
 BASE = "labram_base_patch200_1600_8k_vocab"
@@ -46,6 +47,39 @@ def test_a_published_file_loads_and_reports_the_keys_that_nothing_uses(
     assert set(weights) > set(model.state_dict()), "the caller's dict stays as it was"
     with pytest.raises(InputError, match=r"another architecture: .*student\.other"):
         load_strictly(model, state | {"student.other": torch.zeros(1)}, where="labram-base.pth")
+
+
+def test_a_model_that_starts_from_an_encoder_computes_what_the_encoder_does_without_what_only_one_has() -> None:
+    tokenizer = fill(create_model("vqnsp_encoder_tiny_decoder_1x200x4", n_code=16, code_dim=8)).eval()
+    for block in tokenizer.encoder.blocks:
+        torch.nn.init.zeros_(block.attn.q_bias)
+        torch.nn.init.zeros_(block.attn.v_bias)
+    model = create_model("labram_tiny_patch200_1600_8k_vocab", vocab_size=16, init_values=0.0).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    start_from_encoder(model.student, tokenizer.state_dict(), where="vqnsp.pth")
+    kept = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    assert kept == {name for name in before if "_norm" in name or "mask_token" in name or "lm_head" in name}
+    for block in model.student.blocks:
+        block.attn.q_norm = block.attn.k_norm = torch.nn.Identity()
+    model.student.cls_position_row = "own"
+    x, channels = eeg(3, (2, 3, 2, 200)), [0, 5, 9, 2]
+    with torch.no_grad():
+        assert_forward(model.student(x, channels), tokenizer.encoder(x, channels).numpy())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 100, "heads": 5}, "cls_token"),
+        ({"depth": 3}, "blocks its encoder has 4, the model 3"),
+        ({"num_electrodes": 136}, "pos_embed.*--num_electrodes"),
+    ],
+)
+def test_an_encoder_of_another_size_is_refused(options: dict[str, int], message: str) -> None:
+    tokenizer = create_model("vqnsp_encoder_tiny_decoder_1x200x4", n_code=16, code_dim=8)
+    model = create_model("labram_tiny_patch200_1600_8k_vocab", vocab_size=16, **options)
+    with pytest.raises(InputError, match=f"vqnsp.pth: of {message}"):
+        start_from_encoder(model.student, tokenizer.state_dict(), where="vqnsp.pth")
 
 
 @pytest.mark.parametrize("case", ["pretrain_base_train", "pretrain_base_other_montage"])

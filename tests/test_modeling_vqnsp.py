@@ -81,14 +81,40 @@ def test_spectrum_targets_are_numpys_fft_standardised_over_the_sample() -> None:
         np.testing.assert_allclose(found.numpy(), standardized(expected).reshape(3, 8, 200), rtol=1e-8, atol=1e-8)
 
 
+def test_sincos_measures_the_squared_distance_on_the_unit_circle() -> None:
+    model, x, channels = tiny(phase_loss="sincos").double(), eeg(1, (2, 3, 400)).double(), [0, 4, 9, 2]
+    with torch.no_grad():
+        predicted = model.decode(model.encode(to_patches(x), channels)[0], channels)[1].numpy()  # (2, 6, 400)
+        loss, log = model(x, channels)
+        torch.nn.init.zeros_(model.decode_task_layer_sincos[2].weight)
+        torch.nn.init.zeros_(model.decode_task_layer_sincos[2].bias)
+        ignorant = model(x, channels)[1]["val/rec_angle_loss"].item()
+    phases = np.angle(np.fft.fft(to_patches(x).numpy())).reshape(2, 6, 200)
+    distance = np.abs(predicted[..., :200] + 1j * predicted[..., 200:] - np.exp(1j * phases)) ** 2
+    assert log["val/rec_angle_loss"].item() == pytest.approx(distance.mean(), rel=1e-9) and distance.std() > 0.1
+    assert loss.item() == pytest.approx(sum(log[f"val/{part}"].item() for part in LOG_PARTS[:3]), rel=1e-12)
+    assert ignorant == pytest.approx(1, rel=1e-12), "as much as of a z-scored angle"
+
+
+def test_only_the_angle_loss_punishes_a_phase_that_is_right_but_for_a_whole_turn() -> None:
+    time = torch.arange(200) / 200
+    just_below, just_above = (
+        torch.cos(2 * torch.pi * 10 * time + torch.pi + e).view(1, 1, 1, -1) for e in (-0.01, 0.01)
+    )
+    for kind, jump in (("angle", True), ("sincos", False)):
+        first, second = (spectrum_targets(x, kind)[1].view(-1, 200)[:, 10] for x in (just_below, just_above))
+        assert ((first - second).abs().max() > 0.5) == jump
+
+
 @pytest.mark.parametrize("value", [0.0, 0.3, -2.0])
-def test_a_flat_recording_has_a_finite_loss_and_gradient(value: float) -> None:
-    model = tiny().train()
+@pytest.mark.parametrize("kind", ["angle", "sincos"])
+def test_a_flat_recording_has_a_finite_loss_and_gradient(value: float, kind: str) -> None:
+    model = tiny(phase_loss=kind).train()
     loss, log = model(torch.full((2, 3, 400), value), [0, 1, 2, 3])
     loss.backward()
     assert all(bool(part.isfinite()) for part in [loss, *log.values()])
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
-    assert [part for part in spectrum_targets(torch.zeros(1, 2, 2, 200)) if torch.count_nonzero(part)] == []
+    assert [part for part in spectrum_targets(torch.zeros(1, 2, 2, 200), kind) if torch.count_nonzero(part)] == []
 
 
 def test_the_smooth_loss_is_quadratic_near_zero_and_linear_beyond_one() -> None:
@@ -176,6 +202,13 @@ def test_a_loaded_tokenizer_is_frozen_in_evaluation_and_gives_the_same_codes() -
     codebook = loaded.quantize.embedding.weight.clone()
     loaded(x.flatten(2), [0, 1, 2, 3])
     assert torch.equal(loaded.quantize.embedding.weight, codebook)
+
+
+def test_a_tokenizer_loads_as_the_kind_that_it_is_and_not_as_the_other() -> None:
+    weights = tiny(phase_loss="sincos").state_dict()
+    assert load_tokenizer(TINY, weights, where="sincos.pth").phase_loss == "sincos"
+    with pytest.raises(RuntimeError, match="decode_task_layer_sincos"):
+        tiny().load_state_dict(weights)
 
 
 def test_a_tokenizer_with_a_larger_electrode_table_loads_with_it() -> None:

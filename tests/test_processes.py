@@ -94,7 +94,7 @@ def flags(name: str, data: Path, folder: Path, layout: Layout) -> tuple[str, lis
     if name in ("tokenizer", "montages"):
         # What is not evaluated keeps the codebook's usage statistics of training, the same however many processes.
         train = ["--train_data", str(data / name), *(val if name == "tokenizer" else ["--disable_eval"])]
-        codebook = ["--codebook_n_emd", str(CODES)]
+        codebook = ["--codebook_n_emd", str(CODES), "--phase_loss", "angle" if name == "tokenizer" else "sincos"]
         return "run_vqnsp_training", [*TOKENIZER, *codebook, *train, *common, *micro, "--lr", "0.06"]
     if name == "masked":
         train = ["--train_data", str(data / "montages"), *val]

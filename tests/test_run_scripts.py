@@ -267,6 +267,18 @@ def test_training_in_bfloat16_runs_on_a_cpu_and_keeps_float32_weights(tiny: Path
     assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
 
 
+def test_the_masked_model_starts_from_the_tokenizers_encoder_where_asked(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    words = [*stage_two(tiny), "--init_from_tokenizer", "--lr", "0", "--min_lr", "0", "--output_dir", tmp_path]
+    assert call("run_labram_pretraining", *words) == 0
+    assert "tensors of its encoder start the model; left out: blocks.attn.q_bias, blocks.attn.v_bias;" in caplog.text
+    encoder, found = (checkpoint(folder / "checkpoint.pth")["model"] for folder in (tiny / "tokenizer", tmp_path))
+    for name in ("pos_embed", "patch_embed.conv1.weight", "blocks.3.mlp.fc2.bias", "blocks.0.attn.qkv.weight"):
+        assert torch.equal(found[f"student.{name}"], encoder[f"encoder.{name}"]), name
+
+
 RUN_FLAGS = """--output_dir --log_dir --model --batch_size --opt --opt_betas --opt_eps --clip_grad --weight_decay
     --weight_decay_end --lr --min_lr --warmup_epochs --warmup_steps --epochs --save_ckpt_freq --device --seed --resume
     --auto_resume --no_auto_resume --start_epoch --num_workers --pin_mem --no_pin_mem --save_ckpt --no_save_ckpt

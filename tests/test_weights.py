@@ -45,6 +45,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [  # that show in keys or shapes
     ("classifier", {"num_classes": 3, "pool": "attention"}),
     ("pretraining", {"vocab_size": 48, "init_values": 0.0, "use_abs_pos_emb": False}),
     ("tokenizer", {"n_code": 48, "code_dim": 12, "num_electrodes": 136}),
+    ("tokenizer", {"n_code": 48, "code_dim": 12, "num_electrodes": 128, "phase_loss": "sincos"}),
 ]
 VARIANTS: list[tuple[dict[str, Any], Sequence[str], int]] = [  # settings, electrodes, seconds
     ({}, MANY, 10),
