@@ -192,6 +192,7 @@ class Run:
     compiled: bool = False  # whether transformer blocks go through torch.compile
     interruption: Interruption = dataclasses.field(default_factory=Interruption)
     cpu_group: Any = None  # all processes on CPUs; None for a single process
+    copies: torch.cuda.Stream | None = None  # on which a GPU receives batches; None on a CPU
 
     @property
     def is_main(self) -> bool:
@@ -202,6 +203,20 @@ class Run:
         """Return a tensor on the run's device; floating-point ones in the run's type."""
         dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
         return tensor.to(device=self.device, dtype=dtype, non_blocking=True)
+
+    def move(self, batch: T) -> T:
+        """Return a batch on the run's device. A GPU copies it aside, while it computes what is due."""
+        moved: Any = batch
+        if self.copies is None:
+            return moved.to(self)
+        with torch.cuda.stream(self.copies):
+            moved = moved.to(self)
+        computing = torch.cuda.current_stream()
+        computing.wait_stream(self.copies)
+        for tensor in moved:
+            if tensor.is_cuda:
+                tensor.record_stream(computing)  # no later batch gets its memory before that
+        return moved
 
     def autocast(self) -> torch.autocast:
         """Return autocast in the run's half precision, if it has one."""
@@ -279,7 +294,8 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     cpu_group = init_groups(device)
     processes = dist.get_world_size()
     place = (device, dist.get_rank(), processes, args.seed, args.output_dir, *types)
-    run = Run(*place, use_compiler(args.compile, device), Interruption(cpu_group), cpu_group)
+    copies = torch.cuda.Stream() if device.type == "cuda" else None
+    run = Run(*place, use_compiler(args.compile, device), Interruption(cpu_group), cpu_group, copies)
     watch = PeerWatch() if processes > 1 else None
     try:
         run.check_same(_common_flags(args), "start all machines with the same command")

@@ -209,7 +209,7 @@ class TrainingState:
         begun = time.monotonic() - self.seconds
         bar = {"leave": False, "disable": None if self.run.is_main else True}  # None: only shown on a terminal
         for batch in tqdm(loader, f"epoch {epoch}", initial=self.step * self.update.accumulation, **bar):
-            batch = batch.to(self.run)
+            batch = self.run.move(batch)
             if self._warm_up_due:
                 self._warm_up_due = False
                 with self.update.warm_up_ddp():
