@@ -137,6 +137,7 @@ class Update:
         self.overflowed = False  # whether the last settled step was skipped only because fp16 cannot hold its gradient
         self.nonfinite_in_a_row = self.overflows_in_a_row = 0
         self.warming_up = False
+        self.held: list[nn.Parameter] = []  # that no step changes for now; the optimizer keeps no state of them yet
         self._finite: list[Tensor] = []  # of the step's micro-batches so far
 
     @property
@@ -188,6 +189,8 @@ class Update:
         self.micro_batch = (self.micro_batch + 1) % self.accumulation
         if self.micro_batch:
             return False
+        for parameter in self.held:
+            parameter.grad = None
         self._set_schedules()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)

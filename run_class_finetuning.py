@@ -33,6 +33,19 @@ SIZE_DEFAULTS = {
     "large": {"layer_decay": 0.8, "epochs": 30, "warmup_epochs": 3},
     "huge": {"layer_decay": 0.8, "epochs": 30, "warmup_epochs": 3, "drop_path": 0.2},
 }
+# small: the values with which NeuralBench fine-tunes all layers of all models on few subjects.
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "small": {
+        "opt": "adamw",
+        "lr": 1e-4,
+        "layer_decay": 1.0,
+        "batch_size": 64,
+        "patience": 5,
+        "class_weights": "balanced",
+        "smoothing": 0.1,
+    },
+}
 
 
 def get_args() -> argparse.Namespace:
@@ -43,6 +56,10 @@ def get_args() -> argparse.Namespace:
     optim_factory.add_arguments(parser, accumulation="update_freq")
     task = parser.add_argument_group("fine-tuning")
     add = task.add_argument
+    words = (
+        "defaults: the paper's, or for few subjects one low rate, balanced classes, patience; a flag that is given wins"
+    )
+    add("--recipe", choices=RECIPES, default="paper", help=words)
     add("--layer_decay", type=float, default=0.65, help="0.8 for large and huge")
     add("--smoothing", type=float, default=0.1, help="label smoothing for more than two classes")
     words = "balanced: in training each class counts alike, however many samples it has"
@@ -67,8 +84,8 @@ def get_args() -> argparse.Namespace:
         warmup_epochs=5,
         weight_decay=0.05,
     )
-    size = parser.parse_known_args()[0].model.split("_")[1]
-    parser.set_defaults(**SIZE_DEFAULTS.get(size, {}))
+    given = parser.parse_known_args()[0]
+    parser.set_defaults(**SIZE_DEFAULTS.get(given.model.split("_")[1], {}) | RECIPES[given.recipe])
     return parser.parse_args()
 
 
@@ -173,6 +190,10 @@ def main(args: argparse.Namespace) -> None:
         if args.nb_classes not in (None, 0, file.outputs):
             needs = f"{file.path} needs {file.outputs} output(s)"
             raise InputError(f"--nb_classes {args.nb_classes}, but {needs}: leave the flag out")
+        if args.recipe == "small" and file.task == "regression":
+            args.class_weights = "none"
+        if recipe := [f"--{name} {getattr(args, name)}" for name in RECIPES[args.recipe]]:
+            logger.info("--recipe %s: %s", args.recipe, " ".join(recipe))
         if args.class_weights != "none" and file.task == "regression":
             raise UsageError(f"--class_weights {args.class_weights}: {file.path} is a regression, which has no classes")
         best = BestEpoch(args.select_by or SELECT_BY[file.task], file.task, patience=args.patience)
@@ -182,8 +203,9 @@ def main(args: argparse.Namespace) -> None:
         settle_batch_size(args, run, model, lambda *batch: model(*batch).sum(), window=window, copies=copies)
         accumulation = optim_factory.micro_batches(args, run, flag="update_freq")
         loaders = labelled_data.build_labelled_loaders(args, run, file, accumulation=accumulation)
-        if args.patience is not None and loaders.val is None:
-            raise UsageError(f"--patience {args.patience}: {file.path} has no validation samples to judge an epoch by")
+        if args.patience and loaders.val is None:
+            text = f"--patience {args.patience}: {file.path} has no validation samples to judge an epoch by: use 0"
+            raise UsageError(text)
         if args.eval:
             averaged = args.model_ema
             epoch = checkpoints.load_for_evaluation(model.module, args, run, stage="classifier", averaged=averaged)
@@ -217,6 +239,7 @@ def fine_tune(
         # After resuming, which may bring another trunk than --finetune.
         loaders = adaptation.build_feature_loaders(module, loaders, args, run)
     while epoch < args.epochs and not best.stopped:
+        state.update.held = adaptation.held_parameters(module, args, epoch)
         train_one_epoch(state, loaders.train, epoch, best.task, **options)
         stats: dict[str, float] = {}
         selected = False

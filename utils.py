@@ -34,9 +34,9 @@ M = TypeVar("M", bound=nn.Module)
 ALMOST_ONE = 0.999  # dropping everything leaves nothing to learn from
 # Flags of all scripts whose numbers have limits, both allowed; window_stride is in samples, time_window in seconds.
 FLAG_LIMITS = {
-    "epochs save_ckpt_freq batch_size update_freq gradient_accumulation_steps lora patience": (1, math.inf),
+    "epochs save_ckpt_freq batch_size update_freq gradient_accumulation_steps lora": (1, math.inf),
     "codebook_n_emd codebook_emd_dim window_stride": (1, math.inf),
-    "seed start_epoch num_workers warmup_epochs keep_last freeze_blocks": (0, math.inf),
+    "seed start_epoch num_workers warmup_epochs keep_last freeze_blocks patience head_epochs": (0, math.inf),
     "lr min_lr weight_decay weight_decay_end clip_grad opt_eps": (0, math.inf),
     "lora_alpha": (math.nextafter(0, 1), math.inf),
     "drop drop_path attn_drop_rate smoothing lora_dropout": (0, ALMOST_ONE),

@@ -316,6 +316,27 @@ def test_the_readme_command_says_nothing_but_the_defaults_and_the_machine(script
     assert differing <= {"log_dir", "finetune", "layer_scale_init_value", "codebook_dim", "disable_rel_pos_bias"}
 
 
+def test_a_recipe_sets_the_defaults_and_a_flag_that_is_given_wins() -> None:
+    with patch("sys.argv", ["x", "--model", "labram_large_patch200_200", "--recipe", "small", "--lr", "2e-3"]):
+        args = run_class_finetuning.get_args()
+    assert (args.opt, args.lr, args.layer_decay, args.batch_size, args.patience) == ("adamw", 2e-3, 1, 64, 5)
+    assert (args.class_weights, args.smoothing, args.epochs) == ("balanced", 0.1, 30)
+
+
+def test_a_recipe_says_what_it_set_and_weighs_no_classes_of_a_regression(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    outputs = np.random.default_rng(0).standard_normal((4, 1)).astype(np.float32)
+    options: Any = {"classes": ["knee"], "task": "regression", "counts": {"train": 4}, "labels": outputs}
+    words = [*CLASSIFIER, "--recipe", "small", "--dataset", labelled_file(tmp_path / "a.hdf5", **options)]
+    assert call("run_class_finetuning", *words, "--output_dir", tmp_path) == 2, "no epoch can be judged"
+    assert call("run_class_finetuning", *words, "--output_dir", tmp_path, "--patience", "0") == 0
+    settings = "--opt adamw --lr 0.0001 --layer_decay 1.0 --batch_size 4 --patience 0 --class_weights none"
+    assert f"--recipe small: {settings} --smoothing 0.1" in caplog.text
+    assert checkpoint(tmp_path / "checkpoint.pth")["args"]["class_weights"] == "none"
+
+
 @pytest.mark.parametrize(("size", "expected"), [("large", (0.8, 30, 3, 0.1)), ("huge", (0.8, 30, 3, 0.2))])
 def test_larger_classifiers_bring_their_own_defaults(size: str, expected: tuple[float, ...]) -> None:
     with patch("sys.argv", ["x", "--model", f"labram_{size}_patch200_200"]):

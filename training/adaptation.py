@@ -42,9 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--linear_probe", action="store_true", help="train only the head, on features computed once")
     add("--lora", type=int, metavar="R", help="train adapters of rank R on attention, the norm and the head")
     add = group.add_argument
+    add("--head_epochs", type=int, default=0, metavar="N", help="for the first N epochs only the head learns")
     add("--lora_alpha", type=float, help="scale adapters by alpha/R (default: 2 R)")
     add("--lora_dropout", type=float, help="dropout before each adapter (default: 0)")
-    add("--patience", type=int, metavar="P", help="stop after P epochs in a row without a better score")
+    add("--patience", type=int, metavar="P", help="stop after P epochs in a row without a better score (0: never)")
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -54,7 +55,11 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UsageError(f"--freeze_blocks {args.freeze_blocks}: {args.model} has {depth} blocks: give at most {depth}")
     if args.lora is None and (args.lora_alpha is not None or args.lora_dropout is not None):
         raise UsageError("--lora_alpha and --lora_dropout belong to --lora R: add it or leave them out")
-    if args.patience is not None and args.disable_eval_during_finetuning:
+    if args.head_epochs and (args.linear_probe or args.head_epochs >= args.epochs):
+        rest = "--linear_probe" if args.linear_probe else f"--epochs {args.epochs}"
+        text = f"--head_epochs {args.head_epochs} with {rest}: no epoch is left in which more than the head learns"
+        raise UsageError(f"{text}: leave one of them out, or change it")
+    if args.patience and args.disable_eval_during_finetuning:
         raise UsageError("--patience needs a score after every epoch: leave out --disable_eval_during_finetuning")
     if (args.freeze_blocks or args.linear_probe or args.lora) and args.finetune is None and not args.eval:
         logger.warning("Without --finetune the frozen part keeps its random weights.")
@@ -69,6 +74,16 @@ def setup_adaptation(model: NeuralTransformer, args: argparse.Namespace) -> None
         _learn(model, [model.query, model.head])  # not the norm before it either, so that features do not change
     if args.lora is not None:
         add_lora(model, args.lora, alpha=args.lora_alpha, dropout=args.lora_dropout or 0.0)
+
+
+def held_parameters(model: nn.Module, args: argparse.Namespace, epoch: int) -> list[nn.Parameter]:
+    """Return the parameters that wait while the head alone learns (--head_epochs).
+
+    Their gradient is computed and dropped: frozen they would need another DistributedDataParallel afterwards.
+    """
+    if epoch >= args.head_epochs:
+        return []
+    return [parameter for name, parameter in model.named_parameters() if not name.startswith(("head", "query"))]
 
 
 def freeze_blocks(model: NeuralTransformer, blocks: int) -> None:

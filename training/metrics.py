@@ -69,7 +69,7 @@ class BestEpoch:
     """Remembers the epoch that the validation set selects (without one, the last epoch), and when to stop."""
 
     def __init__(self, name: str, task: str, *, patience: int | None = None) -> None:
-        """name: a metric of the task; patience: epochs in a row without a better value after which to stop.
+        """name: a metric of the task; patience: epochs in a row without a better value after which to stop (0: never).
 
         Raises UsageError for a metric that the task does not have.
         """
@@ -95,7 +95,7 @@ class BestEpoch:
     @property
     def stopped(self) -> bool:
         """True when patience is at its end."""
-        return self.patience is not None and self.waited >= self.patience
+        return self.patience is not None and 0 < self.patience <= self.waited
 
     def update(self, epoch: int, stats: dict[str, float]) -> bool:
         """Return whether this epoch is now selected. Ties keep the earlier epoch; NaN never replaces a number."""
