@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,27 @@ from utils import Run, gather
 logger = logging.getLogger(__name__)
 
 NOT_IN_NAMES = re.compile(r"[^\w.-]+")  # characters of a data set's name that a file's name must not have
+
+
+@dataclass
+class Task:
+    """One data set of a run: its loss, its head, its evaluation and its selected epoch."""
+
+    kind: str  # binary, multiclass or regression
+    head: str | None = None  # its name in a model with several heads, in log keys and in file names
+    best: Any = None  # BestEpoch
+    loaders: Any = None  # Loaders; all tasks have the same `train`
+    class_weights: Tensor | None = None  # of `task_loss`
+
+    def named(self, entries: Mapping[str, Any], sign: str = "_") -> dict[str, Any]:
+        """Return entries with the head's name in those of its evaluation, if it has one: val_loss as val_NAME_loss."""
+        head = f"{sign}{self.head}{sign}" if self.head else sign
+        return {n if n.startswith("train") else n.replace(sign, head, 1): value for n, value in entries.items()}
+
+    @property
+    def title(self) -> str:
+        """What stands before a line about it."""
+        return f"{self.head}, " if self.head else ""
 
 
 def task_loss(
@@ -55,34 +77,35 @@ def train_one_epoch(
     state: TrainingState,
     loader: Loader,
     epoch: int,
-    task: str,
+    tasks: Sequence[Task],
     *,
     smoothing: float = 0.0,
-    class_weights: Tensor | None = None,
     after_step: Callable[[Tensor], None] = lambda taken: None,
 ) -> None:
-    """Train for an epoch. smoothing, class_weights: of `task_loss`; after_step: called with `update.taken`."""
+    """Train for an epoch, each step on one task. smoothing: of `task_loss`; after_step: gets `update.taken`."""
     model, update = state.model.train(), state.update
+    plan: Any = loader.batch_sampler  # TrainingBatches
     for eeg, channels, labels, _ in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV
+        task = tasks[plan.montage(state.step)]
         with update.forward():
-            logits = model(eeg, channels)  # (B, outputs)
-            loss = task_loss(task, logits, labels, smoothing=smoothing, class_weights=class_weights)
+            logits = model(eeg, channels, task=task.head)  # (B, outputs)
+            loss = task_loss(task.kind, logits, labels, smoothing=smoothing, class_weights=task.class_weights)
         complete = update(loss)
-        state.log.add({"loss": loss, **hits(task, logits, labels)}, n=len(eeg))
+        state.log.add({"loss": loss, **hits(task.kind, logits, labels)}, n=len(eeg))
         if complete:
             after_step(update.taken)
             state.log.add(update.stats)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Loader, run: Run, task: str) -> tuple[dict[str, float], np.ndarray]:
+def evaluate(model: nn.Module, loader: Loader, run: Run, task: Task) -> tuple[dict[str, float], np.ndarray]:
     """Return loss and metrics of the whole set, and its logits (samples, outputs) in the file's order, on all ranks."""
     model.eval()
     logits, samples = [], []
     for batch in run.evaluation_batches(loader):
         eeg, channels, _, index = batch.to(run)
         with run.autocast():
-            logits.append(model(eeg, channels))
+            logits.append(model(eeg, channels, task=task.head))
         samples.append(index)
     own = (torch.cat(logits).double().cpu().numpy(), torch.cat(samples).numpy()) if logits else None
     parts = [part for part in gather(own) if part is not None]
@@ -98,8 +121,8 @@ def evaluate(model: nn.Module, loader: Loader, run: Run, task: str) -> tuple[dic
             f"{dataset.path}, group {dataset.split}, recording {where}: the model's output is not finite: look for NaN "
             "in the data, or for weights that diverged (lower --lr)"
         )
-    loss = task_loss(task, torch.from_numpy(whole), torch.from_numpy(labels))
-    return {"loss": float(loss), **metrics.compute(task, whole, labels)}, whole
+    loss = task_loss(task.kind, torch.from_numpy(whole), torch.from_numpy(labels))
+    return {"loss": float(loss), **metrics.compute(task.kind, whole, labels)}, whole
 
 
 def _earlier(path: Path) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Paper, section 2.4. The model, its sizes, and loading stage 2 into it.
 
 import logging
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,97 +25,36 @@ POOLS = ("mean", "cls", "electrodes", "flatten", "attention")
 PLACED = ("electrodes", "flatten")  # pools whose head has weights of its own for each electrode
 
 
-class NeuralTransformer(Trunk):
-    """Trunk, pooling, norm and head: EEG windows to logits."""
+class Head(nn.Linear):
+    """What a data set has of a classifier for itself: a linear layer, and what the pooling before it needs.
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        num_classes: int = 1,
-        use_mean_pooling: bool = True,
-        pool: str = "mean",
-        electrodes: int = 0,
-        seconds: int = 0,
-        init_scale: float = 0.001,
-        init_values: float = 0.1,
-        qkv_bias: bool = False,
-        **options: Any,
-    ) -> None:
-        """num_classes: outputs of the head (0: no head, the model returns features); options: as for Trunk.
+    rows: of the electrode embedding, in the order of the weights of `electrodes` and `flatten`; query: of `attention`.
+    """
 
-        pool: of POOLS, what the head sees: the mean of the patch tokens, CLS, each electrode's mean over time, every
-        patch, or a mean weighted by a query that is learnt. use_mean_pooling=False: CLS. electrodes, seconds: of the
-        windows, for `electrodes` and `flatten`; which ones say `head_rows`. init_scale: of the head's first weights.
-        """
-        super().__init__(
-            TemporalConv(width), width=width, qkv_bias=qkv_bias, qk_norm=True, init_values=init_values, **options
-        )
-        self.frozen: tuple[nn.Module, ...] = ()  # parts that do not learn and stay in evaluation mode
-        self.pool = pool = pool if use_mean_pooling else "cls"
-        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS) if pool == "cls" else nn.Identity()
-        self.fc_norm = None if pool == "cls" else nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        # Zeros: it begins as the mean.
-        self.query = nn.Parameter(torch.zeros(width)) if pool == "attention" else None
-        self.feature_width = width
+    def __init__(self, width: int, num_classes: int, pool: str, *, electrodes: int = 0, seconds: int = 0) -> None:
+        """electrodes, seconds: of the windows, for `electrodes` and `flatten`."""
+        places = {"electrodes": electrodes, "flatten": electrodes * seconds}.get(pool, 1)
+        super().__init__(width * places, num_classes)
+        self.width, self.pool = width, pool
+        self.query = nn.Parameter(torch.zeros(width)) if pool == "attention" else None  # zeros: it begins as the mean
         if pool in PLACED:
-            self.feature_width *= electrodes * (seconds if pool == "flatten" else 1)
-            # Rows of the electrode embedding, in the order of the head's weights.
-            self.register_buffer("head_rows", torch.arange(1, electrodes + 1))
-        self.head = nn.Linear(self.feature_width, num_classes) if num_classes > 0 else nn.Identity()
-        self.initialize()
-        with torch.no_grad():
-            for parameter in self.head.parameters():
-                parameter.mul_(init_scale)
+            self.register_buffer("rows", torch.arange(1, electrodes + 1))
 
-    def train(self, mode: bool = True) -> "NeuralTransformer":
-        """Set the mode as nn.Module does, but keep frozen parts in evaluation mode: no dropout or drop path there."""
-        super().train(mode)
-        for part in self.frozen:
-            part.eval()
-        return self
-
-    def forward_features(
-        self,
-        eeg: Tensor,
-        input_chans: Channels = None,
-        *,
-        return_patch_tokens: bool = False,
-        return_all_tokens: bool = False,
-    ) -> Tensor:
-        """Compute the features that the head sees. eeg: (B, N, A, T), units of 100 uV -> (B, feature_width).
-
-        return_patch_tokens: every patch token (B, N*A, D); return_all_tokens: CLS too (B, N*A + 1, D). All come after
-        the norm: `norm` for CLS, `fc_norm` otherwise. Raises InputError for other electrodes than `head_rows`.
-        """
-        tokens = self.run_blocks(self.embed(eeg, input_chans))  # (B, N*A + 1, D)
-        norm = self.norm if self.fc_norm is None else self.fc_norm
-        if return_all_tokens:
-            return norm(tokens)
-        if return_patch_tokens:
-            return norm(tokens[:, 1:])
-        if self.pool in PLACED:
-            return self._place(tokens[:, 1:], input_chans, seconds=eeg.shape[2])
-        if self.query is not None:
-            return self._attend(tokens[:, 1:])
-        return norm(tokens[:, 0] if self.fc_norm is None else tokens[:, 1:].mean(1))  # (B, D)
-
-    def _place(self, patches: Tensor, channels: Channels, *, seconds: int) -> Tensor:
-        """Lay tokens out in the order of the head's weights. patches: (B, N*A, D) -> (B, feature_width)."""
-        patches = rearrange(patches, "B (N A) D -> B N A D", A=seconds)[:, self.head_order(channels)]
-        assert self.fc_norm is not None
-        features = self.fc_norm(patches.mean(2) if self.pool == "electrodes" else patches).flatten(1)
-        if features.shape[1] != self.feature_width:
-            own = self.feature_width // self.width // patches.shape[1]
+    def place(self, patches: Tensor, norm: nn.Module, channels: Channels, *, seconds: int) -> Tensor:
+        """Lay tokens out in the order of the weights. patches: (B, N*A, D) -> (B, in_features)."""
+        patches = rearrange(patches, "B (N A) D -> B N A D", A=seconds)[:, self.order(channels)]
+        features = norm(patches.mean(2) if self.pool == "electrodes" else patches).flatten(1)
+        if features.shape[1] != self.in_features:
+            own = self.in_features // self.width // patches.shape[1]
             raise InputError(f"windows of {seconds} s, but the head (--pool flatten) has weights for {own} s: cut such")
         return features
 
-    def head_order(self, channels: Channels, *, where: str = "input_chans") -> Tensor:
-        """Return where each of `head_rows` is among the electrodes of `channels`, (N,).
+    def order(self, channels: Channels, *, where: str = "input_chans") -> Tensor:
+        """Return where each of `rows` is among the electrodes of `channels`, (N,).
 
         Raises InputError for other electrodes. As in `position_embedding`, a tensor on a GPU is trusted.
         """
-        rows: Any = self.head_rows
+        rows: Any = self.rows
         given = rows.new_tensor(range(1, len(rows) + 1)) if channels is None else torch.as_tensor(channels)[1:]
         is_there = given == rows.to(given.device)[:, None]  # (head's, N)
         if len(given) != len(rows) or not (given.is_cuda or is_there.any(1).all()):
@@ -125,31 +65,109 @@ class NeuralTransformer(Trunk):
             )
         return is_there.int().argmax(1)
 
-    def _attend(self, patches: Tensor) -> Tensor:
+    def attend(self, patches: Tensor, norm: nn.Module) -> Tensor:
         """Weight tokens by softmax(query . key / sqrt(D)), where keys are normed tokens. (B, N*A, D) -> (B, D)."""
-        assert self.query is not None and self.fc_norm is not None
+        assert self.query is not None
         keys = F.layer_norm(patches, (self.width,), eps=LAYER_NORM_EPS)
         weights = (keys @ self.query.to(keys.dtype) / math.sqrt(self.width)).softmax(1)  # (B, N*A)
-        return self.fc_norm((weights[..., None] * patches).sum(1))
+        return norm((weights[..., None] * patches).sum(1))
 
-    def probe_features(self, eeg: Tensor, input_chans: Channels = None) -> Tensor:
-        """Compute what stays while head and query alone learn: features, or if there is a query (B, N*A, D) tokens."""
-        if self.query is None:
-            return self.forward_features(eeg, input_chans)
+
+class NeuralTransformer(Trunk):
+    """Trunk, pooling, norm and head, or a head for each of several data sets: EEG windows to logits."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        num_classes: int = 1,
+        use_mean_pooling: bool = True,
+        pool: str = "mean",
+        electrodes: int = 0,
+        seconds: int = 0,
+        tasks: Mapping[str, Mapping[str, int]] | None = None,
+        init_scale: float = 0.001,
+        init_values: float = 0.1,
+        qkv_bias: bool = False,
+        **options: Any,
+    ) -> None:
+        """num_classes: outputs of the head (0: no head, the model returns features); options: as for Trunk.
+
+        pool: of POOLS, what the head sees: the mean of the patch tokens, CLS, each electrode's mean over time, every
+        patch, or a mean weighted by a query that is learnt. use_mean_pooling=False: CLS. electrodes, seconds: as for
+        Head. tasks: num_classes, electrodes and seconds of `heads`, by name of the data set, in place of these three.
+        init_scale: factor of the head's first weights.
+        """
+        super().__init__(
+            TemporalConv(width), width=width, qkv_bias=qkv_bias, qk_norm=True, init_values=init_values, **options
+        )
+        self.frozen: tuple[nn.Module, ...] = ()  # parts that do not learn and stay in evaluation mode
+        self.pool = pool = pool if use_mean_pooling else "cls"
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS) if pool == "cls" else nn.Identity()
+        self.fc_norm = None if pool == "cls" else nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        one = {"num_classes": num_classes, "electrodes": electrodes, "seconds": seconds}
+        self.head = Head(width, pool=pool, **one) if num_classes > 0 and not tasks else nn.Identity()
+        self.heads = nn.ModuleDict({name: Head(width, pool=pool, **sizes) for name, sizes in (tasks or {}).items()})
+        self.initialize()
+        with torch.no_grad():
+            for parameter in (*self.head.parameters(), *self.heads.parameters()):
+                parameter.mul_(init_scale)
+
+    def train(self, mode: bool = True) -> "NeuralTransformer":
+        """Set the mode as nn.Module does, but keep frozen parts in evaluation mode: no dropout or drop path there."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
+
+    def head_of(self, task: str | None) -> Any:
+        """Return the head of one of several data sets, or the only one."""
+        return self.head if task is None else self.heads[task]
+
+    def forward_features(
+        self,
+        eeg: Tensor,
+        input_chans: Channels = None,
+        *,
+        task: str | None = None,
+        return_patch_tokens: bool = False,
+        return_all_tokens: bool = False,
+    ) -> Tensor:
+        """Compute the features that a task's head sees. eeg: (B, N, A, T), units of 100 uV -> (B, its in_features).
+
+        return_patch_tokens: every patch token (B, N*A, D); return_all_tokens: CLS too (B, N*A + 1, D). All come after
+        the norm: `norm` for CLS, `fc_norm` otherwise. Raises InputError for other electrodes than the head's.
+        """
+        tokens = self.run_blocks(self.embed(eeg, input_chans))  # (B, N*A + 1, D)
+        norm = self.norm if self.fc_norm is None else self.fc_norm
+        if return_all_tokens:
+            return norm(tokens)
+        if return_patch_tokens:
+            return norm(tokens[:, 1:])
+        if self.pool in PLACED:
+            return self.head_of(task).place(tokens[:, 1:], norm, input_chans, seconds=eeg.shape[2])
+        if self.pool == "attention":
+            return self.head_of(task).attend(tokens[:, 1:], norm)
+        return norm(tokens[:, 0] if self.fc_norm is None else tokens[:, 1:].mean(1))  # (B, D)
+
+    def probe_features(self, eeg: Tensor, input_chans: Channels = None, *, task: str | None = None) -> Tensor:
+        """Compute what stays while the head alone learns: features, or for its query (B, N*A, D) tokens."""
+        if self.pool != "attention":
+            return self.forward_features(eeg, input_chans, task=task)
         return self.run_blocks(self.embed(eeg, input_chans))[:, 1:]
 
-    def forward(self, eeg: Tensor, input_chans: Channels = None, **tokens: bool) -> Tensor:
+    def forward(self, eeg: Tensor, input_chans: Channels = None, *, task: str | None = None, **tokens: bool) -> Tensor:
         """eeg: (B, N, A, T), units of 100 uV -> logits (B, num_classes). tokens: as for `forward_features`.
 
-        eeg may be an output of `probe_features` instead, which has fewer axes.
+        task: whose head to take, of several. eeg may be an output of `probe_features` instead, which has fewer axes.
         """
-        features = eeg
+        features, head = eeg, self.head_of(task)
         if eeg.ndim == 4:
-            features = self.forward_features(eeg, input_chans, **tokens)
+            features = self.forward_features(eeg, input_chans, task=task, **tokens)
         elif eeg.ndim == 3:
-            features = self._attend(eeg)
+            features = head.attend(eeg, self.fc_norm)
         with torch.autocast(eeg.device.type, enabled=False):  # half precision rounds an output of 50.1 to 50
-            return self.head(features.to(self.cls_token.dtype))
+            return head(features.to(self.cls_token.dtype))
 
 
 def depth_of(keys: Iterable[str], prefix: str = "") -> int:
@@ -166,7 +184,13 @@ def check_merged(weights: Iterable[str], where: str | Path) -> None:
 
 def _alike(key: str, one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors of a head have the same shape, or name the same electrodes."""
-    return torch.equal(one, other) if key == "head_rows" else one.shape == other.shape
+    return torch.equal(one, other) if key.endswith(".rows") else one.shape == other.shape
+
+
+def _head_in(key: str) -> str:
+    """Return the part of a key that names a head; empty in other keys."""
+    found = re.match(r"head\.|heads\.[^.]+\.", key)
+    return found[0] if found else ""
 
 
 def load_pretrained(
@@ -182,13 +206,12 @@ def load_pretrained(
     student = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
     dropped = [key for key in state if student and not key.startswith("student.")]
     own = model.state_dict()
-    heads = [{key: value for key, value in one.items() if key.startswith("head")} for one in (own, state)]
-    same_head = all(key in heads[1] and _alike(key, value, heads[1][key]) for key, value in heads[0].items())
+    changed = {_head_in(key) for key, value in own.items() if key not in state or not _alike(key, value, state[key])}
     weights, unexpected, wrong = {}, [], []
     for key, value in (student or state).items():
         if key not in own:
             unexpected.append(key)
-        elif key.startswith("head") and not same_head:
+        elif _head_in(key) in changed - {""}:
             dropped.append(key)
         elif value.shape == own[key].shape:
             weights[key] = value

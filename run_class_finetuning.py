@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,13 @@ import utils
 from eeg_data import labelled as labelled_data
 from eeg_data import labelled_files
 from eeg_data.labelled import balanced_weights
-from eeg_data.loader import Loaders
+from eeg_data.labelled_files import LabelledFile
 from electrodes import embedding_rows
-from engine_for_finetuning import evaluate, save_predictions, train_one_epoch
+from engine_for_finetuning import Task, evaluate, save_predictions, train_one_epoch
 from errors import ArgumentParser, InputError, UsageError, run_script
 from training import adaptation, checkpoints
 from training.batch_size import settle_batch_size
-from training.metrics import SELECT_BY, BestEpoch
+from training.metrics import SELECT_BY, BestEpoch, mean_score
 from training.state import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -107,22 +109,23 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build_model(
-    args: argparse.Namespace, run: utils.Run, file: labelled_files.LabelledFile
+    args: argparse.Namespace, run: utils.Run, files: Sequence[LabelledFile]
 ) -> modeling_finetune.NeuralTransformer:
-    """Build a file's classifier as the flags adapt it, with the weights of stage 2 if --finetune names a file."""
+    """Build the files' classifier as the flags adapt it, with the weights of stage 2 if --finetune names a file."""
+    heads = [{"num_classes": f.outputs, "electrodes": len(f.montage), "seconds": f.seconds} for f in files]
+    several = {"num_classes": 0, "tasks": {file.slug: head for file, head in zip(files, heads, strict=True)}}
     model: Any = create_model(
         args.model,
-        num_classes=file.outputs,
         pool=args.pool,
-        electrodes=len(file.montage),
-        seconds=file.seconds,
+        **(several if len(files) > 1 else heads[0]),
         init_scale=args.init_scale,
         qkv_bias=args.qkv_bias,
         **utils.trunk_options(args),
     )
     if args.pool in modeling_finetune.PLACED:
-        rows = embedding_rows(file.montage, table_rows=args.num_electrodes + 1, where=str(file.path))
-        model.head_rows.copy_(torch.tensor(rows[1:]))
+        for file, head in zip(files, model.heads.values() or [model.head], strict=True):
+            rows = embedding_rows(file.montage, table_rows=args.num_electrodes + 1, where=str(file.path))
+            head.rows.copy_(torch.tensor(rows[1:]))
     if args.finetune is None:
         logger.info("No --finetune: the classifier starts from random weights.")
     else:
@@ -156,95 +159,155 @@ def average(ema: ModelEmaV3, model: nn.Module, taken: Tensor, step: int | None) 
             own.lerp_(new, share)
 
 
-def evaluate_sets(
-    model: nn.Module, loaders: Loaders, run: utils.Run, best: BestEpoch, epoch: int, *, training: bool = True
+def evaluate_tasks(
+    model: nn.Module, tasks: Sequence[Task], run: utils.Run, best: BestEpoch, epoch: int, *, training: bool = True
 ) -> tuple[dict[str, float], bool]:
     """Evaluate and write the predictions; returns the log entries and whether this epoch is now the selected.
 
-    training: False keeps what the prediction files have of the last epoch.
+    best: of the run; each of several tasks also selects an epoch. training: False keeps what the prediction files have
+    of the last epoch.
     """
     stats: dict[str, float] = {}
-    logits = {}
-    sets = {name: loader for name, loader in (("val", loaders.val), ("test", loaders.test)) if loader is not None}
-    for name, loader in sets.items():
-        values, logits[name] = evaluate(model, loader, run, best.task)
+    selected = False
+    for task in tasks:
+        own, selected = evaluate_sets(model, task, run, epoch, training=training)
+        stats |= task.named(own)
+    if len(tasks) > 1:
+        stats |= mean_score([task.best for task in tasks])
+        selected = best.update(epoch, stats)
+    return stats, selected
+
+
+def evaluate_sets(
+    model: nn.Module, task: Task, run: utils.Run, epoch: int, *, training: bool
+) -> tuple[dict[str, float], bool]:
+    """Evaluate a task and write its predictions; returns metrics and whether this epoch is now its selected one."""
+    stats: dict[str, float] = {}
+    logits, best = {}, task.best
+    for name, loader in task.loaders.evaluation.items():
+        values, logits[name] = evaluate(model, loader, run, task)
         stats |= {f"{name}_{metric}": value for metric, value in values.items()}
     stats = run.run_on_rank0(lambda: stats)  # machines may differ in a last bit, and all must select alike
     selected = best.update(epoch, stats)
     if selected:
         best.logits = {name: torch.from_numpy(values) for name, values in logits.items()}
     if run.is_main:
-        for name, loader in sets.items():
-            path = run.output_dir / f"predictions-{name}.npz"
+        for name, loader in task.loaders.evaluation.items():
+            path = run.output_dir / f"predictions-{'-'.join(filter(None, (name, task.head)))}.npz"
             chosen = int(best.epoch or 0), best.logits[name].numpy()
             last = (epoch, logits[name]) if training else None
             save_predictions(path, loader.dataset, selected=chosen, last=last)
     return stats, selected
 
 
+def read_files(args: argparse.Namespace) -> list[LabelledFile]:
+    """Read the descriptions of --dataset. Raises UsageError or InputError for flags that do not fit them."""
+    files = [labelled_files.read_labelled(labelled_files.labelled_path(one, args.data_dir)) for one in args.dataset]
+    if args.nb_classes not in (None, 0) and any(file.outputs != args.nb_classes for file in files):
+        needs = ", ".join(f"{file.path} needs {file.outputs} output(s)" for file in files)
+        raise InputError(f"--nb_classes {args.nb_classes}, but {needs}: leave the flag out")
+    regression = all(file.task == "regression" for file in files)
+    if args.recipe == "small" and regression:
+        args.class_weights = "none"
+    if recipe := [f"--{name} {getattr(args, name)}" for name in RECIPES[args.recipe]]:
+        logger.info("--recipe %s: %s", args.recipe, " ".join(recipe))
+    if args.class_weights != "none" and regression:
+        raise UsageError(f"--class_weights {args.class_weights}: {files[0].path} is a regression, which has no classes")
+    if args.task_weights is not None and not 1 < len(files) == len(args.task_weights):
+        given = f"--task_weights has {len(args.task_weights)} number(s) for {len(files)} data set(s)"
+        raise UsageError(f"{given}: give one for each of several, or leave it out")
+    for i, file in enumerate(files):
+        same = [str(other.path) for other in files[:i] if other.slug == file.slug]
+        if same or (len(files) > 1 and hasattr(nn.ModuleDict, file.slug)):  # such as `train`, which a module has
+            why = f"is also the name of {same[0]}" if same else "cannot name a head"
+            way_out = f"give it another one, h5py.File({str(file.shards[0])!r}, 'r+').attrs['name'] = ..."
+            raise InputError(f"--dataset {file.path}: its name {file.name} {why}: {way_out}")
+    return files
+
+
+def build_tasks(args: argparse.Namespace, files: Sequence[LabelledFile]) -> tuple[list[Task], BestEpoch]:
+    """Make the tasks, still without data, and what selects the epoch of the run. Raises UsageError for --select_by."""
+    several = len(files) > 1
+    tasks = []
+    for file in files:
+        best = BestEpoch(args.select_by or SELECT_BY[file.task], file.task, patience=args.patience)
+        tasks.append(Task(file.task, file.slug if several else None, best))
+    return tasks, BestEpoch("score", None, patience=args.patience) if several else tasks[0].best
+
+
+def add_data(
+    tasks: Sequence[Task], files: Sequence[LabelledFile], args: argparse.Namespace, run: utils.Run, accumulation: int
+) -> None:
+    """Give the tasks their loaders and class weights. Raises UsageError if --patience has no score to wait for."""
+    loaders = labelled_data.build_labelled_loaders(args, run, files, accumulation=accumulation)
+    if args.patience and not any(own.val for own in loaders):
+        text = f"--patience {args.patience}: {files[0].path} has no validation samples to judge an epoch by: use 0"
+        raise UsageError(text)
+    for task, own, windows in zip(tasks, loaders, loaders[0].train.dataset.parts, strict=True):
+        task.loaders = own
+        if args.class_weights == "balanced" and task.kind != "regression":
+            weights = balanced_weights(windows.labels, len(windows.classes))
+            task.class_weights = weights.to(run.device)  # not from the host at every step
+
+
 def main(args: argparse.Namespace) -> None:
     """Fine-tune, or with --eval evaluate, a classifier."""
     with utils.setup_run(args) as run:
         adaptation.check_flags(args)
-        file = labelled_files.read_labelled(labelled_files.labelled_path(args.dataset, args.data_dir))
-        if args.nb_classes not in (None, 0, file.outputs):
-            needs = f"{file.path} needs {file.outputs} output(s)"
-            raise InputError(f"--nb_classes {args.nb_classes}, but {needs}: leave the flag out")
-        if args.recipe == "small" and file.task == "regression":
-            args.class_weights = "none"
-        if recipe := [f"--{name} {getattr(args, name)}" for name in RECIPES[args.recipe]]:
-            logger.info("--recipe %s: %s", args.recipe, " ".join(recipe))
-        if args.class_weights != "none" and file.task == "regression":
-            raise UsageError(f"--class_weights {args.class_weights}: {file.path} is a regression, which has no classes")
-        best = BestEpoch(args.select_by or SELECT_BY[file.task], file.task, patience=args.patience)
-        model = run.distribute(build_model(args, run, file))
-        window = len(file.montage), file.seconds
+        files = read_files(args)
+        tasks, best = build_tasks(args, files)
+        model = run.distribute(build_model(args, run, files), heads=len(files))
+        largest = max(range(len(files)), key=lambda i: len(files[i].montage) * files[i].seconds)
+        window = len(files[largest].montage), files[largest].seconds
+        forward = partial(model, task=tasks[largest].head)
         copies = int(args.model_ema)
-        settle_batch_size(args, run, model, lambda *batch: model(*batch).sum(), window=window, copies=copies)
+        settle_batch_size(args, run, model, lambda *batch: forward(*batch).sum(), window=window, copies=copies)
         accumulation = optim_factory.micro_batches(args, run, flag="update_freq")
-        loaders = labelled_data.build_labelled_loaders(args, run, file, accumulation=accumulation)
-        if args.patience and loaders.val is None:
-            text = f"--patience {args.patience}: {file.path} has no validation samples to judge an epoch by: use 0"
-            raise UsageError(text)
+        add_data(tasks, files, args, run, accumulation)
         if args.eval:
             averaged = args.model_ema
             epoch = checkpoints.load_for_evaluation(model.module, args, run, stage="classifier", averaged=averaged)
-            show(evaluate_sets(model.module, loaders, run, best, epoch, training=False)[0], f"epoch {epoch}")
+            evaluate_tasks(model.module, tasks, run, best, epoch, training=False)
+            for task in tasks:
+                show(task.best.last, f"{task.title}epoch {epoch}")
             return
-        ema = build_average(model.module, args, steps=args.epochs * loaders.steps_per_epoch)
-        steps = {"steps_per_epoch": loaders.steps_per_epoch, "accumulation": accumulation}
+        steps = {"steps_per_epoch": tasks[0].loaders.steps_per_epoch, "accumulation": accumulation}
+        ema = build_average(model.module, args, steps=args.epochs * steps["steps_per_epoch"])
         update = optim_factory.build_update(model, args, run, layer_decay=args.layer_decay, **steps)
         extras = {"best": best, **({"model_ema": ema} if ema else {})}
-        data = {"inputs": loaders.summary(), "data_set": file.description}
-        state = TrainingState(model, update, run, args, stage="classifier", extras=extras, **data)
+        extras |= {f"best {task.head}": task.best for task in tasks if task.head}
+        inputs = {name: data for task in tasks for name, data in task.named(task.loaders.summary(), " ").items()}
+        data_set = {file.slug: file.description for file in files} if len(files) > 1 else files[0].description
+        state = TrainingState(
+            model, update, run, args, stage="classifier", extras=extras, inputs=inputs, data_set=data_set
+        )
         with run.interruption.listening():
-            fine_tune(state, loaders, best, args, ema)
+            fine_tune(state, tasks, best, args, ema)
 
 
 def fine_tune(
-    state: TrainingState, loaders: Loaders, best: BestEpoch, args: argparse.Namespace, ema: ModelEmaV3 | None
+    state: TrainingState, tasks: Sequence[Task], best: BestEpoch, args: argparse.Namespace, ema: ModelEmaV3 | None
 ) -> None:
     """Train from where the run stands to the last epoch, or until patience ends; then log the results."""
     module, run = state.model.module, state.run
     judged = ema.module if ema else module
     epoch = state.resume()
     options: dict[str, Any] = {"smoothing": args.smoothing}
-    if args.class_weights == "balanced":
-        data: Any = loaders.train.dataset
-        weights = balanced_weights(data.labels, len(data.classes))
-        options["class_weights"] = weights.to(run.device)  # not from the host at every step
     if ema is not None:  # without warm-up no step: timm would not average the first one
         options["after_step"] = lambda taken: average(ema, module, taken, state.update.step if ema.use_warmup else None)
     if args.linear_probe and epoch < args.epochs and not best.stopped:
         # After resuming, which may bring another trunk than --finetune.
-        loaders = adaptation.build_feature_loaders(module, loaders, args, run)
+        loaders = [task.loaders for task in tasks]
+        loaders = adaptation.build_feature_loaders(module, loaders, [task.head for task in tasks], args, run)
+        for task, own in zip(tasks, loaders, strict=True):
+            task.loaders = own
     while epoch < args.epochs and not best.stopped:
         state.update.held = adaptation.held_parameters(module, args, epoch)
-        train_one_epoch(state, loaders.train, epoch, best.task, **options)
+        train_one_epoch(state, tasks[0].loaders.train, epoch, tasks, **options)
         stats: dict[str, float] = {}
         selected = False
         if not args.disable_eval_during_finetuning or epoch == args.epochs - 1:
-            stats, selected = evaluate_sets(judged, loaders, run, best, epoch)
+            stats, selected = evaluate_tasks(judged, tasks, run, best, epoch)
         if selected and args.lora is not None and args.save_ckpt:
             adaptation.save_merged(judged, state, epoch)
         state.finish_epoch(epoch, stats, best=selected)
@@ -253,8 +316,12 @@ def fine_tune(
         if best.stopped:
             rule = f"--patience {best.patience} epochs in a row without a better validation {best.name}"
             logger.info("Stopped after epoch %d: %s than epoch %d's.", epoch - 1, rule, best.epoch)
-        show(best.stats, f"selected epoch {best.epoch} ({best.rule})")
-        show(best.last, f"last epoch {epoch - 1}")
+        for task in tasks:
+            show(task.best.stats, f"{task.title}selected epoch {task.best.epoch} ({task.best.rule})")
+            show(task.best.last, f"{task.title}last epoch {epoch - 1}")
+        if len(tasks) > 1:
+            text = "checkpoint-best.pth: epoch %d (%s, the mean over the data sets of what selects their epochs)"
+            logger.info(text, best.epoch, best.rule)
 
 
 def show(stats: dict[str, float], title: str) -> None:

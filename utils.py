@@ -38,7 +38,7 @@ FLAG_LIMITS = {
     "codebook_n_emd codebook_emd_dim window_stride": (1, math.inf),
     "seed start_epoch num_workers warmup_epochs keep_last freeze_blocks patience head_epochs": (0, math.inf),
     "lr min_lr weight_decay weight_decay_end clip_grad opt_eps": (0, math.inf),
-    "lora_alpha": (math.nextafter(0, 1), math.inf),
+    "lora_alpha task_weights": (math.nextafter(0, 1), math.inf),
     "drop drop_path attn_drop_rate smoothing lora_dropout": (0, ALMOST_ONE),
     "ema_decay model_ema_decay layer_decay": (0, 1),
     "opt_betas": (0, math.nextafter(1, 0)),
@@ -262,14 +262,18 @@ class Run:
             compile_blocks(model)
         return model
 
-    def distribute(self, model: nn.Module) -> DistributedDataParallel:
-        """Prepare a model, give all ranks the weights of rank 0, and wrap it so that gradients are averaged."""
+    def distribute(self, model: nn.Module, *, heads: int = 1) -> DistributedDataParallel:
+        """Prepare a model, give all ranks the weights of rank 0, and wrap it so that gradients are averaged.
+
+        heads: of which a step uses one; the others get no gradient, so that the optimizer leaves them as they are.
+        """
         self.prepare(model)
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
         ids = [self.device.index] if self.device.type == "cuda" else None
         # Buffers are the codebook's, which the quantiser keeps equal.
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        options: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=heads > 1, **options)
 
 
 @contextmanager

@@ -252,7 +252,7 @@ def finetuning(b: Bench) -> Builders:
 
     def ours() -> Step:
         model = create_model(f"labram_{b.setting.size}_patch200_200", drop_path_rate=0.0)
-        train = partial(engine_for_finetuning.train_one_epoch, task="binary")
+        train = partial(engine_for_finetuning.train_one_epoch, tasks=[engine_for_finetuning.Task("binary")])
         batch = LabelledBatch(b.eeg, b.channels, b.labels, torch.arange(len(b.eeg)))
         return b.engine(model, batch, "classifier", train, layer_decay=b.args.layer_decay)
 

@@ -64,13 +64,20 @@ class TrainingBatches:
         accumulation: int = 1,
         interleaved: bool = True,
         overfit_batch: bool = False,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        """sizes: windows of each montage; batch_size: of a process and micro-batch."""
+        """sizes: windows of each montage; batch_size: of a process and micro-batch.
+
+        weights: each montage's share of the steps (default: in proportion to its batches). An epoch then takes the
+        first windows of a montage's order only, or goes round it more than once.
+        """
         self.sizes, self.batch_size, self.seed = list(sizes), batch_size, seed
         self.rank, self.processes, self.accumulation = rank, processes, accumulation
         self.overfit_batch = overfit_batch
         self.total_batch = batch_size * processes * accumulation
         self.batches = [-(-size // self.total_batch) for size in sizes]
+        if weights is not None:
+            self.batches = [max(1, round(sum(self.batches) * weight / sum(weights))) for weight in weights]
         self.order = montage_order(self.batches, interleaved=interleaved)
         self.epoch, self.first_step = 0, 0
         counts = [itertools.count() for _ in sizes]
@@ -84,7 +91,7 @@ class TrainingBatches:
 
     @property
     def repeated(self) -> list[int]:
-        """Number of windows of each montage that an epoch takes twice to complete the last batch."""
+        """Number of windows of each montage that an epoch takes again; negative: that it leaves to later epochs."""
         return [n * self.total_batch - size for n, size in zip(self.batches, self.sizes, strict=True)]
 
     def __len__(self) -> int:

@@ -49,7 +49,9 @@ def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the data flags of stage 3."""
     group = parser.add_argument_group("data")
     words = f"{', '.join(DATASETS)}, or the path of a labelled HDF5 file or of a folder of its shards"
-    group.add_argument("--dataset", default="TUAB", help=words)
+    group.add_argument("--dataset", nargs="+", default=["TUAB"], help=f"{words}; several: one head for each")
+    words = "share of the steps of each of several data sets (default: in proportion to their samples)"
+    group.add_argument("--task_weights", type=float, nargs="+", metavar="W", help=words)
     words = "folder of the known names' files or folders"
     group.add_argument("--data_dir", type=Path, default=Path("data"), help=words)
     group.add_argument("--nb_classes", type=int, help="outputs of the head (default: what the file says)")
@@ -91,6 +93,11 @@ class LabelledWindows:
         return LabelledBatch(eeg, self.channels, torch.from_numpy(self.labels[samples]), torch.tensor(samples))
 
     @property
+    def parts(self) -> "list[LabelledWindows]":
+        """Its data sets: itself."""
+        return [self]
+
+    @property
     def groups(self) -> list[str | None]:
         """Its one montage; the loss of it needs no name."""
         return [None]
@@ -107,6 +114,38 @@ class LabelledWindows:
         return {**place, **extent(self.samples.read(key[2]))}
 
 
+class JoinedWindows:
+    """The training samples of several data sets, by key (epoch, data set, sample). A batch is of one of them."""
+
+    def __init__(self, parts: Sequence[LabelledWindows]) -> None:
+        self.parts, self.groups = list(parts), [part.samples.file.slug for part in parts]
+
+    def shape(self, keys: Sequence[Key]) -> tuple[int, int]:
+        """Return electrodes and samples of a batch's windows."""
+        return self.parts[keys[0][1]].shape(keys)
+
+    def half(self, keys: Sequence[Key]) -> bool:
+        """Return True if the files hold all windows of this batch's data set as float16."""
+        return self.parts[keys[0][1]].half(keys)
+
+    def read(self, key: Key, out: np.ndarray) -> None:
+        """Write a window into `out`, as its data set does."""
+        self.parts[key[1]].read(key, out)
+
+    def batch(self, keys: Sequence[Key], eeg: Tensor, extra: Any) -> LabelledBatch:
+        """Make a batch. Each sample has its number in its data set."""
+        return self.parts[keys[0][1]].batch(keys, eeg, extra)
+
+    def summary(self) -> dict[str, Any]:
+        """Describe the samples, so that a resumed run can compare them with the saved run's."""
+        parts = [part.summary() for part in self.parts]
+        return {"samples": sum(part["samples"] for part in parts), "digest": digest_of(parts)}
+
+    def describe(self, key: Key) -> dict[str, Any]:
+        """Say where a sample is from, and its largest value."""
+        return self.parts[key[1]].describe(key)
+
+
 def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
     """Return each class's weight, (classes,): samples / (classes present x samples of the class), as in scikit-learn.
 
@@ -117,27 +156,38 @@ def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
     return torch.from_numpy(np.where(counts > 0, weights, 1.0))
 
 
-def build_labelled_loaders(args: argparse.Namespace, run: Run, file: LabelledFile, *, accumulation: int = 1) -> Loaders:
-    """Make the loaders of stage 3. Raises InputError for a set without training samples, or with one class only."""
-    rows = args.num_electrodes + 1
-    splits = {split: LabelledWindows(file, split, table_rows=rows) for split in file.splits}
-    _check_train(file, splits.get("train"))
-    if run.is_main:
-        _warn(file, splits)
-    batches = training_batches([len(splits["train"])], args, run, accumulation)
+def build_labelled_loaders(
+    args: argparse.Namespace, run: Run, files: Sequence[LabelledFile], *, accumulation: int = 1
+) -> list[Loaders]:
+    """Make the loaders of stage 3: of each data set, with one loader of training batches for all of them.
+
+    Raises InputError for a set without training samples, or with one class only.
+    """
+    sets = []
+    for file in files:
+        splits = {split: LabelledWindows(file, split, table_rows=args.num_electrodes + 1) for split in file.splits}
+        _check_train(file, splits.get("train"))
+        if run.is_main:
+            _warn(file, splits)
+        sets.append(splits)
+    parts = [splits["train"] for splits in sets]
+    batches = training_batches(list(map(len, parts)), args, run, accumulation, weights=args.task_weights)
+    train = make_loader(parts[0] if len(parts) == 1 else JoinedWindows(parts), batches, args, run)
     share = {"rank": run.rank, "processes": run.processes} if args.dist_eval else {}
-    evaluation = {}
-    for split, windows in splits.items():
-        if split != "train" and len(windows):
-            plan = EvaluationBatches([len(windows)], args.batch_size, **share)
-            evaluation[split] = make_loader(windows, plan, args, run)
-    sizes = ", ".join(f"{split} {len(windows)}" for split, windows in splits.items())
-    logger.info(
-        f"{file.name}: {file.task}, {len(file.montage)} electrodes, {file.seconds} s; {sizes}; {batches.repeated[0]} "
-        "training samples repeated to complete the last batch"
-    )
-    train = make_loader(splits["train"], batches, args, run)
-    return Loaders(train, evaluation.get("val"), evaluation.get("test"))
+    loaders = []
+    for file, splits, steps, repeated in zip(files, sets, batches.batches, batches.repeated, strict=True):
+        evaluation = {
+            split: make_loader(windows, EvaluationBatches([len(windows)], args.batch_size, **share), args, run)
+            for split, windows in splits.items()
+            if split != "train" and len(windows)
+        }
+        sizes = ", ".join(f"{split} {len(windows)}" for split, windows in splits.items())
+        again = f"{repeated} training samples repeated to complete the last batch"
+        if args.task_weights is not None:
+            again = f"{steps} of {batches.steps} steps an epoch ({steps * batches.total_batch} training samples)"
+        logger.info(f"{file.name}: {file.task}, {len(file.montage)} electrodes, {file.seconds} s; {sizes}; {again}")
+        loaders.append(Loaders(train, evaluation.get("val"), evaluation.get("test")))
+    return loaders
 
 
 def _check_train(file: LabelledFile, train: LabelledWindows | None) -> None:

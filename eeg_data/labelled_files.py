@@ -6,6 +6,7 @@ A file describes itself (task, classes, montage), so that a new data set needs n
 
 import itertools
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -58,6 +59,11 @@ class LabelledFile:
     def outputs(self) -> int:
         """Number of outputs of a head: one for two classes."""
         return 1 if self.task == "binary" else len(self.classes)
+
+    @property
+    def slug(self) -> str:
+        """Name in log keys, file names and state dicts of a run with several data sets: letters, digits, hyphens."""
+        return re.sub(r"[\W_]+", "-", self.name).strip("-") or "unnamed"
 
     @property
     def description(self) -> dict[str, Any]:

@@ -128,10 +128,15 @@ class Loaders:
         """Optimizer steps an epoch."""
         return self.train.batch_sampler.steps  # type: ignore[union-attr]
 
+    @property
+    def evaluation(self) -> dict[str, Loader]:
+        """The sets to evaluate on."""
+        return {name: loader for name, loader in (("val", self.val), ("test", self.test)) if loader is not None}
+
     def summary(self) -> dict[str, Any]:
         """Describe the data of each set."""
-        sets = {"train": self.train, "val": self.val, "test": self.test}
-        return {f"{name} data": loader.dataset.summary() for name, loader in sets.items() if loader is not None}
+        sets = {"train": self.train, **self.evaluation}
+        return {f"{name} data": loader.dataset.summary() for name, loader in sets.items()}
 
 
 def batch_size(text: str) -> int | None:
@@ -158,9 +163,15 @@ def add_loader_arguments(group: Any) -> None:
 
 
 def training_batches(
-    sizes: Sequence[int], args: argparse.Namespace, run: Run, accumulation: int, order: str = "interleaved"
+    sizes: Sequence[int],
+    args: argparse.Namespace,
+    run: Run,
+    accumulation: int,
+    *,
+    order: str = "interleaved",
+    weights: Sequence[float] | None = None,
 ) -> TrainingBatches:
-    """Plan this process's batches. sizes: windows of each montage."""
+    """Plan this process's batches. sizes: windows of each montage; weights: of `TrainingBatches`."""
     return TrainingBatches(
         sizes,
         args.batch_size,
@@ -170,6 +181,7 @@ def training_batches(
         accumulation=accumulation,
         interleaved=order == "interleaved",
         overfit_batch=args.overfit_batch,
+        weights=weights,
     )
 
 

@@ -196,7 +196,7 @@ def build_pretraining_loaders(
     Raises InputError for data that are missing, damaged, of another rate or format, or too short.
     """
     data = _read_data("--train_data", args, run, make_mask)
-    batches = training_batches([len(m) for m in data.montages], args, run, accumulation, args.dataset_order)
+    batches = training_batches([len(m) for m in data.montages], args, run, accumulation, order=args.dataset_order)
     for windows, repeated in zip(data.montages, batches.repeated, strict=True):
         logger.info(
             f"{len(windows.montage)} electrodes: {len(windows.recordings)} recording(s), {len(windows)} windows of "

@@ -191,7 +191,7 @@ class Model:
         rows = trunk.pos_embed.shape[1] if trunk.pos_embed is not None else 1 << 30
         channels = torch.tensor(embedding_rows(given, table_rows=rows, where=windows.where))
         if verb == "predict" and self.description.settings.get("pool") in PLACED:
-            self.module.head_order(channels, where=windows.where)
+            self.module.head.order(channels, where=windows.where)
         return channels.to(self.device)
 
     # Whole recordings

@@ -139,10 +139,10 @@ def _trunk_size(weights: Mapping[str, Tensor], stage: str) -> tuple[dict[str, in
 def _pooling(weights: Mapping[str, Tensor], width: int) -> dict[str, Any]:
     """Find the settings of a classifier's pooling. With windows of 1 s, `flatten` and `electrodes` are the same."""
     settings: dict[str, Any] = {"use_mean_pooling": "fc_norm.weight" in weights}
-    if "query" in weights:
+    if "head.query" in weights:
         settings["pool"] = "attention"
-    if "head_rows" in weights:
-        (electrodes,) = weights["head_rows"].shape
+    if "head.rows" in weights:
+        (electrodes,) = weights["head.rows"].shape
         patches = weights["head.weight"].shape[1] // (electrodes * width) if "head.weight" in weights else 1
         settings |= {"pool": PLACED[patches > 1], "electrodes": electrodes, "seconds": patches}
     return settings

@@ -23,6 +23,7 @@ STAGE_SIGNS = {"train_quant_loss": "tokenizer", "train_mlm_acc": "pretraining"}
 SAME_VALUE = 5e-5  # half of the last printed digit: batches of another size round differently
 # Flags that say where a run reads, writes and computes: runs that differ in them are still averaged.
 PLACES = FREE_FLAGS - {"finetune", "tokenizer_weight"} | {"seed"}
+HEAD_LOSS = re.compile("(?:val|test)_([^_]+)_loss")  # of one of several data sets, in log.txt
 BATCH_FLAGS = {"batch_size", "gradient_accumulation_steps", "update_freq"}  # their product is compared
 
 
@@ -55,6 +56,7 @@ class RunResult:
     rule: str = ""  # how it was selected
     predictions: dict[str, Predictions] = field(default_factory=dict)  # by set: val, test
     finished: bool = True
+    head: str = ""  # of several data sets: the name of this one in log.txt and in file names
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -93,9 +95,9 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[RunResult], list[str]]:
     runs = []
     for place in places:
         label, own = printable(str(place.relative_to(shared))), list[str]()
-        runs.append(read_run(place, label, own))
-        notes += [f"{label}: {note}" for note in own]
-    return [run for run in runs if len(run.log)], notes
+        runs += read_run(place, label, own)
+        notes += [f"{label}: {note}" for note in dict.fromkeys(own)]
+    return runs, notes
 
 
 def run_folders(folder: Path, notes: list[str]) -> list[Path]:
@@ -109,25 +111,42 @@ def run_folders(folder: Path, notes: list[str]) -> list[Path]:
     return sorted(inside, key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path.name)])
 
 
-def read_run(folder: Path, label: str, notes: list[str]) -> RunResult:
-    """Read one folder. Without a whole line in log.txt the `log` of the result is empty."""
+def read_run(folder: Path, label: str, notes: list[str]) -> list[RunResult]:
+    """Read one folder: a result, one for each of several data sets, or none without a whole line in log.txt."""
     lines = read_log(folder / "log.txt", notes)
+    if not lines:
+        notes.append("log.txt holds no whole epoch: left out")
+        return []
     log = pd.DataFrame(lines, index=[int(line["epoch"]) for line in lines])
     environment = _read_environment(folder / "environment.json", notes)
     stage = next((stage for sign, stage in STAGE_SIGNS.items() if sign in log), "classifier")
-    run = RunResult(folder, label, stage, log, environment)
-    if not lines:
-        notes.append("log.txt holds no whole epoch: left out")
-        return run
-    stopped = stage == "classifier" and _judge(run, notes)
-    epochs, done = run.flags.get("epochs", 0), int(log.index[-1]) + 1
-    if done < epochs and not stopped:
-        run.finished = False
-        notes.append(f"unfinished, {done} of {epochs} epochs: in no mean")
-    if stage == "classifier":
-        names = [one.name for one in run.predictions.values() if one.name]
-        run.name = next(iter(names), None) or printable(Path(run.flags.get("dataset") or "").stem) or None
-    return run
+    losses = filter(None, map(HEAD_LOSS.fullmatch, log)) if stage == "classifier" else ()
+    runs = []
+    for head in dict.fromkeys(found[1] for found in losses) or [""]:
+        run = RunResult(folder, label, stage, columns_of(log, head), environment, head=head)
+        stopped = stage == "classifier" and _judge(run, notes)
+        if head:
+            stopped = _replay(BestEpoch("score", None, patience=run.flags.get("patience")), log).stopped
+        epochs, done = run.flags.get("epochs", 0), int(log.index[-1]) + 1
+        if done < epochs and not stopped:
+            run.finished = False
+            notes.append(f"unfinished, {done} of {epochs} epochs: in no mean")
+        if stage == "classifier":
+            names = [one.name for one in run.predictions.values() if one.name]
+            given = np.atleast_1d(run.flags.get("dataset") or "")[0]
+            run.name = next(iter(names), None) or head or printable(Path(given).stem) or None
+        runs.append(run)
+    return runs
+
+
+def columns_of(log: pd.DataFrame, head: str) -> pd.DataFrame:
+    """Return the log of one of several data sets as it would be alone: val_NAME_loss becomes val_loss."""
+    if not head:
+        return log
+    own = {name: name.replace(f"_{head}_", "_", 1) for name in log if re.match(f"(val|test)_{re.escape(head)}_", name)}
+    own |= {f"{name}_{head}": name for name in ("train_loss", "train_accuracy") if f"{name}_{head}" in log}
+    shared = [n for n in log if not n.startswith(("val_", "test_", "train_loss", "train_accuracy"))]
+    return log[[*shared, *own]].rename(columns=own)
 
 
 def read_log(path: Path, notes: list[str]) -> list[dict[str, float]]:
@@ -160,8 +179,7 @@ def _judge(run: RunResult, notes: list[str]) -> bool:
         return False
     run.select_by = run.flags.get("select_by") or SELECT_BY[run.task]
     best = BestEpoch(run.select_by, run.task, patience=run.flags.get("patience"))
-    for epoch, line in run.log.filter(regex="^(val|test)_").dropna(how="all").iterrows():
-        best.update(int(epoch), line.to_dict())
+    _replay(best, run.log)
     run.epoch, run.rule = best.epoch, best.rule
     for split in ("val", "test"):
         if f"{split}_loss" in run.log:
@@ -169,9 +187,16 @@ def _judge(run: RunResult, notes: list[str]) -> bool:
     return best.stopped
 
 
+def _replay(best: BestEpoch, log: pd.DataFrame) -> BestEpoch:
+    """Show every evaluated epoch to what selects one; return it."""
+    for epoch, line in log.filter(regex="^(val|test)_").dropna(how="all").iterrows():
+        best.update(int(epoch), line.to_dict())
+    return best
+
+
 def _add_predictions(run: RunResult, task: str, split: str, notes: list[str]) -> None:
     """Take up a prediction file if it is of the epoch that counts and agrees with log.txt; else note why not."""
-    path = run.folder / f"predictions-{split}.npz"
+    path = run.folder / f"predictions-{split}{run.head and f'-{run.head}'}.npz"
     name = "rmse" if task == "regression" else "accuracy"
     logged = run.value(f"{split}_{name}")
     try:

@@ -243,9 +243,9 @@ def test_evaluating_a_classifier_returns_logits_in_the_files_order_and_the_whole
     args = script_args(run_class_finetuning, *COMMON, "--output_dir", tmp_path / "run", "--batch_size", 4)
     with setup_run(args) as run:
         file = labelled_files.read_labelled(path)
-        loaders = labelled_data.build_labelled_loaders(args, run, file)
+        loaders = labelled_data.build_labelled_loaders(args, run, [file])[0]
         model = create_model("labram_tiny_patch200_200", num_classes=file.outputs, init_scale=1.0)
-        found, logits = engine_for_finetuning.evaluate(model, loaders.val, run, task)
+        found, logits = engine_for_finetuning.evaluate(model, loaders.val, run, engine_for_finetuning.Task(task))
     with h5py.File(path, locking=False) as file:
         eeg, labels = torch.tensor(file["val/eeg"][:] / 100), torch.tensor(file["val/label"][:])
     channels = [0, *(ELECTRODES.index(name) + 1 for name in TRIO)]

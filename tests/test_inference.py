@@ -122,7 +122,7 @@ def test_a_classifier_that_pools_by_cls_is_normed_before_the_mean(tmp_path: Path
 
 def test_a_head_for_electrodes_finds_them_in_any_order_and_refuses_others(tmp_path: Path) -> None:
     module: Any = random_module(CLASSIFIER, num_classes=1, pool="electrodes", electrodes=3)
-    module.head_rows.copy_(torch.tensor(ROWS[1:]))
+    module.head.rows.copy_(torch.tensor(ROWS[1:]))
     eeg, model = signal(3, 4 * 200), inference.load(saved(tmp_path / "a.pth", module))
     with torch.no_grad():
         logit = module(batch(eeg, 2), ROWS).numpy()

@@ -24,7 +24,8 @@ def two_classes(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def loaders(path: Path, *words: Any, accumulation: int = 1, **run: int) -> Any:
     args = parse(words, add_labelled_arguments, batch_size=4, num_workers=0, seed=run.get("seed", 0))
-    return build_labelled_loaders(args, plain_run(Path(), **run), read_labelled(path), accumulation=accumulation)
+    run_here = plain_run(Path(), **run)
+    return build_labelled_loaders(args, run_here, [read_labelled(path)], accumulation=accumulation)[0]
 
 
 def with_valid(path: Path, **valid: Any) -> Path:

@@ -95,7 +95,7 @@ def features_by_numpy(pool: str, tokens: np.ndarray, model: NeuralTransformer) -
 
     weight, bias = (value.detach().numpy() for value in (model.fc_norm.weight, model.fc_norm.bias))
     if pool == "attention":
-        scores = normed(tokens) @ model.query.detach().numpy() / np.sqrt(200)  # (B, N, A)
+        scores = normed(tokens) @ model.head.query.detach().numpy() / np.sqrt(200)  # (B, N, A)
         shares = np.exp(scores) / np.exp(scores).sum((1, 2), keepdims=True)
         pooled = (shares[..., None] * tokens).sum((1, 2))
     else:
@@ -107,28 +107,28 @@ def features_by_numpy(pool: str, tokens: np.ndarray, model: NeuralTransformer) -
 def test_other_pools_are_numpys_whatever_the_order_of_the_electrodes(pool: str) -> None:
     model = tiny(pool=pool, electrodes=3, seconds=2, num_classes=3).double()
     if pool != "attention":
-        model.head_rows.copy_(torch.tensor([9, 2, 5]))  # CHANNELS are 5, 9, 2
+        model.head.rows.copy_(torch.tensor([9, 2, 5]))  # CHANNELS are 5, 9, 2
     x = eeg(1, (2, 3, 2, 200)).double()
     with torch.no_grad():
         tokens = model.run_blocks(model.embed(x, CHANNELS))[:, 1:].view(2, 3, 2, 200).numpy()
         expected = features_by_numpy(pool, tokens[:, [1, 2, 0]], model)
         found = model.forward_features(x, CHANNELS)
         np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-9)
-        assert found.shape == (2, model.feature_width) and model.feature_width == expected.shape[1]
+        assert found.shape == (2, model.head.in_features) and model.head.in_features == expected.shape[1]
         torch.testing.assert_close(model(x, CHANNELS), model.head(found), rtol=0, atol=0)
         torch.testing.assert_close(model(model.probe_features(x, CHANNELS)), model(x, CHANNELS), rtol=0, atol=0)
 
 
 def test_attention_begins_as_the_mean() -> None:
     model, mean, x = tiny(pool="attention"), tiny(), eeg(1, (2, 3, 2, 200))
-    assert not create_model(TINY, pool="attention").query.any()
-    model.query.data.zero_()
+    assert not create_model(TINY, pool="attention").head.query.any()
+    model.head.query.data.zero_()
     torch.testing.assert_close(model.forward_features(x, CHANNELS), mean.forward_features(x, CHANNELS))
 
 
 def test_a_head_for_places_refuses_other_electrodes_and_seconds() -> None:
     model = tiny(pool="flatten", electrodes=3, seconds=2)
-    model.head_rows.copy_(torch.tensor([5, 9, 2]))
+    model.head.rows.copy_(torch.tensor([5, 9, 2]))
     for channels in ([0, 5, 9, 3], [0, 5, 9], [0, 5, 9, 2, 3]):
         with pytest.raises(InputError, match=r"has weights for AF7, AFZ, FPZ: give exactly these"):
             model(eeg(1, (2, len(channels) - 1, 2, 200)), channels)
@@ -209,10 +209,10 @@ def test_a_stage_3_file_loads_and_only_a_head_of_another_shape_is_dropped(caplog
 def test_a_head_for_electrodes_is_loaded_only_for_the_same_electrodes(caplog: pytest.LogCaptureFixture) -> None:
     options = {"pool": "electrodes", "electrodes": 3}
     weights, same, other = tiny(**options).state_dict(), create_model(TINY, **options), create_model(TINY, **options)
-    weights["head_rows"], other.head_rows[0] = torch.arange(1, 4), 7
+    weights["head.rows"], other.head.rows[0] = torch.arange(1, 4), 7
     assert not loaded(same, weights, caplog)["missing"]
-    assert sorted(loaded(other, weights, caplog)["dropped"]) == ["head.bias", "head.weight", "head_rows"]
-    assert other.head_rows[0] == 7
+    assert sorted(loaded(other, weights, caplog)["dropped"]) == ["head.bias", "head.rows", "head.weight"]
+    assert other.head.rows[0] == 7
     assert loaded(create_model(TINY), weights, caplog)["dropped"] == ["head.weight", "head.bias"]
 
 

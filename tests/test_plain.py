@@ -64,7 +64,7 @@ def product(stage: str) -> tuple[nn.Module, Callable[..., Any], list[Any]]:
         train = partial(engine_for_pretraining.train_one_epoch, tokenizer=fill(tokenizer).eval().requires_grad_(False))
         model = create_model("labram_tiny_patch200_1600_8k_vocab", vocab_size=CODES)
         return model, train, [Batch(x, CHANNELS, mask) for x, mask, _ in inputs]
-    train = partial(engine_for_finetuning.train_one_epoch, task="binary")
+    train = partial(engine_for_finetuning.train_one_epoch, tasks=[engine_for_finetuning.Task("binary")])
     batches = [LabelledBatch(x, CHANNELS, labels, torch.arange(len(x))) for x, _, labels in inputs]
     return create_model("labram_tiny_patch200_200"), train, batches
 

@@ -9,7 +9,7 @@ import argparse
 import copy
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ def setup_adaptation(model: NeuralTransformer, args: argparse.Namespace) -> None
         freeze_blocks(model, args.freeze_blocks)
     if args.linear_probe:
         freeze_blocks(model, len(model.blocks))
-        _learn(model, [model.query, model.head])  # not the norm before it either, so that features do not change
+        _learn(model, [model.head, model.heads])  # not the norm before it either, so that features do not change
     if args.lora is not None:
         add_lora(model, args.lora, alpha=args.lora_alpha, dropout=args.lora_dropout or 0.0)
 
@@ -83,7 +83,7 @@ def held_parameters(model: nn.Module, args: argparse.Namespace, epoch: int) -> l
     """
     if epoch >= args.head_epochs:
         return []
-    return [parameter for name, parameter in model.named_parameters() if not name.startswith(("head", "query"))]
+    return [parameter for name, parameter in model.named_parameters() if not name.startswith(("head.", "heads."))]
 
 
 def freeze_blocks(model: NeuralTransformer, blocks: int) -> None:
@@ -92,11 +92,11 @@ def freeze_blocks(model: NeuralTransformer, blocks: int) -> None:
     The embeddings and the CLS token enter below the first block and are frozen with it: their gradient would have to
     pass through all frozen blocks.
     """
-    _learn(model, [*model.blocks[blocks:], model.norm, model.fc_norm, model.query, model.head])
+    _learn(model, [*model.blocks[blocks:], model.norm, model.fc_norm, model.head, model.heads])
     model.frozen = (model.embed_drop, model.patch_embed, *model.blocks[:blocks])
 
 
-def _learn(model: NeuralTransformer, parts: Iterable[nn.Module | nn.Parameter | None]) -> None:
+def _learn(model: NeuralTransformer, parts: Iterable[nn.Module | None]) -> None:
     model.requires_grad_(False)
     for part in parts:
         if part is not None:
@@ -115,7 +115,7 @@ def add_lora(model: NeuralTransformer, rank: int, *, alpha: float | None = None,
     # Into the model, not around it: names get a suffix and no prefix.
     peft.inject_adapter_in_model(peft.LoraConfig(**options), model)
     adapters = [part for name, part in model.named_modules() if name.split(".")[-1] in ("lora_A", "lora_B")]
-    _learn(model, [*adapters, model.norm, model.fc_norm, model.query, model.head])
+    _learn(model, [*adapters, model.norm, model.fc_norm, model.head, model.heads])
     # Saved with the weights, which are useless without it.
     model.register_buffer(ALPHA, torch.tensor(scale))
     model.register_load_state_dict_post_hook(_check_alpha)
@@ -149,9 +149,9 @@ def save_merged(model: NeuralTransformer, state: TrainingState, epoch: int) -> N
 class FeatureLoader:
     """The batches of a loader with features, computed once, in place of EEG."""
 
-    def __init__(self, loader: Loader, features: Tensor) -> None:
-        """features: (samples, ...) of `probe_features`, in the order of the loader's data set."""
-        self.dataset: Any = loader.dataset  # LabelledWindows
+    def __init__(self, loader: Loader, features: Sequence[Tensor]) -> None:
+        """features: of each part of the loader's data set, (samples, ...) of `probe_features` in its order."""
+        self.dataset: Any = loader.dataset  # LabelledWindows or JoinedWindows
         self.batch_sampler: Any = loader.batch_sampler
         self.features = features
 
@@ -162,36 +162,49 @@ class FeatureLoader:
     def __iter__(self) -> Iterator[LabelledBatch]:
         """Yield batches whose `eeg` are features."""
         for keys in self.batch_sampler:
-            samples = [sample for _, _, sample in keys]
-            labels = torch.from_numpy(self.dataset.labels[samples])
-            yield LabelledBatch(self.features[samples], self.dataset.channels, labels, torch.tensor(samples))
+            features = self.features[keys[0][1]]
+            yield self.dataset.batch(keys, features[[sample for _, _, sample in keys]], None)
 
 
 @torch.no_grad()
-def build_feature_loaders(model: NeuralTransformer, loaders: Loaders, args: argparse.Namespace, run: Run) -> Loaders:
+def build_feature_loaders(
+    model: NeuralTransformer,
+    loaders: Sequence[Loaders],
+    heads: Sequence[str | None],
+    args: argparse.Namespace,
+    run: Run,
+) -> list[Loaders]:
     """Compute the features of all samples once; return loaders of the same batches with features in place of EEG.
 
-    Every process must call it; they share the work, and each keeps all features in memory.
+    loaders: of the data set of each head. Every process must call it; they share the work, and each keeps all features
+    in memory.
     """
     model.eval()
 
-    def convert(loader: Any) -> Any:
-        return FeatureLoader(loader, compute_features(model, loader.dataset, args, run)) if loader is not None else None
+    def convert(loader: Any, heads: Sequence[str | None]) -> Any:
+        if loader is None:
+            return None
+        pairs = zip(loader.dataset.parts, heads, strict=True)
+        return FeatureLoader(loader, [compute_features(model, part, args, run, task=head) for part, head in pairs])
 
-    return Loaders(convert(loaders.train), convert(loaders.val), convert(loaders.test))
+    train = convert(loaders[0].train, heads)
+    pairs = zip(loaders, heads, strict=True)
+    return [Loaders(train, convert(own.val, [head]), convert(own.test, [head])) for own, head in pairs]
 
 
-def compute_features(model: NeuralTransformer, windows: LabelledWindows, args: argparse.Namespace, run: Run) -> Tensor:
+def compute_features(
+    model: NeuralTransformer, windows: LabelledWindows, args: argparse.Namespace, run: Run, *, task: str | None = None
+) -> Tensor:
     """Compute `probe_features` of every window: (samples, ...) on the CPU, the same on every process."""
     plan = EvaluationBatches([len(windows)], args.batch_size, rank=run.rank, processes=run.processes)
     loader = make_loader(windows, plan, args, run)
     electrodes, samples = windows.shape([])
     tokens = electrodes * samples // PATCH_SAMPLES
-    shape = (model.feature_width,) if model.query is None else (tokens, model.width)
+    shape = (tokens, model.width) if model.pool == "attention" else (model.head_of(task).in_features,)
     features = torch.zeros(len(windows), *shape, dtype=run.dtype, device=run.device)
     for batch in run.evaluation_batches(loader, f"features of {windows.split}"):
         eeg, channels, _, index = batch.to(run)
         with run.autocast():
-            features[index.to(run.device)] = model.probe_features(eeg, channels).to(run.dtype)
+            features[index.to(run.device)] = model.probe_features(eeg, channels, task=task).to(run.dtype)
     dist.all_reduce(features)  # every sample is on one process and zero on the others: the sum is exact
     return features.cpu()

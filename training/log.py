@@ -35,15 +35,15 @@ class MetricLog:
     """
 
     def __init__(self) -> None:
-        self.group: str | None = None  # of what is added next: its loss is also averaged as `loss_<group>`
+        self.group: str | None = None  # of what is added next: averaged as `loss_<group>` and `accuracy_<group>`, too
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}  # of means; counts have none
         self._waiting: list[tuple[str, Tensor, float | None]] = []  # name, what its sum grows by, and its weight
 
     def add(self, stats: Mapping[str, Tensor | float], n: int = 1) -> None:
         """Add values (scalars) that are means over n samples."""
-        if self.group is not None and "loss" in stats:
-            stats = {**stats, f"loss_{self.group}": stats["loss"]}
+        if self.group is not None:
+            stats = {**stats, **{f"{name}_{self.group}": stats[name] for name in ("loss", "accuracy") if name in stats}}
         for name, value in stats.items():
             scalar = value.detach().double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
             self._waiting.append((name, scalar * n, n))

@@ -6,6 +6,7 @@ evaluated set. A metric that is undefined (if there is only one class, say) is N
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -68,12 +69,13 @@ def compute(task: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, floa
 class BestEpoch:
     """Remembers the epoch that the validation set selects (without one, the last epoch), and when to stop."""
 
-    def __init__(self, name: str, task: str, *, patience: int | None = None) -> None:
+    def __init__(self, name: str, task: str | None, *, patience: int | None = None) -> None:
         """name: a metric of the task; patience: epochs in a row without a better value after which to stop (0: never).
 
-        Raises UsageError for a metric that the task does not have.
+        task=None: of several data sets, whose `mean_score` has the name. Raises UsageError for a metric that the task
+        does not have.
         """
-        if name not in METRICS[task]:
+        if task is not None and name not in METRICS[task]:
             raise UsageError(f"--select_by {name}: for {task} tasks allowed are {', '.join(METRICS[task])}")
         self.name, self.task, self.patience = name, task, patience
         self.waited = 0  # epochs in a row without a better value
@@ -111,6 +113,12 @@ class BestEpoch:
             self.epoch, self.stats = epoch, dict(stats)
         return better
 
+    @property
+    def score(self) -> float:
+        """The last epoch's value: higher is better, and negative ones, worse than a guess, are 0."""
+        value = self.last.get(f"val_{self.name}", math.nan)
+        return -value if self.name in LOWER_IS_BETTER else max(value, 0.0)  # NaN stays NaN
+
     def state_dict(self) -> dict[str, Any]:
         """Return what exact resumption needs."""
         return {name: getattr(self, name) for name in ("epoch", "stats", "waited", "last", "logits")}
@@ -118,3 +126,13 @@ class BestEpoch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         vars(self).update(state)
+
+
+def mean_score(tasks: Sequence[BestEpoch]) -> dict[str, float]:
+    """Return `val_score`, the mean over data sets of their `score` in the last epoch; {} if none has a validation set.
+
+    A metric that is undefined is left out of the mean.
+    """
+    scores = np.array([task.score for task in tasks if f"val_{task.name}" in task.last])
+    known = scores[~np.isnan(scores)]
+    return {"val_score": float(known.mean()) if len(known) else math.nan} if len(scores) else {}

@@ -32,6 +32,7 @@ PROGRESS_SECONDS = 30  # between two lines of an epoch
 
 # What decides the windows of a step.
 ORDER = {"processes", "micro-batches", "train data", "--batch_size", "--seed", "--dataset_order", "--overfit_batch"}
+ORDER |= {"--task_weights"}
 OLDER_NAMES = dict.fromkeys(("--update_freq", "--gradient_accumulation_steps"), "micro-batches")  # of settings
 
 
