@@ -25,7 +25,7 @@ from eeg_data.pretraining_files import SAMPLING_RATE
 from eeg_data.quality import UNUSABLE, Quality
 from eeg_data.verdicts import scale_warnings, warnings
 from electrodes import PUBLISHED_ELECTRODES, embedding_rows
-from errors import InputError
+from errors import InputError, UsageError
 from files import digest_of
 from utils import Run, add_switch
 
@@ -37,7 +37,7 @@ class LabelledBatch(NamedTuple):
 
     eeg: Tensor  # (B, N, A, T), units of 100 uV
     channels: Tensor  # (N + 1,)
-    labels: Tensor  # (B,) int64 or (B, outputs) float32
+    labels: Tensor  # (B,) int64, or float: (B, outputs) of a regression, (B, classes) shares with --mixup
     samples: Tensor  # (B,): which of the split's usable samples
 
     def to(self, run: Run) -> "LabelledBatch":
@@ -55,6 +55,8 @@ def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
     words = "folder of the known names' files or folders"
     group.add_argument("--data_dir", type=Path, default=Path("data"), help=words)
     group.add_argument("--nb_classes", type=int, help="outputs of the head (default: what the file says)")
+    words = "mix each training window with another, by shares from Beta(A, A) (default: not)"
+    group.add_argument("--mixup", type=float, default=0.0, metavar="A", help=words)
     add_switch(group, "dist_eval", default=True, help="share the evaluation among the processes")
     add_loader_arguments(group)
 
@@ -62,14 +64,23 @@ def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
 class LabelledWindows:
     """The usable samples of one split of a labelled set, by key (epoch, 0, sample).
 
-    split: train, val or test. Raises InputError for unusable labels.
+    split: train, val or test. mixup: mix each with another one; 0: not. Raises InputError for unusable labels.
     """
 
-    def __init__(self, file: LabelledFile, split: str, *, table_rows: int = PUBLISHED_ELECTRODES + 1) -> None:
+    def __init__(
+        self,
+        file: LabelledFile,
+        split: str,
+        *,
+        table_rows: int = PUBLISHED_ELECTRODES + 1,
+        mixup: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         self.channels = torch.tensor(embedding_rows(file.montage, table_rows=table_rows, where=str(file.path)))
         self.samples = samples = read_samples(file, split).usable()
         self.labels, self.recordings, self.subjects = samples.labels, list(samples.recordings), list(samples.subjects)
-        self._half = samples.half  # asked once: it opens all shards
+        self._half = samples.half and not mixup  # asked once: it opens all shards
+        self.mixup, self.seed = mixup, seed
         self.path, self.split, self.name, self.task, self.classes = file.path, split, file.name, file.task, file.classes
 
     def __len__(self) -> int:
@@ -83,14 +94,33 @@ class LabelledWindows:
         """Return True if the files hold all windows as float16."""
         return self._half
 
-    def read(self, key: Key, out: np.ndarray) -> None:
-        """Write a window into `out`, (N, A*T): float32 in units of 100 uV, or float16 in uV."""
+    def read(self, key: Key, out: np.ndarray) -> tuple[int, float] | None:
+        """Write a window into `out`, (N, A*T): float32 in units of 100 uV, or float16 in uV. Returns `partner(key)`."""
         self.samples.read_into(out, key[2])
+        if not self.mixup:
+            return None
+        other, (sample, share) = np.empty_like(out), self.partner(key)
+        self.samples.read_into(other, sample)
+        out[:] = share * out + (1 - share) * other
+        return sample, share
 
-    def batch(self, keys: Sequence[Key], eeg: Tensor, _: Any) -> LabelledBatch:
+    def partner(self, key: Key) -> tuple[int, float]:
+        """Draw the sample that one is mixed with, and its own share: from seed, epoch and sample alone.
+
+        timm's Mixup draws one of the batch, which depends on the number of processes.
+        """
+        generator = np.random.default_rng((self.seed, *key))
+        return int(generator.integers(len(self))), float(generator.beta(self.mixup, self.mixup))
+
+    def batch(self, keys: Sequence[Key], eeg: Tensor, partners: Any) -> LabelledBatch:
         """Make a batch. Each sample has its number among the usable ones."""
         samples = [key[2] for key in keys]
-        return LabelledBatch(eeg, self.channels, torch.from_numpy(self.labels[samples]), torch.tensor(samples))
+        labels = self.labels[samples]
+        if self.mixup:
+            others, shares = map(np.array, zip(*partners, strict=True))
+            one_hot = np.eye(len(self.classes))
+            labels = shares[:, None] * one_hot[labels] + (1 - shares[:, None]) * one_hot[self.labels[others]]
+        return LabelledBatch(eeg, self.channels, torch.from_numpy(labels), torch.tensor(samples))
 
     @property
     def parts(self) -> "list[LabelledWindows]":
@@ -111,6 +141,7 @@ class LabelledWindows:
         """Say where a sample is from, and its largest value."""
         path, row = self.samples.place(key[2])
         place = {"file": str(path), "recording": self.recordings[key[2]], "split": self.split, "sample": row}
+        place |= {"mixed_with": self.recordings[self.partner(key)[0]]} if self.mixup else {}
         return {**place, **extent(self.samples.read(key[2]))}
 
 
@@ -128,9 +159,9 @@ class JoinedWindows:
         """Return True if the files hold all windows of this batch's data set as float16."""
         return self.parts[keys[0][1]].half(keys)
 
-    def read(self, key: Key, out: np.ndarray) -> None:
+    def read(self, key: Key, out: np.ndarray) -> tuple[int, float] | None:
         """Write a window into `out`, as its data set does."""
-        self.parts[key[1]].read(key, out)
+        return self.parts[key[1]].read(key, out)
 
     def batch(self, keys: Sequence[Key], eeg: Tensor, extra: Any) -> LabelledBatch:
         """Make a batch. Each sample has its number in its data set."""
@@ -165,7 +196,11 @@ def build_labelled_loaders(
     """
     sets = []
     for file in files:
-        splits = {split: LabelledWindows(file, split, table_rows=args.num_electrodes + 1) for split in file.splits}
+        if args.mixup and file.task == "regression":
+            raise UsageError(f"--mixup {args.mixup}: {file.path} is a regression, which has no classes: leave it out")
+        mixed = {"train": {"mixup": args.mixup, "seed": args.seed}}
+        rows = args.num_electrodes + 1
+        splits = {split: LabelledWindows(file, split, table_rows=rows, **mixed.get(split, {})) for split in file.splits}
         _check_train(file, splits.get("train"))
         if run.is_main:
             _warn(file, splits)

@@ -33,7 +33,7 @@ MODES = {
     "lora": ["--lora", "4", "--lora_dropout", "0.2"],
 }
 POOLED = {"query": ["--linear_probe", "--pool", "attention"], "places": ["--lora", "4", "--pool", "electrodes"]}
-POOLED["first"] = ["--head_epochs", "1", "--pool", "attention"]
+POOLED["first"] = ["--head_epochs", "1", "--mixup", "0.4", "--pool", "attention"]
 HEAD = {"head.weight", "head.bias"}
 NORM = {"fc_norm.weight", "fc_norm.bias"}
 ADAPTERS = {
@@ -308,6 +308,7 @@ def test_patience_stops_after_so_many_epochs_in_a_row_without_a_better_score(
         (["--freeze_blocks", "5"], "--freeze_blocks 5"),
         (["--lora_alpha", "4"], "--lora R"),
         (["--lora", "4", "--freeze_blocks", "2"], "--freeze_blocks: not allowed with argument --lora"),
+        (["--mixup", "0.4", "--linear_probe"], "--mixup 0.4 changes windows"),
         (["--head_epochs", "1", "--epochs", "1"], "no epoch is left"),
         (["--head_epochs", "1", "--epochs", "2", "--linear_probe"], "no epoch is left"),
         (["--patience", "2", "--disable_eval_during_finetuning"], "leave out --disable_eval_during_finetuning"),

@@ -59,6 +59,10 @@ def check_flags(args: argparse.Namespace) -> None:
         rest = "--linear_probe" if args.linear_probe else f"--epochs {args.epochs}"
         text = f"--head_epochs {args.head_epochs} with {rest}: no epoch is left in which more than the head learns"
         raise UsageError(f"{text}: leave one of them out, or change it")
+    if args.mixup and args.linear_probe:
+        raise UsageError(
+            f"--mixup {args.mixup} changes windows, --linear_probe computes their features once: choose one"
+        )
     if args.patience and args.disable_eval_during_finetuning:
         raise UsageError("--patience needs a score after every epoch: leave out --disable_eval_during_finetuning")
     if (args.freeze_blocks or args.linear_probe or args.lora) and args.finetune is None and not args.eval:
