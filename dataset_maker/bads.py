@@ -1,4 +1,4 @@
-"""Channels that somebody marked as bad: `info["bads"]` of MNE, `status` of BIDS; what takes their place."""
+"""Channels that somebody marked as bad (`info["bads"]` of MNE, `status` of BIDS), and what takes their place."""
 
 from __future__ import annotations  # the types of mne would load half of it
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import mne
 import numpy as np
 
+from dataset_maker.sidecars import sidecars
 from electrodes import canonical_name
 
 CHOICES = ("drop", "interpolate", "keep")
@@ -19,23 +20,33 @@ PLACES = ("colin27_1005", "standard_1005")  # the 10-05 system in MNE: its name 
 ORIGIN = (-0.0009, 0.0146, 0.0408)
 
 
-def table_beside(path: Path) -> Path | None:
-    """Return the `*_channels.tsv` of BIDS beside the recording at `path`, None if there is none."""
+def table_of(path: Path) -> Path | None:
+    """Return the `channels.tsv` of BIDS that describes a recording: beside it, or above it in its data set."""
     stem = re.sub(r"_split-\d+", "", path.name).rpartition("_")[0]
     table = path.with_name(f"{stem}_channels.tsv")
-    return table if stem and table.is_file() else None
+    if stem and table.is_file():
+        return table
+    return next(reversed(sidecars(path, "channels.tsv")), None) if path.exists() else None
 
 
-def marked_bad(raw: mne.io.BaseRaw, path: Path) -> list[str]:
-    """Return the channels of `raw` that MNE or the `*_channels.tsv` of BIDS beside the recording at `path` call bad."""
-    bad = set(raw.info["bads"])
-    if table := table_beside(path):
+def stated(raw: mne.io.BaseRaw, path: Path) -> tuple[dict[str, str], list[str]]:
+    """Return types of channels by their `channels.tsv` (`eeg`, or as BIDS calls others), and the bad ones.
+
+    Bad are those that MNE calls so, too. The table may call the channel `EEG Cz-REF` Cz.
+    """
+    types, bad = dict[str, str](), set(raw.info["bads"])
+    if table := table_of(path):
         with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            for row in csv.DictReader(file, delimiter="\t"):
-                if str(row.get("status")).strip().lower() == "bad":
-                    bad.add(str(row.get("name")).strip())
-    electrodes = {canonical_name(name) for name in bad.difference(raw.ch_names)} - {None}  # Cz of `EEG Cz-REF`
-    return [name for name in raw.ch_names if name in bad or canonical_name(name) in electrodes]
+            rows = {str(row.get("name")).strip(): row for row in csv.DictReader(file, delimiter="\t")}
+        electrodes = {canonical_name(name): row for name, row in rows.items() if name not in raw.ch_names}
+        electrodes.pop(None, None)
+        for name in raw.ch_names:
+            row = rows.get(name) or electrodes.get(canonical_name(name), {})
+            if (kind := str(row.get("type") or "n/a").strip().lower()) != "n/a":
+                types[name] = kind
+            if str(row.get("status")).strip().lower() == "bad":
+                bad.add(name)
+    return types, [name for name in raw.ch_names if name in bad]
 
 
 def weights(electrodes: Sequence[str], bad: Sequence[str]) -> np.ndarray | None:

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from os.path import realpath
 from pathlib import Path
@@ -90,7 +90,7 @@ def stamped(tasks: Iterable[Task]) -> list[Task]:
     distinct = [path / str(task.get("subject", "")) for path, task in zip(paths, tasks, strict=True)]
     result = []
     for task, path, name in zip(tasks, paths, unique_names([t["recording"] for t in tasks], distinct), strict=True):
-        table = filter(None, [bads.table_beside(Path(task["path"]))])
+        table = filter(None, [bads.table_of(Path(task["path"]))])
         also = [realpath(other) for other in (*task.get("also", ()), *parts_of(Path(task["path"])), *table)]
         given = str(Path(task["path"]).absolute())  # maybe a link, in whose folder its other files lie
         there = [Path(other).stat() for other in (path, *also) if Path(other).exists()]
@@ -180,8 +180,13 @@ def _convert(plan: Plan, task: Task) -> Entry:
 
 
 def _prepare(plan: Plan, task: Task, store: Store) -> Prepared:
-    """Read a recording and put it through the pipeline."""
-    return pipeline.prepare(_read(plan, task), plan.pipeline, store=store)
+    """Read a recording and put it through the pipeline; a task may have another notch, and notes for the report."""
+    chosen = plan.pipeline
+    if "notch" in task:
+        chosen = replace(chosen, filter=replace(chosen.filter, notch=task["notch"]))
+    prepared = pipeline.prepare(_read(plan, task), chosen, store=store)
+    prepared.report["notes"] += task.get("about", ())
+    return prepared
 
 
 def _scratch(stack: ExitStack, folder: Path, block_bytes: int) -> Store:

@@ -2,6 +2,7 @@
 
 `python -m dataset_maker.make_labelled --manifest manifest.csv --output data/Imagery.hdf5 --window 4`
 `python -m dataset_maker.make_labelled --epochs epochs/ --output data/Imagery.hdf5`
+`python -m dataset_maker.make_labelled --bids ds004504 --target participants.tsv:Group --window 10 --output D.hdf5`
 
 The manifest is a CSV file (UTF-8, commas, decimal points) with these columns in any order:
   path         a recording in any format that MNE reads, relative to this file
@@ -17,6 +18,9 @@ more a multiclass one. The electrodes are those of the first recording; recordin
 
 --epochs takes epoched files instead: EEGLAB's .set and MNE's -epo.fif. The label of an epoch is the name of the event
 that it was cut around. Each gives one sample of --window seconds (default: its whole seconds) from --tmin on.
+
+--bids takes the raw EEG of a BIDS data set. --target is a column of participants.tsv, the label of all windows of a
+subject, or of events.tsv, the label of a window from each event on. Subjects are the codes behind sub-.
 """
 
 import sys
@@ -34,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dataset_maker import epochs, making, marks
+from dataset_maker import bids, epochs, making, marks
 from dataset_maker.pipeline import Prepared, add_name_arguments
 from dataset_maker.sources import add_fold_arguments, chosen_fold, train_or_val
 from dataset_maker.writers import DataSet, Windows
@@ -52,7 +56,9 @@ CUT = "segments that reach beyond their recording, cut there"
 OUTSIDE = "segments outside their recording, left out"
 IN_ORDER = "of each subject's epochs of a label the first 60 % train, then 20 % val, 20 % test"
 SHORT = "segments without room for a window, left out"
-MISSING = ("", "n/a", "nan")  # no label, in any case (BIDS, pandas); other words, such as none, may be a class
+FLAGS_OF = {"times": "manifest", "tmin": "epochs", "subject": "epochs"} | dict.fromkeys(
+    ("target", "onset", *bids.ENTITIES), "bids"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,10 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one_of = parser.add_mutually_exclusive_group(required=True).add_argument
     one_of("--manifest", type=Path, metavar="FILE.csv", help="with the columns above")
     one_of("--epochs", type=Path, nargs="+", metavar="PATH", help="files *.set and *epo.fif, and folders of them")
+    one_of("--bids", type=Path, metavar="ROOT", help="a BIDS data set; --target says what its labels are")
     tmin = "of --epochs: first second of a sample, 0 is the event (default: the epoch's first)"
     add("--tmin", type=float, metavar="SECONDS", help=tmin)
     subject = "of --epochs: finds the subject in a path (default: XX of sub-XX as in BIDS, else the file's name)"
     add("--subject", metavar="REGEX", help=subject)
+    target = "of --bids: participants.tsv:COLUMN (a label a subject) or events.tsv:COLUMN; numbers are a regression"
+    add("--target", metavar="FILE:COLUMN", help=target)
+    onset = "of --target events.tsv: from an event to its window's start, maybe negative (default: 0)"
+    add("--onset", type=float, metavar="SECONDS", help=onset)
     times = "of --manifest: seconds on the recording's clock, as its annotations have, or from its first sample"
     add("--times", choices=("clock", "first_sample"), default="clock", help=times)
     add("--name", help="of the data set (default: the output's)")
@@ -76,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="splits by subject, without a column split (default: 0)")
     add_fold_arguments(parser, "by --seed, without a column split")
     add_name_arguments(parser)
+    bids.add_arguments(parser)
 
 
 def read(task: Mapping[str, Any]) -> "mne.io.BaseRaw | None":
@@ -103,7 +115,7 @@ def windows(task: Mapping[str, Any], prepared: Prepared) -> Windows:
         rows += [(begin, label, split) for begin in fitting]
     if outside := notes[OUTSIDE]:
         lies = f"it begins at {stretches[0].clock - shift:.10g} s and ends at {end:.10g} s"
-        what = f"{task['path']}: {outside} of the manifest's {len(segments)} rows lie outside the recording: {lies}"
+        what = f"{task['path']}: {outside} of its {len(segments)} segments lie outside the recording: {lies}"
         if outside == len(segments):
             is_shifted = task["times"] == "clock" and stretches[0].clock != 0
             way_out = "--times first_sample counts from its first sample" if is_shifted else "correct start and stop"
@@ -137,7 +149,7 @@ def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
     text = text[(text != "").any(axis=1)]
     if text.empty:
         raise InputError(f"{path}: has no rows below its header")
-    missing = text[targets or ["label"]].apply(lambda column: column.str.lower().isin(MISSING)).any(axis=1)
+    missing = text[targets or ["label"]].apply(lambda column: column.str.lower().isin(bids.MISSING)).any(axis=1)
     if missing.all():
         raise InputError(f"{path}: no row has a label: all are empty, n/a or nan")
     text = text[~missing]
@@ -148,7 +160,7 @@ def read_manifest(path: Path) -> tuple["pd.DataFrame", list[str]]:
             raise InputError(f"{path}, line {line}, column {column}: is {value[:60]!r}; {allowed}")
 
     for column, allowed in (("path", "a recording"), ("subject", "a number or code")):
-        refuse(column, text[column].str.lower().isin(MISSING), f"expected {allowed}")
+        refuse(column, text[column].str.lower().isin(bids.MISSING), f"expected {allowed}")
     table["path"] = [path.parent / name for name in text["path"]]
     refuse("path", ~table["path"].map(os.path.exists), f"there is no such file or folder in {path.parent}")
     for column, empty in (("start", "0"), ("stop", "inf")):
@@ -224,7 +236,7 @@ def split_subjects(subjects: "pd.Series", seed: int, where: str) -> "pd.Series":
     """Return each row's split: a fifth of the subjects test, of the others a fifth val. Raises InputError."""
     if (count := subjects.nunique()) < 3:
         reason = f"{count} subjects cannot be split into train, val and test"
-        raise InputError(f"{where}: {reason}; add a column split that says where each row goes")
+        raise InputError(f"{where}: {reason}; a column split in a --manifest says where each row goes")
     outer = train_or_val(subjects, seed)
     inner = train_or_val([subject for subject, split in outer.items() if split == "train"], seed)
     return subjects.map(lambda subject: inner.get(subject, "test"))
@@ -260,15 +272,19 @@ def split_rows(table: "pd.DataFrame", args: argparse.Namespace, where: str) -> d
 
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
     """Return the data set that the manifest and the flags describe, and a task for each recording and subject."""
-    if args.manifest and (args.tmin is not None or args.subject):
-        raise UsageError("--tmin and --subject are flags of --epochs; a manifest has the columns start and subject")
-    if args.epochs and args.times != "clock":
-        raise UsageError("--times is a flag of --manifest: leave it out with --epochs, where --tmin says when")
-    where, files, targets = str(args.manifest or "--epochs"), list[dict[str, Any]](), list[str]()
+    source = next(name for name in ("manifest", "epochs", "bids") if getattr(args, name))
+    for flag, its in FLAGS_OF.items():
+        if its != source and getattr(args, flag) not in (None, "clock"):
+            raise UsageError(f"--{flag} is a flag of --{its}: leave it out with --{source}")
+    where, files, targets = f"--{source}", list[dict[str, Any]](), list[str]()
     if args.epochs:
         table, files = epochs.find(args)
+    elif args.bids:
+        table, files, targets = bids.find_labels(args)
+        where = f"{args.bids}, {args.target}"
     else:
         table, targets = read_manifest(args.manifest)
+        where = str(args.manifest)
     window, stride = choose_window(table, args.window, args.stride)
     if targets and args.classes and len(args.classes) != len(targets):
         raise UsageError(f"--classes has {len(args.classes)} names for the {len(targets)} targets of {where}")
@@ -278,22 +294,25 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
     train = table[table["split"] == "train"]
     if train.empty or (not targets and train["number"].nunique() < 2):
         raise InputError(f"{where}: nothing to train on, {'no row' if targets else 'fewer than two labels'} in train")
-    made: dict[str, Any] = {"source": "epochs"}
+    made: dict[str, Any] = {"source": source}
     if args.manifest:
-        made = {"source": "manifest", "manifest_sha256": sha256(args.manifest)}
+        made["manifest_sha256"] = sha256(args.manifest)
+    if args.bids:
+        made["target"] = args.target
     if missing := table.attrs.get("missing"):
         print(f"{missing} rows of {where} are left out: their label is missing (empty, n/a or nan)")
         made["rows_without_label"] = missing
     made |= made_split
     name = args.name or args.output.resolve().stem
     data_set = DataSet(name, classes=classes, window=window, regression=bool(targets), made=made)
-    of_file = {file["path"]: file for file in files}  # what the tasks of epochs hold besides
+    of_file = {file["path"]: file for file in files}  # what their tasks hold besides
     tasks = []  # one for each recording and subject
     for (_, subject), rows in table.groupby([table["path"].map(Path.resolve), "subject"], sort=False):
         path = rows["path"].iloc[0]
         task = {"path": str(path), "recording": path.stem, "subject": subject, "window": window, "stride": stride}
         segments = rows[["start", "stop", "number", "split"]].to_numpy(dtype=object).tolist()
-        tasks.append(of_file.get(path, {}) | task | {"times": args.times, "segments": segments})
+        times = "first_sample" if args.bids else args.times  # from which events.tsv counts
+        tasks.append(of_file.get(path, {}) | task | {"times": times, "segments": segments})
     for file in files:
         if "error" in file:  # for the report
             tasks.append(file | {"path": str(file["path"]), "recording": file["path"].stem})

@@ -49,7 +49,7 @@ def run(maker: str) -> None:
     output = "one file; without a suffix: a folder of shards"
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.hdf5", help=output)
     if not getattr(module, "FILTERED", False):
-        add_filter_arguments(parser)
+        add_filter_arguments(parser, of_bids=maker == "dataset_maker.make_labelled")
     add_scale_argument(parser)
     pool.add_arguments(parser)
     run_script(lambda args: make(args, maker, *module.find_recordings(args)), parser.parse_args())

@@ -25,6 +25,7 @@ from dataset_maker.neuroscan import WIDTHS
 from dataset_maker.opening import open_raw
 from dataset_maker.reasons import OUTSIDE, of_types, recording_readable
 from dataset_maker.recording import RawRecording, of_raw
+from dataset_maker.sidecars import MAINS
 from dataset_maker.stages import Source, narrowed, plan_stages, processed
 from eeg_data.quality import Quality
 from eeg_data.verdicts import judged
@@ -47,7 +48,7 @@ class FilterSettings:
 
     l_freq: float | None = 0.1
     h_freq: float | None = 75.0
-    notch: float | None = 50.0
+    notch: float | None = MAINS
     sampling_rate: float | None = 200.0
 
     def __post_init__(self) -> None:
@@ -108,13 +109,15 @@ class Prepared:
         return marks.unbroken(self.quality.valid, self.stretches)
 
 
-def add_filter_arguments(parser: argparse.ArgumentParser) -> Any:
-    """Declare the filters' flags. Returns their group."""
+def add_filter_arguments(parser: argparse.ArgumentParser, *, of_bids: bool = False) -> Any:
+    """Declare the filters' flags. of_bids: BIDS may say which mains there are. Returns their group."""
     group = parser.add_argument_group("pipeline", "applied in this order; 0 leaves a stage out")
     hz: Any = {"type": float, "metavar": "HZ"}
     group.add_argument("--l_freq", default=FilterSettings.l_freq, help="high-pass edge (default %(default)s)", **hz)
     group.add_argument("--h_freq", default=FilterSettings.h_freq, help="low-pass edge (default %(default)s)", **hz)
-    group.add_argument("--notch", default=FilterSettings.notch, help="mains: 50, 60 or 0 (default %(default)s)", **hz)
+    default = None if of_bids else MAINS
+    notch = f"{'PowerLineFrequency of BIDS, else ' if of_bids else ''}{MAINS}"
+    group.add_argument("--notch", default=default, help=f"mains: 50, 60 or 0 (default {notch})", **hz)
     resample = "polyphase: samples lie at k / 200 s, exactly; mne, as published, moves them by up to half a sample"
     group.add_argument("--resample", choices=RESAMPLING, default="mne", help=resample)
     return group
@@ -123,7 +126,8 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> Any:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the whole pipeline's flags, for pre-training."""
     trim_end = "cut so much off every recording's end"
-    add_filter_arguments(parser).add_argument("--trim_end", type=float, default=0.0, metavar="SECONDS", help=trim_end)
+    filters = add_filter_arguments(parser, of_bids=True)
+    filters.add_argument("--trim_end", type=float, default=0.0, metavar="SECONDS", help=trim_end)
     add_name_arguments(parser, bad_channels="drop")
     add_scale_argument(parser)
 
@@ -162,6 +166,8 @@ def build_pipeline(args: argparse.Namespace, *, drop: Sequence[str] = (), block_
 
     drop: channels to leave out in addition to those of --drop. Raises UsageError and InputError.
     """
+    if getattr(args, "notch", 0.0) is None:  # neither a flag nor BIDS says it
+        args.notch = MAINS
     l_freq, h_freq, notch = (getattr(args, name, 0.0) or None for name in ("l_freq", "h_freq", "notch"))
     trim_end = getattr(args, "trim_end", 0.0)
     if not 0 <= trim_end < math.inf:
@@ -218,10 +224,12 @@ def select_electrodes(recording: RawRecording, pipeline: Pipeline) -> Resolution
     Returns what became of all its channels. Raises InputError for unknown names, units and scales.
     """
     raw, where = recording.raw, recording.where
+    stated, bad = bads.stated(raw, Path(where))
     types = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True)) | dict.fromkeys(recording.is_eeg, "eeg")
+    types |= stated
     if "eeg" not in types.values():
         raise InputError(f"{where}: {of_types(types.values())}")
-    eeg, bad = [name for name in types if types[name] == "eeg"], set(bads.marked_bad(raw, Path(where)))
+    eeg = [name for name in types if types[name] == "eeg"]
     left_out = [name for name in eeg if name in bad] if pipeline.bad_channels == "drop" else []
     if left_out == eeg:
         raise InputError(f"{where}: all its EEG channels are {MARKED}: --bad_channels keep takes them all the same")
@@ -230,7 +238,12 @@ def select_electrodes(recording: RawRecording, pipeline: Pipeline) -> Resolution
     _bring_to_one_rate(recording, list(resolution.kept), pipeline.block_bytes)
     recording.rename(resolution.kept)
     recording.bad = [electrode for name, electrode in resolution.kept.items() if name in bad]
-    reasons = {name: "not EEG by its type in the file" for name in types if types[name] != "eeg"}
+    if set(recording.raw.get_channel_types()) != {"eeg"}:  # MNE filters no channels of other types
+        recording.raw.set_channel_types(
+            dict.fromkeys(recording.raw.ch_names, "eeg"), on_unit_change="ignore", verbose="error"
+        )
+    source = {name: "channels.tsv" if name in stated else "the file" for name in types}
+    reasons = {name: f"not EEG by its type in {source[name]}" for name in types if types[name] != "eeg"}
     reasons |= dict.fromkeys(left_out, MARKED)
     return replace(resolution, reasons=reasons | resolution.reasons)
 

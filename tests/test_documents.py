@@ -51,6 +51,7 @@ def recordings(folder: Path) -> None:
     for number in (1, 2, 3):
         recording(folder / f"walk/S{number:02d}.edf", 6, ("C3", "C4"))
     recording(folder / "biosemi/B01.edf", 6, BIOSEMI)
+    bids(folder / "ds004504")
     (folder / "epochs").mkdir()
     events, info = [(500 * i, 0, i % 2) for i in range(8)], mne.create_info(["C3", "C4"], 200, "eeg")
     for subject in (1, 2, 3):
@@ -58,6 +59,19 @@ def recordings(folder: Path) -> None:
         trials.save(folder / f"epochs/sub-{subject}_epo.fif", verbose="error")
     rows = [f"recordings/S01.edf,{at},{at + 2},{label},{split},S1" for at, label, split in STRETCHES]
     (folder / "FILE.csv").write_text("\n".join(["path,start,stop,label,split,subject", *rows]))
+
+
+def bids(root: Path) -> None:
+    """Write a BIDS data set of six subjects."""
+    for number, group in enumerate("ACACAC", 1):
+        name = f"sub-{number:03d}_task-eyesclosed"
+        recording(root / f"sub-{number:03d}/eeg/{name}_eeg.edf", 34, ("C3", "Cz", "C4", "Pz"), rate=256)
+        with (root / "participants.tsv").open("a") as file:
+            file.write("participant_id\tGroup\n" * (number == 1) + f"sub-{number:03d}\t{group}\n")
+        events = root / f"sub-{number:03d}/eeg/{name}_events.tsv"
+        events.write_text("onset\tduration\ttrial_type\n1\t2\topen\n5\t2\tclosed\n")
+    (root / "dataset_description.json").write_text('{"Name": "dementia", "BIDSVersion": "1.9.0"}')
+    (root / "task-eyesclosed_eeg.json").write_text('{"PowerLineFrequency": 50, "EEGReference": "A1-A2"}')
 
 
 def trained(folder: Path) -> None:

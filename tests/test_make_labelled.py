@@ -137,10 +137,9 @@ def test_without_a_column_split_subjects_are_split_by_the_seed(tmp_path: Path) -
     recordings(tmp_path, a=4)
     rows = [f"a_raw.fif,{start},{start + 1},{'xy'[start]},{who}" for who in range(10) for start in (0, 1)]
     manifest = write_manifest(tmp_path / "m.csv", *rows, header="path,start,stop,label,subject\n")
-    names = {"manifest": manifest, "output": Path("x.hdf5"), "name": "X", "times": "clock"}
-    flags: dict[str, Any] = dict.fromkeys(
-        ("epochs", "tmin", "subject", "window", "stride", "classes", "seed", "folds", "fold"), None
-    )
+    names = {"manifest": manifest, "output": Path("x.hdf5"), "name": "X"}
+    others = ("epochs", "bids", "window", "stride", "classes", "seed", "folds", "fold")
+    flags: dict[str, Any] = dict.fromkeys((*others, *make_labelled.FLAGS_OF))
     sides = []
     for seed in (3, 3, 4):
         data_set, tasks = make_labelled.find_recordings(argparse.Namespace(**(flags | names | {"seed": seed})))

@@ -265,7 +265,7 @@ def test_rows_outside_say_when_the_recording_begins_and_ends(tmp_path: Path, cap
     assert run_maker(make_labelled, *flags, "--times", "first_sample") == 0
     (tmp_path / "o.hdf5").unlink()
     (tmp_path / "m.csv").write_text(rows + "a_raw.fif,40,45,x,train,1\na_raw.fif,50,55,y,train,1\n")
-    assert run_maker(make_labelled, *flags) == 0 and "2 of the manifest's 4 rows lie outside" in capsys.readouterr().err
+    assert run_maker(make_labelled, *flags) == 0 and "2 of its 4 segments lie outside" in capsys.readouterr().err
 
 
 # ---- manifests
