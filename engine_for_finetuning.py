@@ -16,6 +16,7 @@ from eeg_data.loader import Loader
 from errors import InputError
 from files import written_aside
 from training import metrics
+from training.centring import Centring
 from training.state import TrainingState
 from utils import Run, gather
 
@@ -33,6 +34,8 @@ class Task:
     best: Any = None  # BestEpoch
     loaders: Any = None  # Loaders; all tasks have the same `train`
     class_weights: Tensor | None = None  # of `task_loss`
+    centring: Centring | None = None  # of --center
+    means: Any = None  # RunningMeans: what to subtract from the features, if these change
 
     def named(self, entries: Mapping[str, Any], sign: str = "_") -> dict[str, Any]:
         """Return entries with the head's name in those of its evaluation, if it has one: val_loss as val_NAME_loss."""
@@ -43,6 +46,11 @@ class Task:
     def title(self) -> str:
         """What stands before a line about it."""
         return f"{self.head}, " if self.head else ""
+
+    @property
+    def how(self) -> str:
+        """What a line about its results must add."""
+        return f", {self.centring}" if self.centring else ""
 
 
 def task_loss(
@@ -92,14 +100,21 @@ def train_one_epoch(
     """Train for an epoch, each step on one task. smoothing: of `task_loss`; after_step: gets `update.taken`."""
     model, update = state.model.train(), state.update
     plan: Any = loader.batch_sampler  # TrainingBatches
-    for eeg, channels, labels, _ in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV
+    for eeg, channels, labels, samples in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV
         task = tasks[plan.montage(state.step)]
         with update.forward():
-            logits = model(eeg, channels, task=task.head)  # (B, outputs)
+            if task.means is None:
+                logits = model(eeg, channels, task=task.head)  # (B, outputs)
+            else:
+                logits, features = model(eeg, channels, task=task.head, center=task.means.of(samples))
             loss = task_loss(task.kind, logits, labels, smoothing=smoothing, class_weights=task.class_weights)
         complete = update(loss)
+        if task.means is not None and not update.warming_up:
+            task.means.add(features, samples)
         state.log.add({"loss": loss, **hits(task.kind, logits, labels)}, n=len(eeg))
         if complete:
+            if task.means is not None:
+                task.means.step(update.taken)
             after_step(update.taken)
             state.log.add(update.stats)
 
@@ -128,6 +143,9 @@ def evaluate(model: nn.Module, loader: Loader, run: Run, task: Task) -> tuple[di
             f"{dataset.path}, group {dataset.split}, recording {where}: the model's output is not finite: look for NaN "
             "in the data, or for weights that diverged (lower --lr)"
         )
+    if task.centring is not None:  # the head is linear: of centred features it makes centred logits, but for the bias
+        head: Any = model.head_of(task.head)  # type: ignore[operator]
+        whole = task.centring.centre(whole, task.centring.groups(dataset)) + head.bias.double().cpu().numpy()
     loss = task_loss(task.kind, torch.from_numpy(whole), torch.from_numpy(labels))
     return {"loss": float(loss), **metrics.compute(task.kind, whole, labels)}, whole
 
@@ -145,21 +163,25 @@ def _earlier(path: Path) -> dict[str, Any]:
 
 
 def save_predictions(
-    path: Path, dataset: Any, *, selected: tuple[int, np.ndarray], last: tuple[int, np.ndarray] | None
+    path: Path,
+    dataset: Any,
+    *,
+    selected: tuple[int, np.ndarray],
+    last: tuple[int, np.ndarray] | None,
+    centring: Centring | None = None,
 ) -> None:
     """Write logits, labels, recording and subject of every sample for the selected and for the last epoch.
 
     selected, last: epoch and logits (samples, outputs); they become `epoch`, `logits` and `last_epoch`,
     `last_logits`. last=None keeps the file's last epoch; a file of another data set stays as it is, and the new file's
-    name ends with this data set's. `name`, `task` and `classes` are the data set's.
+    name ends with this data set's. `name`, `task` and `classes` are the data set's, `centring` says how it was done.
     """
     samples: Any = {"labels": dataset.labels, "recording": dataset.recordings, "subject": dataset.subjects}
     samples = {name: np.array(values) for name, values in samples.items()}
     latest: Any = dict(zip(("last_epoch", "last_logits"), last or selected, strict=True))
     before = _earlier(path) if last is None else {}
-    if latest.keys() <= before.keys() and all(
-        np.array_equal(before.get(name, ()), values) for name, values in samples.items()
-    ):
+    alike = all(np.array_equal(before.get(name, ()), values) for name, values in samples.items())
+    if alike and latest.keys() <= before.keys() and str(before.get("centring", "")) == str(centring or ""):
         latest = {name: before[name] for name in latest}
     elif before and str(before.get("name", dataset.name)) != dataset.name:
         other = path.with_name(f"{path.stem}-{NOT_IN_NAMES.sub('_', dataset.name)}.npz")
@@ -168,5 +190,6 @@ def save_predictions(
     elif before:
         logger.warning("%s does not fit the samples of %s: it is written again.", path, dataset.name)
     about: Any = {name: np.array(getattr(dataset, name)) for name in ("name", "task", "classes")}
+    about |= {"centring": np.array(str(centring))} if centring else {}
     with written_aside(path) as part, part.open("wb") as file:
         np.savez(file, epoch=selected[0], logits=selected[1], **samples, **about, **latest)

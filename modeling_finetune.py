@@ -156,10 +156,19 @@ class NeuralTransformer(Trunk):
             return self.forward_features(eeg, input_chans, task=task)
         return self.run_blocks(self.embed(eeg, input_chans))[:, 1:]
 
-    def forward(self, eeg: Tensor, input_chans: Channels = None, *, task: str | None = None, **tokens: bool) -> Tensor:
+    def forward(
+        self,
+        eeg: Tensor,
+        input_chans: Channels = None,
+        *,
+        task: str | None = None,
+        center: Tensor | None = None,
+        **tokens: bool,
+    ) -> Any:
         """eeg: (B, N, A, T), units of 100 uV -> logits (B, num_classes). tokens: as for `forward_features`.
 
         task: whose head to take, of several. eeg may be an output of `probe_features` instead, which has fewer axes.
+        center: (B, in_features), what to subtract from the features; then these come back, too, without a gradient.
         """
         features, head = eeg, self.head_of(task)
         if eeg.ndim == 4:
@@ -167,7 +176,8 @@ class NeuralTransformer(Trunk):
         elif eeg.ndim == 3:
             features = head.attend(eeg, self.fc_norm)
         with torch.autocast(eeg.device.type, enabled=False):  # half precision rounds an output of 50.1 to 50
-            return head(features.to(self.cls_token.dtype))
+            features = features.to(self.cls_token.dtype)
+            return head(features) if center is None else (head(features - center), features.detach())
 
 
 def depth_of(keys: Iterable[str], prefix: str = "") -> int:

@@ -22,7 +22,7 @@ from eeg_data.labelled_files import LabelledFile
 from electrodes import embedding_rows
 from engine_for_finetuning import Task, evaluate, save_predictions, train_one_epoch
 from errors import ArgumentParser, InputError, UsageError, run_script
-from training import adaptation, checkpoints
+from training import adaptation, centring, checkpoints
 from training.batch_size import settle_batch_size
 from training.metrics import SELECT_BY, BestEpoch, mean_score
 from training.state import TrainingState
@@ -196,7 +196,7 @@ def evaluate_sets(
             path = run.output_dir / f"predictions-{'-'.join(filter(None, (name, task.head)))}.npz"
             chosen = int(best.epoch or 0), best.logits[name].numpy()
             last = (epoch, logits[name]) if training else None
-            save_predictions(path, loader.dataset, selected=chosen, last=last)
+            save_predictions(path, loader.dataset, selected=chosen, last=last, centring=task.centring)
     return stats, selected
 
 
@@ -231,20 +231,34 @@ def build_tasks(args: argparse.Namespace, files: Sequence[LabelledFile]) -> tupl
     tasks = []
     for file in files:
         best = BestEpoch(args.select_by or SELECT_BY[file.task], file.task, patience=args.patience)
-        tasks.append(Task(file.task, file.slug if several else None, best))
+        head = file.slug if several else None
+        tasks.append(Task(file.task, head, best, centring=centring.centring_of(vars(args))))
     return tasks, BestEpoch("score", None, patience=args.patience) if several else tasks[0].best
 
 
 def add_data(
-    tasks: Sequence[Task], files: Sequence[LabelledFile], args: argparse.Namespace, run: utils.Run, accumulation: int
+    tasks: Sequence[Task],
+    files: Sequence[LabelledFile],
+    model: modeling_finetune.NeuralTransformer,
+    args: argparse.Namespace,
+    run: utils.Run,
+    accumulation: int,
 ) -> None:
-    """Give the tasks their loaders and class weights. Raises UsageError if --patience has no score to wait for."""
+    """Give the tasks their loaders, class weights and running means of the model's features.
+
+    Raises UsageError if --patience has no score to wait for.
+    """
     loaders = labelled_data.build_labelled_loaders(args, run, files, accumulation=accumulation)
     if args.patience and not any(own.val for own in loaders):
         text = f"--patience {args.patience}: {files[0].path} has no validation samples to judge an epoch by: use 0"
         raise UsageError(text)
     for task, own, windows in zip(tasks, loaders, loaders[0].train.dataset.parts, strict=True):
         task.loaders = own
+        if task.centring is not None:
+            task.centring.announce(windows)
+            if not args.linear_probe:  # whose features stay
+                width = model.head_of(task.head).in_features
+                task.means = adaptation.RunningMeans(task.centring.groups(windows), width, run)
         if args.class_weights == "balanced" and task.kind != "regression":
             weights = balanced_weights(windows.labels, len(windows.classes))
             task.class_weights = weights.to(run.device)  # not from the host at every step
@@ -263,21 +277,23 @@ def main(args: argparse.Namespace) -> None:
         copies = int(args.model_ema)
         settle_batch_size(args, run, model, lambda *batch: forward(*batch).sum(), window=window, copies=copies)
         accumulation = optim_factory.micro_batches(args, run, flag="update_freq")
-        add_data(tasks, files, args, run, accumulation)
+        add_data(tasks, files, model.module, args, run, accumulation)
         if args.eval:
             averaged = args.model_ema
             epoch = checkpoints.load_for_evaluation(model.module, args, run, stage="classifier", averaged=averaged)
             evaluate_tasks(model.module, tasks, run, best, epoch, training=False)
             for task in tasks:
-                show(task.best.last, f"{task.title}epoch {epoch}")
+                show(task.best.last, f"{task.title}epoch {epoch}{task.how}")
             return
         steps = {"steps_per_epoch": tasks[0].loaders.steps_per_epoch, "accumulation": accumulation}
         ema = build_average(model.module, args, steps=args.epochs * steps["steps_per_epoch"])
         update = optim_factory.build_update(model, args, run, layer_decay=args.layer_decay, **steps)
         extras = {"best": best, **({"model_ema": ema} if ema else {})}
         extras |= {f"best {task.head}": task.best for task in tasks if task.head}
+        extras |= {f"center {task.head}" if task.head else "center": task.means for task in tasks if task.means}
         inputs = {name: data for task in tasks for name, data in task.named(task.loaders.summary(), " ").items()}
-        data_set = {file.slug: file.description for file in files} if len(files) > 1 else files[0].description
+        described = {file.slug: file.description | centring.entry(vars(args)) for file in files}
+        data_set = described if len(files) > 1 else described[files[0].slug]
         state = TrainingState(
             model, update, run, args, stage="classifier", extras=extras, inputs=inputs, data_set=data_set
         )
@@ -295,8 +311,12 @@ def fine_tune(
     options: dict[str, Any] = {"smoothing": args.smoothing}
     if ema is not None:  # without warm-up no step: timm would not average the first one
         options["after_step"] = lambda taken: average(ema, module, taken, state.update.step if ema.use_warmup else None)
-    if args.linear_probe and epoch < args.epochs and not best.stopped:
-        # After resuming, which may bring another trunk than --finetune.
+    # After resuming, which may bring another trunk than --finetune.
+    goes_on = epoch < args.epochs and not best.stopped
+    for task, windows in zip(tasks, tasks[0].loaders.train.dataset.parts, strict=True):
+        if task.means is not None and goes_on:
+            task.means.start(module, windows, args, run, task.head)
+    if args.linear_probe and goes_on:
         loaders = [task.loaders for task in tasks]
         loaders = adaptation.build_feature_loaders(module, loaders, [task.head for task in tasks], args, run)
         for task, own in zip(tasks, loaders, strict=True):
@@ -317,8 +337,8 @@ def fine_tune(
             rule = f"--patience {best.patience} epochs in a row without a better validation {best.name}"
             logger.info("Stopped after epoch %d: %s than epoch %d's.", epoch - 1, rule, best.epoch)
         for task in tasks:
-            show(task.best.stats, f"{task.title}selected epoch {task.best.epoch} ({task.best.rule})")
-            show(task.best.last, f"{task.title}last epoch {epoch - 1}")
+            show(task.best.stats, f"{task.title}selected epoch {task.best.epoch} ({task.best.rule}){task.how}")
+            show(task.best.last, f"{task.title}last epoch {epoch - 1}{task.how}")
         if len(tasks) > 1:
             text = "checkpoint-best.pth: epoch %d (%s, the mean over the data sets of what selects their epochs)"
             logger.info(text, best.epoch, best.rule)

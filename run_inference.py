@@ -32,6 +32,8 @@ from files import check_file, code_version
 from inference import output, plots, weights
 from inference.model import BATCH, POOLS, PRECISIONS, VERBS, Model, load
 from inference.recordings import BLOCK_BYTES, KINDS, Options, Windows, find
+from training.centring import Centring
+from training.centring import add_arguments as add_centring_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ def get_args() -> argparse.Namespace:
 
 def _add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     """Flags of the verbs that read recordings."""
-    parser.set_defaults(plot=None, pool="patches")
+    parser.set_defaults(plot=None, pool="patches", center=None, center_windows=None)
     add = parser.add_argument
     add("--input", type=Path, nargs="+", required=True, metavar="RECORDING", help="files, or folders of them")
     add("--output", type=Path, required=True, metavar="FILE", help=".npz, .hdf5, .h5 or .csv")
@@ -70,6 +72,8 @@ def _add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
         add("--plot", type=Path, metavar="FILE.png", help=PLOTS[verb])
     if verb == "embed":
         add("--pool", choices=POOLS, help="features of what")
+    if verb == "predict":
+        add_centring_arguments(parser, default=None)
     add("--split", choices=SPLITS, help="of labelled HDF5 (default: all)")
     add("--batch_size", type=int, default=BATCH, help="windows at a time")
     add("--device", default="auto", help="cuda or cpu (default: cuda on a machine with GPUs)")
@@ -108,16 +112,17 @@ def infer(args: argparse.Namespace) -> None:
     pipeline = build_pipeline(args, block_bytes=BLOCK_BYTES)
     model = load(args.checkpoint, device=args.device, averaged=args.averaged, precision=args.precision)
     model.check(args.verb)
+    centring = model.centring(args.center, args.center_windows) if args.verb == "predict" else None
     window = model.description.window_seconds or None if args.window is None else args.window
     options = Options(pipeline, args.prepared, window=window, stride=args.stride)
     recordings = list(find(args.input, options, split=args.split))
     if args.split and not any(where.endswith(f", group {args.split}") for where, _ in recordings):
         raise UsageError(f"--split {args.split}: is for labelled HDF5, and --input has none: leave the flag out")
-    with output.results_file(args.output, _description(args, model)) as file:
+    with output.results_file(args.output, _description(args, model, centring)) as file:
         passed_over = 0
         for _, opener in recordings:
             try:
-                _run_verb(args, model, opener(), file, many=len(recordings) > 1)
+                _run_verb(args, model, opener(), file, many=len(recordings) > 1, centring=centring)
             except UsageError:
                 raise
             except NoRecording as error:
@@ -141,12 +146,21 @@ def infer(args: argparse.Namespace) -> None:
         raise InputError(f"{left_out} of {len(recordings)} recordings are left out of {args.output}: see above")
 
 
-def _run_verb(args: argparse.Namespace, model: Model, windows: Windows, file: h5py.File, *, many: bool) -> None:
+def _run_verb(
+    args: argparse.Namespace,
+    model: Model,
+    windows: Windows,
+    file: h5py.File,
+    *,
+    many: bool,
+    centring: Centring | None = None,
+) -> None:
     """Run the verb on one recording of one or many, and draw it. A failure leaves no group in the file."""
     group = output.begin(file, windows)
     windows = replace(windows, name=output.name_of(group))
     try:
-        for part, arrays in model.batches(args.verb, windows, batch_size=args.batch_size, pool=args.pool):
+        options = {"batch_size": args.batch_size, "pool": args.pool, "centring": centring}
+        for part, arrays in model.batches(args.verb, windows, **options):
             for name, array in arrays.items():
                 shape = (len(windows), *array.shape[1:])
                 group.require_dataset(name, shape, array.dtype)[part] = array
@@ -166,7 +180,7 @@ def _run_verb(args: argparse.Namespace, model: Model, windows: Windows, file: h5
         DRAW[args.verb](picture, windows, group, model)
 
 
-def _description(args: argparse.Namespace, model: Model) -> dict[str, Any]:
+def _description(args: argparse.Namespace, model: Model, centring: Centring | None) -> dict[str, Any]:
     """How the results were made."""
     filters = json.dumps({name: getattr(args, name) for name in ("l_freq", "h_freq", "notch")})
     filtered = not args.prepared and any(path.suffix.lower() not in SUFFIXES for path in find_files(args.input, KINDS))
@@ -180,6 +194,7 @@ def _description(args: argparse.Namespace, model: Model) -> dict[str, Any]:
         "sampling_rate": float(SAMPLING_RATE),
         "pipeline": filters if filtered else "as it is",
         **({"pool": args.pool} if args.verb == "embed" else {}),
+        **({"centring": str(centring)} if centring else {}),
     }
 
 

@@ -11,7 +11,7 @@ through one. Arrays and tensors, in uV at 200 Hz, are taken as they are. Source:
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from inference.weights import Description
 from layers import PATCH_SAMPLES
 from modeling_finetune import PLACED
 from modeling_vqnsp import angles, spectrum_targets
+from training.centring import Centring, centring_of
 from training.checkpoints import STAGES
 from utils import set_precision
 
@@ -137,22 +138,61 @@ class Model:
         tokens = reduce(tokens, f"B (N A) D -> {axes}", "mean", N=eeg.shape[1])
         return {"features": tokens if module.fc_norm is None else module.fc_norm(tokens)}
 
+    def _logits(self, eeg: Tensor, channels: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.module(eeg, channels)}
+
     def _predict(self, eeg: Tensor, channels: Tensor) -> dict[str, Tensor]:
-        logits = self.module(eeg, channels).float()
+        return self._probabilities(self.module(eeg, channels).float())
+
+    def _probabilities(self, logits: Tensor) -> dict[str, Tensor]:
         if self.description.task == "regression":
             return {"probabilities": logits}
         if self.is_binary:
             return {"probabilities": torch.cat((torch.sigmoid(-logits), torch.sigmoid(logits)), dim=1)}
         return {"probabilities": logits.softmax(1)}
 
+    def centring(self, center: str | None, windows: int | None) -> Centring | None:
+        """Return how predictions are centred: what --center and --center_windows say, checked against the training.
+
+        Raises UsageError if the model was trained with --center, and nothing says whether and how to centre now.
+        """
+        rule, trained = centring_of({"center": center, "center_windows": windows}), self.description.transductive
+        if trained.get("center") and center is None:
+            raise UsageError(
+                f"{self.where} was trained with --center {trained['center']}, on features minus a mean: add --center "
+                "recording (or subject, for labelled HDF5), or --center none for outputs that are off"
+            )
+        if bool(rule) != bool(trained.get("center")):
+            text = "%s was trained with --center %s, and predicts with --center %s: its outputs are off."
+            logger.warning(text, self.where, trained.get("center", "none"), center or "none")
+        return rule
+
     @torch.inference_mode()
     def batches(
-        self, verb: str, windows: Windows, *, batch_size: int = BATCH, pool: str = "patches"
+        self,
+        verb: str,
+        windows: Windows,
+        *,
+        batch_size: int = BATCH,
+        pool: str = "patches",
+        centring: Centring | None = None,
     ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
         """Yield which windows a batch holds, and the arrays that `verb` gives for them, by name.
 
-        Memory does not grow with the number of windows.
+        Memory does not grow with the number of windows, but for the logits of all of them with `centring`.
         """
+        if verb != "predict" or centring is None:
+            yield from self._batches(verb, windows, batch_size, pool)
+            return
+        whole = replace(windows, recordings=windows.recordings or [windows.name] * len(windows))
+        groups = centring.groups(whole)
+        logits = np.concatenate([arrays["logits"] for _, arrays in self._batches("logits", windows, batch_size, pool)])
+        centred = torch.from_numpy(centring.centre(logits, groups)) + self.module.head.bias.cpu()  # as in training
+        yield slice(0, len(windows)), {name: value.numpy() for name, value in self._probabilities(centred).items()}
+
+    def _batches(
+        self, verb: str, windows: Windows, batch_size: int, pool: str
+    ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
         if pool not in POOLS:
             raise UsageError(f"--pool {pool}: allowed are {', '.join(POOLS)}")
         if batch_size < 1:
@@ -190,7 +230,7 @@ class Model:
         trunk = self.module.encoder if self.stage == "tokenizer" else self.module
         rows = trunk.pos_embed.shape[1] if trunk.pos_embed is not None else 1 << 30
         channels = torch.tensor(embedding_rows(given, table_rows=rows, where=windows.where))
-        if verb == "predict" and self.description.settings.get("pool") in PLACED:
+        if verb in ("predict", "logits") and self.description.settings.get("pool") in PLACED:
             self.module.head.order(channels, where=windows.where)
         return channels.to(self.device)
 
@@ -252,9 +292,22 @@ class Model:
         """
         return self._run("embed", eeg, options, batch_size=batch_size, pool=pool)
 
-    def predict(self, eeg: Any, *, batch_size: int = BATCH, **options: Any) -> Result:
-        """Probability of every class, by a classifier, or the values of a regression."""
-        return self._run("predict", eeg, options, batch_size=batch_size)
+    def predict(
+        self,
+        eeg: Any,
+        *,
+        batch_size: int = BATCH,
+        center: str | None = None,
+        center_windows: int | None = None,
+        **options: Any,
+    ) -> Result:
+        """Probability of every class, by a classifier, or the values of a regression.
+
+        center: recording (or none), for a classifier that was trained with --center; center_windows: see --help.
+        """
+        self.check("predict")
+        centring = self.centring(center, center_windows)
+        return self._run("predict", eeg, options, batch_size=batch_size, centring=centring)
 
 
 def load(path: str | Path, *, device: str = "cpu", averaged: bool = False, precision: str = "fp32") -> Model:

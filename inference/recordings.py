@@ -73,6 +73,7 @@ class Windows:
     starts: np.ndarray  # (W,) float64, s from the recording's start
     read: Callable[[int], np.ndarray]  # number -> (N, samples) float32 in uV
     recordings: Sequence[str] = ()  # of each window, if they are of several
+    subjects: Sequence[str] = ()  # of each window, where the file says it
     labels: np.ndarray | None = None  # (W,) class numbers or (W, outputs) targets
     classes: tuple[str, ...] = ()
 
@@ -379,6 +380,7 @@ def _open_split(file: LabelledFile, split: str, options: Options) -> Windows:
         starts=np.zeros(len(usable)),
         read=lambda number: usable.read(number)[rows] * factor,
         recordings=[plain[name] for name in usable.recordings],
+        subjects=list(usable.subjects),
         labels=usable.labels,
         classes=file.classes,
     )

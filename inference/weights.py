@@ -14,7 +14,7 @@ length of the windows (what the file says, or nothing).
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +72,19 @@ class Description:
     classes: tuple[str, ...] = ()  # for regression the names of the outputs
     electrodes: tuple[str, ...] = ()  # of the training windows, in their order
     window_seconds: int = 0  # length of the training windows; 0: not known
+    transductive: dict[str, Any] = field(default_factory=dict)  # how a classifier uses unlabelled windows: its flags
 
     @property
     def data(self) -> dict[str, Any]:
         """What checkpoints hold under `data_set`."""
-        return {
+        data = {
             "name": self.data_set,
             "task": self.task,
             "classes": list(self.classes),
             "electrodes": list(self.electrodes),
             "window_seconds": self.window_seconds,
         }
+        return data | ({"transductive": self.transductive} if self.transductive else {})
 
 
 # Recognise
@@ -220,6 +222,7 @@ def _with_data(description: Description, state: Mapping[str, Any], where: str | 
             classes=classes,
             electrodes=tuple(data["electrodes"]),
             window_seconds=seconds,
+            transductive=dict(data.get("transductive", {})),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: its entry data_set is damaged or does not fit: make the file again") from error
@@ -334,6 +337,9 @@ def export(
         logger.info("%s: windows of %d electrodes and %d s (--electrodes, --time_window).", path, len(names), seconds)
         description = replace(description, electrodes=names, window_seconds=seconds)
         texts[TIME] = json.dumps(state[TIME][0, seconds + 1 :].tolist())  # rows that a Labram has not
+        if description.transductive:
+            flags = " ".join(f"--{name} {value}" for name, value in description.transductive.items() if value)
+            logger.warning("%s was trained with %s: a Labram does not do this, and its outputs are wrong.", path, flags)
         state, settings = _to_braindecode(state, seconds), _braindecode_config(description)
     texts["data_set"] = json.dumps(description.data)
     config = output.with_name(HUB_CONFIG) if output.name == HUB_WEIGHTS else output.with_suffix(".json")

@@ -32,7 +32,10 @@ MODES = {
     "probe": ["--linear_probe"],
     "lora": ["--lora", "4", "--lora_dropout", "0.2"],
 }
-POOLED = {"query": ["--linear_probe", "--pool", "attention"], "places": ["--lora", "4", "--pool", "electrodes"]}
+POOLED = {
+    "query": ["--linear_probe", "--pool", "attention"],
+    "places": ["--lora", "4", "--pool", "electrodes", "--center", "subject"],
+}
 POOLED["first"] = ["--head_epochs", "1", "--mixup", "0.4", "--pool", "attention"]
 HEAD = {"head.weight", "head.bias"}
 NORM = {"fc_norm.weight", "fc_norm.bias"}
@@ -181,6 +184,9 @@ def test_a_run_stopped_inside_an_epoch_and_again_before_its_next_step_ends_bit_e
     flags = {**MODES, **POOLED}[mode]
     given = words(tasks, *flags, "--epochs", "2", "--drop_path", "0.3", "--model_ema", "--output_dir")
     assert call(SCRIPT, *given, tmp_path / "whole") == 0
+    if mode == "places":  # before the first step
+        with stopped_at(adaptation.RunningMeans, "start", 1):
+            assert call(SCRIPT, *given, tmp_path / "stopped") == 143
     with stopped_at(Update, "__call__", 5):
         assert call(SCRIPT, *given, tmp_path / "stopped") == 143
     state = checkpoint(tmp_path / "stopped" / "checkpoint.pth")
@@ -206,11 +212,12 @@ def read_split(path: Path, split: str) -> tuple[Tensor, Tensor]:
         return signals.reshape(*signals.shape[:2], -1, 200), torch.tensor(file[split]["label"][:])
 
 
-def test_a_linear_probe_ends_where_a_plain_loop_on_features_ends(tasks: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("center", ["none", "subject"])
+def test_a_linear_probe_ends_where_a_plain_loop_on_features_ends(tasks: Path, tmp_path: Path, center: str) -> None:
     steps, base, final, n = 6, 0.05, 0.01, COUNTS["train"]
     # All samples in every step, so that their order does not matter; a head that begins at zero; dropout everywhere.
     given = words(tasks, "--linear_probe", "--batch_size", n, "--epochs", steps, "--init_scale", "0", "--drop", "0.3")
-    given += ["--drop_path", "0.5", "--precision", "fp64", "--lr", base, "--min_lr", final]
+    given += ["--drop_path", "0.5", "--precision", "fp64", "--lr", base, "--min_lr", final, "--center", center]
     assert call(SCRIPT, *given, "--output_dir", tmp_path) == 0
 
     model = create_model(TINY).double().eval()
@@ -219,6 +226,8 @@ def test_a_linear_probe_ends_where_a_plain_loop_on_features_ends(tasks: Path, tm
     with torch.no_grad():
         rows = [0, 40, 42, 44, 64]  # CLS; C3, CZ, C4, PZ as the table of electrodes counts them
         features = nn.functional.layer_norm(model.run_blocks(model.embed(x, rows))[:, 1:].mean(1), (200,), eps=1e-6)
+        if center == "subject":  # of four samples each
+            features = (features.view(-1, 4, 200) - features.view(-1, 4, 200).mean(1, keepdim=True)).view(-1, 200)
     weight, bias = torch.zeros(1, 200).double().requires_grad_(), torch.zeros(1).double().requires_grad_()
     optimizer = torch.optim.AdamW([{"params": [weight], "weight_decay": 0.05}, {"params": [bias], "weight_decay": 0}])
     for step in range(steps):

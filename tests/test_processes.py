@@ -50,8 +50,8 @@ SHARED = [layout for layout in CUT if layout.processes > 1]
 NODES = ("tokenizer", "masked", "classifier")
 ADAPTED = {  # of the classifier, in one, two and three processes
     "first": ["--epochs", "2", "--head_epochs", "1", "--mixup", "0.4"],
-    "probe": ["--linear_probe", "--pool", "flatten"],
-    "lora": ["--lora", "4", "--pool", "attention"],
+    "probe": ["--linear_probe", "--pool", "flatten", "--center", "recording"],
+    "lora": ["--lora", "4", "--pool", "attention", "--center", "subject", "--center_windows", "1"],
 }
 PLAIN = [layout for layout in (WHOLE, *CUT) if layout.accumulation == 1]
 
@@ -263,12 +263,12 @@ def test_evaluation_shows_the_model_every_sample_exactly_once(runs: Runs, name: 
             assert [len(parts) for parts in own] == [1] + [0] * (layout.processes - 1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "lora"])
 def test_the_log_has_the_numbers_of_one_process(runs: Runs, name: str) -> None:
     """Of training and of every evaluation."""
     one = log(runs.output(WHOLE, name))[0]
     assert one.keys() >= {"train_loss", "train_lr", "train_weight_decay", "train_grad_norm"}
-    for layout in CUT:
+    for layout in PLAIN[1:] if name in ADAPTED else CUT:
         cut = log(runs.output(layout, name))[0]
         assert one.keys() == cut.keys()
         for key in (key for key in one if key.startswith(("train_", "test_", "val_"))):

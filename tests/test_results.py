@@ -276,6 +276,15 @@ def test_runs_with_other_settings_are_not_averaged(tmp_path: Path, shown: Shown)
     assert re.search(r"^here \(2 runs\) \[1\]", text, re.MULTILINE) and "[1] seed-0, seed-1: --lr 0.001\n" in text
 
 
+def test_runs_that_used_unlabelled_windows_say_so(tmp_path: Path, shown: Shown) -> None:
+    write_run(tmp_path / "a", center="subject")
+    assert "[1] transductive, all windows of each subject" in " ".join(shown(tmp_path).split())
+    write_run(tmp_path / "b", center="subject", center_windows=8)
+    write_run(tmp_path / "c", center="none")
+    text = " ".join(shown(tmp_path).split())
+    assert "the first 8 windows of each subject" in text and text.count("transductive") == 2
+
+
 def test_runs_are_averaged_if_their_steps_have_as_many_windows(tmp_path: Path) -> None:
     cases: list[tuple[str, int, dict[str, Any]]] = [
         ("one", 8, {"batch_size": 64, "update_freq": 1, "total_batch_size": None}),

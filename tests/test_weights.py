@@ -295,6 +295,17 @@ def test_exports_of_one_checkpoint_are_equal_byte_for_byte(ours: Path, tmp_path:
         assert json.loads(file.metadata()["data_set"]) == DATA
 
 
+def test_how_a_classifier_uses_unlabelled_windows_goes_along_into_every_layout(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = {"transductive": {"center": "subject", "center_windows": None}}
+    path = saved(tmp_path / "ours.pth", trained(), data_set=DATA | entry)
+    for to in ("safetensors", "braindecode"):
+        file, _ = export(path, to=to, output=tmp_path / f"{to}.safetensors")
+        assert weights.load(file)[1].transductive == entry["transductive"]
+    assert "trained with --center subject" in caplog.text and "a Labram does not do this" in caplog.text
+
+
 @pytest.mark.parametrize("stage", TINY_MODELS)
 def test_a_model_of_every_stage_comes_back_from_safetensors_and_its_json_builds_it(stage: str, tmp_path: Path) -> None:
     model = trained(stage)
@@ -308,7 +319,7 @@ def test_a_model_of_every_stage_comes_back_from_safetensors_and_its_json_builds_
     content = json.loads(config.read_text())
     create_model(content["model"], **content["settings"]).load_state_dict(load_file(file))
     assert content["stage"] == stage and content["classes"] == (DATA["classes"] if entries else [])
-    fields = "stage model settings data_set task classes electrodes window_seconds"
+    fields = "stage model settings data_set task classes electrodes window_seconds transductive"
     assert list(content) == fields.split()
     file, _ = export(path, to="safetensors", output=tmp_path / "b.safetensors", averaged=True)
     assert equal(load_file(file), averaged)

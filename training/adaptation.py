@@ -9,9 +9,11 @@ import argparse
 import copy
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -24,7 +26,8 @@ from errors import InputError, UsageError
 from files import plain
 from layers import PATCH_SAMPLES
 from modeling_finetune import NeuralTransformer
-from training import checkpoints
+from training import centring, checkpoints
+from training.centring import Centring
 from training.state import TrainingState
 from utils import Run
 
@@ -46,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lora_alpha", type=float, help="scale adapters by alpha/R (default: 2 R)")
     add("--lora_dropout", type=float, help="dropout before each adapter (default: 0)")
     add("--patience", type=int, metavar="P", help="stop after P epochs in a row without a better score (0: never)")
+    centring.add_arguments(parser)
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -65,6 +69,11 @@ def check_flags(args: argparse.Namespace) -> None:
         )
     if args.patience and args.disable_eval_during_finetuning:
         raise UsageError("--patience needs a score after every epoch: leave out --disable_eval_during_finetuning")
+    if centring.centring_of(vars(args)) and args.linear_probe and args.pool == "attention":
+        way_out = f"use --freeze_blocks {depth} in place of --linear_probe, or another --pool"
+        raise UsageError(f"--center needs means of features, which --pool attention changes: {way_out}")
+    if args.center != "none" and args.mixup:
+        raise UsageError(f"--mixup {args.mixup} mixes subjects, --center {args.center} tells them apart: choose one")
     if (args.freeze_blocks or args.linear_probe or args.lora) and args.finetune is None and not args.eval:
         logger.warning("Without --finetune the frozen part keeps its random weights.")
 
@@ -153,7 +162,7 @@ def save_merged(model: NeuralTransformer, state: TrainingState, epoch: int) -> N
 class FeatureLoader:
     """The batches of a loader with features, computed once, in place of EEG."""
 
-    def __init__(self, loader: Loader, features: Sequence[Tensor]) -> None:
+    def __init__(self, loader: Loader, features: list[Tensor]) -> None:
         """features: of each part of the loader's data set, (samples, ...) of `probe_features` in its order."""
         self.dataset: Any = loader.dataset  # LabelledWindows or JoinedWindows
         self.batch_sampler: Any = loader.batch_sampler
@@ -181,7 +190,8 @@ def build_feature_loaders(
     """Compute the features of all samples once; return loaders of the same batches with features in place of EEG.
 
     loaders: of the data set of each head. Every process must call it; they share the work, and each keeps all features
-    in memory.
+    in memory. With --center those of the training samples are centred; an evaluation centres what the head makes of
+    the others.
     """
     model.eval()
 
@@ -192,6 +202,11 @@ def build_feature_loaders(
         return FeatureLoader(loader, [compute_features(model, part, args, run, task=head) for part, head in pairs])
 
     train = convert(loaders[0].train, heads)
+    if args.center != "none":
+        every = Centring(args.center)
+        for number, part in enumerate(train.dataset.parts):
+            centred = every.centre(train.features[number].numpy(), every.groups(part))
+            train.features[number] = torch.from_numpy(centred)
     pairs = zip(loaders, heads, strict=True)
     return [Loaders(train, convert(own.val, [head]), convert(own.test, [head])) for own, head in pairs]
 
@@ -200,15 +215,88 @@ def compute_features(
     model: NeuralTransformer, windows: LabelledWindows, args: argparse.Namespace, run: Run, *, task: str | None = None
 ) -> Tensor:
     """Compute `probe_features` of every window: (samples, ...) on the CPU, the same on every process."""
-    plan = EvaluationBatches([len(windows)], args.batch_size, rank=run.rank, processes=run.processes)
-    loader = make_loader(windows, plan, args, run)
     electrodes, samples = windows.shape([])
     tokens = electrodes * samples // PATCH_SAMPLES
     shape = (tokens, model.width) if model.pool == "attention" else (model.head_of(task).in_features,)
     features = torch.zeros(len(windows), *shape, dtype=run.dtype, device=run.device)
+    for own, index in _own_features(partial(model.probe_features, task=task), windows, args, run):
+        features[index] = own
+    dist.all_reduce(features)  # every sample is on one process and zero on the others: the sum is exact
+    return features.cpu()
+
+
+def _own_features(
+    compute: Callable[[Tensor, Tensor], Tensor], windows: LabelledWindows, args: argparse.Namespace, run: Run
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what a model makes of this process's share of windows, and which they are."""
+    plan = EvaluationBatches([len(windows)], args.batch_size, rank=run.rank, processes=run.processes)
+    loader = make_loader(windows, plan, args, run)
     for batch in run.evaluation_batches(loader, f"features of {windows.split}"):
         eeg, channels, _, index = batch.to(run)
         with run.autocast():
-            features[index.to(run.device)] = model.probe_features(eeg, channels, task=task).to(run.dtype)
-    dist.all_reduce(features)  # every sample is on one process and zero on the others: the sum is exact
-    return features.cpu()
+            features = compute(eeg, channels)
+        yield features.to(run.dtype), index.to(run.device)
+
+
+class RunningMeans:
+    """The mean features of each subject or recording of a training set, while the trunk learns.
+
+    A step moves the mean of each that it shows towards that of its windows in the step, by their share of its windows
+    in the set: the mean remembers about one pass. All processes and micro-batches of a step count together, and the
+    step itself still subtracts the means before it.
+    """
+
+    def __init__(self, groups: np.ndarray, width: int, run: Run) -> None:
+        """groups: (samples,), number of each training sample's subject or recording."""
+        self.groups = torch.from_numpy(groups).to(run.device)
+        self.counts = self.groups.bincount()[:, None]  # (groups, 1)
+        self.means = torch.zeros(len(self.counts), width, dtype=run.dtype, device=run.device)
+        self.started = False
+        # Of the step so far: sums of features, and in the last column how many.
+        self._sums = torch.zeros(len(self.counts), width + 1, dtype=torch.float64, device=run.device)
+
+    @torch.no_grad()
+    def start(
+        self, model: NeuralTransformer, windows: LabelledWindows, args: argparse.Namespace, run: Run, task: str | None
+    ) -> None:
+        """Begin, unless resumed, with the exact means of a model's features. Every process must call it."""
+        if self.started:
+            return
+        model.eval()
+        for features, samples in _own_features(partial(model.forward_features, task=task), windows, args, run):
+            self.add(features, samples)
+        self.step(torch.tensor(True, device=run.device))
+        self.started = True
+
+    def of(self, samples: Tensor) -> Tensor:
+        """Return the mean to subtract from each sample's features, (B, width)."""
+        return self.means[self.groups[samples.to(self.groups.device, non_blocking=True)]]
+
+    def add(self, features: Tensor, samples: Tensor) -> None:
+        """Note the features (B, width) of a micro-batch."""
+        numbers = torch.arange(len(self.counts), device=self.groups.device)
+        owners = self.groups[samples.to(self.groups.device, non_blocking=True)]
+        features = nn.functional.pad(features.double(), (0, 1), value=1.0)
+        # A product, because a GPU's index_add_ adds in another order each time.
+        self._sums += (numbers[:, None] == owners).double() @ features
+
+    def step(self, taken: Tensor) -> None:
+        """Move the means, if the step was taken. Every process must call it."""
+        dist.all_reduce(self._sums)
+        sums, seen = self._sums[:, :-1], self._sums[:, -1:]
+        moved = self.means + (seen / self.counts).clamp(max=1) * (sums / seen.clamp(min=1) - self.means)
+        self.means = torch.where(taken, moved.to(self.means), self.means)
+        self._sums.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what exact resumption needs."""
+        return {"means": self.means, "started": self.started}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`. Raises InputError for means of other training data or another --pool."""
+        if state["means"].shape != self.means.shape:
+            raise InputError(
+                f"the checkpoint's means (--center) are {tuple(state['means'].shape)}, this run needs "
+                f"{tuple(self.means.shape)}: resume with its data, --center and --pool"
+            )
+        self.means, self.started = state["means"].to(self.means), state["started"]
