@@ -125,7 +125,7 @@ class Model:
             target, predicted = (rearrange(x, "B (N A) T -> B N A T", N=eeg.shape[1]) for x in (target, predicted))
             outputs[f"{name}_error"] = (target - predicted).square().mean(-1) * (target.shape[-1] // PATCH_SAMPLES)
             if target.shape[-1] > PATCH_SAMPLES:
-                target, predicted = angles(target), angles(predicted)
+                target, predicted = angles(target), angles(predicted.float())  # not in half precision
             outputs |= {name: target, f"predicted_{name}": predicted}
         return outputs
 
