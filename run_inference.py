@@ -55,6 +55,7 @@ def get_args() -> argparse.Namespace:
         sub = verbs.add_parser(verb, help=text.splitlines()[0], description=text)
         sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of stage 1, 2 or 3")
         sub.add_argument("--averaged", action="store_true", help="the averaged weights of --model_ema")
+        sub.add_argument("--task", metavar="NAME", help="data set whose classifier to take, of a run with several")
         if verb == "export":
             _add_export_arguments(sub)
         else:
@@ -110,7 +111,8 @@ def infer(args: argparse.Namespace) -> None:
         if path.exists() and args.output.exists() and args.output.samefile(path):
             raise UsageError(f"--output {args.output} would overwrite {path}, which is read: choose another name")
     pipeline = build_pipeline(args, block_bytes=BLOCK_BYTES)
-    model = load(args.checkpoint, device=args.device, averaged=args.averaged, precision=args.precision)
+    how = {name: getattr(args, name) for name in ("device", "averaged", "precision", "task")}
+    model = load(args.checkpoint, **how)
     model.check(args.verb)
     centring = model.centring(args.center, args.center_windows) if args.verb == "predict" else None
     window = model.description.window_seconds or None if args.window is None else args.window
@@ -195,6 +197,7 @@ def _description(args: argparse.Namespace, model: Model, centring: Centring | No
         "pipeline": filters if filtered else "as it is",
         **({"pool": args.pool} if args.verb == "embed" else {}),
         **({"centring": str(centring)} if centring else {}),
+        **({"task": args.task} if args.task else {}),
     }
 
 
@@ -203,7 +206,7 @@ def main(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         if args.verb == "export":
-            options = {name: getattr(args, name) for name in ("to", "output", "electrodes", "averaged")}
+            options = {name: getattr(args, name) for name in ("to", "output", "electrodes", "averaged", "task")}
             weights.export(args.checkpoint, seconds=args.time_window, **options)
         else:
             infer(args)

@@ -62,8 +62,8 @@ class LabelledFile:
 
     @property
     def slug(self) -> str:
-        """Name in log keys, file names and state dicts of a run with several data sets: letters, digits, hyphens."""
-        return re.sub(r"[\W_]+", "-", self.name).strip("-") or "unnamed"
+        """Name in log keys, file names and state dicts of a run with several data sets."""
+        return slug_of(self.name)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -164,6 +164,11 @@ class Samples:
             return whole.result()
 
         return compared((self.recordings[sample], scan(sample)) for sample in few)
+
+
+def slug_of(name: str) -> str:
+    """Return a data set's name with letters, digits and hyphens only."""
+    return re.sub(r"[\W_]+", "-", name).strip("-") or "unnamed"
 
 
 def labelled_path(dataset: str, data_dir: Path) -> Path:

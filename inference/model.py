@@ -310,12 +310,20 @@ class Model:
         return self._run("predict", eeg, options, batch_size=batch_size, centring=centring)
 
 
-def load(path: str | Path, *, device: str = "cpu", averaged: bool = False, precision: str = "fp32") -> Model:
+def load(
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    averaged: bool = False,
+    precision: str = "fp32",
+    task: str | None = None,
+) -> Model:
     """Load a checkpoint of any stage, recognised by its keys and shapes. averaged: the weights of --model_ema.
 
     precision: fp32, bf16, on GPUs also tf32 and fp16, of what the model computes; its weights and results stay float32.
+    task: the data set whose classifier to take, of a checkpoint that holds several.
     A masked model becomes the trunk of a classifier, see `weights.load`. Raises InputError for a file that is no
     checkpoint, or of another architecture.
     """
-    module, description = weights.load(path, as_features=True, averaged=averaged)
+    module, description = weights.load(path, as_features=True, averaged=averaged, task=task)
     return Model(module, description, where=str(path), device=device, precision=precision)

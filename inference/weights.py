@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import modeling_finetune
 import modeling_pretrain
 import modeling_vqnsp
-from eeg_data.labelled_files import TASKS
+from eeg_data.labelled_files import TASKS, slug_of
 from eeg_data.pretraining_files import SAMPLING_RATE, default_window
 from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError, UsageError
@@ -165,26 +165,47 @@ def _name(stage: str, size: Mapping[str, int], where: str | Path) -> str:
 # Read and build
 
 
-def load(path: str | Path, *, as_features: bool = False, averaged: bool = False) -> tuple[nn.Module, Description]:
+def load(
+    path: str | Path, *, as_features: bool = False, averaged: bool = False, task: str | None = None
+) -> tuple[nn.Module, Description]:
     """Build the model of a file, with its weights: on the CPU, in float32 and evaluation mode.
 
     as_features: build the trunk of a classifier, without a head, from a masked model; other models stay as they are.
     Its final norm is the trained one: stage 2's `norm` takes the place of `fc_norm`, so patch tokens are the input of
     pre-training's head, and a window is the norm of their mean. CLS gets row 0 of the electrode embedding, as in
     fine-tuning; stage 2 itself gives it the first electrode's row. averaged: take the weights of --model_ema.
+    task: the data set whose classifier to take, of a file that holds several.
     Raises InputError if the file is damaged, holds code, or is no model of any stage.
     """
     state = checkpoints.read(path)
     weights = checkpoints.averaged_state(state, path) if averaged else checkpoints.model_state(state, path)
+    weights, head = take_head(weights, task, path)
     seconds = 0
     if {THEIR_TIME, "patch_embed.temporal_conv.conv1.weight"} <= weights.keys():
         weights, seconds = _from_braindecode(weights, path, rest=_entry(state, TIME))
-    description = _with_data(replace(recognise(weights, path), window_seconds=seconds), state, path)
+    description = _with_data(replace(recognise(weights, path), window_seconds=seconds), state, path, head)
     if as_features and description.stage == "pretraining":
         return _trunk(weights, description, path)
     model = create_model(description.model, **description.settings)
     load_strictly(model, weights, where=f"{path} into {description.model}")
     return model.eval(), description
+
+
+def take_head(weights: dict[str, Tensor], task: str | None, where: str | Path) -> tuple[dict[str, Tensor], str]:
+    """Return the classifier of one data set of several, with its head as the only one, and the name of that head.
+
+    Other weights stay as they are. Raises UsageError if `task` names none of several data sets, or one of a single.
+    """
+    heads = list(dict.fromkeys(key.split(".")[1] for key in weights if key.startswith("heads.")))
+    if not heads and task is not None:
+        raise UsageError(f"--task {task}: {where} is not of several data sets: leave the flag out")
+    chosen = slug_of(task or "") if heads else ""
+    if heads and chosen not in heads:
+        given = f"--task {task}: " if task else ""
+        raise UsageError(f"{given}{where} has a head for each of {', '.join(heads)}: choose one with --task NAME")
+    others = tuple(f"heads.{head}." for head in heads if head != chosen)
+    own = {key: value for key, value in weights.items() if not key.startswith(others)}
+    return {key.replace(f"heads.{chosen}.", "head.") if heads else key: value for key, value in own.items()}, chosen
 
 
 def _trunk(weights: dict[str, Tensor], description: Description, where: str | Path) -> tuple[nn.Module, Description]:
@@ -206,11 +227,12 @@ def _entry(state: Mapping[str, Any], name: str) -> Any:
     return json.loads(texts[name]) if name in texts else state.get(name)
 
 
-def _with_data(description: Description, state: Mapping[str, Any], where: str | Path) -> Description:
-    """Add a file's entry on its data. Raises InputError if it is not what a checkpoint holds, or does not fit."""
+def _with_data(description: Description, state: Mapping[str, Any], where: str | Path, head: str) -> Description:
+    """Add a file's entry on its data, of several the head's. Raises InputError if it is damaged or does not fit."""
     try:
         if (data := _entry(state, "data_set")) is None:
             return description
+        data = data[head] if head else data
         task, classes, seconds = data["task"], tuple(data["classes"]), int(data["window_seconds"])
         outputs = 1 if task == "binary" else len(classes)
         if task not in ("", *TASKS) or (classes and description.settings.get("num_classes") not in (0, None, outputs)):
@@ -302,13 +324,14 @@ def export(
     electrodes: Sequence[str] | None = None,
     seconds: int | None = None,
     averaged: bool = False,
+    task: str | None = None,
 ) -> tuple[Path, Path]:
     """Write the model of a checkpoint as safetensors, and a JSON file that says what builds it; return both paths.
 
     to: one of FORMATS. The JSON holds what braindecode's `Labram.from_config` takes, else name and settings for timm's
     create_model. electrodes, seconds: of the windows of braindecode's model (default: those of the training, else all
     128 and floor(256 / electrodes), at most 16). A masked model becomes for braindecode a trunk, see `load`.
-    averaged: take the weights of --model_ema. Raises UsageError for values that are not allowed, InputError for a file
+    averaged, task: as for `load`. Raises UsageError for values that are not allowed, InputError for a file
     without such a model.
     """
     path, output = Path(path), Path(output)
@@ -323,7 +346,7 @@ def export(
     if output.exists() and path.exists() and output.samefile(path):
         raise UsageError(f"--output {output} is the checkpoint itself: choose another name")
     check_file(output)
-    model, description = load(path, as_features=to == "braindecode", averaged=averaged)
+    model, description = load(path, as_features=to == "braindecode", averaged=averaged, task=task)
     state, texts, settings = model.state_dict(), {"format": "pt"}, asdict(description)
     del settings["size"]  # the model's name says it
     if to == "braindecode":

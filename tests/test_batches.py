@@ -105,6 +105,16 @@ def test_overfit_batch_takes_the_same_windows_at_every_step_and_epoch() -> None:
         assert epoch_of(plan, epoch) == expected * ordinary.steps
 
 
+def test_weights_share_the_steps_whatever_the_sizes_and_a_later_epoch_takes_what_an_earlier_one_left() -> None:
+    plan = TrainingBatches([40, 8, 12], 4, seed=3, weights=[1, 3, 1.5])  # 10, 2 and 3 batches in proportion
+    seen = [[key[2] for batch in epoch_of(plan, epoch) for key in batch if key[1] == 0] for epoch in range(30)]
+    assert np.bincount(plan.order).tolist() == [3, 8, 4] and plan.repeated == [12 - 40, 32 - 8, 16 - 12]
+    assert all(len(set(own)) == 12 for own in seen) and set().union(*seen) == set(range(40))
+    second = [key[2] for batch in epoch_of(plan, 0) for key in batch if key[1] == 1]
+    assert Counter(second) == dict.fromkeys(range(8), 4), "each window as often as the others"
+    assert np.bincount(TrainingBatches([4, 400], 4, seed=3, weights=[1e-9, 1]).order).tolist() == [1, 101]
+
+
 def test_evaluation_covers_each_window_exactly_once_in_order_and_evenly() -> None:
     for processes in (1, 2, 3, 40):
         for sizes in ([1], [7, 12], [3, 1, 25]):

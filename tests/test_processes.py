@@ -29,7 +29,7 @@ EXACT = 1e-9  # of losses, parameters and codebook in float64
 UNIT = 100  # uV: what models see is EEG / 100
 CODES = 16  # rows of the codebook
 VAL, TEST, FEW = 7, 2, 2  # samples; FEW: one batch, so that only one process has any
-STEPS = {"tokenizer": 13, "montages": 11, "masked": 11, "classifier": 11}  # of the only epoch
+STEPS = {"tokenizer": 13, "montages": 11, "masked": 11, "classifier": 11, "tasks": 14}  # of the only epoch
 NAMES = list(STEPS)
 
 
@@ -104,7 +104,9 @@ def flags(name: str, data: Path, folder: Path, layout: Layout) -> tuple[str, lis
     finetune = ["--finetune", str(folder / str(WHOLE) / "masked" / "checkpoint.pth"), "--drop_path", "0"]
     micro = ["--update_freq", str(layout.accumulation)]
     micro += ADAPTED.get(name, [])
-    return "run_class_finetuning", [*CLASSIFIER, "--dataset", str(data / "task.hdf5"), *finetune, *common, *micro]
+    files = ["task", "more"] if name == "tasks" else ["task"]
+    dataset = ["--dataset", *(str(data / f"{file}.hdf5") for file in files)]
+    return "run_class_finetuning", [*CLASSIFIER, *dataset, *finetune, *common, *micro]
 
 
 def write_data(data: Path) -> None:
@@ -116,6 +118,8 @@ def write_data(data: Path) -> None:
     pretraining_file(data / "val" / "a.hdf5", seconds=(2 * VAL,), electrodes=two, seed=5)
     pretraining_file(data / "few" / "a.hdf5", seconds=(2 * FEW,), electrodes=two, seed=6)
     labelled_file(data / "task.hdf5", counts={"train": 61, "val": VAL, "test": TEST}, electrodes=two)
+    options = {"electrodes": three, "seconds": 1, "classes": ("a", "b", "c"), "task": "multiclass"}
+    labelled_file(data / "more.hdf5", counts={"train": 14, "val": 8}, **options)
 
 
 @pytest.fixture(scope="module")
