@@ -2,13 +2,16 @@
 
 import logging
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +20,7 @@ from errors import InputError
 from files import written_aside
 from training import metrics
 from training.centring import Centring
+from training.ridge import ridge_path, ridge_targets
 from training.state import TrainingState
 from utils import Run, gather
 
@@ -117,6 +121,46 @@ def train_one_epoch(
                 task.means.step(update.taken)
             after_step(update.taken)
             state.log.add(update.stats)
+
+
+@torch.no_grad()
+def fit_ridge(state: TrainingState, tasks: Sequence[Task]) -> dict[str, float]:
+    """Solve each head in closed form on features computed once, in place of an epoch. Returns entries of the log.
+
+    The validation set chooses the strength, and a factor that makes a classifier's outputs logits.
+    """
+    run, module, entries = state.run, state.model.module, {}
+    for number, task in enumerate(tasks):
+        begun, train, val = time.monotonic(), task.loaders.train, task.loaders.val  # of adaptation.FeatureLoader
+        head, labels = module.head_of(task.head), torch.from_numpy(train.dataset.parts[number].labels)
+        targets = ridge_targets(task.kind, labels, head.out_features)
+        weights = torch.ones(len(labels)) if task.class_weights is None else task.class_weights.cpu()[labels]
+        problem = (part.to(run.device, torch.float64) for part in (train.features[number], targets, weights))
+        solved = run.run_on_rank0(partial(ridge_path, *problem))
+        best = metrics.BestEpoch(task.best.name, task.kind)
+        for i, (_, weight, bias) in enumerate(solved):
+            head.load_state_dict({"weight": weight, "bias": bias}, strict=False)
+            stats, logits = evaluate(module, val, run, task)
+            if best.update(i, run.run_on_rank0(partial(dict, {f"val_{name}": value for name, value in stats.items()}))):
+                chosen, scale = i, _scale(task, logits, val.dataset.labels)
+        strength, weight, bias = solved[chosen]
+        scale = run.run_on_rank0(partial(float, scale))
+        head.load_state_dict({"weight": scale * weight, "bias": scale * bias}, strict=False)
+        entries[f"train_ridge_strength{f'_{task.head}' if task.head else ''}"] = strength
+        text = "%sridge: strength %.4g, the best of %d by %s; %.1f s"
+        logger.info(text, task.title, strength, len(solved), best.rule, time.monotonic() - begun)
+    return entries
+
+
+def _scale(task: Task, logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the factor, from e^-2 to e^4, on a classifier's outputs with which their loss is lowest."""
+    if task.kind == "regression":
+        return 1.0
+
+    def loss(log: float) -> float:
+        return float(task_loss(task.kind, torch.from_numpy(np.exp(log) * logits), torch.from_numpy(labels)))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-2, 4), method="bounded").x))
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from eeg_data import labelled_files
 from eeg_data.labelled import balanced_weights
 from eeg_data.labelled_files import LabelledFile
 from electrodes import embedding_rows
-from engine_for_finetuning import Task, evaluate, save_predictions, train_one_epoch
+from engine_for_finetuning import Task, evaluate, fit_ridge, save_predictions, train_one_epoch
 from errors import ArgumentParser, InputError, UsageError, run_script
 from training import adaptation, centring, checkpoints
 from training.batch_size import settle_batch_size
@@ -88,7 +88,10 @@ def get_args() -> argparse.Namespace:
     )
     given = parser.parse_known_args()[0]
     parser.set_defaults(**SIZE_DEFAULTS.get(given.model.split("_")[1], {}) | RECIPES[given.recipe])
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.linear_probe == "ridge":
+        args.epochs = 1
+    return args
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -246,12 +249,15 @@ def add_data(
 ) -> None:
     """Give the tasks their loaders, class weights and running means of the model's features.
 
-    Raises UsageError if --patience has no score to wait for.
+    Raises UsageError if --patience or ridge have no validation samples.
     """
     loaders = labelled_data.build_labelled_loaders(args, run, files, accumulation=accumulation)
     if args.patience and not any(own.val for own in loaders):
         text = f"--patience {args.patience}: {files[0].path} has no validation samples to judge an epoch by: use 0"
         raise UsageError(text)
+    for file, own in zip(files, loaders, strict=True):
+        if args.linear_probe == "ridge" and own.val is None:
+            raise UsageError(f"--linear_probe ridge: {file.path} has no validation samples to choose the strength by")
     for task, own, windows in zip(tasks, loaders, loaders[0].train.dataset.parts, strict=True):
         task.loaders = own
         if task.centring is not None:
@@ -309,6 +315,7 @@ def fine_tune(
     judged = ema.module if ema else module
     epoch = state.resume()
     options: dict[str, Any] = {"smoothing": args.smoothing}
+    numbers: dict[str, float] = {}  # of ridge
     if ema is not None:  # without warm-up no step: timm would not average the first one
         options["after_step"] = lambda taken: average(ema, module, taken, state.update.step if ema.use_warmup else None)
     # After resuming, which may bring another trunk than --finetune.
@@ -323,14 +330,17 @@ def fine_tune(
             task.loaders = own
     while epoch < args.epochs and not best.stopped:
         state.update.held = adaptation.held_parameters(module, args, epoch)
-        train_one_epoch(state, tasks[0].loaders.train, epoch, tasks, **options)
         stats: dict[str, float] = {}
         selected = False
+        if args.linear_probe == "ridge":
+            numbers = fit_ridge(state, tasks)
+        else:
+            train_one_epoch(state, tasks[0].loaders.train, epoch, tasks, **options)
         if not args.disable_eval_during_finetuning or epoch == args.epochs - 1:
             stats, selected = evaluate_tasks(judged, tasks, run, best, epoch)
         if selected and args.lora is not None and args.save_ckpt:
             adaptation.save_merged(judged, state, epoch)
-        state.finish_epoch(epoch, stats, best=selected)
+        state.finish_epoch(epoch, numbers | stats, best=selected)
         epoch += 1
     if run.is_main and best.epoch is not None:
         if best.stopped:

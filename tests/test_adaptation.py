@@ -316,6 +316,9 @@ def test_patience_stops_after_so_many_epochs_in_a_row_without_a_better_score(
     [
         (["--freeze_blocks", "5"], "--freeze_blocks 5"),
         (["--lora_alpha", "4"], "--lora R"),
+        (["--linear_probe", "ridge", "--model_ema"], "--linear_probe ridge takes no steps"),
+        (["--linear_probe", "--pool", "attention", "--center", "subject"], "use --freeze_blocks 4 in place"),
+        (["--mixup", "0.2", "--center", "subject"], "mixes subjects"),
         (["--lora", "4", "--freeze_blocks", "2"], "--freeze_blocks: not allowed with argument --lora"),
         (["--mixup", "0.4", "--linear_probe"], "--mixup 0.4 changes windows"),
         (["--head_epochs", "1", "--epochs", "1"], "no epoch is left"),

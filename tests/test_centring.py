@@ -39,7 +39,7 @@ def centred(values: np.ndarray, length: int, first: int | None = None) -> np.nda
 
 
 def features_of(weights: dict[str, Any], task: Path, split: str) -> np.ndarray:
-    model = create_model(TINY).double().eval()
+    model = create_model(TINY, num_classes=len(weights["head.bias"])).double().eval()
     model.load_state_dict(weights)
     with torch.no_grad():
         return model.forward_features(read_split(task, split)[0], ROWS).numpy()

@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("adaptation (default: everything learns)")
     add = group.add_mutually_exclusive_group().add_argument
     add("--freeze_blocks", type=int, default=0, metavar="K", help="freeze the embeddings and the first K blocks")
-    add("--linear_probe", action="store_true", help="train only the head, on features computed once")
+    words = "train only the head, on features computed once; ridge: solve it at once, strength by validation"
+    add("--linear_probe", nargs="?", const=True, default=False, choices=("ridge",), help=words)
     add("--lora", type=int, metavar="R", help="train adapters of rank R on attention, the norm and the head")
     add = group.add_argument
     add("--head_epochs", type=int, default=0, metavar="N", help="for the first N epochs only the head learns")
@@ -74,6 +75,9 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UsageError(f"--center needs means of features, which --pool attention changes: {way_out}")
     if args.center != "none" and args.mixup:
         raise UsageError(f"--mixup {args.mixup} mixes subjects, --center {args.center} tells them apart: choose one")
+    if args.linear_probe == "ridge" and (args.model_ema or args.pool == "attention"):
+        rest = "--model_ema" if args.model_ema else "--pool attention, whose query would not learn (as --pool mean)"
+        raise UsageError(f"--linear_probe ridge takes no steps, so it does not go with {rest}: leave one of them out")
     if (args.freeze_blocks or args.linear_probe or args.lora) and args.finetune is None and not args.eval:
         logger.warning("Without --finetune the frozen part keeps its random weights.")
 
