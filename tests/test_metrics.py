@@ -9,7 +9,7 @@ from scipy.stats import linregress, mannwhitneyu
 
 from data_helpers import only_line
 from errors import UsageError
-from training.metrics import METRICS, BestEpoch, compute
+from training.metrics import METRICS, BestEpoch, compute, mean_score
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 200)
@@ -121,3 +121,18 @@ def test_selection_by_a_metric_that_the_task_lacks_is_wrong_usage() -> None:
     with pytest.raises(UsageError) as error:
         BestEpoch("roc_auc", "multiclass")
     only_line(error, "--select_by roc_auc", "multiclass", *METRICS["multiclass"])
+
+
+def test_the_score_of_several_data_sets_is_the_mean_of_what_is_known_and_lower_is_better_turns_round() -> None:
+    def last(name: str, task: str, **stats: float) -> BestEpoch:
+        best = BestEpoch(name, task)
+        best.update(0, stats)
+        return best
+
+    auc, kappa = last("roc_auc", "binary", val_roc_auc=0.8), last("cohen_kappa", "multiclass", val_cohen_kappa=-0.5)
+    undefined, unseen = last("r2", "regression", val_r2=math.nan), last("r2", "regression", test_r2=0.9)
+    assert mean_score([auc, kappa, undefined, unseen]) == {"val_score": 0.4}
+    assert mean_score([last("rmse", "regression", val_rmse=3.0), last("rmse", "regression", val_rmse=1.0)]) == {
+        "val_score": -2.0
+    }
+    assert math.isnan(mean_score([undefined])["val_score"]) and mean_score([unseen]) == {}

@@ -23,6 +23,7 @@ from engine_for_finetuning import Task, train_one_epoch
 from errors import UsageError
 from golden_recipe import fill
 from inference import weights
+from modeling_finetune import load_pretrained
 from ranks import smaller_sizes
 from results.read import read_runs
 from run_helpers import CLASSIFIER, call, checkpoint, differing, labelled_file, log, predictions, stopped_at
@@ -195,6 +196,10 @@ def test_each_data_set_selects_its_own_epoch_and_the_tables_read_it_as_a_run_of_
     assert [line["val_score"] for line in lines] == pytest.approx([1 / 3, 0.4, 1 / 3, 0.3]), "stopped by --patience"
     assert checkpoint(tmp_path / "checkpoint-best.pth")["epoch"] == 1
     assert checkpoint(tmp_path / "model-merged.pth")["epoch"] == 1
+    learnt = {name for g in checkpoint(tmp_path / "checkpoint.pth")["optimizer"]["param_groups"] for name in g["names"]}
+    assert {name for name in learnt if "lora" not in name and "norm" not in name} == {
+        f"heads.{head}.{kind}" for head in HEADS for kind in ("weight", "bias")
+    }
     epochs = {"fists": 0, "sleep": 2, "age-y": 1}
     for head, epoch in epochs.items():
         found = predictions(tmp_path / f"predictions-val-{head}.npz")
@@ -235,6 +240,20 @@ def test_a_classifier_for_one_of_the_data_sets_is_taken_out(
             inference.load(file, task=task)
     with pytest.raises(UsageError, match="is not of several data sets: leave the flag out"):
         inference.load(one, task="age_y")
+
+
+def test_a_run_starts_from_the_heads_of_data_sets_with_the_same_name_and_shape() -> None:
+    def several(**outputs: int) -> Any:
+        return create_model(TINY, num_classes=0, tasks={name: {"num_classes": n} for name, n in outputs.items()})
+
+    given, new = several(same=2, wider=2, gone=3), several(same=2, wider=4, fresh=3)
+    keys = load_pretrained(new, given.state_dict())
+    assert [keys[what] for what in ("missing", "unexpected", "dropped")] == [
+        [f"heads.{head}.{kind}" for head in heads for kind in ("weight", "bias")]
+        for heads in (["wider", "fresh"], ["gone"], ["wider"])
+    ]
+    assert torch.equal(new.heads["same"].weight, given.heads["same"].weight)
+    assert load_pretrained(create_model(TINY), given.state_dict())["missing"] == ["head.weight", "head.bias"]
 
 
 @pytest.mark.parametrize(
