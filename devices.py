@@ -1,4 +1,7 @@
-"""Devices and the processes that share them: which GPU is used, whether it can be, who of the others is still there."""
+"""Devices and the processes that share them: which GPU is used, whether it can be, who of the others is still there.
+
+`Graphs` has a GPU repeat work without the host.
+"""
 
 import logging
 import os
@@ -10,12 +13,15 @@ import sysconfig
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from errors import PeerLost, UsageError, one_line
 
@@ -25,6 +31,7 @@ NO_GPU = ("Found no NVIDIA driver", "No CUDA GPUs are available", "not compiled 
 ON_THE_CPU = "or train on the CPU with --device cpu"
 COMPILING_PROCESSES = 4  # of each process; torch would start 32, with 8 GPUs 256 on a machine
 LOST_SECONDS = 3  # in which a process can end by itself, with a better message, after another one died
+MOST_GRAPHS = 16  # shapes of a batch whose work is recorded
 _last_groups: list[Any] = []
 
 
@@ -171,3 +178,39 @@ class PeerWatch:
         if dist.get_rank() > 0:
             dist.gather(torch.zeros(1), group=self._group)
         self._thread.join()
+
+
+class Graphs:
+    """A function of tensors whose work on a GPU is recorded as a CUDA graph, one for each shape of its arguments.
+
+    The host then launches one graph in place of each kernel. The first call with a shape works as without graphs, the
+    second one records. Shapes after the first MOST_GRAPHS are not recorded. What the function reads besides its
+    arguments must stay in its place in memory, and the current stream must be the one on which it always works.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        """function: returns tensors, in tuples or dicts; it may change tensors and must not ask the GPU anything."""
+        self.function = function
+        self._recorded: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], Any] | None] = {}
+        self._pool = torch.cuda.graph_pool_handle()  # of memory for all graphs, which never run at the same time
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Return what the function returns. Its tensors are the caller's: no later call changes them."""
+        shapes = tuple((x.shape, x.dtype) for x in inputs)
+        if shapes not in self._recorded:
+            if len(self._recorded) < MOST_GRAPHS:
+                self._recorded[shapes] = None
+            return self.function(*inputs)
+        graph, own, outputs = self._recorded[shapes] = self._recorded[shapes] or self._record(inputs)
+        for place, given in zip(own, inputs, strict=True):
+            place.copy_(given)
+        graph.replay()
+        return tree_map(Tensor.clone, outputs)
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any]:
+        graph, own = torch.cuda.CUDAGraph(), [x.clone() for x in inputs]
+        # Other threads go on: of the loader, of NCCL.
+        options: Any = {"stream": torch.cuda.current_stream(), "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(graph, pool=self._pool, **options):
+            outputs = self.function(*own)
+        return graph, own, outputs

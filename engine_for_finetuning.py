@@ -92,6 +92,18 @@ def hits(task: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {"accuracy": (predicted == labels).float().mean()}
 
 
+def forward(
+    model: nn.Module, task: Task, smoothing: float, eeg: Tensor, channels: Tensor, labels: Tensor, *center: Tensor
+) -> tuple[Tensor, ...]:
+    """Return loss, logits (B, outputs) and, if `center` says what to subtract from them, features (B, in_features)."""
+    if center:
+        logits, *features = model(eeg, channels, task=task.head, center=center[0])
+    else:
+        logits, features = model(eeg, channels, task=task.head), []
+    loss = task_loss(task.kind, logits, labels, smoothing=smoothing, class_weights=task.class_weights)
+    return loss, logits, *features
+
+
 def train_one_epoch(
     state: TrainingState,
     loader: Loader,
@@ -104,17 +116,16 @@ def train_one_epoch(
     """Train for an epoch, each step on one task. smoothing: of `task_loss`; after_step: gets `update.taken`."""
     model, update = state.model.train(), state.update
     plan: Any = loader.batch_sampler  # TrainingBatches
+    passes = [update.recorded(partial(forward, model, task, smoothing)) for task in tasks]
     for eeg, channels, labels, samples in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV
-        task = tasks[plan.montage(state.step)]
+        number = plan.montage(state.step)
+        task = tasks[number]
+        center = [] if task.means is None else [task.means.of(samples)]
         with update.forward():
-            if task.means is None:
-                logits = model(eeg, channels, task=task.head)  # (B, outputs)
-            else:
-                logits, features = model(eeg, channels, task=task.head, center=task.means.of(samples))
-            loss = task_loss(task.kind, logits, labels, smoothing=smoothing, class_weights=task.class_weights)
+            loss, logits, *features = passes[number](eeg, channels, labels, *center)
         complete = update(loss)
         if task.means is not None and not update.warming_up:
-            task.means.add(features, samples)
+            task.means.add(*features, samples)
         state.log.add({"loss": loss, **hits(task.kind, logits, labels)}, n=len(eeg))
         if complete:
             if task.means is not None:

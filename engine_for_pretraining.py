@@ -31,13 +31,19 @@ def train_one_epoch(state: TrainingState, loader: Loader, tokenizer: VQNSP, epoc
     """Train for an epoch; return the entropy of the codes to predict."""
     model, update = state.model.train(), state.update
     codebook_size = tokenizer.quantize.codebook_size
+
+    @update.recorded
+    def forward(eeg: Tensor, channels: Tensor, mask: Tensor) -> Any:
+        codes = tokenizer.get_codebook_indices(eeg, channels)  # (B, N*A), no gradient
+        losses = model(eeg, channels, mask, codes)
+        return losses.loss, by_name(losses), count_codes(codes, codebook_size)
+
     for eeg, channels, mask in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV; mask (B, N*A)
         with update.forward():
-            codes = tokenizer.get_codebook_indices(eeg, channels)  # (B, N*A), no gradient
-            losses = model(eeg, channels, mask, codes)
-        complete = update(losses.loss)
-        state.log.add(by_name(losses), n=len(eeg))
-        state.log.count("codes", count_codes(codes, codebook_size))
+            loss, numbers, counts = forward(eeg, channels, mask)
+        complete = update(loss)
+        state.log.add(numbers, n=len(eeg))
+        state.log.count("codes", counts)
         if complete:
             state.log.add(update.stats)
     counts = state.log.total("codes", codebook_size).to(state.run.device)

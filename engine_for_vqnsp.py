@@ -51,9 +51,16 @@ def train_one_epoch(
     if not state.inside(epoch):
         quantizer.reset_usage()
     quantizer.deferred = True  # the rows move once a step, and only if the step is taken
+
+    @update.recorded
+    def forward(eeg: torch.Tensor, channels: torch.Tensor) -> Any:
+        loss, parts = model(rearrange(eeg, "B N A T -> B N (A T)"), channels)
+        return loss, parts, quantizer.collected.pop()
+
     for eeg, channels, *_ in state.steps(loader, epoch):  # eeg (B, N, A, T), units of 100 uV
         with update.forward():
-            loss, parts = model(rearrange(eeg, "B N A T -> B N (A T)"), channels)
+            loss, parts, collected = forward(eeg, channels)
+        quantizer.collected.append(collected)
         complete = update(loss)
         state.log.add(by_name(parts), n=len(eeg))
         if update.warming_up:

@@ -170,7 +170,7 @@ class NormEMAVectorQuantizer(nn.Module):
         self.register_buffer("cluster_size", torch.zeros(codebook_size))
         self.embedding = Codebook(codebook_size, code_dim, kmeans_init=kmeans_init)
         self.register_buffer("epoch_counts", torch.zeros(codebook_size, dtype=torch.long), persistent=False)
-        self._collected: list[tuple[Tensor, Tensor, Tensor]] = []  # vectors, counts, sums of each micro-batch
+        self.collected: list[tuple[Tensor, Tensor, Tensor]] = []  # vectors, counts, sums of each micro-batch
         self._needs_kmeans: bool | None = None  # a copy of `initted` on the host, so that no step waits for a GPU
         self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_needs_kmeans", None))
 
@@ -226,7 +226,7 @@ class NormEMAVectorQuantizer(nn.Module):
     @torch.no_grad()
     def _collect(self, vectors: Tensor, codes: Tensor) -> None:
         if self.training:
-            self._collected.append((vectors, *count_and_sum(vectors, codes, self.codebook_size)))
+            self.collected.append((vectors, *count_and_sum(vectors, codes, self.codebook_size)))
             if not self.deferred:
                 self.apply_update()
         else:
@@ -245,10 +245,10 @@ class NormEMAVectorQuantizer(nn.Module):
         taken: () bool, the same on all processes; False changes nothing and counts nothing, without a word to the host.
         Returns the counts (K,) over all processes and the step's vectors (n, code_dim) of this process.
         """
-        vectors = torch.cat([entry[0] for entry in self._collected])
-        counts = all_reduce_sum(torch.stack([entry[1] for entry in self._collected]).sum(0))  # (K,)
-        sums = all_reduce_sum(torch.stack([entry[2] for entry in self._collected]).sum(0))  # (K, code_dim)
-        self._collected.clear()
+        vectors = torch.cat([entry[0] for entry in self.collected])
+        counts = all_reduce_sum(torch.stack([entry[1] for entry in self.collected]).sum(0))  # (K,)
+        sums = all_reduce_sum(torch.stack([entry[2] for entry in self.collected]).sum(0))  # (K, code_dim)
+        self.collected.clear()
         if taken is not None:
             counts = counts * taken  # a row without vectors stays, whatever its sum
         rows = self.embedding.weight
@@ -259,7 +259,7 @@ class NormEMAVectorQuantizer(nn.Module):
 
     def discard_update(self) -> None:
         """End a step without an update: forget the collected vectors."""
-        self._collected.clear()
+        self.collected.clear()
 
     def reset_usage(self) -> None:
         """Reset the counts of codes, at the start of every epoch and evaluation."""

@@ -5,7 +5,7 @@ Paper, tables 3 to 5 of the appendix (hyperparameters). Source of the layer-wise
 
 import argparse
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -14,7 +14,9 @@ import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 
+from devices import Graphs
 from errors import InputError, UsageError
 from norm_ema_quantizer import Later
 from utils import Run
@@ -139,6 +141,10 @@ class Update:
         self.warming_up = False
         self.held: list[nn.Parameter] = []  # that no step changes for now; the optimizer keeps no state of them yet
         self._finite: list[Tensor] = []  # of the step's micro-batches so far
+        # With CUDA graphs all gradients stay in their places in one tensor, whatever DDP would do with them.
+        self._learnable = [p for p in model.parameters() if p.requires_grad] if run.graphs else []
+        self._gradients = run.place(torch.zeros(sum(p.numel() for p in self._learnable)))
+        self._clear_gradients()
 
     @property
     def lr(self) -> float:
@@ -147,7 +153,7 @@ class Update:
 
     def _exchange(self) -> AbstractContextManager[None]:
         """Exchange gradients between processes, if there are several, with the step's last micro-batch only."""
-        last = self.micro_batch == self.accumulation - 1 or self.warming_up
+        last = (self.micro_batch == self.accumulation - 1 or self.warming_up) and not self.run.graphs
         # To exchange nothing DDP would copy each gradient: a tenth of all kernels of a step with Base.
         return nullcontext() if last and self.run.processes > 1 else self.model.no_sync()
 
@@ -172,25 +178,55 @@ class Update:
         finally:
             self.warming_up = False
 
+    def recorded(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a forward pass with its backward pass as CUDA graphs, if the run uses them, otherwise as it is.
+
+        forward: from tensors of a batch to a loss and other tensors; all is a function of these and of the weights.
+        """
+        if not self.run.graphs:
+            return forward
+
+        def both(*batch: Tensor) -> Any:
+            loss, *others = forward(*batch)
+            with torch.autocast(self.run.device.type, enabled=False):
+                self._backward(loss)
+            return tree_map(Tensor.detach, (loss, *others))
+
+        return Graphs(both)
+
+    def _backward(self, loss: Tensor) -> None:
+        # A loss that is not finite makes its gradient NaN, and so the sum that all processes receive.
+        poisoned = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
+        with self._exchange():
+            self.scaler.scale(poisoned / self.accumulation).backward()
+
+    def _clear_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.run.graphs:
+            self._gradients.zero_()
+            pieces = self._gradients.split([p.numel() for p in self._learnable])
+            for parameter, piece in zip(self._learnable, pieces, strict=True):
+                parameter.grad = piece.view_as(parameter)
+
     def __call__(self, loss: Tensor) -> bool:
         """Run the backward pass and, with the last micro-batch, the step. Returns True if the step is complete.
 
-        A skipped step changes nothing except the step count and, in fp16, the scale.
+        A skipped step changes nothing except the step count and, in fp16, the scale. A `recorded` pass has run the
+        backward pass already.
         """
-        finite = torch.isfinite(loss.detach())
-        # A loss that is not finite makes its gradient NaN, and so the sum that all processes receive.
-        poisoned = loss * torch.where(finite, 1.0, torch.nan)
-        with self._exchange():
-            self.scaler.scale(poisoned / self.accumulation).backward()
+        if loss.requires_grad or not self.run.graphs:
+            self._backward(loss)
         if self.warming_up:
-            self.optimizer.zero_grad(set_to_none=True)
+            self._clear_gradients()
             return False
-        self._finite.append(finite)
+        self._finite.append(torch.isfinite(loss.detach()))
         self.micro_batch = (self.micro_batch + 1) % self.accumulation
         if self.micro_batch:
             return False
         for parameter in self.held:
             parameter.grad = None
+        if self.run.graphs and self.run.processes > 1:
+            torch.distributed.all_reduce(self._gradients.mul_(1 / self.run.processes))
         self._set_schedules()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
@@ -199,7 +235,7 @@ class Update:
         self._step_if_taken()
         if self.scaler.is_enabled():
             self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
         rates, decays = ([group[key] for group in self.optimizer.param_groups] for key in ("lr", "weight_decay"))
         self.stats = {"lr": max(rates), "min_lr": min(rates), "weight_decay": max(decays), "grad_norm": norm}
         self.outcome, self._finite = Outcome(Later(self.taken), self._finite), []

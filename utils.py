@@ -84,6 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=["auto", *PRECISIONS], default="auto", help=words)
     words = "compile transformer blocks, which takes minutes at first (default: on GPUs, not on CPUs)"
     add_switch(group, "compile", default=None, help=words)
+    words = "have a GPU repeat recorded steps, for models whose kernels it computes faster than the host launches them"
+    add_switch(group, "cuda_graphs", default=False, help=words)
     add("--seed", type=int, default=0)
     add("--epochs", type=int)
     add("--start_epoch", type=int, default=0, help="first epoch of a run that resumes nothing")
@@ -194,6 +196,7 @@ class Run:
     interruption: Interruption = dataclasses.field(default_factory=Interruption)
     cpu_group: Any = None  # all processes on CPUs; None for a single process
     copies: torch.cuda.Stream | None = None  # on which a GPU receives batches; None on a CPU
+    graphs: bool = False  # whether a GPU's steps are recorded as CUDA graphs
 
     @property
     def is_main(self) -> bool:
@@ -267,7 +270,10 @@ class Run:
         """Prepare a model, give all ranks the weights of rank 0, and wrap it so that gradients are averaged.
 
         heads: of which a step uses one; the others get no gradient, so that the optimizer leaves them as they are.
+        Raises UsageError for several with CUDA graphs, which keep all gradients in one tensor.
         """
+        if heads > 1 and self.graphs:
+            raise UsageError("--cuda_graphs is for one data set: leave it out, or give one --dataset")
         self.prepare(model)
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
@@ -300,7 +306,10 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     processes = dist.get_world_size()
     place = (device, dist.get_rank(), processes, args.seed, args.output_dir, *types)
     copies = torch.cuda.Stream() if device.type == "cuda" else None
-    run = Run(*place, use_compiler(args.compile, device), Interruption(cpu_group), cpu_group, copies)
+    graphs = args.cuda_graphs and copies is not None
+    if graphs:  # only the default stream's work cannot be recorded
+        torch.cuda.set_stream(torch.cuda.Stream())
+    run = Run(*place, use_compiler(args.compile, device), Interruption(cpu_group), cpu_group, copies, graphs)
     watch = PeerWatch() if processes > 1 else None
     try:
         run.check_same(_common_flags(args), "start all machines with the same command")
@@ -345,6 +354,8 @@ def set_precision(name: str, device: torch.device) -> tuple[torch.dtype | None, 
 
 def _check_flags(args: argparse.Namespace) -> None:
     """Raise UsageError for a number that cannot be right, whichever script it belongs to."""
+    if args.cuda_graphs and getattr(args, "grad_checkpoint", False):
+        raise UsageError("--cuda_graphs cannot record what --grad_checkpoint computes again: leave one of them out")
     for names, (low, high) in FLAG_LIMITS.items():
         for name in names.split():
             value = getattr(args, name, None)

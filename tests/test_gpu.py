@@ -21,6 +21,8 @@ from run_helpers import CLASSIFIER, MASKED, ROOT, TOKENIZER, labelled_file, log_
 pytestmark = pytest.mark.skipif(bool(nullgpu.lacking()), reason=f"no stand-in for a GPU: {nullgpu.lacking()}")
 TINY_TOKENIZER = "vqnsp_encoder_tiny_decoder_1x200x4"
 STAGES = ("tokenizer", "masked", "classifier")
+DEVICES = {"cpu": ["cpu"], "cuda": ["cuda"], "graphs": ["cuda", "--cuda_graphs"]}
+RUNS = [*((stage, "cuda") for stage in STAGES), ("tokenizer", "graphs")]
 STEPS = 4  # in which waits are noted, of two micro-batches each
 BLOCKING = ("stream_wait", "device_wait", "copy_wait")
 TOO_OLD, NO_GPU, NO_FABRIC = 35, 100, 802  # errors of CUDA
@@ -82,11 +84,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpu")
     write_data(folder / "data")
     requests = []
-    for stage in STAGES:
-        for device in ("cpu", "cuda"):
-            words = ("--device", device, "--precision", "fp64", "--total_batch_size", 4)
-            listen = {"numbers": True, "listen": (4, 4 + 2 * STEPS)} if device == "cuda" else {}
-            requests.append(request(folder, stage, device, *words, processes=2, **listen))
+    for stage, name in [*((stage, "cpu") for stage in STAGES), *RUNS]:
+        words = ("--device", *DEVICES[name], "--precision", "fp64", "--total_batch_size", 4)
+        listen = {"numbers": True, "listen": (4, 4 + 2 * STEPS)} if name != "cpu" else {}
+        requests.append(request(folder, stage, name, *words, processes=2, **listen))
     for name, variables in REFUSED.items():
         requests.append(request(folder, "tokenizer", name, "--device", "auto", variables=variables))
     apart = {"rank_variables": {"1": {"NULLGPU_FAULT": str(NO_GPU)}}, "processes": 2}
@@ -110,19 +111,21 @@ REASONS = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_with_gpus_and_nccl_log_the_numbers_of_two_on_cpus(runs: Path, stage: str) -> None:
-    folder = runs / f"{stage}-cuda"
+@pytest.mark.parametrize(("stage", "way"), RUNS)
+def test_two_processes_with_gpus_and_nccl_log_the_numbers_of_two_on_cpus(runs: Path, stage: str, way: str) -> None:
+    folder = runs / f"{stage}-{way}"
     assert codes(folder) == [0, 0], stderr(folder)
     assert [rank["contexts"] for rank in notes(folder)] == [[0], [1]], "each process uses its own GPU and no other"
     assert all(rank["collective"] > 10 for rank in notes(folder))
-    (own,), (expected,) = (log_lines(runs / f"{stage}-{device}" / "run") for device in ("cuda", "cpu"))
+    shapes = 1 if stage == "classifier" else 2  # each one's first micro-batch is not a graph's
+    assert all(rank["replay"] == (rank["calls"] - shapes) * (way == "graphs") for rank in notes(folder))
+    (own,), (expected,) = (log_lines(runs / f"{stage}-{name}" / "run") for name in (way, "cpu"))
     assert len(expected) > 8 and own == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_no_step_waits_for_the_gpu_or_compiles_a_kernel(runs: Path, stage: str) -> None:
-    (note, _) = notes(runs / f"{stage}-cuda")
+@pytest.mark.parametrize(("stage", "way"), RUNS)
+def test_no_step_waits_for_the_gpu_or_compiles_a_kernel(runs: Path, stage: str, way: str) -> None:
+    (note, _) = notes(runs / f"{stage}-{way}")
     assert note["calls"] > 4 + 2 * STEPS and note["pinned_copy"] > note["calls"]
     each = [wait for wait in note["waits"] if wait[2] >= STEPS]
     assert not [wait for wait in each if wait[0] in (*BLOCKING, "pageable_to_gpu")]
@@ -204,35 +207,85 @@ def test_blocks_compile_for_a_gpu_into_few_graphs_and_streams_do_not_race(data: 
         assert 0 < note["graphs"] <= 8 if folder.name.endswith("compiled") else note["graphs"] == 0
 
 
+BASE = "vqnsp_encoder_base_decoder_3x200x12"
+MODELS = {"tokenizer": BASE, "masked": "labram_{}_patch200_1600_8k_vocab", "classifier": "labram_{}_patch200_200"}
 # GB of memory that tensors take in the largest moment of a step, with the default precision and compiler.
 PEAKS = {("tokenizer", "base"): 3.3, ("masked", "base"): 3.8, ("classifier", "base"): 1.6, ("masked", "large"): 12.5}
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(3000)
-def test_a_step_of_the_papers_batches_fits(tmp_path: Path) -> None:
-    data = tmp_path / "data"
+def test_cuda_graphs_continue_a_stopped_run_and_serve_one_and_three_processes(data: Path) -> None:
+    words = (
+        "--device",
+        "cuda",
+        "--precision",
+        "fp64",
+        "--total_batch_size",
+        6,
+        "--cuda_graphs",
+        "--save_every_minutes",
+        0,
+    )
+    stop = [{"at": "step", "after": 3, "ranks": [1], "signal": "SIGTERM"}]
+    requests = []
+    for stage in STAGES:
+        for n in (1, 3):
+            requests.append(request(data, stage, f"whole-{n}", *words, processes=n, numbers=True))
+        requests.append(request(data, stage, "without", *words, "--no_cuda_graphs", processes=3, numbers=True))
+        stopped = request(data, stage, "stopped", *words, processes=3, numbers=True, faults=stop)
+        requests += [stopped, stopped]
+    run(data, requests, timeout=3000)
+    for stage in STAGES:
+        names = ("whole-1", "whole-3", "without", "stopped")
+        one, three, without, stopped = (log_lines(data / f"{stage}-{name}" / "run") for name in names)
+        assert one == [pytest.approx(line, rel=1e-9) for line in three]
+        assert without == [pytest.approx(line, rel=1e-9) for line in three]
+        assert stopped == three, stderr(data / f"{stage}-stopped")
+
+
+def prepare_papers_batches(folder: Path) -> dict[str, list[Any]]:
+    """Write data for three steps with the paper's batches; return the flags of each stage, but for the model."""
+    data = folder / "data"
     pretraining_file(data / "train" / "a.hdf5", seconds=(3 * 128 * 8,), electrodes=ELECTRODES[:32])
     pretraining_file(data / "val" / "a.hdf5", seconds=(16,), electrodes=ELECTRODES[:32])
     labelled_file(
         data / "task.hdf5", counts={"train": 192, "val": 4, "test": 4}, electrodes=ELECTRODES[:23], seconds=10
     )
-    base = "vqnsp_encoder_base_decoder_3x200x12"
-    save_tokenizer(tmp_path, base)
-    windows = ["--time_window", 8, "--window_stride", 1600, "--precision", "bf16", "--device", "cuda", "--compile"]
-    codebook = ["--codebook_n_emd", 8192, "--codebook_emd_dim", 64, "--no_quantize_kmeans_init", "--batch_size", 128]
+    save_tokenizer(folder, BASE)
+    windows = ["--time_window", 8, "--window_stride", 1600]
+    codebook = ["--codebook_n_emd", 8192, "--codebook_emd_dim", 64, "--no_quantize_kmeans_init"]
+    common = ["--precision", "bf16", "--device", "cuda", "--no_save_ckpt", "--batch_size"]
+    return {
+        "tokenizer": [*windows, *codebook, *common, 128],
+        "masked": [*windows, "--tokenizer_model", BASE, *common, 64],
+        "classifier": [*common, 64],
+    }
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3000)
+def test_a_step_of_the_papers_batches_fits(tmp_path: Path) -> None:
+    words = prepare_papers_batches(tmp_path)
     requests = []
     for stage, size in PEAKS:
-        words = {
-            "tokenizer": [*windows, "--model", base, *codebook],
-            "masked": [*windows, "--model", f"labram_{size}_patch200_1600_8k_vocab", "--tokenizer_model", base],
-            "classifier": [*windows[4:], "--model", f"labram_{size}_patch200_200"],
-        }[stage]
-        more = [] if stage == "tokenizer" else ["--batch_size", 64]
-        requests.append(request(tmp_path, stage, size, *words, *more, "--no_save_ckpt"))
+        requests.append(
+            request(tmp_path, stage, size, *words[stage], "--model", MODELS[stage].format(size), "--compile")
+        )
     peaks = [note["peak"] / 1e9 for _, note in finished(tmp_path, requests)]
     print(dict(zip(PEAKS, peaks, strict=True)))
     assert all(peak <= most for peak, most in zip(peaks, PEAKS.values(), strict=True)), (peaks, PEAKS)
+
+
+@pytest.mark.nightly
+def test_cuda_graphs_leave_less_than_a_tenth_of_the_launches_of_a_step(tmp_path: Path) -> None:
+    words = prepare_papers_batches(tmp_path)
+    for stage in STAGES:
+        flags = [*words[stage], "--model", MODELS[stage].format("base")]
+        ways = {"eager": ["--no_cuda_graphs"], "graphs": ["--cuda_graphs"]}
+        requests = [request(tmp_path, stage, way, *flags, *more, listen=(1, 2)) for way, more in ways.items()]
+        eager, graphs = (note["launches"] for _, note in finished(tmp_path, requests))
+        print(stage, eager, graphs)
+        assert eager > 1400 and graphs < eager / 10
 
 
 @pytest.mark.nightly

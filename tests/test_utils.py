@@ -1,6 +1,7 @@
 """What every run needs: set-up and tear-down, flags, signals, files that are whole, log.txt, checkpoints."""
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -88,6 +89,16 @@ def test_flags_that_cannot_be_are_wrong_usage_and_leave_nothing(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     text = refused(flags(tmp_path, *words))
     assert all(part in text for part in parts) and list(tmp_path.iterdir()) == []
+
+
+def test_cuda_graphs_refuse_what_they_cannot_record(tmp_path: Path) -> None:
+    words = ("--output_dir", tmp_path, "--cuda_graphs")
+    line = refused(script_args(run_class_finetuning, *words, "--grad_checkpoint"))
+    assert "--cuda_graphs" in line and "--grad_checkpoint" in line
+    with setup_run(script_args(run_class_finetuning, *words, "--device", "cpu")) as run:
+        assert not run.graphs
+        with pytest.raises(UsageError, match="--cuda_graphs is for one data set"):
+            dataclasses.replace(run, graphs=True).distribute(torch.nn.Linear(2, 2), heads=2)
 
 
 def test_an_output_folder_that_cannot_be_written_is_wrong_usage(tmp_path: Path) -> None:

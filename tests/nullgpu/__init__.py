@@ -3,7 +3,8 @@
 Everything above these is the real thing: operators with their checks of type and device, the choice of attention
 kernels, the caching allocator, streams, autograd's threads, DDP, ProcessGroupNCCL, page-locked memory, torch.compile
 with Triton. Device memory is host memory, kernels do nothing and are counted, NCCL's operations happen, in shared
-memory. `arithmetic` gives real numbers: it repeats each operation on the CPU, in the same memory.
+memory. `arithmetic` gives real numbers: it repeats each operation on the CPU, in the same memory, and those of a CUDA
+graph whenever it is launched. While a stream is captured, waits and work on another stream are errors.
 
 What it cannot show: what a kernel computes, how long it takes, and the order of streams (but torch's own sanitizer of
 streams works). Needs Linux, gcc, nm and a build of torch for CUDA. Settings, in the environment: NULLGPU_DEVICES,
@@ -66,7 +67,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def build(folder: Path, names: Sequence[str]) -> None:
     """Compile the libraries. names: of the stand-in itself, of the compiler of kernels, and of the driver."""
-    sources = [HERE / f"{name}.c" for name in ("runtime", "libraries", "nccl")]
+    sources = [HERE / f"{name}.c" for name in ("runtime", "streams", "libraries", "nccl")]
     compile_library(folder / names[0], *sources)
     defined = symbols(folder / names[0], "--defined-only")
     used = set().union(*(symbols(TORCH / "lib" / name, "--undefined-only") for name in USERS))

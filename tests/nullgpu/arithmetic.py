@@ -81,6 +81,7 @@ def attention(name: str, results: Any, args: Sequence[Any], scale: float | None)
 class Arithmetic(TorchDispatchMode):
     """While it is entered, `.item()`, losses and checkpoints of CUDA tensors are those of the CPU's kernels."""
 
+    captured: list[Callable[[], Any]]  # of the latest graph
     seed = 0  # of operations that draw: the host's generator stays as it is, as with a GPU
 
     def __torch_dispatch__(
@@ -105,32 +106,69 @@ class Arithmetic(TorchDispatchMode):
             return args[0] if name.endswith("_") else tree_map(lambda v: write(empty.to(v.dtype), v), values)
         real = func(*args, **kwargs)
         if name == "copy_":
-            on_cpu(args[0]).copy_(on_cpu(args[1]))
+            target, value = cpu_args[:2]
+            self.now_or_later(lambda: target.copy_(value))
         elif name.startswith("_scaled_dot_product_"):
-            return attention(name, real, cpu_args, kwargs.get("scale"))
+            results = [on_cpu(x) for x in real]
+            self.now_or_later(lambda: attention(name, results, cpu_args, kwargs.get("scale")))
         elif not (func.is_view or name in PLAIN) or (name not in ("set_", "resize_") and is_copy(real, own)):
             return self.repeat(name, func, real, flat, lambda: func(*cpu_args, **cpu_kwargs))
         return real
 
+    def now_or_later(self, work: Callable[[], Any]) -> None:
+        """Do what the CPU does of an operation, or keep it for the graph that is captured."""
+        if torch.cuda.is_current_stream_capturing():
+            self.captured.append(work)
+        else:
+            work()
+
     def repeat(self, name: str, func: Any, real: Any, flat: Sequence[Any], compute: Callable[[], Any]) -> Any:
         """Write what the CPU computes into the results of an operation; `real`, in their form."""
-        state = torch.get_rng_state() if torch.Tag.nondeterministic_seeded in func.tags else None
-        if state is not None:
-            Arithmetic.seed += 1
-            torch.random.default_generator.manual_seed(Arithmetic.seed)
-        try:
-            values = tree_flatten(compute())[0]
-        finally:
-            if state is not None:
-                torch.set_rng_state(state)
         results, form = tree_flatten(real)
+        given = [any(result is x for x in flat) for result in results]  # written in place, by the CPU too
+        if torch.cuda.is_current_stream_capturing():
+            targets = [None if own else on_cpu(result) for result, own in zip(results, given, strict=True)]
+
+            def later() -> None:
+                for target, value in zip(targets, self.draw(func, compute), strict=True):
+                    if target is not None:
+                        target.copy_(value)
+
+            self.captured.append(later)
+            return real
         out = []
-        for result, value in zip(results, values, strict=True):
+        for result, own, value in zip(results, given, self.draw(func, compute), strict=True):
             if is_cuda(result) and result.dtype != value.dtype and "convolution" not in name:
                 raise RuntimeError(f"{name}: {result.dtype} on CUDA, {value.dtype} on the CPU")
-            given = any(result is x for x in flat)  # written in place, by the CPU too
-            out.append(value if not is_cuda(result) else result if given else write(result, value))
+            out.append(value if not is_cuda(result) else result if own else write(result, value))
         return tree_unflatten(out, form)
+
+    def draw(self, func: Any, compute: Callable[[], Any]) -> list[Any]:
+        """Compute an operation's results; if they are random, by the numbers of the next seed."""
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return tree_flatten(compute())[0]
+        state = torch.get_rng_state()
+        Arithmetic.seed += 1
+        torch.random.default_generator.manual_seed(Arithmetic.seed)
+        try:
+            return tree_flatten(compute())[0]
+        finally:
+            torch.set_rng_state(state)
+
+
+class Graph(torch.cuda.CUDAGraph):
+    """A graph that computes nothing while it is captured; a replay has the CPU compute, in the same memory."""
+
+    def capture_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.work: list[Callable[[], Any]] = []
+        Arithmetic.captured = self.work
+        super().capture_begin(*args, **kwargs)
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        super().replay()
+        for work in self.work:
+            work()
 
 
 def is_copy(real: Any, own: Sequence[Tensor]) -> bool:

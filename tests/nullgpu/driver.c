@@ -61,10 +61,6 @@ API int cuMemGetAddressRange_v2(uint64_t* begin, size_t* n, uint64_t p) {
 }
 
 // Modules and kernels
-static int launch(void) {
-  note(LAUNCH);
-  return 0;
-}
 API int cuModuleLoadData(void** m, const void* image) {
   *m = new_handle();
   return 0;
@@ -79,9 +75,17 @@ API int cuFuncGetAttribute(int* v, int attribute, void* f) {
   *v = attribute == MAX_THREADS ? 1024 : attribute == REGISTERS ? 32 : 0;
   return 0;
 }
-API int cuLaunchKernel(void) { return launch(); }
-API int cuLaunchKernelEx(void) { return launch(); }
-API int cuLaunchCooperativeKernel(void) { return launch(); }
+typedef struct {
+  unsigned grid[3], block[3], shared;
+  void* stream;
+} Launch;
+API int cuLaunchKernel(void* f, int x, int y, int z, int bx, int by, int bz, int shared, void* stream) {
+  return enqueue(stream);
+}
+API int cuLaunchCooperativeKernel(void* f, int x, int y, int z, int bx, int by, int bz, int shared, void* stream) {
+  return enqueue(stream);
+}
+API int cuLaunchKernelEx(const Launch* launch) { return enqueue(launch->stream); }
 API int cuOccupancyMaxActiveBlocksPerMultiprocessor(int* n, void* f, int b, size_t s) {
   *n = 2;
   return 0;

@@ -1,9 +1,9 @@
 """Runs over the stand-in, in processes that are copies of one: `python process.py REQUESTS.json`.
 
 A request is one of `ranks.be_rank`, and more: `processes`; `numbers`, whether there are real ones; `listen`, the calls
-of the update between which waits are noted; `sanitizer`, whether torch looks for races between streams; `variables` of
-the environment, `rank_variables` of some ranks. Each rank leaves `gpu-RANK.json` in its folder. The codes with which
-the ranks end stand in `codes.json`.
+of the update between which waits and launches are noted; `sanitizer`, whether torch looks for races between streams;
+`variables` of the environment, `rank_variables` of some ranks. Each rank leaves `gpu-RANK.json` in its folder. The
+codes with which the ranks end stand in `codes.json`.
 """
 
 import collections
@@ -26,12 +26,12 @@ import torch.cuda._sanitizer
 import torch.distributed as dist
 from torch._dynamo.utils import counters
 
-from nullgpu.arithmetic import Arithmetic
+from nullgpu.arithmetic import Arithmetic, Graph
 from optim_factory import Update
 from ranks import SERVER, TESTS, be_rank, together
 from run_helpers import ROOT
 
-COUNTS = ("pinned_copy", "collective", "compilation")
+COUNTS = ("pinned_copy", "collective", "compilation", "replay")
 
 
 def main(requests: list[dict[str, Any]]) -> None:
@@ -54,6 +54,8 @@ def be_process(request: Mapping[str, Any]) -> None:
         with contextlib.ExitStack() as stack:
             if request.get("sanitizer"):
                 torch.cuda._sanitizer.enable_cuda_sanitizer()
+            if request.get("numbers"):
+                stack.enter_context(patch.object(torch.cuda, "CUDAGraph", Graph))
             stack.enter_context(Arithmetic() if request.get("numbers") else objects_by_gloo())
             if "listen" in request:
                 stack.enter_context(noted_waits(*request["listen"], found))
@@ -82,7 +84,7 @@ def objects_by_gloo() -> Iterator[None]:
 
 @contextlib.contextmanager
 def noted_waits(first: int, last: int, found: dict[str, Any]) -> Iterator[None]:
-    """Note kind, place and number of the waits, and of copies of pageable memory, between two calls of the update."""
+    """Note launches, and kind, place and number of waits and of copies of pageable memory, between two of the calls."""
     waits: collections.Counter[tuple[str, str]] = collections.Counter()
     call, library, calls = Update.__call__, ctypes.CDLL(None), 0
 
@@ -97,6 +99,7 @@ def noted_waits(first: int, last: int, found: dict[str, Any]) -> Iterator[None]:
         nonlocal calls
         if calls in (first, last):
             library.nullgpu_listen(listener if calls == first else None)
+            found["launches"] = library.nullgpu_count(b"launch") - found.get("launches", 0)
         calls += 1
         return call(update, loss)
 

@@ -21,7 +21,7 @@ static size_t total(void) { return (size_t)setting("NULLGPU_GB", 80) << 30; }
 // Counters -----------------------------------------------------------------------------------------------------------
 static const char* NAMES[] = {"launch",      "pinned_copy", "pageable_to_gpu", "pageable_from_gpu",
                               "stream_wait", "device_wait", "event_wait",      "copy_wait",
-                              "collective",  "compilation", "unknown"};
+                              "collective",  "compilation", "replay",          "unknown"};
 static long counts[KINDS];
 static int has_context[MOST_DEVICES];
 static void (*listener)(const char* kind);
@@ -34,6 +34,7 @@ API long nullgpu_count(const char* name) {
   return -1;
 }
 void note(int kind) {
+  if (kind == LAUNCH && is_captured()) return add_node();
   __atomic_fetch_add(&counts[kind], 1, __ATOMIC_RELAXED);
   if (listener && kind >= PAGEABLE_TO_GPU && kind <= COPY_WAIT) listener(NAMES[kind]);
 }
@@ -127,8 +128,10 @@ API cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes* a, const 
 }
 
 // Copies -------------------------------------------------------------------------------------------------------------
-static cudaError_t copy(void* to, const void* from, size_t n, int waits) {
+static cudaError_t copy(void* to, const void* from, size_t n, int waits, cudaStream_t stream) {
   int source = place(from), target = place(to);
+  if (is_captured())  // pageable memory may be gone when the graph runs
+    return waits || source == PAGEABLE || target == PAGEABLE ? wait_for(NULL, COPY_WAIT) : enqueue(stream);
   memcpy(to, from, n);
   // One byte is a flag that a kernel would have set: "all are finite", "all are inside".
   if (source >= 0 && target < 0 && n == 1) *(char*)to = 1;
@@ -143,15 +146,16 @@ static cudaError_t copy(void* to, const void* from, size_t n, int waits) {
   if (waits) note(COPY_WAIT);
   return cudaSuccess;
 }
-API cudaError_t cudaMemcpy(void* to, const void* from, size_t n, enum cudaMemcpyKind k) { return copy(to, from, n, 1); }
+API cudaError_t cudaMemcpy(void* to, const void* from, size_t n, enum cudaMemcpyKind k) { return copy(to, from, n, 1, NULL); }
 API cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, enum cudaMemcpyKind k, cudaStream_t s) {
-  return copy(to, from, n, 0);
+  return copy(to, from, n, 0, s);
 }
 API cudaError_t cudaMemcpyPeerAsync(void* to, int d, const void* from, int f, size_t n, cudaStream_t s) {
-  return copy(to, from, n, 0);
+  return copy(to, from, n, 0, s);
 }
 API cudaError_t cudaMemsetAsync(void* p, int value, size_t n, cudaStream_t s) {
-  note(LAUNCH);
+  int error = enqueue(s);
+  if (error || is_captured()) return error;
   uintptr_t begin = ((uintptr_t)p + PAGE - 1) & ~(uintptr_t)(PAGE - 1),
             end = ((uintptr_t)p + n) & ~(uintptr_t)(PAGE - 1);
   if (value == 0 && end > begin) {  // give whole pages back instead of touching them
@@ -262,10 +266,6 @@ API cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
   *greatest = -5;
   return cudaSuccess;
 }
-API cudaError_t cudaDeviceSynchronize(void) {
-  note(DEVICE_WAIT);
-  return cudaSuccess;
-}
 API const char* cudaGetErrorString(cudaError_t e) {
   return e == cudaErrorMemoryAllocation ? "out of memory"
          : e == cudaErrorSystemNotReady ? "system not yet initialized"
@@ -273,45 +273,10 @@ API const char* cudaGetErrorString(cudaError_t e) {
 }
 API const char* cudaGetErrorName(cudaError_t e) { return "cudaErrorNull"; }
 
-// Streams and events: everything has happened already ----------------------------------------------------------------
-API cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned flags, int priority) {
-  *s = new_handle();
-  return cudaSuccess;
-}
-API cudaError_t cudaStreamSynchronize(cudaStream_t s) {
-  note(STREAM_WAIT);
-  return cudaSuccess;
-}
-API cudaError_t cudaStreamGetPriority(cudaStream_t s, int* p) {
-  *p = 0;
-  return cudaSuccess;
-}
-API cudaError_t cudaStreamIsCapturing(cudaStream_t s, enum cudaStreamCaptureStatus* c) {
-  *c = cudaStreamCaptureStatusNone;
-  return cudaSuccess;
-}
-// Defined by another name: its arguments differ between versions of CUDA.
-API int capture_info(void* s, int* c, ...) __asm__("cudaStreamGetCaptureInfo");
-API int capture_info(void* s, int* c, ...) { return *c = 0; }
-API cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned flags) {
-  *e = new_handle();
-  return cudaSuccess;
-}
-API cudaError_t cudaEventCreate(cudaEvent_t* e) { return cudaEventCreateWithFlags(e, 0); }
-API cudaError_t cudaEventSynchronize(cudaEvent_t e) {
-  note(EVENT_WAIT);
-  return cudaSuccess;
-}
-API cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t a, cudaEvent_t b) {
-  *ms = 1;
-  return cudaSuccess;
-}
-
 // Kernels ------------------------------------------------------------------------------------------------------------
-static cudaError_t launch(void) {
+static cudaError_t launch(cudaStream_t stream) {
   has_context[device] = 1;
-  note(LAUNCH);
-  return cudaSuccess;
+  return enqueue(stream);
 }
 typedef struct {
   dim3 grid, block;
@@ -338,12 +303,14 @@ API cudaError_t __cudaGetKernel(cudaKernel_t* k, const void* f) {
   return cudaSuccess;
 }
 API cudaError_t __cudaLaunchKernel(cudaKernel_t k, dim3 g, dim3 b, void** a, size_t n, cudaStream_t s) {
-  return launch();
+  return launch(s);
 }
-API cudaError_t cudaLaunchKernel(const void* f, dim3 g, dim3 b, void** a, size_t n, cudaStream_t s) { return launch(); }
-API cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* f, void** a) { return launch(); }
+API cudaError_t cudaLaunchKernel(const void* f, dim3 g, dim3 b, void** a, size_t n, cudaStream_t s) { return launch(s); }
+API cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* f, void** a) {
+  return launch(c->stream);
+}
 API cudaError_t cudaLaunchCooperativeKernel(const void* f, dim3 g, dim3 b, void** a, size_t n, cudaStream_t s) {
-  return launch();
+  return launch(s);
 }
 API cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes* a, const void* f) {
   memset(a, 0, sizeof *a);
