@@ -165,7 +165,7 @@ def test_processes_share_results_errors_differences_and_signals(tmp_path: Path) 
         results.append([json.loads((tmp_path / f"result.{rank}").read_text()) for rank in range(3)])
     # Other folders are no difference, other --dataset are, whatever their names.
     for (text,) in results[0]:
-        assert text.startswith("process 1 has another --dataset (1/MyPath.hdf5) than process 0")
+        assert text.startswith("process 1 has another --dataset (['1/MyPath.hdf5']) than process 0")
     same = "process 1 has another x (1) than process 0 (0): the way out"
     for rank, (shared, seen, *others) in enumerate(results[1]):
         assert shared == results[1][0][0] and "tensor([0, 1, 2])" in shared
