@@ -221,7 +221,7 @@ def read_files(args: argparse.Namespace) -> list[LabelledFile]:
         raise UsageError(f"{given}: give one for each of several, or leave it out")
     for i, file in enumerate(files):
         same = [str(other.path) for other in files[:i] if other.slug == file.slug]
-        if same or (len(files) > 1 and hasattr(nn.ModuleDict, file.slug)):  # such as `train`, which a module has
+        if same or (len(files) > 1 and hasattr(nn.ModuleDict(), file.slug)):  # such as `train`, which a module has
             why = f"is also the name of {same[0]}" if same else "cannot name a head"
             way_out = f"give it another one, h5py.File({str(file.shards[0])!r}, 'r+').attrs['name'] = ..."
             raise InputError(f"--dataset {file.path}: its name {file.name} {why}: {way_out}")

@@ -279,7 +279,7 @@ def test_what_does_not_fit_several_data_sets_is_refused_in_one_line(
 def test_a_name_that_no_head_can_have_is_refused_with_the_way_out(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = labelled_file(tmp_path / "train.hdf5", counts={"train": 4})
+    path = labelled_file(tmp_path / "training.hdf5", counts={"train": 4})
     assert call(SCRIPT, *CLASSIFIER, "--dataset", path, data / "fists.hdf5", "--output_dir", tmp_path / "run") == 1
-    assert "its name train cannot name a head: give it another one" in capsys.readouterr().err
+    assert "its name training cannot name a head: give it another one" in capsys.readouterr().err
     assert call(SCRIPT, *CLASSIFIER, "--dataset", path, "--output_dir", tmp_path / "run") == 0
