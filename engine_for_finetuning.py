@@ -39,6 +39,7 @@ class Task:
     loaders: Any = None  # Loaders; all tasks have the same `train`
     class_weights: Tensor | None = None  # of `task_loss`
     centring: Centring | None = None  # of --center
+    transductive: str = ""  # how it uses unlabelled windows, in words
     means: Any = None  # RunningMeans: what to subtract from the features, if these change
 
     def named(self, entries: Mapping[str, Any], sign: str = "_") -> dict[str, Any]:
@@ -54,7 +55,7 @@ class Task:
     @property
     def how(self) -> str:
         """What a line about its results must add."""
-        return f", {self.centring}" if self.centring else ""
+        return f", {self.transductive}" if self.transductive else ""
 
 
 def task_loss(
@@ -223,20 +224,20 @@ def save_predictions(
     *,
     selected: tuple[int, np.ndarray],
     last: tuple[int, np.ndarray] | None,
-    centring: Centring | None = None,
+    transductive: str = "",
 ) -> None:
     """Write logits, labels, recording and subject of every sample for the selected and for the last epoch.
 
     selected, last: epoch and logits (samples, outputs); they become `epoch`, `logits` and `last_epoch`,
     `last_logits`. last=None keeps the file's last epoch; a file of another data set stays as it is, and the new file's
-    name ends with this data set's. `name`, `task` and `classes` are the data set's, `centring` says how it was done.
+    name ends with this data set's. `name`, `task` and `classes` are the data set's; `transductive`: of Task.
     """
     samples: Any = {"labels": dataset.labels, "recording": dataset.recordings, "subject": dataset.subjects}
     samples = {name: np.array(values) for name, values in samples.items()}
     latest: Any = dict(zip(("last_epoch", "last_logits"), last or selected, strict=True))
     before = _earlier(path) if last is None else {}
     alike = all(np.array_equal(before.get(name, ()), values) for name, values in samples.items())
-    if alike and latest.keys() <= before.keys() and str(before.get("centring", "")) == str(centring or ""):
+    if alike and latest.keys() <= before.keys() and str(before.get("transductive", "")) == transductive:
         latest = {name: before[name] for name in latest}
     elif before and str(before.get("name", dataset.name)) != dataset.name:
         other = path.with_name(f"{path.stem}-{NOT_IN_NAMES.sub('_', dataset.name)}.npz")
@@ -245,6 +246,6 @@ def save_predictions(
     elif before:
         logger.warning("%s does not fit the samples of %s: it is written again.", path, dataset.name)
     about: Any = {name: np.array(getattr(dataset, name)) for name in ("name", "task", "classes")}
-    about |= {"centring": np.array(str(centring))} if centring else {}
+    about |= {"transductive": np.array(transductive)} if transductive else {}
     with written_aside(path) as part, part.open("wb") as file:
         np.savez(file, epoch=selected[0], logits=selected[1], **samples, **about, **latest)

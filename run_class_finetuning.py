@@ -199,7 +199,7 @@ def evaluate_sets(
             path = run.output_dir / f"predictions-{'-'.join(filter(None, (name, task.head)))}.npz"
             chosen = int(best.epoch or 0), best.logits[name].numpy()
             last = (epoch, logits[name]) if training else None
-            save_predictions(path, loader.dataset, selected=chosen, last=last, centring=task.centring)
+            save_predictions(path, loader.dataset, selected=chosen, last=last, transductive=task.transductive)
     return stats, selected
 
 
@@ -235,7 +235,8 @@ def build_tasks(args: argparse.Namespace, files: Sequence[LabelledFile]) -> tupl
     for file in files:
         best = BestEpoch(args.select_by or SELECT_BY[file.task], file.task, patience=args.patience)
         head = file.slug if several else None
-        tasks.append(Task(file.task, head, best, centring=centring.centring_of(vars(args))))
+        rule, words = centring.centring_of(vars(args)), centring.words_of(vars(args))
+        tasks.append(Task(file.task, head, best, centring=rule, transductive=words))
     return tasks, BestEpoch("score", None, patience=args.patience) if several else tasks[0].best
 
 

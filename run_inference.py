@@ -18,6 +18,7 @@ from dataset_maker.reasons import NoRecording
 from dataset_maker.sources import find_files
 from eeg_data.hdf5 import SUFFIXES
 from eeg_data.labelled_files import SPLITS
+from eeg_data.levels import OWNERS
 from eeg_data.pretraining_files import SAMPLING_RATE
 from errors import (
     INTERRUPTED,
@@ -31,8 +32,8 @@ from errors import (
 from files import check_file, code_version
 from inference import output, plots, weights
 from inference.model import BATCH, POOLS, PRECISIONS, VERBS, Model, load
-from inference.recordings import BLOCK_BYTES, KINDS, Options, Windows, find
-from training.centring import Centring
+from inference.recordings import BLOCK_BYTES, KINDS, Options, Windows, find, scaled
+from training.centring import Centring, words_of
 from training.centring import add_arguments as add_centring_arguments
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def get_args() -> argparse.Namespace:
 
 def _add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     """Flags of the verbs that read recordings."""
-    parser.set_defaults(plot=None, pool="patches", center=None, center_windows=None)
+    parser.set_defaults(plot=None, pool="patches", center=None, center_windows=None, scale_by=None)
     add = parser.add_argument
     add("--input", type=Path, nargs="+", required=True, metavar="RECORDING", help="files, or folders of them")
     add("--output", type=Path, required=True, metavar="FILE", help=".npz, .hdf5, .h5 or .csv")
@@ -75,6 +76,8 @@ def _add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
         add("--pool", choices=POOLS, help="features of what")
     if verb == "predict":
         add_centring_arguments(parser, default=None)
+        words = "scale the signals of each by one factor, as in the training"
+        add("--scale_by", choices=(*OWNERS, "none"), help=words)
     add("--split", choices=SPLITS, help="of labelled HDF5 (default: all)")
     add("--batch_size", type=int, default=BATCH, help="windows at a time")
     add("--device", default="auto", help="cuda or cpu (default: cuda on a machine with GPUs)")
@@ -114,17 +117,18 @@ def infer(args: argparse.Namespace) -> None:
     how = {name: getattr(args, name) for name in ("device", "averaged", "precision", "task")}
     model = load(args.checkpoint, **how)
     model.check(args.verb)
-    centring = model.centring(args.center, args.center_windows) if args.verb == "predict" else None
+    centring = model.centring(vars(args)) if args.verb == "predict" else None
     window = model.description.window_seconds or None if args.window is None else args.window
     options = Options(pipeline, args.prepared, window=window, stride=args.stride)
     recordings = list(find(args.input, options, split=args.split))
     if args.split and not any(where.endswith(f", group {args.split}") for where, _ in recordings):
         raise UsageError(f"--split {args.split}: is for labelled HDF5, and --input has none: leave the flag out")
-    with output.results_file(args.output, _description(args, model, centring)) as file:
+    with output.results_file(args.output, _description(args, model)) as file:
         passed_over = 0
         for _, opener in recordings:
             try:
-                _run_verb(args, model, opener(), file, many=len(recordings) > 1, centring=centring)
+                windows = scaled(opener(), args.scale_by or "none")
+                _run_verb(args, model, windows, file, many=len(recordings) > 1, centring=centring)
             except UsageError:
                 raise
             except NoRecording as error:
@@ -182,7 +186,7 @@ def _run_verb(
         DRAW[args.verb](picture, windows, group, model)
 
 
-def _description(args: argparse.Namespace, model: Model, centring: Centring | None) -> dict[str, Any]:
+def _description(args: argparse.Namespace, model: Model) -> dict[str, Any]:
     """How the results were made."""
     filters = json.dumps({name: getattr(args, name) for name in ("l_freq", "h_freq", "notch")})
     filtered = not args.prepared and any(path.suffix.lower() not in SUFFIXES for path in find_files(args.input, KINDS))
@@ -196,7 +200,7 @@ def _description(args: argparse.Namespace, model: Model, centring: Centring | No
         "sampling_rate": float(SAMPLING_RATE),
         "pipeline": filters if filtered else "as it is",
         **({"pool": args.pool} if args.verb == "embed" else {}),
-        **({"centring": str(centring)} if centring else {}),
+        **({"transductive": words} if (words := words_of(vars(args))) else {}),
         **({"task": args.task} if args.task else {}),
     }
 

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 
 from eeg_data.batches import EvaluationBatches, Key
 from eeg_data.labelled_files import DATASETS, LabelledFile, read_samples, split_warnings
+from eeg_data.levels import OWNERS, level_factors, owner_numbers, window_levels
 from eeg_data.loader import (
     Loaders,
     add_loader_arguments,
@@ -27,7 +30,7 @@ from eeg_data.verdicts import scale_warnings, warnings
 from electrodes import PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError, UsageError
 from files import digest_of
-from utils import Run, add_switch
+from utils import Run, add_switch, gather
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,8 @@ def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dataset", nargs="+", default=["TUAB"], help=f"{words}; several: one head for each")
     words = "share of the steps of each of several data sets (default: in proportion to their samples)"
     group.add_argument("--task_weights", type=float, nargs="+", metavar="W", help=words)
+    words = "one factor for all signals of a subject or recording, to a median |uV| of 15 (transductive)"
+    group.add_argument("--scale_by", choices=(*OWNERS, "none"), default="none", help=words)
     words = "folder of the known names' files or folders"
     group.add_argument("--data_dir", type=Path, default=Path("data"), help=words)
     group.add_argument("--nb_classes", type=int, help="outputs of the head (default: what the file says)")
@@ -64,7 +69,8 @@ def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
 class LabelledWindows:
     """The usable samples of one split of a labelled set, by key (epoch, 0, sample).
 
-    split: train, val or test. mixup: mix each with another one; 0: not. Raises InputError for unusable labels.
+    split: train, val or test. mixup: mix each with another one; 0: not. scale_by: subject, recording or none; the run's
+    processes share the work. Raises InputError for unusable labels.
     """
 
     def __init__(
@@ -75,13 +81,23 @@ class LabelledWindows:
         table_rows: int = PUBLISHED_ELECTRODES + 1,
         mixup: float = 0.0,
         seed: int = 0,
+        scale_by: str = "none",
     ) -> None:
         self.channels = torch.tensor(embedding_rows(file.montage, table_rows=table_rows, where=str(file.path)))
         self.samples = samples = read_samples(file, split).usable()
         self.labels, self.recordings, self.subjects = samples.labels, list(samples.recordings), list(samples.subjects)
-        self._half = samples.half and not mixup  # asked once: it opens all shards
+        self._half = samples.half and not mixup and scale_by == "none"  # asked once: it opens all shards
         self.mixup, self.seed = mixup, seed
         self.path, self.split, self.name, self.task, self.classes = file.path, split, file.name, file.task, file.classes
+        self.factors: np.ndarray | None = None  # (n,), on the signals
+        if scale_by != "none":
+            owners, rank = owner_numbers(self, scale_by, flag="--scale_by"), dist.get_rank()
+            numbers = range(rank, len(self), dist.get_world_size())
+            bar = tqdm(numbers, f"levels of {split}", leave=False, disable=True if rank else None)
+            levels = np.empty(len(self))
+            for places, own in gather((numbers, window_levels(samples.read, bar))):
+                levels[places] = own
+            self.factors = level_factors(levels, owners, f"{file.path}, group {split}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,13 +112,18 @@ class LabelledWindows:
 
     def read(self, key: Key, out: np.ndarray) -> tuple[int, float] | None:
         """Write a window into `out`, (N, A*T): float32 in units of 100 uV, or float16 in uV. Returns `partner(key)`."""
-        self.samples.read_into(out, key[2])
+        self._read(out, key[2])
         if not self.mixup:
             return None
         other, (sample, share) = np.empty_like(out), self.partner(key)
-        self.samples.read_into(other, sample)
+        self._read(other, sample)
         out[:] = share * out + (1 - share) * other
         return sample, share
+
+    def _read(self, out: np.ndarray, sample: int) -> None:
+        self.samples.read_into(out, sample)
+        if self.factors is not None:
+            out *= self.factors[sample]
 
     def partner(self, key: Key) -> tuple[int, float]:
         """Draw the sample that one is mixed with, and its own share: from seed, epoch and sample alone.
@@ -199,8 +220,8 @@ def build_labelled_loaders(
         if args.mixup and file.task == "regression":
             raise UsageError(f"--mixup {args.mixup}: {file.path} is a regression, which has no classes: leave it out")
         mixed = {"train": {"mixup": args.mixup, "seed": args.seed}}
-        rows = args.num_electrodes + 1
-        splits = {split: LabelledWindows(file, split, table_rows=rows, **mixed.get(split, {})) for split in file.splits}
+        every: Any = {"table_rows": args.num_electrodes + 1, "scale_by": args.scale_by}
+        splits = {split: LabelledWindows(file, split, **every, **mixed.get(split, {})) for split in file.splits}
         _check_train(file, splits.get("train"))
         if run.is_main:
             _warn(file, splits)

@@ -10,8 +10,8 @@ through one. Arrays and tensors, in uV at 200 Hz, are taken as they are. Source:
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from eeg_data.hdf5 import UNIT
 from electrodes import embedding_rows
 from errors import InputError, UsageError, printable
 from inference import weights
-from inference.recordings import Options, Windows, of_array, of_epochs, of_raw
+from inference.recordings import Options, Windows, of_array, of_epochs, of_raw, scaled
 from inference.weights import Description
 from layers import PATCH_SAMPLES
 from modeling_finetune import PLACED
@@ -106,6 +106,8 @@ class Model:
             raise UsageError(
                 f"{self.where} is {STAGES[self.stage]}; {verb} needs {needed}: choose another --checkpoint"
             )
+        if verb == "embed" and "scale_by" in self.description.transductive:
+            logger.warning("%s was trained with --scale_by, but embed takes signals as they are.", self.where)
         if verb == "predict" and not self.description.settings["num_classes"]:
             raise UsageError(f"{self.where} has no head, so it predicts nothing: embed, or choose another --checkpoint")
 
@@ -151,20 +153,22 @@ class Model:
             return {"probabilities": torch.cat((torch.sigmoid(-logits), torch.sigmoid(logits)), dim=1)}
         return {"probabilities": logits.softmax(1)}
 
-    def centring(self, center: str | None, windows: int | None) -> Centring | None:
-        """Return how predictions are centred: what --center and --center_windows say, checked against the training.
+    def centring(self, flags: Mapping[str, Any]) -> Centring | None:
+        """Return how predictions are centred. flags: center, center_windows and scale_by, compared with the training's.
 
-        Raises UsageError if the model was trained with --center, and nothing says whether and how to centre now.
+        Raises UsageError if the model was trained with one of them, and nothing says what to do now.
         """
-        rule, trained = centring_of({"center": center, "center_windows": windows}), self.description.transductive
-        if trained.get("center") and center is None:
-            raise UsageError(
-                f"{self.where} was trained with --center {trained['center']}, on features minus a mean: add --center "
-                "recording (or subject, for labelled HDF5), or --center none for outputs that are off"
-            )
-        if bool(rule) != bool(trained.get("center")):
-            text = "%s was trained with --center %s, and predicts with --center %s: its outputs are off."
-            logger.warning(text, self.where, trained.get("center", "none"), center or "none")
+        rule = centring_of(flags)
+        for name in ("center", "scale_by"):
+            trained, given = self.description.transductive.get(name, "none"), flags.get(name)
+            if trained != "none" and given is None:
+                raise UsageError(
+                    f"{self.where} was trained with --{name} {trained}: add --{name} recording (or subject, for "
+                    f"labelled HDF5), or --{name} none for outputs that are off"
+                )
+            if (trained == "none") != (given in (None, "none")):
+                text = "%s was trained with --%s %s, and predicts with --%s %s: its outputs are off."
+                logger.warning(text, self.where, name, trained, name, given or "none")
         return rule
 
     @torch.inference_mode()
@@ -184,8 +188,7 @@ class Model:
         if verb != "predict" or centring is None:
             yield from self._batches(verb, windows, batch_size, pool)
             return
-        whole = replace(windows, recordings=windows.recordings or [windows.name] * len(windows))
-        groups = centring.groups(whole)
+        groups = centring.groups(windows.named())
         logits = np.concatenate([arrays["logits"] for _, arrays in self._batches("logits", windows, batch_size, pool)])
         centred = torch.from_numpy(centring.centre(logits, groups)) + self.module.head.bias.cpu()  # as in training
         yield slice(0, len(windows)), {name: value.numpy() for name, value in self._probabilities(centred).items()}
@@ -263,12 +266,15 @@ class Model:
             f"{type(eeg).__name__} is no recording: give mne.io.Raw, mne.Epochs, a NumPy array or a tensor"
         )
 
+    def _cut(self, eeg: Any, options: dict[str, Any]) -> Windows:
+        if isinstance(eeg, Windows) and options:
+            raise UsageError(f"{', '.join(options)}: the windows are cut already; give it to the call that cuts them")
+        return eeg if isinstance(eeg, Windows) else self.windows(eeg, **options)
+
     def _run(self, verb: str, eeg: Any, options: dict[str, Any], **batching: Any) -> Result:
         """Run a verb on a whole recording. options: of `windows`."""
         self.check(verb)
-        if isinstance(eeg, Windows) and options:
-            raise UsageError(f"{', '.join(options)}: the windows are cut already; give it to the call that cuts them")
-        windows = eeg if isinstance(eeg, Windows) else self.windows(eeg, **options)
+        windows = self._cut(eeg, options)
         parts = [arrays for _, arrays in self.batches(verb, windows, **batching)]
         arrays: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if verb == "predict":
@@ -299,15 +305,17 @@ class Model:
         batch_size: int = BATCH,
         center: str | None = None,
         center_windows: int | None = None,
+        scale_by: str | None = None,
         **options: Any,
     ) -> Result:
         """Probability of every class, by a classifier, or the values of a regression.
 
-        center: recording (or none), for a classifier that was trained with --center; center_windows: see --help.
+        center, scale_by: recording (or none), for a classifier that was trained with --center or --scale_by.
         """
         self.check("predict")
-        centring = self.centring(center, center_windows)
-        return self._run("predict", eeg, options, batch_size=batch_size, centring=centring)
+        centring = self.centring({"center": center, "center_windows": center_windows, "scale_by": scale_by})
+        windows = scaled(self._cut(eeg, options), scale_by or "none")
+        return self._run("predict", windows, {}, batch_size=batch_size, centring=centring)
 
 
 def load(

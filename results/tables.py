@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from results.read import RunResult
-from training.centring import centring_of
+from training.centring import words_of
 
 WIDTH = 80  # of text
 PROGRESS = {
@@ -129,8 +129,8 @@ def make_groups(runs: Sequence[RunResult], notes: list[str]) -> list[Group]:
             flags = " ".join(f"--{n} {'(default)' if own.get(n) is None else own[n]}" for n in differing)
             differs = flags or "other samples" if group.runs[0].flags else "unknown settings"
             group.remark = f"{', '.join(run.label for run in group.runs)}: {differs}"
-        if rule := centring_of(group.runs[0].flags):
-            group.remark += f"{'; ' if group.remark else ''}{rule}"
+        if words := words_of(group.runs[0].flags):
+            group.remark += f"{'; ' if group.remark else ''}{words}"
         seeds = [run.flags.get("seed") for run in group.runs]
         for seed in sorted({seed for seed in seeds if seed is not None and seeds.count(seed) > 1}):
             same = " and ".join(run.label for run in group.runs if run.flags.get("seed") == seed)

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,10 @@ from scipy.special import expit
 from timm.models import create_model
 
 from data_helpers import plain_run, process_group
-from errors import UsageError
+from eeg_data.labelled import LabelledWindows
+from eeg_data.labelled_files import read_labelled
+from eeg_data.levels import level_factors
+from errors import InputError, UsageError
 from run_helpers import CLASSIFIER, call, checkpoint, labelled_file, log, predictions
 from test_adaptation import read_split
 from training.adaptation import RunningMeans
@@ -63,7 +67,7 @@ def test_a_run_trains_and_is_judged_on_features_minus_numpys_means(
         found = predictions(tmp_path / f"predictions-{split}.npz")
         np.testing.assert_allclose(found["last_logits"], logits(split, first), rtol=0, atol=1e-9)
         which = f"the first {first} windows" if first else "all windows"
-        assert str(found["centring"]) == f"transductive, {which} of each {by}"
+        assert str(found["transductive"]) == f"transductive, {which} of each {by}"
     labels, own = np.arange(COUNTS["train"]) % 2, logits("train", None)[:, 0]
     loss = -np.log(np.where(labels, expit(own), expit(-own))).mean()
     assert [line["train_loss"] for line in lines] == pytest.approx([loss, loss], abs=1e-6)
@@ -100,17 +104,54 @@ def test_no_gradient_flows_through_the_mean() -> None:
     assert not features.requires_grad
 
 
-@pytest.mark.parametrize("averaged", [False, True])
-def test_predict_centres_a_labelled_split_as_the_training_did(task: Path, tmp_path: Path, averaged: bool) -> None:
-    words = ["--center", "subject", *(["--model_ema", "--model_ema_decay", 0.5] if averaged else [])]
-    assert train(task, tmp_path, *words, "--lr", 1e-2) == 0
+@pytest.mark.parametrize(
+    ("how", "averaged", "words"),
+    [
+        (["--center", "subject"], True, "all windows of each subject"),
+        (["--scale_by", "recording"], False, "signals scaled by all windows of each recording"),
+        (
+            ["--scale_by", "subject", "--center", "recording", "--center_windows", 1],
+            False,
+            "the first 1 windows of each recording and signals scaled by all windows of each subject",
+        ),
+    ],
+)
+def test_predict_treats_a_labelled_split_as_the_training_did(
+    task: Path, tmp_path: Path, how: list[Any], averaged: bool, words: str
+) -> None:
+    ema = ["--model_ema", "--model_ema_decay", 0.5] if averaged else []
+    assert train(task, tmp_path, *how, *ema, "--lr", 1e-2) == 0
     given = ["predict", "--checkpoint", tmp_path / "checkpoint-best.pth", "--input", task, "--split", "test"]
     given += ["--output", tmp_path / "out.npz", *(["--averaged"] if averaged else [])]
-    assert call("run_inference", *given, "--center", "subject") == 0
+    assert call("run_inference", *given, *how) == 0
     expected = expit(predictions(tmp_path / "predictions-test.npz")["logits"])
     with np.load(tmp_path / "out.npz") as found:
         np.testing.assert_allclose(found["test/probabilities"][:, 1:], expected, rtol=0, atol=1e-6)
-        assert "transductive, all windows of each subject" in str(found["description"])
+        assert f"transductive, {words}" in str(found["description"])
+    assert str(predictions(tmp_path / "predictions-test.npz")["transductive"]) == f"transductive, {words}"
+
+
+@pytest.mark.parametrize(("by", "half"), [("subject", False), ("recording", True)])
+def test_signals_are_scaled_by_numpys_medians_to_fifteen_microvolts(tmp_path: Path, by: str, half: bool) -> None:
+    path = labelled_file(tmp_path / "task.hdf5", counts={"val": 7}, dtype="f2" if half else "f4")
+    with h5py.File(path) as file:
+        eeg = file["val/eeg"][:].astype(np.float32)
+    with process_group():
+        windows = LabelledWindows(read_labelled(path), "val", scale_by=by)
+        assert not windows.half([])
+    for start in range(0, 7, LENGTH[by]):
+        own = eeg[start : start + LENGTH[by]]
+        factor = 15 / np.median([np.median(np.abs(window)) for window in own])
+        for number, window in enumerate(own, start):
+            out = np.empty((4, 400), np.float32)
+            windows.read((0, 0, number), out)
+            np.testing.assert_allclose(out, window * factor / 100, rtol=1e-6)
+            assert abs(factor - 1) > 0.05
+
+
+def test_a_signal_of_zeros_cannot_be_scaled() -> None:
+    with pytest.raises(InputError, match=r"--scale_by: here: half of a signal's values are 0"):
+        level_factors(np.array([1.0, 0.0]), np.array([0, 1]), "here")
 
 
 def test_predict_without_an_answer_is_refused_and_other_answers_are_warned_of(
@@ -121,6 +162,8 @@ def test_predict_without_an_answer_is_refused_and_other_answers_are_warned_of(
     assert call("run_inference", *given, tmp_path / "yes" / "checkpoint.pth") == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "was trained with --center subject" in line and "add --center recording" in line
+    assert call("run_inference", *given, tmp_path / "no" / "checkpoint.pth", "--scale_by", "subject") == 0
+    assert "was trained with --scale_by none, and predicts with --scale_by subject" in caplog.text
     for folder, answer, trained in (("yes", "none", "subject"), ("no", "recording", "none")):
         caplog.clear()
         assert call("run_inference", *given, tmp_path / folder / "checkpoint.pth", "--center", answer) == 0
@@ -151,6 +194,11 @@ def test_groups_that_have_one_label_are_warned_of(caplog: pytest.LogCaptureFixtu
 def test_what_cannot_be_centred_is_refused() -> None:
     with pytest.raises(UsageError, match=r"a\.hdf5, group train does not name the subject of every window: use --cent"):
         Centring("subject").groups(labelled([0, 1], ["a", " "]))
-    for flags in ({"center_windows": 2}, {"center": "recording", "center_windows": 0}, {"center": "task"}):
+    for flags in (
+        {"scale_by": "me"},
+        {"center_windows": 2},
+        {"center": "recording", "center_windows": 0},
+        {"center": "task"},
+    ):
         with pytest.raises(UsageError, match="allowed are"):
             centring_of(flags)

@@ -50,7 +50,7 @@ SHARED = [layout for layout in CUT if layout.processes > 1]
 NODES = ("tokenizer", "masked", "classifier")
 ADAPTED = {  # of the classifier, in one, two and three processes
     "first": ["--epochs", "2", "--head_epochs", "1", "--mixup", "0.4"],
-    "probe": ["--linear_probe", "--pool", "flatten", "--center", "recording"],
+    "probe": ["--linear_probe", "--pool", "flatten", "--center", "recording", "--scale_by", "subject"],
     "ridge": ["--linear_probe", "ridge", "--pool", "electrodes", "--center", "subject"],
     "lora": ["--lora", "4", "--pool", "attention", "--center", "subject", "--center_windows", "1"],
 }

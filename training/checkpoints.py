@@ -230,8 +230,8 @@ def load_for_evaluation(
 ) -> int:
     """Load `--resume`, or the output folder's best or latest checkpoint, for `--eval`. Returns its epoch.
 
-    averaged: take the averaged weights (--model_ema). Warns if the training had another --center. Raises InputError for
-    another stage or architecture.
+    averaged: take the averaged weights (--model_ema). Warns if the training had another --center or --scale_by. Raises
+    InputError for another stage or architecture.
     """
     best, latest = run.output_dir / BEST, run.output_dir / LATEST
     path = run.run_on_rank0(lambda: args.resume or (best if best.is_file() else latest))
@@ -245,9 +245,11 @@ def load_for_evaluation(
     if not averaged and "model_ema" in state.get("extras", {}):
         logger.warning("%s: training evaluated the averaged weights that it also holds: --model_ema takes them.", path)
     flags = state.get("args")
-    trained = flags.get("center", "none") if isinstance(flags, dict) else "none"
-    if trained != (given := getattr(args, "center", "none")):
-        logger.warning("%s was trained with --center %s and is evaluated with --center %s.", path, trained, given)
+    for name in ("center", "scale_by"):
+        trained = flags.get(name, "none") if isinstance(flags, dict) else "none"
+        if trained != (given := getattr(args, name, "none")):
+            text = "%s was trained with --%s %s and is evaluated with --%s %s: its outputs are off."
+            logger.warning(text, path, name, trained, name, given)
     epoch = state.get("epoch")
     return epoch if isinstance(epoch, int) else 0  # the released code's best checkpoint says "best"
 
