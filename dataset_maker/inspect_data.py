@@ -2,6 +2,7 @@
 
 Describes every montage of pre-training files and every labelled set: what it holds, which seconds cannot be used,
 whether the unit may be wrong, how the splits compare. Lines to act on begin with `warning:`.
+Of two paths or more it says which subjects and recordings they share, by names and by equal signals.
 --mark first writes into the files of other programs which seconds are valid; training leaves the others out.
 """
 
@@ -12,7 +13,7 @@ sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by 
 import argparse
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,13 +23,21 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from dataset_maker import leakage
 from eeg_data import verdicts
-from eeg_data.hdf5 import close_files, files_below, open_file, readable
-from eeg_data.labelled_files import LabelledFile, joined_shards, read_labelled, read_samples, split_warnings
+from eeg_data.hdf5 import close_files, files_below, open_file
+from eeg_data.labelled_files import (
+    LabelledFile,
+    is_labelled,
+    joined_shards,
+    read_labelled,
+    read_samples,
+    split_warnings,
+)
 from eeg_data.pretraining_files import SAMPLING_RATE, Recording, Windows, by_montage, read_recordings, seconds_of
 from eeg_data.quality import Quality, compared
 from electrodes import embedding_rows
-from errors import ArgumentParser, InputError, one_line, printable, run_script
+from errors import ArgumentParser, InputError, UsageError, one_line, printable, run_script
 from files import check_file, written_aside
 
 PERCENTILES = (1, 50, 99, 99.9)
@@ -53,14 +62,24 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="HDF5 files, or folders of them")
     words = "write `valid` into files without it (in a copy, which replaces the file)"
     parser.add_argument("--mark", action="store_true", help=words)
+    shared = "of two paths or more: write the recordings that a later one has, too, one a line: a list for --exclude"
+    parser.add_argument("--shared", type=Path, metavar="LIST", help=shared)
+    subjects = "write the subjects of a split of labelled sets, and do nothing else: a list for --exclude"
+    parser.add_argument("--list", nargs=2, metavar=("SPLIT", "LIST"), help=subjects)
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a window and the spectrum of each set")
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print a report of every set; ends with exit code 1 if a file cannot be read."""
-    if args.plot:
-        check_file(args.plot, "--plot")
+    """Print a report of every set, then what each two paths share; ends with exit code 1 if a file cannot be read."""
+    if args.list:
+        write_list(subjects_of(args.paths, args.list[0]), Path(args.list[1]))
+        return
+    if args.shared and len(args.paths) < 2:
+        raise UsageError("--shared compares two paths or more: name a second one")
+    for flag in ("plot", "shared"):
+        if getattr(args, flag):
+            check_file(getattr(args, flag), f"--{flag}")
     sets, failed = [], False
     for path in args.paths:
         for one in describe(path, mark=args.mark):
@@ -70,10 +89,31 @@ def main(args: argparse.Namespace) -> None:
             else:
                 print(as_text(one), end="\n\n", flush=True)
                 sets.append(one)
+    if len(args.paths) > 1:
+        shared = set[str]()
+        for line in leakage.report(args.paths, shared):
+            print(printable(line), flush=True)
+        if args.shared:
+            write_list(shared, args.shared)
     if args.plot and sets:
         draw(sets[:MOST_SETS], args.plot)
     if failed:
         sys.exit(InputError.exit_code)
+
+
+def write_list(names: Iterable[str], path: Path) -> None:
+    """Write names for --exclude, one a line."""
+    with written_aside(path) as part:
+        part.write_text("".join(f"{name}\n" for name in sorted(names)), encoding="utf-8")
+
+
+def subjects_of(paths: Sequence[Path], split: str) -> set[str]:
+    """Return the subjects of a split of all labelled sets below the paths. Raises InputError without any."""
+    files = [file for path in paths for file in files_below(path) if is_labelled(file)]
+    parts = [read_samples(file, split) for file in map(read_labelled, files) if split in file.splits]
+    if not (subjects := {subject for part in parts for subject in part.subjects.tolist()}):
+        raise InputError(f"--list {split}: no labelled set at {', '.join(map(str, paths))} has a sample in this split")
+    return subjects
 
 
 def describe(path: Path, *, mark: bool = False) -> Iterator[DataSet | InputError]:
@@ -99,12 +139,6 @@ def describe(path: Path, *, mark: bool = False) -> Iterator[DataSet | InputError
             yield describe_set()
         except InputError as error:
             yield error
-
-
-def is_labelled(path: Path) -> bool:
-    """Tell labelled files from pre-training files."""
-    with readable(path):
-        return "task" in open_file(path).attrs
 
 
 def mark_file(path: Path) -> bool:

@@ -237,6 +237,15 @@ def _recall(plan: Plan, note: Path) -> list[Entry]:
     return []
 
 
+def held(folder: Path) -> list[str]:
+    """Return the paths of the recordings that an output folder holds from earlier runs."""
+    paths = []
+    for note in sorted((folder / ".making").rglob("*.json")):
+        with suppress(ValueError):  # torn by a power cut
+            paths += [entry["path"] for entry in json.loads(note.read_text(encoding="utf-8"))["recordings"]]
+    return paths
+
+
 def _in_shards(plan: Plan, tasks: Sequence[Task]) -> dict[str, Entry]:
     """Return what shards of earlier runs hold of these recordings, by key.
 

@@ -63,10 +63,12 @@ def make(
     *,
     source: str = "",
     drop: Sequence[str] = (),
+    excluded: Sequence[str] = (),
 ) -> None:
     """Convert the tasks' recordings into `args.output` with a bar, a summary and a report.
 
     data_set: None for pre-training files, which have a source, and channels to leave out in addition to --drop.
+    excluded: recordings that somebody left out, for the report.
     Raises InputError at the end if recordings were left out; a data set that nobody can train on is not made.
     """
     pipeline = build_pipeline(args, drop=data_set.drop if data_set else drop)
@@ -90,7 +92,7 @@ def make(
             entries, parts = jobs.convert_all(plan, tasks, submit)
             if hasattr(args, "drop") and data_set:
                 advice = jobs.drop_that_keeps_all(plan, tasks, entries, submit)
-        whole = write_report(entries, made, output, data_set, advice)
+        whole = write_report(entries, made, output, data_set, advice, excluded)
         problem = why_unusable(whole) if data_set else None
         if single and not problem:
             for path in output.parent.glob(f".{escape(output.name)}.*.part"):  # of a maker that was killed here
@@ -162,6 +164,7 @@ def write_report(
     output: Path,
     data_set: DataSet | None = None,
     advice: Mapping[str, Any] | None = None,
+    excluded: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the report of an output, and return it. data_set: of a labelled one. advice: how to keep all recordings."""
     good = [entry for entry in entries if not entry.keys() & jobs.FAILED.keys()]
@@ -183,6 +186,8 @@ def write_report(
         "dropped_channels": {reason: dict(sorted(names.items())) for reason, names in sorted(dropped.items())},
         "notes": dict(Counter(note for entry in good for note in entry["notes"])),
     }
+    if excluded:
+        whole["excluded"] = list(excluded)
     if advice:
         whole["drop_that_keeps_all"] = dict(advice)
     whole |= _splits(good, data_set) if data_set else {"montages": _montages(good)}

@@ -9,7 +9,8 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from fnmatch import fnmatchcase
 from os.path import realpath
 from pathlib import Path
 
@@ -113,6 +114,35 @@ def subject_of(path: Path, pattern: str | None = None) -> str:
     if pattern and not found:
         raise InputError(f"{path}: --subject {pattern} finds nothing in this path; correct it")
     return (found[1] if found.re.groups else found[0]) if found else path.name.removesuffix(".gz").rpartition(".")[0]
+
+
+def codes_of(recording: str) -> set[str]:
+    """Return what the name of a recording says of its subject: 01 and sub-01 of BIDS, or all up to the first `_`."""
+    code = re.match("sub-([A-Za-z0-9]+)", recording)
+    return {code[0], code[1]} if code else {recording.partition("_")[0]}
+
+
+def read_list(path: Path, flag: str) -> Callable[[Path], set[str]]:
+    """Read a list of subjects or recordings, one a line (# begins a remark). Raises InputError without any.
+
+    Returns what gives the entries that name a recording: its file with or without suffix, its subject (`codes_of`), or
+    a pattern (`*`, `?`) of one of these.
+    """
+    try:
+        lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{flag} {path}: cannot be read as UTF-8 ({type(error).__name__}); correct {flag}") from None
+    entries = set(lines) - {""}
+    patterns = [entry for entry in entries if re.search(r"[*?[]", entry)]
+    if not entries:
+        raise InputError(f"{flag} {path}: names nothing; write a subject or a recording into each line")
+
+    def matching(recording: Path) -> set[str]:
+        stem = recording.name.removesuffix(".gz").rpartition(".")[0]
+        names = {recording.name, stem, plain_name(stem), *codes_of(stem)}
+        return names & entries | {entry for entry in patterns if any(fnmatchcase(name, entry) for name in names)}
+
+    return matching
 
 
 def plain_name(text: str) -> str:

@@ -182,6 +182,12 @@ def labelled_path(dataset: str, data_dir: Path) -> Path:
     return path
 
 
+def is_labelled(path: Path) -> bool:
+    """Tell labelled files from pre-training files."""
+    with readable(path):
+        return "task" in open_file(path).attrs
+
+
 def read_labelled(path: Path) -> LabelledFile:
     """Read the description of a labelled file, or of a folder of shards in the order of their names.
 
