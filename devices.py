@@ -192,14 +192,15 @@ class Graphs:
         """function: returns tensors, in tuples or dicts; it may change tensors and must not ask the GPU anything."""
         self.function = function
         self._recorded: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], Any] | None] = {}
-        self._pool = torch.cuda.graph_pool_handle()  # of memory for all graphs, which never run at the same time
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Return what the function returns. Its tensors are the caller's: no later call changes them."""
         shapes = tuple((x.shape, x.dtype) for x in inputs)
         if shapes not in self._recorded:
             if len(self._recorded) < MOST_GRAPHS:
-                self._recorded[shapes] = None
+                # All graphs are recorded again, because a call without one cannot use their memory.
+                self._recorded = dict.fromkeys([*self._recorded, shapes])
+                self._pool = torch.cuda.graph_pool_handle()  # of their memory, shared: none runs while another does
             return self.function(*inputs)
         graph, own, outputs = self._recorded[shapes] = self._recorded[shapes] or self._record(inputs)
         for place, given in zip(own, inputs, strict=True):

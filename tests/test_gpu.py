@@ -289,6 +289,20 @@ def test_cuda_graphs_leave_less_than_a_tenth_of_the_launches_of_a_step(tmp_path:
 
 
 @pytest.mark.nightly
+def test_cuda_graphs_of_several_montages_take_the_memory_of_one(tmp_path: Path) -> None:
+    for n in (30, 31, 32):
+        pretraining_file(tmp_path / "data" / "train" / f"{n}.hdf5", seconds=(4 * 64 * 8,), electrodes=ELECTRODES[:n])
+    pretraining_file(tmp_path / "data" / "val" / "a.hdf5", seconds=(16,), electrodes=ELECTRODES[:32])
+    save_tokenizer(tmp_path, BASE)
+    words = ["--time_window", 8, "--window_stride", 1600, "--tokenizer_model", BASE, "--precision", "bf16"]
+    words += ["--device", "cuda", "--cuda_graphs", "--model", MODELS["masked"].format("base"), "--batch_size", 64]
+    words += ["--total_batch_size", 128]  # so that a montage is recorded before the next one comes
+    small = {"listen": (0, 12), "variables": {"NULLGPU_GB": "6"}}
+    ((_, note),) = finished(tmp_path, [request(tmp_path, "masked", "several", *words, "--no_save_ckpt", **small)])
+    assert note["calls"] == 12 and note["replay"] >= 12 - 3 - 3
+
+
+@pytest.mark.nightly
 def test_batch_size_auto_trains_as_with_that_number_and_fits_the_smallest_gpu(data: Path) -> None:
     words = ("--device", "cuda", "--precision", "fp64", "--total_batch_size", 4, "--batch_size")
     more: dict[str, Any] = {"processes": 2, "numbers": True}
