@@ -31,8 +31,8 @@ from errors import (
 )
 from files import check_file, code_version
 from inference import output, plots, weights
-from inference.model import BATCH, POOLS, PRECISIONS, VERBS, Model, load
-from inference.recordings import BLOCK_BYTES, KINDS, Options, Windows, find, scaled
+from inference.model import BATCH, POOLS, PRECISIONS, VERBS, Model, load, scaled
+from inference.recordings import BLOCK_BYTES, KINDS, Options, Windows, find
 from training.centring import Centring, words_of
 from training.centring import add_arguments as add_centring_arguments
 

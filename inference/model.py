@@ -11,7 +11,7 @@ through one. Arrays and tensors, in uV at 200 Hz, are taken as they are. Source:
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from devices import find_device
 from eeg_data.hdf5 import UNIT
+from eeg_data.levels import level_factors, owner_numbers, window_levels
 from electrodes import embedding_rows
 from errors import InputError, UsageError, printable
 from inference import weights
-from inference.recordings import Options, Windows, of_array, of_epochs, of_raw, scaled
+from inference.recordings import Options, Windows, of_array, of_epochs, of_raw
 from inference.weights import Description
 from layers import PATCH_SAMPLES
 from modeling_finetune import PLACED
@@ -48,6 +49,20 @@ VERBS = {  # and the stages of checkpoints that can do each
     "embed": ("pretraining", "classifier"),
     "predict": ("classifier",),
 }
+
+
+def named(windows: Windows) -> Windows:
+    """Name the recording of each window, if it is one for all."""
+    return windows if windows.recordings else replace(windows, recordings=[windows.name] * len(windows))
+
+
+def scaled(windows: Windows, by: str) -> Windows:
+    """Scale signals as --scale_by does in training. Reads all windows once, here. by: subject, recording or none."""
+    if by == "none":
+        return windows
+    owners = owner_numbers(named(windows), by, flag="--scale_by")
+    factors = level_factors(window_levels(windows.read, range(len(windows))), owners, windows.where)
+    return replace(windows, read=lambda number: windows.read(number) * factors[number])
 
 
 @dataclass(frozen=True)
@@ -188,7 +203,7 @@ class Model:
         if verb != "predict" or centring is None:
             yield from self._batches(verb, windows, batch_size, pool)
             return
-        groups = centring.groups(windows.named())
+        groups = centring.groups(named(windows))
         logits = np.concatenate([arrays["logits"] for _, arrays in self._batches("logits", windows, batch_size, pool)])
         centred = torch.from_numpy(centring.centre(logits, groups)) + self.module.head.bias.cpu()  # as in training
         yield slice(0, len(windows)), {name: value.numpy() for name, value in self._probabilities(centred).items()}

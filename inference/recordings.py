@@ -25,7 +25,6 @@ from dataset_maker.recording import of_raw as of_recording
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
 from eeg_data.hdf5 import SUFFIXES, open_file, readable
 from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
-from eeg_data.levels import level_factors, owner_numbers, window_levels
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, Recording, default_window, read_recordings
 from eeg_data.quality import UNUSABLE, Quality, SignalScan
 from eeg_data.verdicts import judged
@@ -82,10 +81,6 @@ class Windows:
         """Number of windows."""
         return len(self.starts)
 
-    def named(self) -> "Windows":
-        """Name the recording of each window, if it is one for all."""
-        return self if self.recordings else replace(self, recordings=[self.name] * len(self))
-
     def batch(self, first: int, stop: int) -> np.ndarray:
         """Consecutive windows, (windows, N, samples) float32 in uV."""
         return np.stack([self.read(number) for number in range(first, min(stop, len(self)))])
@@ -134,15 +129,6 @@ def cut(
         return read(int(first[number]), window) * factor
 
     return Windows(where, recording.name, electrodes, window, first / SAMPLING_RATE, read_window)
-
-
-def scaled(windows: Windows, by: str) -> Windows:
-    """Scale signals as --scale_by does in training. Reads all windows once, here. by: subject, recording or none."""
-    if by == "none":
-        return windows
-    owners = owner_numbers(windows.named(), by, flag="--scale_by")
-    factors = level_factors(window_levels(windows.read, range(len(windows))), owners, windows.where)
-    return replace(windows, read=lambda number: windows.read(number) * factors[number])
 
 
 def unit_factor(options: Options, quality: Quality, where: str) -> np.float32:
