@@ -242,7 +242,7 @@ def held(folder: Path) -> list[str]:
     paths = []
     for note in sorted((folder / ".making").rglob("*.json")):
         with suppress(ValueError):  # torn by a power cut
-            paths += [entry["path"] for entry in json.loads(note.read_text(encoding="utf-8"))["recordings"]]
+            paths += [entry["open"] for entry in json.loads(note.read_text(encoding="utf-8"))["recordings"]]
     return paths
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from dataset_maker import make_h5dataset_for_pretrain, make_labelled, sidecars
-from maker_helpers import noise, opened, run_maker
+from maker_helpers import noise, opened, run_maker, save
 
 mne_bids = pytest.importorskip("mne_bids", reason="mne-bids is missing: pip install -r requirements-peers.txt")
 NAMES = ["Fp1", "Fp2", "F3", "F4", "C3", "C4", "P3", "P4"]
@@ -207,12 +207,16 @@ def test_a_link_to_a_file_that_was_not_fetched_is_a_failed_recording_and_other_m
     lost = write(root, "4")
     lost.unlink()
     lost.symlink_to("../../.git/annex/objects/x")
-    assert run_maker(make_h5dataset_for_pretrain, "--input", root, "--output", tmp_path / "out") == 1
+    plain = save(tmp_path / "plain" / "x_raw.fif", NAMES).parent
+    inputs = ("--input", root, plain)
+    assert run_maker(make_h5dataset_for_pretrain, *inputs, "--output", tmp_path / "b", "--task", "eyesclosed") == 2
+    assert f"{plain} has no dataset_description.json" in capsys.readouterr().err
+    assert run_maker(make_h5dataset_for_pretrain, *inputs, "--output", tmp_path / "out") == 1
     assert lost.name in capsys.readouterr().err
     made = {name: eeg for file in opened(tmp_path / "out").values() for name, eeg in file.items()}
     notches = {name[:5]: eeg.attrs["notch"] for name, eeg in made.items()}
-    assert notches == {"sub-1": 60, "sub-2": 60, "sub-3": 50}
-    assert run_maker(make_h5dataset_for_pretrain, "--input", root, "--output", tmp_path / "b", "--notch", 60) == 1
+    assert notches == {"sub-1": 60, "sub-2": 60, "sub-3": 50, "x_raw": 50}
+    assert run_maker(make_h5dataset_for_pretrain, *inputs, "--output", tmp_path / "b", "--notch", 60) == 1
     assert "--notch 60, but PowerLineFrequency says 50 Hz for 1 recordings" in capsys.readouterr().err
 
 
