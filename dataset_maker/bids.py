@@ -60,14 +60,14 @@ def _raw_eeg(root: Path, flag: str) -> list[Path]:
         raise InputError(f"{root / DESCRIPTION}: cannot be read as a JSON object; correct it, or {flag}") from None
     if kind == "derivative":
         raise InputError(f"{root}: its {DESCRIPTION} says derivative, which is no raw EEG; name the data set it is of")
-    if not (folders := sorted(path for path in root.glob("sub-*") if path.is_dir())):
-        raise InputError(f"{root}: a BIDS data set by its {DESCRIPTION}, without folders sub-*; correct {flag}")
-    files = find_files(folders, flag=flag)
+    folders = sorted(path for path in root.glob("sub-*") if path.is_dir())
+    files = find_files(folders, flag=flag) if folders else []
     paths = [path for path in files if path.parent.name == "eeg" and path.name.partition(".")[0].endswith("_eeg")]
     if others := len(files) - len(paths):
         print(f"{others} recordings of {root} are no EEG by their BIDS names and are not read")
     if not paths:
-        raise InputError(f"{root}: none of {len(files)} recordings lies in a folder eeg under a name that ends in _eeg")
+        where = "in a folder sub-*/eeg or sub-*/ses-*/eeg under a name that ends in _eeg"
+        raise InputError(f"{root}: none of {len(files)} recordings lies {where}; correct {flag}")
     return paths
 
 

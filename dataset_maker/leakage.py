@@ -25,12 +25,8 @@ from electrodes import canonical_name
 from errors import InputError, first_few
 
 Pair = tuple[str, ...]  # two electrodes, or one
-PAIRS: tuple[Pair, ...] = (
-    ("C3", "O2"),
-    ("C4", "O1"),
-    ("F3", "P4"),
-    ("FZ", "PZ"),
-)  # far from the eyes: blinks look alike
+# Far from the eyes, as blinks look alike.
+PAIRS: tuple[Pair, ...] = (("C3", "O2"), ("C4", "O1"), ("F3", "P4"), ("FZ", "PZ"))
 USED = 2  # pairs of a recording: one that lacks an electrode still shares a pair with another
 PEAKS = (2.0, 12.0)  # Hz of the signal whose peaks are taken
 PHASES = np.arange(2, 31)  # Hz

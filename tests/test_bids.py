@@ -176,7 +176,13 @@ def twice(root: Path) -> None:
         (None, "participants.tsv:Group", 1, "2 subjects cannot be split"),
         (twice, "participants.tsv:Group", 1, "has sub-1 2 times"),
         (without_description, "participants.tsv:Group", 1, "says derivative"),
-        (without_eeg, "participants.tsv:Group", 1, "none of 2 recordings lies in a folder eeg"),
+        (without_eeg, "participants.tsv:Group", 1, "none of 2 recordings lies in a folder sub-*/eeg"),
+        (
+            lambda root: [path.rename(root / path.name[4:]) for path in root.glob("sub-*")],
+            "events.tsv:value",
+            1,
+            "none of 0",
+        ),
         (lambda root: next(root.glob("sub-1/eeg/*_eeg.json")).write_text("[1"), "events.tsv:value", 1, "_eeg.json"),
     ],
 )
