@@ -20,7 +20,7 @@ from errors import InputError
 from files import written_aside
 from training import metrics
 from training.centring import Centring
-from training.ridge import ridge_path, ridge_targets
+from training.ridge import RATIOS, left_out, ridge_path, ridge_targets
 from training.state import TrainingState
 from utils import Run, gather
 
@@ -139,29 +139,44 @@ def train_one_epoch(
 def fit_ridge(state: TrainingState, tasks: Sequence[Task]) -> dict[str, float]:
     """Solve each head in closed form on features computed once, in place of an epoch. Returns entries of the log.
 
-    The validation set chooses the strength, and a factor that makes a classifier's outputs logits.
+    Training subjects that are left out in turn choose the strength, and a factor that makes a classifier's outputs
+    logits. Raises InputError for training samples of a single subject.
     """
     run, module, entries = state.run, state.model.module, {}
     for number, task in enumerate(tasks):
-        begun, train, val = time.monotonic(), task.loaders.train, task.loaders.val  # of adaptation.FeatureLoader
-        head, labels = module.head_of(task.head), torch.from_numpy(train.dataset.parts[number].labels)
+        begun, train = time.monotonic(), task.loaders.train  # of adaptation.FeatureLoader
+        windows, head = train.dataset.parts[number], module.head_of(task.head)
+        labels = torch.from_numpy(windows.labels)
         targets = ridge_targets(task.kind, labels, head.out_features)
         weights = torch.ones(len(labels)) if task.class_weights is None else task.class_weights.cpu()[labels]
-        problem = (part.to(run.device, torch.float64) for part in (train.features[number], targets, weights))
-        solved = run.run_on_rank0(partial(ridge_path, *problem))
-        best = metrics.BestEpoch(task.best.name, task.kind)
-        for i, (_, weight, bias) in enumerate(solved):
-            head.load_state_dict({"weight": weight, "bias": bias}, strict=False)
-            stats, logits = evaluate(module, val, run, task)
-            if best.update(i, run.run_on_rank0(partial(dict, {f"val_{name}": value for name, value in stats.items()}))):
-                chosen, scale = i, _scale(task, logits, val.dataset.labels)
-        strength, weight, bias = solved[chosen]
-        scale = run.run_on_rank0(partial(float, scale))
+        features, double = train.features[number], (run.device, torch.float64)
+        problem = features.to(*double), targets.to(*double), weights.to(*double)
+        subjects, groups = np.unique(windows.subjects, return_inverse=True)
+        if len(subjects) < 2:
+            raise InputError(
+                f"--linear_probe ridge: all training samples of {windows.path} are of the subject {subjects[0]!r}, and "
+                "others must choose the strength: use --linear_probe, which takes steps"
+            )
+        strength, weight, bias, scale = run.run_on_rank0(partial(_choose, task, problem, groups, windows.labels))
         head.load_state_dict({"weight": scale * weight, "bias": scale * bias}, strict=False)
         entries[f"train_ridge_strength{f'_{task.head}' if task.head else ''}"] = strength
-        text = "%sridge: strength %.4g, the best of %d by %s; %.1f s"
-        logger.info(text, task.title, strength, len(solved), best.rule, time.monotonic() - begun)
+        text = "%sridge: strength %.4g, the best of %d by %s of training subjects left out; %.1f s"
+        logger.info(text, task.title, strength, len(RATIOS), task.best.name, time.monotonic() - begun)
     return entries
+
+
+def _choose(
+    task: Task, problem: tuple[Tensor, Tensor, Tensor], groups: np.ndarray, labels: np.ndarray
+) -> tuple[float, Tensor, Tensor, float]:
+    """Return strength, W and b of the best of RATIOS by the task's metric, the stronger of equals, and the factor."""
+    outputs = left_out(*problem, torch.from_numpy(groups).to(problem[0].device)).cpu()
+    best = metrics.BestEpoch(task.best.name, task.kind)
+    for i, found in enumerate(outputs):
+        loss = float(task_loss(task.kind, found, torch.from_numpy(labels)))
+        values = {"loss": loss, **metrics.compute(task.kind, found.numpy(), labels)}
+        best.update(i, {f"val_{name}": value for name, value in values.items()})
+    chosen = int(best.epoch or 0)
+    return *ridge_path(*problem)[chosen], _scale(task, outputs[chosen].numpy(), labels)
 
 
 def _scale(task: Task, logits: np.ndarray, labels: np.ndarray) -> float:

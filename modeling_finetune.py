@@ -21,20 +21,28 @@ from layers import LAYER_NORM_EPS, Channels, TemporalConv, Trunk, register_sizes
 
 logger = logging.getLogger(__name__)
 
-POOLS = ("mean", "cls", "electrodes", "flatten", "attention")
-PLACED = ("electrodes", "flatten")  # pools whose head has weights of its own for each electrode
+POOLS = ("mean", "cls", "electrodes", "flatten", "attention", "spectrum")
+PLACED = ("electrodes", "flatten", "spectrum")  # pools whose head has weights of its own for each electrode
+FREQUENCIES = 45  # of `spectrum`: 1 to 45 Hz, below the mains
+POWER_FLOOR = 1e-4  # (100 uV)^2, that of white noise of 0.07 uV: a flat electrode is not minus infinity
+
+
+def log_power(eeg: Tensor) -> Tensor:
+    """Compute the log of each electrode's mean power over seconds. eeg: (B, N, A, T), units of 100 uV -> (B, N, 45)."""
+    parts = torch.view_as_real(torch.fft.rfft(eeg)[..., 1 : FREQUENCIES + 1])
+    return (parts.square().sum(-1).mean(2) + POWER_FLOOR).log()
 
 
 class Head(nn.Linear):
     """What a data set has of a classifier for itself: a linear layer, and what the pooling before it needs.
 
-    rows: of the electrode embedding, in the order of the weights of `electrodes` and `flatten`; query: of `attention`.
+    rows: of the electrode embedding, in the order of the weights of `PLACED`; query: of `attention`.
     """
 
     def __init__(self, width: int, num_classes: int, pool: str, *, electrodes: int = 0, seconds: int = 0) -> None:
-        """electrodes, seconds: of the windows, for `electrodes` and `flatten`."""
+        """electrodes, seconds: of the windows, for `PLACED`."""
         places = {"electrodes": electrodes, "flatten": electrodes * seconds}.get(pool, 1)
-        super().__init__(width * places, num_classes)
+        super().__init__(width * places + (FREQUENCIES * electrodes if pool == "spectrum" else 0), num_classes)
         self.width, self.pool = width, pool
         self.query = nn.Parameter(torch.zeros(width)) if pool == "attention" else None  # zeros: it begins as the mean
         if pool in PLACED:
@@ -48,6 +56,10 @@ class Head(nn.Linear):
             own = self.in_features // self.width // patches.shape[1]
             raise InputError(f"windows of {seconds} s, but the head (--pool flatten) has weights for {own} s: cut such")
         return features
+
+    def add_spectrum(self, mean: Tensor, eeg: Tensor, channels: Channels) -> Tensor:
+        """Put the `log_power` of each electrode behind the mean token. mean: (B, D) -> (B, D + 45 N)."""
+        return torch.cat((mean, log_power(eeg)[:, self.order(channels)].flatten(1)), 1)  # float32 under autocast, too
 
     def order(self, channels: Channels, *, where: str = "input_chans") -> Tensor:
         """Return where each of `rows` is among the electrodes of `channels`, (N,).
@@ -94,9 +106,9 @@ class NeuralTransformer(Trunk):
         """num_classes: outputs of the head (0: no head, the model returns features); options: as for Trunk.
 
         pool: of POOLS, what the head sees: the mean of the patch tokens, CLS, each electrode's mean over time, every
-        patch, or a mean weighted by a query that is learnt. use_mean_pooling=False: CLS. electrodes, seconds: as for
-        Head. tasks: num_classes, electrodes and seconds of `heads`, by name of the data set, in place of these three.
-        init_scale: factor of the head's first weights.
+        patch, a mean weighted by a query that is learnt, or the mean and `log_power`. use_mean_pooling=False: CLS.
+        electrodes, seconds: as for Head. tasks: num_classes, electrodes and seconds of `heads`, by name of the data
+        set, in place of these three. init_scale: factor of the head's first weights.
         """
         super().__init__(
             TemporalConv(width), width=width, qkv_bias=qkv_bias, qk_norm=True, init_values=init_values, **options
@@ -144,6 +156,8 @@ class NeuralTransformer(Trunk):
             return norm(tokens)
         if return_patch_tokens:
             return norm(tokens[:, 1:])
+        if self.pool == "spectrum":
+            return self.head_of(task).add_spectrum(norm(tokens[:, 1:].mean(1)), eeg, input_chans)
         if self.pool in PLACED:
             return self.head_of(task).place(tokens[:, 1:], norm, input_chans, seconds=eeg.shape[2])
         if self.pool == "attention":

@@ -101,7 +101,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--finetune", type=Path, metavar="FILE", help="checkpoint of stage 2 (default: from scratch)")
     utils.add_trunk_arguments(model)
     model.add_argument("--init_scale", type=float, default=0.001, help="of the head's weights")
-    words = "what the head sees: mean of all patches, CLS, each electrode's mean over time, all patches, a learnt mean"
+    words = (
+        "what the head sees: mean of all patches, CLS, each electrode's mean over time, all patches, a learnt mean, "
+    )
+    words += "or the mean and each electrode's log power at 1 to 45 Hz"
     model.add_argument("--pool", choices=modeling_finetune.POOLS, default="mean", help=words)
     model.add_argument("--use_cls", dest="pool", action="store_const", const="cls", help="the same as --pool cls")
     model.add_argument("--qkv_bias", dest="qkv_bias", action="store_true", default=False, help="biases of q and v")
@@ -250,15 +253,12 @@ def add_data(
 ) -> None:
     """Give the tasks their loaders, class weights and running means of the model's features.
 
-    Raises UsageError if --patience or ridge have no validation samples.
+    Raises UsageError if --patience has no validation samples.
     """
     loaders = labelled_data.build_labelled_loaders(args, run, files, accumulation=accumulation)
     if args.patience and not any(own.val for own in loaders):
         text = f"--patience {args.patience}: {files[0].path} has no validation samples to judge an epoch by: use 0"
         raise UsageError(text)
-    for file, own in zip(files, loaders, strict=True):
-        if args.linear_probe == "ridge" and own.val is None:
-            raise UsageError(f"--linear_probe ridge: {file.path} has no validation samples to choose the strength by")
     for task, own, windows in zip(tasks, loaders, loaders[0].train.dataset.parts, strict=True):
         task.loaders = own
         if task.centring is not None:

@@ -32,7 +32,7 @@ from electrodes import ELECTRODES, PUBLISHED_ELECTRODES, embedding_rows
 from errors import InputError, UsageError
 from files import check_file, write_json, written_aside
 from layers import MAX_PATCHES, PATCH_SAMPLES, load_strictly
-from modeling_finetune import PLACED, check_merged, depth_of
+from modeling_finetune import check_merged, depth_of
 from training import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -145,8 +145,10 @@ def _pooling(weights: Mapping[str, Tensor], width: int) -> dict[str, Any]:
         settings["pool"] = "attention"
     if "head.rows" in weights:
         (electrodes,) = weights["head.rows"].shape
-        patches = weights["head.weight"].shape[1] // (electrodes * width) if "head.weight" in weights else 1
-        settings |= {"pool": PLACED[patches > 1], "electrodes": electrodes, "seconds": patches}
+        inputs = weights["head.weight"].shape[1] if "head.weight" in weights else electrodes * width
+        patches, rest = divmod(inputs, electrodes * width)
+        pool = "spectrum" if rest else "flatten" if patches > 1 else "electrodes"
+        settings |= {"pool": pool, "electrodes": electrodes, "seconds": max(patches, 1)}
     return settings
 
 

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from scipy.signal import welch
 from timm.models import create_model
 from torch import Tensor, nn
 
@@ -98,12 +99,14 @@ def features_by_numpy(pool: str, tokens: np.ndarray, model: NeuralTransformer) -
         scores = normed(tokens) @ model.head.query.detach().numpy() / np.sqrt(200)  # (B, N, A)
         shares = np.exp(scores) / np.exp(scores).sum((1, 2), keepdims=True)
         pooled = (shares[..., None] * tokens).sum((1, 2))
+    elif pool == "spectrum":
+        pooled = tokens.mean((1, 2))
     else:
         pooled = tokens.mean(2) if pool == "electrodes" else tokens
     return (normed(pooled) * weight + bias).reshape(len(tokens), -1)
 
 
-@pytest.mark.parametrize("pool", ["electrodes", "flatten", "attention"])
+@pytest.mark.parametrize("pool", ["electrodes", "flatten", "attention", "spectrum"])
 def test_other_pools_are_numpys_whatever_the_order_of_the_electrodes(pool: str) -> None:
     model = tiny(pool=pool, electrodes=3, seconds=2, num_classes=3).double()
     if pool != "attention":
@@ -112,6 +115,11 @@ def test_other_pools_are_numpys_whatever_the_order_of_the_electrodes(pool: str) 
     with torch.no_grad():
         tokens = model.run_blocks(model.embed(x, CHANNELS))[:, 1:].view(2, 3, 2, 200).numpy()
         expected = features_by_numpy(pool, tokens[:, [1, 2, 0]], model)
+        if pool == "spectrum":  # of Welch's method: one-sided density, boxcar of a second, in units of 100 uV
+            power = (
+                welch(x[:, [1, 2, 0]].reshape(2, 3, 400).numpy(), 200, "boxcar", 200, 0, detrend=False)[1] * 200**2 / 2
+            )
+            expected = np.concatenate((expected, np.log(power[..., 1:46] + 1e-4).reshape(2, -1)), 1)
         found = model.forward_features(x, CHANNELS)
         np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-9)
         assert found.shape == (2, model.head.in_features) and model.head.in_features == expected.shape[1]

@@ -51,7 +51,7 @@ NODES = ("tokenizer", "masked", "classifier")
 ADAPTED = {  # of the classifier, in one, two and three processes
     "first": ["--epochs", "2", "--head_epochs", "1", "--mixup", "0.4"],
     "probe": ["--linear_probe", "--pool", "flatten", "--center", "recording", "--scale_by", "subject"],
-    "ridge": ["--linear_probe", "ridge", "--pool", "electrodes", "--center", "subject"],
+    "ridge": ["--linear_probe", "ridge", "--pool", "spectrum", "--center", "subject"],
     "lora": ["--lora", "4", "--pool", "attention", "--center", "subject", "--center_windows", "1"],
 }
 PLAIN = [layout for layout in (WHOLE, *CUT) if layout.accumulation == 1]

@@ -1,13 +1,12 @@
 """The linear probe in closed form, against scikit-learn's Ridge on features that the test computes."""
 
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import Ridge, RidgeClassifier
+from sklearn.linear_model import Ridge
 from sklearn.metrics import cohen_kappa_score, r2_score, roc_auc_score
 
 from run_helpers import CLASSIFIER, call, checkpoint, labelled_file, log, predictions
@@ -30,15 +29,25 @@ def test_every_strength_gives_scikit_learns_solution(shape: tuple[int, int]) -> 
         np.testing.assert_allclose(bias.numpy(), ridge.intercept_, rtol=0, atol=1e-8)
 
 
-def labels_of(path: Path, split: str) -> np.ndarray:
+def column(path: Path, split: str, name: str) -> np.ndarray:
     with h5py.File(path, locking=False) as file:
-        return file[split]["label"][:]
+        return file[split][name][:]
 
 
-def oracle(kind: str, strength: float, balanced: bool) -> Any:
+def problem(kind: str, labels: np.ndarray, balanced: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return targets (n, outputs) and weights (n,)."""
+    counts = np.bincount(labels) if balanced else np.ones(1)
+    weights = (len(labels) / (len(counts) * counts))[labels] if balanced else np.ones(len(labels))
     if kind == "regression":
-        return Ridge(alpha=strength)
-    return RidgeClassifier(alpha=strength, class_weight="balanced" if balanced else None)
+        return labels, weights
+    return 2.0 * (labels[:, None] if kind == "binary" else np.eye(3)[labels]) - 1, weights
+
+
+def solved(x: np.ndarray, y: np.ndarray, weights: np.ndarray, ratio: float) -> tuple[float, Ridge]:
+    """Solve with scikit-learn; the strength is in units of the mean eigenvalue."""
+    rooted = np.sqrt(weights)[:, None] * (x - np.average(x, axis=0, weights=weights))
+    strength = float((np.linalg.svd(rooted, compute_uv=False) ** 2).sum() / min(x.shape) * ratio)
+    return strength, Ridge(alpha=strength).fit(x, y, sample_weight=weights)
 
 
 SCORES = {
@@ -56,7 +65,7 @@ SCORES = {
         ("regression", ["--center", "recording"]),
     ],
 )
-def test_the_head_is_scikit_learns_with_the_strength_that_validation_chooses(
+def test_the_head_is_scikit_learns_with_the_strength_that_left_out_subjects_choose(
     kind: str, words: list[str], tmp_path: Path
 ) -> None:
     path, n = tmp_path / "task.hdf5", len(CLASSES[kind])
@@ -64,53 +73,49 @@ def test_the_head_is_scikit_learns_with_the_strength_that_validation_chooses(
     if kind == "regression":
         labels = np.random.default_rng(1).standard_normal((18, 2))
     labelled_file(path, counts=COUNTS, classes=CLASSES[kind], labels=labels, task=kind)
-    if kind == "regression":
-        with h5py.File(path, "r+") as file:
-            for split in ("val", "test"):
-                del file[split]["label"]
-                file[split]["label"] = np.random.default_rng(2).standard_normal((COUNTS[split], 2))
+    with h5py.File(path, "r+") as file:  # no validation set is needed
+        del file["val"]
+        if kind == "regression":
+            del file["test/label"]
+            file["test/label"] = np.random.default_rng(2).standard_normal((COUNTS["test"], 2))
     flags = ["--dataset", path, "--output_dir", tmp_path / "run", "--precision", "fp64", "--epochs", 9, *words]
     assert call("run_class_finetuning", *CLASSIFIER, *flags, "--linear_probe", "ridge") == 0
     (line,), state = log(tmp_path / "run"), checkpoint(tmp_path / "run" / "checkpoint-best.pth")["model"]
 
     length = {"subject": 4, "recording": 2}.get(words[1])
-    features = {split: features_of(state, path, split) for split in COUNTS}
+    features = {split: features_of(state, path, split) for split in ("train", "test")}
     if length:
         features = {split: centred(values, length) for split, values in features.items()}
-    fitted = {}
-    eigenvalues = np.linalg.svd(weighted(features["train"], labels, kind, "balanced" in words), compute_uv=False) ** 2
-    for strength in eigenvalues.sum() / min(features["train"].shape) * RATIOS:
-        fitted[strength] = oracle(kind, strength, "balanced" in words).fit(features["train"], labels)
-    truth = labels_of(path, "val")
-    outputs = {
-        strength: model.predict(features["val"]) if kind == "regression" else model.decision_function(features["val"])
-        for strength, model in fitted.items()
-    }
-    scores = {strength: SCORES[kind](truth, values) for strength, values in outputs.items()}
-    chosen = max(scores, key=lambda strength: (round(scores[strength], 12), strength))
-    assert line["train_ridge_strength"] == pytest.approx(chosen, rel=1e-9)
+    x, (y, weights) = features["train"], problem(kind, labels, "balanced" in words)
+    subjects = np.unique(column(path, "train", "subject"), return_inverse=True)[1]
+    assert subjects.max() == 4  # five, each left out once
+    outputs = np.empty((len(RATIOS), *y.shape))
+    for own, ratio in zip(outputs, RATIOS, strict=True):
+        for subject in range(5):
+            out = subjects == subject
+            own[out] = solved(x[~out], y[~out], weights[~out], ratio)[1].predict(x[out]).reshape(-1, y.shape[1])
+    best = int(np.argmax([round(SCORES[kind](labels, own), 12) for own in outputs]))
+    strength, ridge = solved(x, y, weights, RATIOS[best])
+    assert line["train_ridge_strength"] == pytest.approx(strength, rel=1e-9)
     weight, bias = state["head.weight"].numpy(), state["head.bias"].numpy()
-    coefficients = np.atleast_2d(fitted[chosen].coef_)
+    coefficients = np.atleast_2d(ridge.coef_)
     scale = 1.0 if kind == "regression" else np.linalg.norm(weight) / np.linalg.norm(coefficients)
     np.testing.assert_allclose(weight, scale * coefficients, rtol=0, atol=1e-7 * scale)
-    np.testing.assert_allclose(bias, scale * np.atleast_1d(fitted[chosen].intercept_), rtol=0, atol=1e-7 * scale)
-    found = predictions(tmp_path / "run" / "predictions-val.npz")["logits"]
-    np.testing.assert_allclose(found, scale * outputs[chosen].reshape(found.shape), rtol=0, atol=1e-7 * scale)
+    np.testing.assert_allclose(bias, scale * np.atleast_1d(ridge.intercept_), rtol=0, atol=1e-7 * scale)
+    found = predictions(tmp_path / "run" / "predictions-test.npz")["logits"]
+    np.testing.assert_allclose(found, scale * ridge.predict(features["test"]).reshape(found.shape), atol=1e-7 * scale)
     if kind == "binary":
 
-        def loss(logits: np.ndarray) -> float:
-            return float(np.logaddexp(0, -(2 * truth - 1) * logits[:, 0]).mean())
+        def loss(factor: float) -> float:
+            return float(np.logaddexp(0, -factor * y * outputs[best]).mean())
 
-        assert line["val_loss"] == pytest.approx(loss(found))
-        assert all(loss(found) <= loss(factor * found) + 1e-6 for factor in (0.8, 1.25)) or scale == pytest.approx(
+        assert all(loss(scale) <= loss(other * scale) + 1e-6 for other in (0.8, 1.25)) or scale == pytest.approx(
             np.exp(-2), rel=1e-3
         )
 
 
-def weighted(features: np.ndarray, labels: np.ndarray, kind: str, balanced: bool) -> np.ndarray:
-    """Return features as the problem weighs them: minus their weighted mean, times the root of the weights."""
-    weights = np.ones(len(features))
-    if balanced:
-        counts = np.bincount(labels)
-        weights = (len(labels) / (len(counts) * counts))[labels]
-    return np.sqrt(weights)[:, None] * (features - np.average(features, axis=0, weights=weights))
+def test_one_training_subject_cannot_choose_a_strength(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = labelled_file(tmp_path / "task.hdf5", counts={"train": 4})
+    flags = ["--dataset", path, "--output_dir", tmp_path / "run", "--linear_probe", "ridge"]
+    assert call("run_class_finetuning", *CLASSIFIER, *flags) == 1
+    assert "the subject" in capsys.readouterr().err

@@ -43,6 +43,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [  # that show in keys or shapes
     ("classifier", {"num_classes": 3, "pool": "electrodes", "electrodes": 5, "seconds": 1}),
     ("classifier", {"num_classes": 1, "pool": "flatten", "electrodes": 5, "seconds": 4}),
     ("classifier", {"num_classes": 3, "pool": "attention"}),
+    ("classifier", {"num_classes": 1, "pool": "spectrum", "electrodes": 5, "seconds": 1}),
     ("pretraining", {"vocab_size": 48, "init_values": 0.0, "use_abs_pos_emb": False}),
     ("tokenizer", {"n_code": 48, "code_dim": 12, "num_electrodes": 136}),
     ("tokenizer", {"n_code": 48, "code_dim": 12, "num_electrodes": 128, "phase_loss": "sincos"}),
