@@ -141,9 +141,12 @@ class Update:
         self.warming_up = False
         self.held: list[nn.Parameter] = []  # that no step changes for now; the optimizer keeps no state of them yet
         self._finite: list[Tensor] = []  # of the step's micro-batches so far
-        # With CUDA graphs all gradients stay in their places in one tensor, whatever DDP would do with them.
-        self._learnable = [p for p in model.parameters() if p.requires_grad] if run.graphs else []
-        self._gradients = run.place(torch.zeros(sum(p.numel() for p in self._learnable)))
+        self._learnable = [p for p in model.parameters() if p.requires_grad]
+        self._gradients: Tensor | None = None
+        if run.graphs:  # all gradients stay in their places in one tensor, whatever DDP would do with them
+            sizes = [p.numel() for p in self._learnable]
+            self._gradients = run.place(torch.zeros(sum(sizes)))
+            self._places = [g.view_as(p) for g, p in zip(self._gradients.split(sizes), self._learnable, strict=True)]
         self._clear_gradients()
 
     @property
@@ -201,12 +204,12 @@ class Update:
             self.scaler.scale(poisoned / self.accumulation).backward()
 
     def _clear_gradients(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.run.graphs:
-            self._gradients.zero_()
-            pieces = self._gradients.split([p.numel() for p in self._learnable])
-            for parameter, piece in zip(self._learnable, pieces, strict=True):
-                parameter.grad = piece.view_as(parameter)
+        if self._gradients is None:
+            self.optimizer.zero_grad(set_to_none=True)
+            return
+        self._gradients.zero_()
+        for parameter, place in zip(self._learnable, self._places, strict=True):
+            parameter.grad = place
 
     def __call__(self, loss: Tensor) -> bool:
         """Run the backward pass and, with the last micro-batch, the step. Returns True if the step is complete.
@@ -225,11 +228,11 @@ class Update:
             return False
         for parameter in self.held:
             parameter.grad = None
-        if self.run.graphs and self.run.processes > 1:
+        if self._gradients is not None and self.run.processes > 1:
             torch.distributed.all_reduce(self._gradients.mul_(1 / self.run.processes))
         self._set_schedules()
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        norm = nn.utils.clip_grad_norm_(self._learnable, self.clip_grad)
         # All processes have the same gradient, so all skip or none does.
         self.taken = torch.isfinite(norm)
         self._step_if_taken()
