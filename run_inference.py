@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from errors import (
     run_script,
 )
 from files import check_file, code_version
-from inference import output, plots, weights
+from inference import checking, output, plots, weights
 from inference.model import BATCH, POOLS, PRECISIONS, VERBS, Model, load, scaled
 from inference.recordings import BLOCK_BYTES, KINDS, Options, Windows, find
 from training.centring import Centring, words_of
@@ -51,6 +52,7 @@ def get_args() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=ArgumentParser)
     texts = {verb: inspect.getdoc(getattr(Model, verb)) or "" for verb in VERBS}
+    texts["check"] = "Say whether recordings have the scale, rate and electrodes that a tokenizer expects."
     texts["export"] = "Write the weights in another layout, and a JSON file that says what builds the model."
     for verb, text in texts.items():
         sub = verbs.add_parser(verb, help=text.splitlines()[0], description=text)
@@ -69,7 +71,8 @@ def _add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     parser.set_defaults(plot=None, pool="patches", center=None, center_windows=None, scale_by=None)
     add = parser.add_argument
     add("--input", type=Path, nargs="+", required=True, metavar="RECORDING", help="files, or folders of them")
-    add("--output", type=Path, required=True, metavar="FILE", help=".npz, .hdf5, .h5 or .csv")
+    if verb != "check":
+        add("--output", type=Path, required=True, metavar="FILE", help=".npz, .hdf5, .h5 or .csv")
     if verb in PLOTS:
         add("--plot", type=Path, metavar="FILE.png", help=PLOTS[verb])
     if verb == "embed":
@@ -152,6 +155,33 @@ def infer(args: argparse.Namespace) -> None:
         raise InputError(f"{left_out} of {len(recordings)} recordings are left out of {args.output}: see above")
 
 
+def check(args: argparse.Namespace) -> None:
+    """Say which scale, rate and order of electrodes fit best. Raises InputError unless it is that of the recordings."""
+    args.scale = args.scale or 1.0  # or odd amplitudes would be refused
+    model = load(args.checkpoint, **{name: getattr(args, name) for name in ("device", "averaged", "precision", "task")})
+    model.check("reconstruct")
+    options = Options(
+        build_pipeline(args, block_bytes=BLOCK_BYTES), args.prepared, window=args.window, stride=args.stride
+    )
+    error_of = partial(model.reconstruction_error, batch_size=args.batch_size)
+    found, left_out = checking.Findings(), 0
+    for _, opener in find(args.input, options, split=args.split):
+        try:
+            checking.measure(error_of, opener(), found)
+        except UsageError:
+            raise
+        except (InputError, NoRecording) as error:
+            left_out += 1
+            logger.error("left out: %s", one_line(error))
+    if not found.medians:
+        raise InputError("none of the recordings could be used: see above")
+    wrong = checking.report(found)
+    if left_out:
+        wrong.append(f"{left_out} recording(s) are left out: see above")
+    if wrong:
+        raise InputError("; ".join(wrong))
+
+
 def _run_verb(
     args: argparse.Namespace,
     model: Model,
@@ -213,7 +243,7 @@ def main(args: argparse.Namespace) -> None:
             options = {name: getattr(args, name) for name in ("to", "output", "electrodes", "averaged", "task")}
             weights.export(args.checkpoint, seconds=args.time_window, **options)
         else:
-            infer(args)
+            (check if args.verb == "check" else infer)(args)
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command begins anew", INTERRUPTED) from None
 

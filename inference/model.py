@@ -306,6 +306,12 @@ class Model:
         """True spectrum of every patch, and the one that a tokenizer predicts from the codes."""
         return self._run("reconstruct", eeg, options, batch_size=batch_size)
 
+    def reconstruction_error(self, windows: Windows, *, batch_size: int = BATCH) -> float:
+        """Mean error of a tokenizer's amplitudes plus that of its phases."""
+        parts = [arrays for _, arrays in self.batches("reconstruct", windows, batch_size=batch_size)]
+        errors = [part["amplitude_error"] + part["phase_error"] for part in parts]
+        return float(np.concatenate(errors).mean(dtype=np.float64))
+
     def embed(self, eeg: Any, *, pool: str = "patches", batch_size: int = BATCH, **options: Any) -> Result:
         """Features of a masked model or a classifier: of every patch, or means over time or over time and electrodes.
 

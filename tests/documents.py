@@ -28,7 +28,7 @@ from torch.distributed.run import get_args_parser
 LIMIT = 900  # seconds for a call, on a machine that does much else
 ITEM = re.compile(r"^```(\w+)( example)?[^\n]*\n(.*?)^```|`((?:python|torchrun) [^`]+)`", re.DOTALL | re.MULTILINE)
 # Calls of these are only parsed: they need data that are not here, or have tests that run them.
-ONLY_PARSED = re.compile(r"benchmarks/|make_TU(AB|EV)|make_SEEDV|convert_pickles|^demo$")
+ONLY_PARSED = re.compile(r"benchmarks/|make_TU(AB|EV)|make_SEEDV|convert_pickles|run_inference.py check|^demo$")
 STUBS = """
 python() { printf '%q ' "$@" >&$CALLS; echo >&$CALLS; read -r code <&$ANSWERS; return $code; }
 python3() { python "$@"; }; torchrun() { python torchrun "$@"; }; make() { command make --dry-run "$@"; }
@@ -169,7 +169,8 @@ class Reader:
         if words[0] == "torchrun":
             args = get_args_parser().parse_args(words[1:])
             words = [args.training_script, *args.training_script_args]
-        only_parse = same(words) in self.done or bool(ONLY_PARSED.search(words[1] if words[0] == "-m" else words[0]))
+        called = words[1] if words[0] == "-m" else " ".join(words[:2])
+        only_parse = same(words) in self.done or bool(ONLY_PARSED.search(called))
         self.done.add(same(words))
         if not only_parse and len(words) > 1:
             text = " ".join(words)
