@@ -145,6 +145,12 @@ class VQNSP(nn.Module):
             return nullcontext()
         return torch.autocast(x.device.type, dtype=torch.float16, enabled=x.is_cuda)
 
+    def halve_encoder(self) -> None:
+        """Keep the encoder's matrices in fp16, to which autocast would round them for each batch: the same codes."""
+        for part in self.encoder.modules():
+            if isinstance(part, nn.Linear | nn.Conv2d):
+                part.half()
+
     def encode(self, x: Tensor, input_chans: Channels = None) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise. x: (B, N, A, T) -> quantised (B, width, N, A), codes (B*N*A,) int64, quantiser loss ()."""
         quantized, codes, loss = self.quantize(self.to_code_space(x, input_chans))

@@ -77,6 +77,8 @@ def main(args: argparse.Namespace) -> None:
             modeling_pretrain.start_from_encoder(trunk, weights, where=str(args.tokenizer_weight))
         model = run.distribute(model)
         run.prepare(tokenizer)
+        if run.amp_dtype is not None and run.device.type == "cuda":
+            tokenizer.halve_encoder()
         settle_batch_size(args, run, model, functools.partial(probe, model, tokenizer))
         accumulation = optim_factory.micro_batches(args, run)
         loaders = eeg_data.build_pretraining_loaders(args, run, accumulation=accumulation, make_mask=make_mask)

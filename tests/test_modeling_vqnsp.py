@@ -193,6 +193,16 @@ def test_codes_are_not_computed_in_bfloat16_unlike_what_is_learnt() -> None:
 # Loading
 
 
+def test_a_halved_encoder_computes_what_autocast_does_with_a_whole_one() -> None:
+    model = tiny()
+    x = to_patches(eeg(5, (2, 3, 400))), [0, 1, 2, 3]
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        expected = model.to_code_space(*x)
+        model.halve_encoder()
+        assert model.encoder.blocks[0].mlp.fc1.weight.dtype == torch.float16
+        assert torch.equal(model.to_code_space(*x), expected)
+
+
 def test_a_loaded_tokenizer_is_frozen_in_evaluation_and_gives_the_same_codes() -> None:
     loaded = load_tokenizer(TINY, tiny().state_dict(), where="vqnsp.pth", codebook_size=32, codebook_dim=8)
     assert not loaded.training and not [p for p in loaded.parameters() if p.requires_grad]
