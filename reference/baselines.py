@@ -24,10 +24,12 @@ from sklearn.preprocessing import StandardScaler
 from eeg_data.hdf5 import UNIT, readable
 from eeg_data.labelled import LabelledWindows, balanced_weights
 from eeg_data.labelled_files import SAMPLING_RATE, read_labelled
+from eeg_data.levels import OWNERS
 from engine_for_finetuning import save_predictions, task_loss
 from errors import ArgumentParser, InputError, UsageError, run_script
 from files import check_writable, written_aside
 from training import metrics
+from training.centring import Centring
 from training.metrics import SELECT_BY, BestEpoch
 
 TASK = "binary"
@@ -47,6 +49,7 @@ def get_args() -> argparse.Namespace:
     parser.add_argument("--dataset", type=Path, required=True, metavar="FILE", help="labelled HDF5 of two classes")
     parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="for log.txt and predictions")
     parser.add_argument("--class_weights", choices=("none", "balanced"), default="none", help="as in stage 3")
+    parser.add_argument("--center", choices=(*OWNERS, "none"), default="none", help="of features, or EEGNet's outputs")
     parser.add_argument("--features", type=Path, metavar="FILE", help="HDF5 of `run_inference.py embed --pool mean`")
     parser.add_argument("--epochs", type=int, default=EEGNET_EPOCHS, help="of EEGNet")
     parser.add_argument("--seed", type=int, default=0, help="of EEGNet; the others draw nothing")
@@ -147,13 +150,21 @@ def eegnet(eeg: dict[str, np.ndarray], labels: Logits, weights: str, *, epochs: 
 def attempts(args: argparse.Namespace, splits: dict[str, LabelledWindows]) -> Attempts:
     """What the flags ask for, one attempt after the other."""
     labels = {split: windows.labels for split, windows in splits.items()}
+
+    def centred(values: Logits) -> Logits:
+        rule = Centring(args.center)
+        return {split: rule.centre(x, rule.groups(splits[split])) for split, x in values.items()}
+
+    if args.kind == "eegnet":
+        eeg = {split: eeg_of(windows) for split, windows in splits.items()}
+        for logged, logits in eegnet(eeg, labels, args.class_weights, epochs=args.epochs, seed=args.seed):
+            yield logged, logits if args.center == "none" else centred(logits)
+        return
     if args.kind == "features":
         features = {split: features_of(args.features, windows) for split, windows in splits.items()}
-        return logistic(features, labels, args.class_weights)
-    eeg = {split: eeg_of(windows) for split, windows in splits.items()}
-    if args.kind == "logistic":
-        return logistic({split: band_powers(x) for split, x in eeg.items()}, labels, args.class_weights)
-    return eegnet(eeg, labels, args.class_weights, epochs=args.epochs, seed=args.seed)
+    else:
+        features = {split: band_powers(eeg_of(windows)) for split, windows in splits.items()}
+    yield from logistic(features if args.center == "none" else centred(features), labels, args.class_weights)
 
 
 def main(args: argparse.Namespace) -> None:

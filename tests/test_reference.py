@@ -168,6 +168,10 @@ def test_logistic_regression_learns_classes_of_other_amplitude_and_is_selected_b
     held = predictions(tmp_path / "logistic" / "predictions-test.npz")
     assert held["epoch"] == best
     assert lines[best]["test_roc_auc"] == roc_auc_score(held["labels"], held["logits"][:, 0]) > 0.8
+    baseline(tmp_path, "logistic", "--center", "subject")  # of centred features: the mean output is the bias
+    held = predictions(tmp_path / "logistic" / "predictions-test.npz")
+    means = [held["logits"][held["subject"] == name].mean() for name in sorted(set(held["subject"]))]
+    np.testing.assert_allclose(means, means[0], atol=1e-9)
 
 
 def test_eegnet_learns_and_repeats_with_its_seed(tmp_path: Path) -> None:
