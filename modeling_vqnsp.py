@@ -66,6 +66,24 @@ def angles(points: Tensor) -> Tensor:
     return torch.atan2(sines, cosines)
 
 
+def signal_of(patches: Tensor, amplitude: Tensor, phase: Tensor, phase_loss: str = "angle") -> Tensor:
+    """Turn predicted spectra into EEG by the inverse Fourier transform. All (B, N, A, T) -> (B, N, A, T).
+
+    patches: the true ones. Predictions are z-scores, which have no scale: they get mean and deviation of these spectra.
+    phase_loss: "sincos" says that phases are radians. Amplitudes below 0 become 0; the real part is taken.
+    """
+    real, imaginary = torch.view_as_real(torch.fft.fft(patches.float())).unbind(-1)
+    amplitude = _unstandardize(amplitude.float(), torch.hypot(real, imaginary)).clamp(min=0)
+    if phase_loss == "angle":
+        phase = _unstandardize(phase.float(), torch.atan2(imaginary, real))
+    return torch.fft.ifft(torch.complex(amplitude * phase.cos(), amplitude * phase.sin())).real
+
+
+def _unstandardize(z: Tensor, x: Tensor) -> Tensor:
+    """Give z-scores mean and deviation of each sample of x."""
+    return z * x.std(dim=(1, 2, 3), keepdim=True) + x.mean(dim=(1, 2, 3), keepdim=True)
+
+
 def phase_loss_of(weights: Iterable[str]) -> str:
     """Return the kind of phase that a tokenizer with these keys predicts: one of PHASE_LOSSES."""
     return next((kind for kind in PHASE_LOSSES if f"decode_task_layer_{kind}.0.weight" in set(weights)), "angle")

@@ -196,13 +196,16 @@ def _run_verb(
     windows = replace(windows, name=output.name_of(group))
     try:
         options = {"batch_size": args.batch_size, "pool": args.pool, "centring": centring}
-        for part, arrays in model.batches(args.verb, windows, **options):
+        verb = "tokenize" if args.verb == "histogram" else args.verb
+        for part, arrays in model.batches(verb, windows, **options):
             for name, array in arrays.items():
                 shape = (len(windows), *array.shape[1:])
                 group.require_dataset(name, shape, array.dtype)[part] = array
     except InputError:
         del file[group.name]
         raise
+    if args.verb == "histogram":
+        output.count_codes(group, model.module.quantize.codebook_size)
     if args.verb == "predict":
         group.attrs["outputs"] = list(model.classes)
         output.add_means(group)

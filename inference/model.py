@@ -33,7 +33,7 @@ from inference.recordings import Options, Windows, of_array, of_epochs, of_raw
 from inference.weights import Description
 from layers import PATCH_SAMPLES
 from modeling_finetune import PLACED
-from modeling_vqnsp import angles, spectrum_targets
+from modeling_vqnsp import angles, signal_of, spectrum_targets
 from training.centring import Centring, centring_of
 from training.checkpoints import STAGES
 from utils import set_precision
@@ -45,6 +45,7 @@ POOLS = ("patches", "electrodes", "mean")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 VERBS = {  # and the stages of checkpoints that can do each
     "tokenize": ("tokenizer",),
+    "histogram": ("tokenizer",),
     "reconstruct": ("tokenizer",),
     "embed": ("pretraining", "classifier"),
     "predict": ("classifier",),
@@ -79,6 +80,7 @@ class Result:
     times: np.ndarray  # (W,) s, where each window begins
     window: float  # s
     codes: Any = None  # tokenize, reconstruct: (W, N, A) int64
+    histogram: Any = None  # histogram: (codes of the codebook,) int64: how often each comes
     features: Any = None  # embed: (W, N, A, D), (W, N, D) or (W, D) float32: of patches, electrodes or windows
     amplitude: Any = None  # reconstruct: (W, N, A, T) float32, of the signal
     phase: Any = None
@@ -86,6 +88,9 @@ class Result:
     predicted_phase: Any = None
     amplitude_error: Any = None  # (W, N, A): mean squared difference over the frequencies
     phase_error: Any = None
+    signal: Any = None  # (W, N, A*T) float32, uV
+    predicted_signal: Any = None  # inverse Fourier transform of the predictions, with the true spectra's mean and std
+    signal_error: Any = None  # (W, N, A): mean squared difference over the patch's mean square; silence has 1
     classes: tuple[str, ...] = ()  # predict: or names of the outputs of a regression
     probabilities: Any = None  # (W, classes) float32; of a regression the values
     recording_probabilities: Any = None  # (classes,): the mean over the windows
@@ -144,6 +149,11 @@ class Model:
             if target.shape[-1] > PATCH_SAMPLES:
                 target, predicted = angles(target), angles(predicted.float())  # not in half precision
             outputs |= {name: target, f"predicted_{name}": predicted}
+        predicted = signal_of(eeg, outputs["predicted_amplitude"], outputs["predicted_phase"], self.module.phase_loss)
+        power = eeg.square().mean(-1)
+        outputs["signal_error"] = (eeg - predicted).square().mean(-1) / torch.where(power > 0, power, 1.0)
+        for name, patches in (("signal", eeg), ("predicted_signal", predicted)):
+            outputs[name] = rearrange(patches, "B N A T -> B N (A T)") * UNIT
         return outputs
 
     def _embed(self, eeg: Tensor, channels: Tensor, *, pool: str) -> dict[str, Tensor]:
@@ -290,11 +300,15 @@ class Model:
         """Run a verb on a whole recording. options: of `windows`."""
         self.check(verb)
         windows = self._cut(eeg, options)
-        parts = [arrays for _, arrays in self.batches(verb, windows, **batching)]
+        of_batches = "tokenize" if verb == "histogram" else verb
+        parts = [arrays for _, arrays in self.batches(of_batches, windows, **batching)]
         arrays: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if verb == "predict":
             mean = arrays["probabilities"].mean(axis=0, dtype=np.float64)
             arrays |= {"classes": self.classes, "recording_probabilities": mean}
+        if verb == "histogram":
+            codes = arrays.pop("codes").ravel()
+            arrays["histogram"] = np.bincount(codes, minlength=self.module.quantize.codebook_size)
         seconds = windows.samples / PATCH_SAMPLES
         return Result(windows.name, windows.electrodes, windows.starts, seconds, **arrays)
 
@@ -302,8 +316,12 @@ class Model:
         """Code of every patch, by a tokenizer."""
         return self._run("tokenize", eeg, options, batch_size=batch_size)
 
+    def histogram(self, eeg: Any, *, batch_size: int = BATCH, **options: Any) -> Result:
+        """How often each code comes in a recording, by a tokenizer: a bag of codes."""
+        return self._run("histogram", eeg, options, batch_size=batch_size)
+
     def reconstruct(self, eeg: Any, *, batch_size: int = BATCH, **options: Any) -> Result:
-        """True spectrum of every patch, and the one that a tokenizer predicts from the codes."""
+        """True spectrum of every patch, the one that a tokenizer predicts from the codes, and the signal of both."""
         return self._run("reconstruct", eeg, options, batch_size=batch_size)
 
     def reconstruction_error(self, windows: Windows, *, batch_size: int = BATCH) -> float:

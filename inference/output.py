@@ -24,7 +24,7 @@ from inference.recordings import Windows
 
 SUFFIXES = (".npz", ".hdf5", ".h5", ".csv")
 ROWS = 64  # windows copied at a time
-CSV_VALUES = ("codes", "features", "probabilities", "amplitude_error", "phase_error")
+CSV_VALUES = ("codes", "features", "probabilities", "amplitude_error", "phase_error", "signal_error")
 
 
 def check_output(path: Path) -> None:
@@ -54,10 +54,11 @@ def results_file(path: Path, description: dict[str, Any]) -> Iterator[h5py.File]
                 np.savez(archive, description=np.array(json.dumps(description)), **dict(_arrays(file)))
         elif suffix == ".csv":
             groups = list(file.values())
-            _write_csv(part, _window_rows(groups))
+            is_histogram = "histogram" in groups[0]
+            _write_csv(part, _recording_rows(groups, "histogram") if is_histogram else _window_rows(groups))
             if "recording_probabilities" in groups[0]:
                 with written_aside(path.with_name(f"{path.stem}-recordings{path.suffix}")) as table:
-                    _write_csv(table, _recording_rows(groups))
+                    _write_csv(table, _recording_rows(groups, "recording_probabilities"))
 
 
 # A group holds the results of one recording, or of a labelled split
@@ -85,9 +86,24 @@ def name_of(group: h5py.Group) -> str:
 
 def add_means(group: h5py.Group) -> None:
     """Add the mean probabilities of each recording."""
-    owners = group["recording"].asstr()[:] if "recording" in group else [name_of(group)] * len(group["start_seconds"])
+    owners = _owners(group)
     means = pd.DataFrame(group["probabilities"][:].astype(np.float64)).groupby(owners).mean()
     group["recordings"], group["recording_probabilities"] = list(means.index), means.to_numpy()
+
+
+def count_codes(group: h5py.Group, codebook_size: int) -> None:
+    """Put counts of each recording's codes, (recordings, codes of the codebook) int64, in the place of the codes."""
+    names, owners = np.unique(_owners(group), return_inverse=True)
+    counts = np.zeros((len(names), codebook_size), np.int64)
+    for number, owner in enumerate(owners):
+        counts[owner] += np.bincount(group["codes"][number].ravel(), minlength=codebook_size)
+    del group["codes"]
+    group["recordings"], group["histogram"] = names.tolist(), counts
+
+
+def _owners(group: h5py.Group) -> Any:
+    """Return the recording of each window, of a labelled split without the split's name."""
+    return group["recording"].asstr()[:] if "recording" in group else [name_of(group)] * len(group["start_seconds"])
 
 
 def recordings_of(group: h5py.Group, array: str = "recording") -> list[str]:
@@ -115,11 +131,12 @@ def _write_csv(path: Path, rows: Iterator[list[Any]]) -> None:
         csv.writer(text).writerows(rows)
 
 
-def _recording_rows(groups: Sequence[h5py.Group]) -> Iterator[list[Any]]:
-    """Yield the header and the mean probabilities of each recording."""
-    yield ["recording", *groups[0].attrs["outputs"]]
+def _recording_rows(groups: Sequence[h5py.Group], array: str) -> Iterator[list[Any]]:
+    """Yield the header and what each recording has in an array."""
+    codes = range(groups[0][array].shape[1])  # 8192 names are more than HDF5 takes as an attribute
+    yield ["recording", *groups[0].attrs.get("outputs", [f"code_{code}" for code in codes])]
     for group in groups:
-        for name, values in zip(recordings_of(group, "recordings"), group["recording_probabilities"][:], strict=False):
+        for name, values in zip(recordings_of(group, "recordings"), group[array][:], strict=False):
             yield [name, *values.tolist()]
 
 

@@ -17,6 +17,7 @@ from errors import InputError, UsageError
 from inference.model import Model
 from inference_helpers import CLASSIFIER, DATA, MASKED, NAMES, random_module, saved
 from maker_helpers import noise, raw_of
+from modeling_vqnsp import angles, signal_of, spectrum_targets
 
 Modules = dict[str, Any]
 Models = dict[str, Model]
@@ -150,6 +151,35 @@ def test_spectra_are_numpys_and_those_that_the_codes_stand_for(modules: Modules,
     np.testing.assert_allclose(result.predicted_amplitude, amplitude.view(2, 3, 2, 200).numpy(), atol=1e-4)
     np.testing.assert_allclose(result.predicted_phase, phase.view(2, 3, 2, 200).numpy(), atol=1e-4)
     np.testing.assert_allclose(result.phase_error, ((result.phase - result.predicted_phase) ** 2).mean(-1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("phase_loss", ["angle", "sincos"])
+def test_the_signal_is_the_inverse_transform_of_the_spectra(tmp_path: Path, phase_loss: str) -> None:
+    module: Any = random_module(TINY, n_code=64, code_dim=8, quantize_kmeans_init=False, phase_loss=phase_loss)
+    eeg = signal(3, 4 * 200)
+    eeg[2, :200] = 0  # a patch of silence
+    result = inference.load(saved(tmp_path / "t.pth", module)).reconstruct(eeg, electrodes=NAMES, window=2)
+    patches = batch(eeg, 2)
+    spectrum = np.fft.fft(patches.double().numpy())
+
+    def undone(z: np.ndarray, values: np.ndarray) -> np.ndarray:
+        return z * values.std((1, 2, 3), ddof=1, keepdims=True) + values.mean((1, 2, 3), keepdims=True)
+
+    size = np.maximum(undone(result.predicted_amplitude, np.abs(spectrum)), 0)
+    assert (size == 0).any(), "a predicted amplitude is never below 0"
+    phase = result.predicted_phase
+    phase = undone(phase, np.angle(spectrum)) if phase_loss == "angle" else phase
+    expected = np.fft.ifft(size * np.exp(1j * phase)).real  # (2, 3, 2, 200), units of 100 uV
+    atol = 1 if phase_loss == "angle" else 0.02  # uV; last bits decide phases of 0 or pi, so their mean and deviation
+    np.testing.assert_allclose(result.predicted_signal, 100 * expected.reshape(2, 3, 400), atol=atol)
+    np.testing.assert_allclose(result.signal, eeg.reshape(3, 2, 400).swapaxes(0, 1))
+    true = patches.numpy()
+    shares = ((true - expected) ** 2).mean(-1) / np.maximum((true**2).mean(-1), 1e-30)
+    np.testing.assert_allclose(result.signal_error[:, :2], shares[:, :2], rtol=0.05)
+    assert np.isfinite(result.signal_error).all()
+    targets = (x.view(2, 3, 2, -1) for x in spectrum_targets(patches, phase_loss))
+    amplitude, given = (angles(x) if x.shape[-1] > 200 else x for x in targets)
+    np.testing.assert_allclose(signal_of(patches, amplitude, given, phase_loss), true, atol=1e-5)
 
 
 def test_phases_of_a_sincos_tokenizer_are_radians_and_their_errors_distances_on_the_circle(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from run_helpers import call
 ARRAYS = {
     "tokenize": ["codes"],
     "embed": ["features"],
-    "reconstruct": ["codes", "amplitude", "predicted_amplitude", "phase_error"],
+    "reconstruct": ["codes", "amplitude", "predicted_amplitude", "phase_error", "predicted_signal"],
     "predict": ["probabilities"],
 }
 Infer = Callable[..., int]
@@ -41,7 +41,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tokenizer = saved(folder / "t.pth", random_module(TINY_MODELS["tokenizer"], n_code=64, code_dim=8))
     masked = saved(folder / "masked.pth", random_module(MASKED, vocab_size=64))
     classifier = saved(folder / "c.pth", random_module(CLASSIFIER, num_classes=1), data_set=DATA)
-    return {"tokenize": tokenizer, "reconstruct": tokenizer, "embed": masked, "predict": classifier}
+    stage1 = dict.fromkeys(("tokenize", "histogram", "reconstruct"), tokenizer)
+    return {**stage1, "embed": masked, "predict": classifier}
 
 
 @pytest.fixture
@@ -115,9 +116,34 @@ def test_codes_and_errors_are_columns_and_spectra_are_drawn(infer: Infer, record
         assert infer("reconstruct", recording, path, "--window", 2, "--plot", tmp_path / "s.png") == 0
     assert has_ink(tmp_path / "s.png")
     table = rows(tmp_path / "o.csv")
-    for column, name in {"code": "codes", "amplitude_error": "amplitude_error", "phase_error": "phase_error"}.items():
+    columns = {"code": "codes"} | {f"{part}_error": f"{part}_error" for part in ("amplitude", "phase", "signal")}
+    for column, name in columns.items():
         values = read(tmp_path / "o.npz", "night_raw", name).ravel()
         np.testing.assert_array_equal(np.array([row[column] for row in table], dtype=values.dtype), values)
+
+
+def test_histograms_count_the_codes_of_each_recording(
+    checkpoints: dict[str, Path], infer: Infer, recording: Path, tmp_path: Path
+) -> None:
+    other = save(tmp_path / "in" / "day_raw.fif", NAMES, seconds=5.0, seed=3)
+    labelled = write_labelled(tmp_path / "in" / "set.hdf5", {"test": (signal(3, 3, 400), [0, 1, 1])})
+    inputs = [recording, other, labelled]
+    for path in (tmp_path / "o.csv", tmp_path / "o.npz"):
+        assert infer("histogram", inputs, path, "--window", 2) == 0
+        assert infer("tokenize", inputs, tmp_path / "codes.npz", "--window", 2) == 0
+    table, expected = rows(tmp_path / "o.csv"), {}
+    for name in ("night_raw", "day_raw", "test"):
+        codes = read(tmp_path / "codes.npz", name, "codes")
+        owners = read(tmp_path / "codes.npz", "test", "recording") if name == "test" else [name] * len(codes)
+        for owner in dict.fromkeys(owners):
+            key = f"test/{owner}" if name == "test" else name
+            mine = [window for window, of in zip(codes, owners, strict=True) if of == owner]
+            expected[key] = {f"code_{k}": str(sum(int((w == k).sum()) for w in mine)) for k in range(64)}
+    assert {row.pop("recording"): row for row in table} == expected and len(table) == 4
+    model = inference.load(checkpoints["tokenize"])
+    counts = model.histogram(mne.io.read_raw(recording, verbose="error"), window=2).histogram
+    np.testing.assert_array_equal(read(tmp_path / "o.npz", "night_raw", "histogram"), counts[None])
+    assert counts.sum() == 4 * 3 * 2 and counts.max() < 24
 
 
 def test_predictions_are_written_for_every_window_and_recording(
