@@ -32,10 +32,10 @@ from errors import (
 )
 from files import check_file, code_version
 from inference import checking, output, plots, weights
-from inference.model import BATCH, POOLS, PRECISIONS, VERBS, Model, load, scaled
+from inference.model import BATCH, POOLS, PRECISIONS, VERBS, Model, load, treated
 from inference.recordings import BLOCK_BYTES, KINDS, Options, Windows, find
-from training.centring import Centring, words_of
 from training.centring import add_arguments as add_centring_arguments
+from training.centring import words_of
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +119,7 @@ def infer(args: argparse.Namespace) -> None:
     pipeline = build_pipeline(args, block_bytes=BLOCK_BYTES)
     how = {name: getattr(args, name) for name in ("device", "averaged", "precision", "task")}
     model = load(args.checkpoint, **how)
-    model.check(args.verb)
-    centring = model.centring(vars(args)) if args.verb == "predict" else None
+    model.check(args.verb, vars(args))
     window = model.description.window_seconds or None if args.window is None else args.window
     options = Options(pipeline, args.prepared, window=window, stride=args.stride)
     recordings = list(find(args.input, options, split=args.split))
@@ -130,8 +129,7 @@ def infer(args: argparse.Namespace) -> None:
         passed_over = 0
         for _, opener in recordings:
             try:
-                windows = scaled(opener(), args.scale_by or "none")
-                _run_verb(args, model, windows, file, many=len(recordings) > 1, centring=centring)
+                _run_verb(args, model, treated(opener(), vars(args)), file, many=len(recordings) > 1)
             except UsageError:
                 raise
             except NoRecording as error:
@@ -182,22 +180,13 @@ def check(args: argparse.Namespace) -> None:
         raise InputError("; ".join(wrong))
 
 
-def _run_verb(
-    args: argparse.Namespace,
-    model: Model,
-    windows: Windows,
-    file: h5py.File,
-    *,
-    many: bool,
-    centring: Centring | None = None,
-) -> None:
+def _run_verb(args: argparse.Namespace, model: Model, windows: Windows, file: h5py.File, *, many: bool) -> None:
     """Run the verb on one recording of one or many, and draw it. A failure leaves no group in the file."""
     group = output.begin(file, windows)
     windows = replace(windows, name=output.name_of(group))
     try:
-        options = {"batch_size": args.batch_size, "pool": args.pool, "centring": centring}
         verb = "tokenize" if args.verb == "histogram" else args.verb
-        for part, arrays in model.batches(verb, windows, **options):
+        for part, arrays in model.batches(verb, windows, batch_size=args.batch_size, pool=args.pool):
             for name, array in arrays.items():
                 shape = (len(windows), *array.shape[1:])
                 group.require_dataset(name, shape, array.dtype)[part] = array

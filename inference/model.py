@@ -34,7 +34,7 @@ from inference.weights import Description
 from layers import PATCH_SAMPLES
 from modeling_finetune import PLACED
 from modeling_vqnsp import angles, signal_of, spectrum_targets
-from training.centring import Centring, centring_of
+from training.centring import centring_of
 from training.checkpoints import STAGES
 from utils import set_precision
 
@@ -52,18 +52,16 @@ VERBS = {  # and the stages of checkpoints that can do each
 }
 
 
-def named(windows: Windows) -> Windows:
-    """Name the recording of each window, if it is one for all."""
-    return windows if windows.recordings else replace(windows, recordings=[windows.name] * len(windows))
-
-
-def scaled(windows: Windows, by: str) -> Windows:
-    """Scale signals as --scale_by does in training. Reads all windows once, here. by: subject, recording or none."""
-    if by == "none":
+def treated(windows: Windows, flags: Mapping[str, Any]) -> Windows:
+    """Scale signals (--scale_by, which reads all windows once, here), and say how predictions are to be centred."""
+    if not windows.recordings:
+        windows = replace(windows, recordings=[windows.name] * len(windows))
+    windows, read = replace(windows, centring=centring_of(flags)), windows.read
+    if (by := flags.get("scale_by") or "none") == "none":
         return windows
-    owners = owner_numbers(named(windows), by, flag="--scale_by")
-    factors = level_factors(window_levels(windows.read, range(len(windows))), owners, windows.where)
-    return replace(windows, read=lambda number: windows.read(number) * factors[number])
+    owners = owner_numbers(windows, by, flag="--scale_by")
+    factors = level_factors(window_levels(read, range(len(windows))), owners, windows.where)
+    return replace(windows, read=lambda number: read(number) * factors[number])
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,12 @@ class Model:
         kind = set_precision(self.precision, self.device)[0]
         return torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
 
-    def check(self, verb: str) -> None:
-        """Raise UsageError if this is no model for the verb."""
+    def check(self, verb: str, flags: Mapping[str, Any] | None = None) -> None:
+        """Raise UsageError if this is no model for the verb.
+
+        flags: center and scale_by of predictions. Raises UsageError if the training had one of them and these do not
+        say what to do; warns of others than the training's.
+        """
         if self.stage not in VERBS[verb]:
             needed = " or ".join(STAGES[stage] for stage in VERBS[verb])
             raise UsageError(
@@ -130,6 +132,17 @@ class Model:
             logger.warning("%s was trained with --scale_by, but embed takes signals as they are.", self.where)
         if verb == "predict" and not self.description.settings["num_classes"]:
             raise UsageError(f"{self.where} has no head, so it predicts nothing: embed, or choose another --checkpoint")
+        asked = {name: flags.get(name) for name in ("center", "scale_by")} if flags and verb == "predict" else {}
+        for name, given in asked.items():
+            trained = self.description.transductive.get(name, "none")
+            if trained != "none" and given is None:
+                raise UsageError(
+                    f"{self.where} was trained with --{name} {trained}: add --{name} recording (or subject, for "
+                    f"labelled HDF5), or --{name} none for outputs that are off"
+                )
+            if (trained == "none") != (given in (None, "none")):
+                text = "%s was trained with --%s %s, and predicts with --%s %s: its outputs are off."
+                logger.warning(text, self.where, name, trained, name, given or "none")
 
     # One batch of windows. eeg: (B, N, A, T), units of 100 uV; channels: (N + 1,) rows
 
@@ -165,58 +178,34 @@ class Model:
         tokens = reduce(tokens, f"B (N A) D -> {axes}", "mean", N=eeg.shape[1])
         return {"features": tokens if module.fc_norm is None else module.fc_norm(tokens)}
 
-    def _logits(self, eeg: Tensor, channels: Tensor) -> dict[str, Tensor]:
+    def _predict(self, eeg: Tensor, channels: Tensor) -> dict[str, Tensor]:
         return {"logits": self.module(eeg, channels)}
 
-    def _predict(self, eeg: Tensor, channels: Tensor) -> dict[str, Tensor]:
-        return self._probabilities(self.module(eeg, channels).float())
-
-    def _probabilities(self, logits: Tensor) -> dict[str, Tensor]:
+    def _probabilities(self, logits: Tensor) -> Tensor:
         if self.description.task == "regression":
-            return {"probabilities": logits}
+            return logits
         if self.is_binary:
-            return {"probabilities": torch.cat((torch.sigmoid(-logits), torch.sigmoid(logits)), dim=1)}
-        return {"probabilities": logits.softmax(1)}
-
-    def centring(self, flags: Mapping[str, Any]) -> Centring | None:
-        """Return how predictions are centred. flags: center, center_windows and scale_by, compared with the training's.
-
-        Raises UsageError if the model was trained with one of them, and nothing says what to do now.
-        """
-        rule = centring_of(flags)
-        for name in ("center", "scale_by"):
-            trained, given = self.description.transductive.get(name, "none"), flags.get(name)
-            if trained != "none" and given is None:
-                raise UsageError(
-                    f"{self.where} was trained with --{name} {trained}: add --{name} recording (or subject, for "
-                    f"labelled HDF5), or --{name} none for outputs that are off"
-                )
-            if (trained == "none") != (given in (None, "none")):
-                text = "%s was trained with --%s %s, and predicts with --%s %s: its outputs are off."
-                logger.warning(text, self.where, name, trained, name, given or "none")
-        return rule
+            return torch.cat((torch.sigmoid(-logits), torch.sigmoid(logits)), dim=1)
+        return logits.softmax(1)
 
     @torch.inference_mode()
     def batches(
-        self,
-        verb: str,
-        windows: Windows,
-        *,
-        batch_size: int = BATCH,
-        pool: str = "patches",
-        centring: Centring | None = None,
+        self, verb: str, windows: Windows, *, batch_size: int = BATCH, pool: str = "patches"
     ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
         """Yield which windows a batch holds, and the arrays that `verb` gives for them, by name.
 
-        Memory does not grow with the number of windows, but for the logits of all of them with `centring`.
+        Memory does not grow with the number of windows, but for the logits of all where these are to be centred.
         """
-        if verb != "predict" or centring is None:
-            yield from self._batches(verb, windows, batch_size, pool)
+        parts = self._batches(verb, windows, batch_size, pool)
+        if verb != "predict":
+            yield from parts
             return
-        groups = centring.groups(named(windows))
-        logits = np.concatenate([arrays["logits"] for _, arrays in self._batches("logits", windows, batch_size, pool)])
-        centred = torch.from_numpy(centring.centre(logits, groups)) + self.module.head.bias.cpu()  # as in training
-        yield slice(0, len(windows)), {name: value.numpy() for name, value in self._probabilities(centred).items()}
+        if windows.centring is not None:
+            groups = windows.centring.groups(windows)
+            logits = windows.centring.centre(np.concatenate([arrays["logits"] for _, arrays in parts]), groups)
+            parts = iter([(slice(0, len(windows)), {"logits": logits + self.module.head.bias.cpu().numpy()})])
+        for part, arrays in parts:
+            yield part, {"probabilities": self._probabilities(torch.from_numpy(arrays["logits"])).numpy()}
 
     def _batches(
         self, verb: str, windows: Windows, batch_size: int, pool: str
@@ -258,7 +247,7 @@ class Model:
         trunk = self.module.encoder if self.stage == "tokenizer" else self.module
         rows = trunk.pos_embed.shape[1] if trunk.pos_embed is not None else 1 << 30
         channels = torch.tensor(embedding_rows(given, table_rows=rows, where=windows.where))
-        if verb in ("predict", "logits") and self.description.settings.get("pool") in PLACED:
+        if verb == "predict" and self.description.settings.get("pool") in PLACED:
             self.module.head.order(channels, where=windows.where)
         return channels.to(self.device)
 
@@ -351,10 +340,9 @@ class Model:
 
         center, scale_by: recording (or none), for a classifier that was trained with --center or --scale_by.
         """
-        self.check("predict")
-        centring = self.centring({"center": center, "center_windows": center_windows, "scale_by": scale_by})
-        windows = scaled(self._cut(eeg, options), scale_by or "none")
-        return self._run("predict", windows, {}, batch_size=batch_size, centring=centring)
+        flags = {"center": center, "center_windows": center_windows, "scale_by": scale_by}
+        self.check("predict", flags)
+        return self._run("predict", treated(self._cut(eeg, options), flags), {}, batch_size=batch_size)
 
 
 def load(

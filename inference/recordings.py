@@ -74,6 +74,7 @@ class Windows:
     read: Callable[[int], np.ndarray]  # number -> (N, samples) float32 in uV
     recordings: Sequence[str] = ()  # of each window, if they are of several
     subjects: Sequence[str] = ()  # of each window, where the file says it
+    centring: Any = None  # of predictions: training.centring.Centring
     labels: np.ndarray | None = None  # (W,) class numbers or (W, outputs) targets
     classes: tuple[str, ...] = ()
 
