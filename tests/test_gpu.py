@@ -202,9 +202,12 @@ def test_blocks_compile_for_a_gpu_into_few_graphs_and_streams_do_not_race(data: 
         words = ("--device", "cuda", "--precision", "bf16", *init)
         requests.append(request(data, stage, "compiled", *words, "--compile"))
         requests.append(request(data, stage, "races", *words, processes=2, sanitizer=True))
+    requests.append(request(data, "masked", "both compiled", *words, "--compile", "--cuda_graphs"))
+    requests.append(request(data, "masked", "both races", *words, "--cuda_graphs", processes=2, sanitizer=True))
     for folder, note in finished(data, requests):
         assert "data race" not in stderr(folder)
         assert 0 < note["graphs"] <= 8 if folder.name.endswith("compiled") else note["graphs"] == 0
+        assert bool(note["replay"]) == ("both" in folder.name)
 
 
 BASE = "vqnsp_encoder_base_decoder_3x200x12"
