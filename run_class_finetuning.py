@@ -22,7 +22,7 @@ from eeg_data.labelled_files import LabelledFile
 from electrodes import embedding_rows
 from engine_for_finetuning import Task, evaluate, fit_ridge, save_predictions, train_one_epoch
 from errors import ArgumentParser, InputError, UsageError, run_script
-from training import adaptation, centring, checkpoints
+from training import adaptation, centring, checkpoints, hub
 from training.batch_size import settle_batch_size
 from training.metrics import SELECT_BY, BestEpoch, mean_score
 from training.state import TrainingState
@@ -98,7 +98,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the classifier."""
     model = parser.add_argument_group("model")
     utils.add_size(model, "model", modeling_finetune.SIZES, "labram_base_patch200_200")
-    model.add_argument("--finetune", type=Path, metavar="FILE", help="checkpoint of stage 2 (default: from scratch)")
+    model.add_argument(
+        "--finetune", type=Path, metavar="FILE", help=f"checkpoint of stage 2, or {hub.FORM} (default: from scratch)"
+    )
     utils.add_trunk_arguments(model)
     model.add_argument("--init_scale", type=float, default=0.001, help="of the head's weights")
     words = (
@@ -301,6 +303,7 @@ def main(args: argparse.Namespace) -> None:
         inputs = {name: data for task in tasks for name, data in task.named(task.loaders.summary(), " ").items()}
         described = {file.slug: file.description | centring.entry(vars(args)) for file in files}
         data_set = described if len(files) > 1 else described[files[0].slug]
+        inputs |= run.run_on_rank0(lambda: hub.described(args.finetune))
         state = TrainingState(
             model, update, run, args, stage="classifier", extras=extras, inputs=inputs, data_set=data_set
         )

@@ -31,9 +31,10 @@ from errors import (
     run_script,
 )
 from files import check_file, code_version
-from inference import checking, output, plots, weights
+from inference import card, checking, output, plots, weights
 from inference.model import BATCH, POOLS, PRECISIONS, VERBS, Model, load, treated
 from inference.recordings import BLOCK_BYTES, KINDS, Options, Windows, find
+from training import checkpoints, hub
 from training.centring import add_arguments as add_centring_arguments
 from training.centring import words_of
 
@@ -56,7 +57,9 @@ def get_args() -> argparse.Namespace:
     texts["export"] = "Write the weights in another layout, and a JSON file that says what builds the model."
     for verb, text in texts.items():
         sub = verbs.add_parser(verb, help=text.splitlines()[0], description=text)
-        sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of stage 1, 2 or 3")
+        sub.add_argument(
+            "--checkpoint", type=Path, required=True, metavar="FILE", help=f"of stage 1, 2 or 3, or {hub.FORM}"
+        )
         sub.add_argument("--averaged", action="store_true", help="the averaged weights of --model_ema")
         sub.add_argument("--task", metavar="NAME", help="data set whose classifier to take, of a run with several")
         if verb == "export":
@@ -99,6 +102,7 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--to", choices=weights.FORMATS, required=True, help="safetensors: any stage; braindecode: all but a tokenizer")
     add("--output", type=Path, required=True, metavar="FILE", help="ends with .safetensors; a .json file goes with it")
+    add("--push", metavar="ORG/REPO", help="also upload both to the Hugging Face hub, with a model card")
     window = "of braindecode's windows (default: the training's, else"
     add("--electrodes", nargs="+", metavar="NAME", help=f"{window} all 128)")
     add("--time_window", type=int, metavar="SECONDS", help=f"{window} floor(256 / electrodes))")
@@ -221,6 +225,7 @@ def _description(args: argparse.Namespace, model: Model) -> dict[str, Any]:
         "code_version": code_version(),
         "sampling_rate": float(SAMPLING_RATE),
         "pipeline": filters if filtered else "as it is",
+        **hub.described(args.checkpoint),
         **({"pool": args.pool} if args.verb == "embed" else {}),
         **({"transductive": words} if (words := words_of(vars(args))) else {}),
         **({"task": args.task} if args.task else {}),
@@ -233,7 +238,12 @@ def main(args: argparse.Namespace) -> None:
     try:
         if args.verb == "export":
             options = {name: getattr(args, name) for name in ("to", "output", "electrodes", "averaged", "task")}
-            weights.export(args.checkpoint, seconds=args.time_window, **options)
+            files = weights.export(args.checkpoint, seconds=args.time_window, **options)
+            if args.push:
+                description = weights.load(args.output)[1]
+                card.push(
+                    args.push, *files, card.model_card(checkpoints.read(args.checkpoint), description, to=args.to)
+                )
         else:
             (check if args.verb == "check" else infer)(args)
     except KeyboardInterrupt:

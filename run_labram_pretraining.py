@@ -16,7 +16,7 @@ import utils
 from eeg_data import pretraining as eeg_data
 from engine_for_pretraining import evaluate, train_one_epoch
 from errors import ArgumentParser, UsageError, run_script
-from training import checkpoints
+from training import checkpoints, hub
 from training.batch_size import settle_batch_size
 from training.state import TrainingState
 
@@ -28,7 +28,10 @@ def get_args() -> argparse.Namespace:
     utils.add_size(model, "model", modeling_pretrain.SIZES, "labram_base_patch200_1600_8k_vocab")
     utils.add_size(model, "tokenizer_model", modeling_vqnsp.SIZES, "vqnsp_encoder_base_decoder_3x200x12")
     model.add_argument(
-        "--tokenizer_weight", type=Path, default=Path("checkpoints/vqnsp.pth"), help="checkpoint of stage 1"
+        "--tokenizer_weight",
+        type=Path,
+        default=Path("checkpoints/vqnsp.pth"),
+        help=f"checkpoint of stage 1, or {hub.FORM}",
     )
     words = "start from the tokenizer's encoder instead of random weights"
     model.add_argument("--init_from_tokenizer", action="store_true", help=words)
@@ -85,6 +88,7 @@ def main(args: argparse.Namespace) -> None:
         steps = loaders.steps_per_epoch
         update = optim_factory.build_update(model, args, run, steps_per_epoch=steps, accumulation=accumulation)
         inputs = loaders.summary() | {"tokenizer weights": checkpoints.digest_of_weights(weights)}
+        inputs |= run.run_on_rank0(lambda: hub.described(args.tokenizer_weight))
         state = TrainingState(model, update, run, args, stage="pretraining", inputs=inputs)
         first = state.resume()
         with run.interruption.listening():

@@ -33,7 +33,7 @@ from errors import InputError, UsageError
 from files import check_file, write_json, written_aside
 from layers import MAX_PATCHES, PATCH_SAMPLES, load_strictly
 from modeling_finetune import check_merged, depth_of
-from training import checkpoints
+from training import checkpoints, hub
 
 logger = logging.getLogger(__name__)
 
@@ -366,6 +366,7 @@ def export(
             flags = " ".join(f"--{name} {value}" for name, value in description.transductive.items() if value)
             logger.warning("%s was trained with %s: a Labram does not do this, and its outputs are wrong.", path, flags)
         state, settings = _to_braindecode(state, seconds), _braindecode_config(description)
+    texts |= hub.described(path)
     texts["data_set"] = json.dumps(description.data)
     config = output.with_name(HUB_CONFIG) if output.name == HUB_WEIGHTS else output.with_suffix(".json")
     with written_aside(output) as part:

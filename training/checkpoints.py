@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from errors import InputError
 from files import digest_of, set_aside, written_aside
 from layers import load_strictly
+from training import hub
 from utils import Run
 
 logger = logging.getLogger(__name__)
@@ -77,9 +78,9 @@ def numbered_files(folder: Path) -> list[Path]:
 def read(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU. Raises InputError if it is none, damaged, or would execute code.
 
-    Of a safetensors file, `model` are the tensors and `metadata` the texts.
+    path: or an address on the hub. Of a safetensors file, `model` are the tensors and `metadata` the texts.
     """
-    path = Path(path)
+    path = hub.local_file(path)
     if not path.is_file():
         raise InputError(f"{path} is no checkpoint file: {_way_out(path)}")
     try:
