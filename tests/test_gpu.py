@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 import torch
 from timm.models import create_model
 
+import devices
 import nullgpu
+from devices import Graphs
 from electrodes import ELECTRODES
 from ranks import smaller_sizes
 from run_helpers import CLASSIFIER, MASKED, ROOT, TOKENIZER, labelled_file, log_lines, pretraining_file
@@ -130,6 +133,21 @@ def test_no_step_waits_for_the_gpu_or_compiles_a_kernel(runs: Path, stage: str, 
     each = [wait for wait in note["waits"] if wait[2] >= STEPS]
     assert not [wait for wait in each if wait[0] in (*BLOCKING, "pageable_to_gpu")]
     assert note["compilation"] == 0, "no kernel is compiled at run time"
+
+
+def test_shapes_beyond_the_limit_are_computed_but_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = []
+
+    def record(graphs: Graphs, inputs: tuple[torch.Tensor, ...]) -> Any:
+        recorded.append(inputs[0].shape)
+        return Namespace(replay=lambda: None), [torch.empty_like(x) for x in inputs], graphs.function(*inputs)
+
+    monkeypatch.setattr(Graphs, "_record", record)
+    monkeypatch.setattr(devices, "MOST_GRAPHS", 3)
+    graphs = Graphs(torch.sum)
+    for n in (1, 1, 2, 3, 4, 2, 3, 4, 4, 1):
+        assert graphs(torch.ones(n)) == n
+    assert [n for (n,) in recorded] == [1, 2, 3, 1], "anew, once no other shape is new"
 
 
 @pytest.mark.parametrize("name", REFUSED)
