@@ -154,7 +154,7 @@ def fit_ridge(state: TrainingState, tasks: Sequence[Task]) -> dict[str, float]:
         subjects, groups = np.unique(windows.subjects, return_inverse=True)
         if len(subjects) < 2:
             raise InputError(
-                f"--linear_probe ridge: all training samples of {windows.path} are of the subject {subjects[0]!r}, and "
+                f"--linear_probe ridge: all training samples of {windows.path} are of one subject ({subjects[0]}), and "
                 "others must choose the strength: use --linear_probe, which takes steps"
             )
         strength, weight, bias, scale = run.run_on_rank0(partial(_choose, task, problem, groups, windows.labels))

@@ -61,6 +61,11 @@ class Head(nn.Linear):
         """Put the `log_power` of each electrode behind the mean token. mean: (B, D) -> (B, D + 45 N)."""
         return torch.cat((mean, log_power(eeg)[:, self.order(channels)].flatten(1)), 1)  # float32 under autocast, too
 
+    def check(self, channels: Tensor, *, where: str) -> None:
+        """Raise InputError if the weights are for other electrodes than `channels`, on the CPU: (N + 1,) rows."""
+        if self.pool in PLACED:
+            self.order(channels, where=where)
+
     def order(self, channels: Channels, *, where: str = "input_chans") -> Tensor:
         """Return where each of `rows` is among the electrodes of `channels`, (N,).
 

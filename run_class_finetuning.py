@@ -290,6 +290,7 @@ def main(args: argparse.Namespace) -> None:
         if args.eval:
             averaged = args.model_ema
             epoch = checkpoints.load_for_evaluation(model.module, args, run, stage="classifier", averaged=averaged)
+            check_electrodes(model.module, tasks)
             evaluate_tasks(model.module, tasks, run, best, epoch, training=False)
             for task in tasks:
                 show(task.best.last, f"{task.title}epoch {epoch}{task.how}")
@@ -311,6 +312,12 @@ def main(args: argparse.Namespace) -> None:
             fine_tune(state, tasks, best, args, ema)
 
 
+def check_electrodes(model: modeling_finetune.NeuralTransformer, tasks: Sequence[Task]) -> None:
+    """Raise InputError if the weights that were read are for other electrodes than the data have."""
+    for task, windows in zip(tasks, tasks[0].loaders.train.dataset.parts, strict=True):
+        model.head_of(task.head).check(windows.channels, where=str(windows.path))
+
+
 def fine_tune(
     state: TrainingState, tasks: Sequence[Task], best: BestEpoch, args: argparse.Namespace, ema: ModelEmaV3 | None
 ) -> None:
@@ -318,6 +325,7 @@ def fine_tune(
     module, run = state.model.module, state.run
     judged = ema.module if ema else module
     epoch = state.resume()
+    check_electrodes(module, tasks)
     options: dict[str, Any] = {"smoothing": args.smoothing}
     numbers: dict[str, float] = {}  # of ridge
     if ema is not None:  # without warm-up no step: timm would not average the first one

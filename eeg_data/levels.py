@@ -22,7 +22,7 @@ def owner_numbers(windows: object, by: str, *, flag: str) -> np.ndarray:
     if len(names) != len(windows) or not all(name.strip() for name in names):  # type: ignore[arg-type]
         where = getattr(windows, "where", None) or f"{windows.path}, group {windows.split}"  # type: ignore[attr-defined]
         other = OWNERS[by == "subject"]
-        raise UsageError(f"{flag} {by}: {where} does not name the {by} of every window: use {flag} {other}")
+        raise UsageError(f"{flag} {by}: {where} does not name the {by} of every window: use {flag} {other}, or leave it out")
     return np.unique(names, return_inverse=True)[1]
 
 

@@ -32,7 +32,6 @@ from inference import weights
 from inference.recordings import Options, Windows, of_array, of_epochs, of_raw
 from inference.weights import Description
 from layers import PATCH_SAMPLES
-from modeling_finetune import PLACED
 from modeling_vqnsp import angles, signal_of, spectrum_targets
 from training.centring import centring_of
 from training.checkpoints import STAGES
@@ -247,8 +246,8 @@ class Model:
         trunk = self.module.encoder if self.stage == "tokenizer" else self.module
         rows = trunk.pos_embed.shape[1] if trunk.pos_embed is not None else 1 << 30
         channels = torch.tensor(embedding_rows(given, table_rows=rows, where=windows.where))
-        if verb == "predict" and self.description.settings.get("pool") in PLACED:
-            self.module.head.order(channels, where=windows.where)
+        if verb == "predict":
+            self.module.head.check(channels, where=windows.where)
         return channels.to(self.device)
 
     # Whole recordings

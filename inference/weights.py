@@ -184,7 +184,7 @@ def load(
     weights, head = take_head(weights, task, path)
     seconds = 0
     if {THEIR_TIME, "patch_embed.temporal_conv.conv1.weight"} <= weights.keys():
-        weights, seconds = _from_braindecode(weights, path, rest=_entry(state, TIME))
+        weights, seconds = _from_braindecode(weights, path, rest=checkpoints.entry(state, TIME))
     description = _with_data(replace(recognise(weights, path), window_seconds=seconds), state, path, head)
     if as_features and description.stage == "pretraining":
         return _trunk(weights, description, path)
@@ -223,16 +223,10 @@ def _trunk(weights: dict[str, Tensor], description: Description, where: str | Pa
     return trunk.eval(), replace(description, model=model, settings=settings)
 
 
-def _entry(state: Mapping[str, Any], name: str) -> Any:
-    """An entry of a checkpoint; a safetensors file holds it as JSON text."""
-    texts = state.get("metadata") or {}
-    return json.loads(texts[name]) if name in texts else state.get(name)
-
-
 def _with_data(description: Description, state: Mapping[str, Any], where: str | Path, head: str) -> Description:
     """Add a file's entry on its data, of several the head's. Raises InputError if it is damaged or does not fit."""
     try:
-        if (data := _entry(state, "data_set")) is None:
+        if (data := checkpoints.entry(state, "data_set")) is None:
             return description
         data = data[head] if head else data
         task, classes, seconds = data["task"], tuple(data["classes"]), int(data["window_seconds"])

@@ -245,7 +245,7 @@ def test_a_linear_probe_ends_where_a_plain_loop_on_features_ends(tasks: Path, tm
 
 @pytest.mark.parametrize("pool", ["mean", "attention", "flatten"])
 def test_features_are_computed_once_and_eval_without_them_gives_the_same_predictions(
-    tasks: Path, tmp_path: Path, pool: str
+    tasks: Path, tmp_path: Path, pool: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = words(tasks, *MODES["probe"], "--pool", pool, *AVERAGED, "--epochs", "5", "--output_dir", tmp_path)
     batches = 3 + 2 + 2  # of 4, of 12, 7 and 6 samples
@@ -261,6 +261,10 @@ def test_features_are_computed_once_and_eval_without_them_gives_the_same_predict
     evaluated = predictions(tmp_path / "predictions-val.npz")
     assert evaluated["epoch"] == trained["epoch"] and np.ptp(trained["logits"]) > 1e-3
     np.testing.assert_allclose(evaluated["logits"], trained["logits"], rtol=0, atol=2e-6)
+    other = labelled_file(tmp_path / "other.hdf5", counts=COUNTS, electrodes=("C3", "CZ", "C4", "FZ"))
+    for how in (["--eval"], ["--epochs", "6"]) if pool == "flatten" else ():  # before a GPU takes them as they are
+        assert call(SCRIPT, *given, "--dataset", other, *how) == 1
+        assert f"{other}: electrodes C3, CZ, C4, FZ, but the head" in capsys.readouterr().err
 
 
 def test_the_merged_file_is_the_selected_classifier_for_eval_and_finetune_but_the_adapters_file_is_not(

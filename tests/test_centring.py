@@ -127,6 +127,7 @@ def test_predict_treats_a_labelled_split_as_the_training_did(
     expected = expit(predictions(tmp_path / "predictions-test.npz")["logits"])
     with np.load(tmp_path / "out.npz") as found:
         np.testing.assert_allclose(found["test/probabilities"][:, 1:], expected, rtol=0, atol=1e-6)
+        assert found["test/probabilities"].dtype == np.float32
         assert f"transductive, {words}" in str(found["description"])
     assert str(predictions(tmp_path / "predictions-test.npz")["transductive"]) == f"transductive, {words}"
 

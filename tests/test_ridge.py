@@ -118,4 +118,4 @@ def test_one_training_subject_cannot_choose_a_strength(tmp_path: Path, capsys: p
     path = labelled_file(tmp_path / "task.hdf5", counts={"train": 4})
     flags = ["--dataset", path, "--output_dir", tmp_path / "run", "--linear_probe", "ridge"]
     assert call("run_class_finetuning", *CLASSIFIER, *flags) == 1
-    assert "the subject" in capsys.readouterr().err
+    assert "are of one subject (train-subject0), and others" in capsys.readouterr().err

@@ -217,7 +217,7 @@ def test_each_data_set_selects_its_own_epoch_and_the_tables_read_it_as_a_run_of_
 
 
 def test_a_classifier_for_one_of_the_data_sets_is_taken_out(
-    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file, run = whole / "run" / "checkpoint.pth", tmp_path / "run"
     for name, head in (("sleep", "sleep"), ("age_y", "age-y")):
@@ -232,6 +232,9 @@ def test_a_classifier_for_one_of_the_data_sets_is_taken_out(
         found = weights.load(one)[1]
         assert (found.data_set, found.task, found.electrodes) == (name, KINDS[name], SETS[name]["electrodes"])
         assert found.window_seconds == SETS[name].get("seconds", 2)
+    assert "its outputs are off" not in caplog.text
+    assert call(SCRIPT, *given, "--center", "none", "--eval", "--resume", one) == 0
+    assert "trained with --center subject and is evaluated with --center none" in caplog.text
     model = inference.load(file, task="age_y", averaged=True)
     assert model.classes == ("y",) and model.module.head.weight.shape == (1, 2 * WIDTH)
     several = "has a head for each of fists, sleep, age-y: choose one with --task"

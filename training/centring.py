@@ -40,7 +40,7 @@ class Centring:
         """Subtract the mean of their group from values (n, ...) of windows."""
         table = pd.DataFrame(values)
         used = table if self.windows is None else table.groupby(groups).head(self.windows)
-        return values - used.groupby(groups[used.index]).mean().loc[groups].to_numpy()
+        return values - used.groupby(groups[used.index]).mean().loc[groups].to_numpy(values.dtype)
 
     def announce(self, train: Any) -> None:
         """Log the rule, and warn of what the labels of the training windows (LabelledWindows) say against it."""

@@ -6,6 +6,7 @@ released code (an argparse Namespace under `args`, numpy scalars in the optimize
 
 import argparse
 import difflib
+import json
 import logging
 import pickle
 import re
@@ -100,6 +101,12 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise InputError(f"{path} is no checkpoint: it holds a {type(state).__name__}, expected a dict with `model`")
     return state
+
+
+def entry(state: Mapping[str, Any], name: str) -> Any:
+    """An entry of a checkpoint; a safetensors file holds it as JSON text."""
+    texts = state.get("metadata") or {}
+    return json.loads(texts[name]) if name in texts else state.get(name)
 
 
 def _check_parts(path: Path) -> None:
@@ -245,7 +252,7 @@ def load_for_evaluation(
         logger.warning("%s is from inside an epoch: log.txt has no line of it.", path)
     if not averaged and "model_ema" in state.get("extras", {}):
         logger.warning("%s: training evaluated the averaged weights that it also holds: --model_ema takes them.", path)
-    flags = state.get("args")
+    flags = state.get("args") or (entry(state, "data_set") or {}).get("transductive", {})  # an export's
     for name in ("center", "scale_by"):
         trained = flags.get(name, "none") if isinstance(flags, dict) else "none"
         if trained != (given := getattr(args, name, "none")):
