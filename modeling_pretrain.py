@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from errors import InputError
 from layers import (
     INIT_STD,
     LAYER_NORM_EPS,
@@ -20,6 +19,7 @@ from layers import (
     TemporalConv,
     Trunk,
     initialize_weights,
+    load_strictly,
     matmul_type,
     register_sizes,
 )
@@ -184,27 +184,18 @@ class MaskedModel(nn.Module):
 
 
 def start_from_encoder(trunk: nn.Module, weights: dict[str, Tensor], *, where: str) -> None:
-    """Start a MaskedTrunk from a tokenizer's encoder; log what is loaded and what is not. weights: of stage 1.
-
-    They share all but biases of q and v (there), norms of q and k, layer scale and mask token (here), which keep their
-    initial values. Raises InputError for an encoder of another size.
-    """
-    prefix, names = "encoder.", {"fc_norm.weight": "norm.weight", "fc_norm.bias": "norm.bias"}
-    encoder = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    encoder = {names.get(key, key): value for key, value in encoder.items()}
-    own = trunk.state_dict()
-    shared = {key: value for key, value in encoder.items() if key in own}
-    pairs: dict[str, Any] = {key: (tuple(value.shape), tuple(own[key].shape)) for key, value in shared.items()}
-    pairs["blocks"] = [len({key.split(".")[1] for key in keys if key.startswith("blocks.")}) for keys in (encoder, own)]
-    for key, (theirs, ours) in pairs.items():
-        if theirs != ours:
-            way_out = "choose the --model and --num_electrodes of its size, or leave out --init_from_tokenizer"
-            raise InputError(f"{where}: of {key} its encoder has {theirs}, the model {ours}: {way_out}")
-    trunk.load_state_dict(shared, strict=False)
-    differences = encoder.keys() - own.keys(), own.keys() - encoder.keys()
-    lists = [", ".join(sorted({re.sub(r"\.\d+", "", key) for key in keys})) for keys in differences]
-    text = "%s: %d tensors of its encoder start the model; left out: %s; as without it: %s, lm_head"
-    logger.info(text, where, len(shared), *lists)
+    """Start a MaskedTrunk from a tokenizer's encoder. weights: of stage 1. Raises InputError for another size."""
+    encoder = {
+        key.removeprefix("encoder.").replace("fc_norm.", "norm."): value
+        for key, value in weights.items()
+        if key.startswith("encoder.") and not key.endswith(("q_bias", "v_bias"))
+    }
+    own = {key: w for key, w in trunk.state_dict().items() if re.search(r"\.[qk]_norm\.|\.gamma_|^mask_token", key)}
+    load_strictly(trunk, own | encoder, where=f"{where}, for --init_from_tokenizer")
+    text = (
+        "%s: %d tensors of its encoder start the model, all but biases of q and v; %s and lm_head begin as usual."
+    )
+    logger.info(text, where, len(encoder), ", ".join(sorted({re.sub(r"\.\d+", "", key) for key in own})))
 
 
 SIZES: dict[str, dict[str, Any]] = {

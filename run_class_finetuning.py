@@ -225,11 +225,10 @@ def read_files(args: argparse.Namespace) -> list[LabelledFile]:
         given = f"--task_weights has {len(args.task_weights)} number(s) for {len(files)} data set(s)"
         raise UsageError(f"{given}: give one for each of several, or leave it out")
     for i, file in enumerate(files):
-        same = [str(other.path) for other in files[:i] if other.slug == file.slug]
-        if same or (len(files) > 1 and hasattr(nn.ModuleDict(), file.slug)):  # such as `train`, which a module has
-            why = f"is also the name of {same[0]}" if same else "cannot name a head"
+        others = [other.slug for other in files[:i]]
+        if len(files) > 1 and (file.slug in others or hasattr(nn.ModuleDict(), file.slug)):  # a module has `train`
             way_out = f"give it another one, h5py.File({str(file.shards[0])!r}, 'r+').attrs['name'] = ..."
-            raise InputError(f"--dataset {file.path}: its name {file.name} {why}: {way_out}")
+            raise InputError(f"--dataset {file.path}: its name {file.name} cannot name a head, or names two: {way_out}")
     return files
 
 

@@ -21,8 +21,8 @@ def owner_numbers(windows: object, by: str, *, flag: str) -> np.ndarray:
     names = list(getattr(windows, f"{by}s"))
     if len(names) != len(windows) or not all(name.strip() for name in names):  # type: ignore[arg-type]
         where = getattr(windows, "where", None) or f"{windows.path}, group {windows.split}"  # type: ignore[attr-defined]
-        other = OWNERS[by == "subject"]
-        raise UsageError(f"{flag} {by}: {where} does not name the {by} of every window: use {flag} {other}, or leave it out")
+        way_out = f"use {flag} {OWNERS[by == 'subject']}, or leave it out"
+        raise UsageError(f"{flag} {by}: {where} does not name the {by} of every window: {way_out}")
     return np.unique(names, return_inverse=True)[1]
 
 

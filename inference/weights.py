@@ -145,8 +145,7 @@ def _pooling(weights: Mapping[str, Tensor], width: int) -> dict[str, Any]:
         settings["pool"] = "attention"
     if "head.rows" in weights:
         (electrodes,) = weights["head.rows"].shape
-        inputs = weights["head.weight"].shape[1] if "head.weight" in weights else electrodes * width
-        patches, rest = divmod(inputs, electrodes * width)
+        patches, rest = divmod(weights["head.weight"].shape[1], electrodes * width)
         pool = "spectrum" if rest else "flatten" if patches > 1 else "electrodes"
         settings |= {"pool": pool, "electrodes": electrodes, "seconds": max(patches, 1)}
     return settings
@@ -199,15 +198,15 @@ def take_head(weights: dict[str, Tensor], task: str | None, where: str | Path) -
     Other weights stay as they are. Raises UsageError if `task` names none of several data sets, or one of a single.
     """
     heads = list(dict.fromkeys(key.split(".")[1] for key in weights if key.startswith("heads.")))
-    if not heads and task is not None:
-        raise UsageError(f"--task {task}: {where} is not of several data sets: leave the flag out")
-    chosen = slug_of(task or "") if heads else ""
-    if heads and chosen not in heads:
+    if not heads and task is None:
+        return weights, ""
+    chosen = slug_of(task or "")
+    if task is None or chosen not in heads:
+        several = f"has a head for each of {', '.join(heads)}: choose one with --task NAME"
         given = f"--task {task}: " if task else ""
-        raise UsageError(f"{given}{where} has a head for each of {', '.join(heads)}: choose one with --task NAME")
-    others = tuple(f"heads.{head}." for head in heads if head != chosen)
-    own = {key: value for key, value in weights.items() if not key.startswith(others)}
-    return {key.replace(f"heads.{chosen}.", "head.") if heads else key: value for key, value in own.items()}, chosen
+        raise UsageError(f"{given}{where} {several if heads else 'is not of several data sets: leave the flag out'}")
+    own = {key.replace(f"heads.{chosen}.", "head."): value for key, value in weights.items()}
+    return {key: value for key, value in own.items() if not key.startswith("heads.")}, chosen
 
 
 def _trunk(weights: dict[str, Tensor], description: Description, where: str | Path) -> tuple[nn.Module, Description]:

@@ -274,7 +274,7 @@ def test_the_masked_model_starts_from_the_tokenizers_encoder_where_asked(
     caplog.set_level("INFO")
     words = [*stage_two(tiny), "--init_from_tokenizer", "--lr", "0", "--min_lr", "0", "--output_dir", tmp_path]
     assert call("run_labram_pretraining", *words) == 0
-    assert "tensors of its encoder start the model; left out: blocks.attn.q_bias, blocks.attn.v_bias;" in caplog.text
+    assert "tensors of its encoder start the model, all but biases of q and v; blocks.attn.k_norm" in caplog.text
     encoder, found = (checkpoint(folder / "checkpoint.pth")["model"] for folder in (tiny / "tokenizer", tmp_path))
     for name in ("pos_embed", "patch_embed.conv1.weight", "blocks.3.mlp.fc2.bias", "blocks.0.attn.qkv.weight"):
         assert torch.equal(found[f"student.{name}"], encoder[f"encoder.{name}"]), name

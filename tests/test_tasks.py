@@ -262,7 +262,7 @@ def test_a_run_starts_from_the_heads_of_data_sets_with_the_same_name_and_shape()
 @pytest.mark.parametrize(
     ("names", "flags", "part"),
     [
-        (["fists", "fists"], [], "its name fists is also the name of"),
+        (["fists", "fists"], [], "its name fists cannot name a head, or names two"),
         (["fists", "sleep"], ["--task_weights", 1], "--task_weights has 1 number(s) for 2 data set(s)"),
         (["fists"], ["--task_weights", 1], "for 1 data set(s)"),
         (["fists", "sleep"], ["--task_weights", 1, 0], "--task_weights 0.0"),
@@ -284,5 +284,5 @@ def test_a_name_that_no_head_can_have_is_refused_with_the_way_out(
 ) -> None:
     path = labelled_file(tmp_path / "training.hdf5", counts={"train": 4})
     assert call(SCRIPT, *CLASSIFIER, "--dataset", path, data / "fists.hdf5", "--output_dir", tmp_path / "run") == 1
-    assert "its name training cannot name a head: give it another one" in capsys.readouterr().err
+    assert "its name training cannot name a head, or names two: give it another one" in capsys.readouterr().err
     assert call(SCRIPT, *CLASSIFIER, "--dataset", path, "--output_dir", tmp_path / "run") == 0
