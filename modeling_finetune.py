@@ -57,10 +57,6 @@ class Head(nn.Linear):
             raise InputError(f"windows of {seconds} s, but the head (--pool flatten) has weights for {own} s: cut such")
         return features
 
-    def add_spectrum(self, mean: Tensor, eeg: Tensor, channels: Channels) -> Tensor:
-        """Put the `log_power` of each electrode behind the mean token. mean: (B, D) -> (B, D + 45 N)."""
-        return torch.cat((mean, log_power(eeg)[:, self.order(channels)].flatten(1)), 1)  # float32 under autocast, too
-
     def check(self, channels: Tensor, *, where: str) -> None:
         """Raise InputError if the weights are for other electrodes than `channels`, on the CPU: (N + 1,) rows."""
         if self.pool in PLACED:
@@ -162,7 +158,8 @@ class NeuralTransformer(Trunk):
         if return_patch_tokens:
             return norm(tokens[:, 1:])
         if self.pool == "spectrum":
-            return self.head_of(task).add_spectrum(norm(tokens[:, 1:].mean(1)), eeg, input_chans)
+            power = log_power(eeg)[:, self.head_of(task).order(input_chans)]  # float32 under autocast, too
+            return torch.cat((norm(tokens[:, 1:].mean(1)), power.flatten(1)), 1)  # (B, D + 45 N)
         if self.pool in PLACED:
             return self.head_of(task).place(tokens[:, 1:], norm, input_chans, seconds=eeg.shape[2])
         if self.pool == "attention":

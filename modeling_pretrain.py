@@ -192,9 +192,7 @@ def start_from_encoder(trunk: nn.Module, weights: dict[str, Tensor], *, where: s
     }
     own = {key: w for key, w in trunk.state_dict().items() if re.search(r"\.[qk]_norm\.|\.gamma_|^mask_token", key)}
     load_strictly(trunk, own | encoder, where=f"{where}, for --init_from_tokenizer")
-    text = (
-        "%s: %d tensors of its encoder start the model, all but biases of q and v; %s and lm_head begin as usual."
-    )
+    text = "%s: %d tensors of its encoder start the model, all but biases of q and v; %s and lm_head begin as usual."
     logger.info(text, where, len(encoder), ", ".join(sorted({re.sub(r"\.\d+", "", key) for key in own})))
 
 

@@ -90,7 +90,7 @@ def get_args() -> argparse.Namespace:
     parser.set_defaults(**SIZE_DEFAULTS.get(given.model.split("_")[1], {}) | RECIPES[given.recipe])
     args = parser.parse_args()
     if args.linear_probe == "ridge":
-        args.epochs = 1
+        args.epochs, args.patience = 1, None
     return args
 
 

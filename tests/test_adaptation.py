@@ -325,8 +325,6 @@ def test_patience_stops_after_so_many_epochs_in_a_row_without_a_better_score(
         (["--mixup", "0.2", "--center", "subject"], "mixes subjects"),
         (["--lora", "4", "--freeze_blocks", "2"], "--freeze_blocks: not allowed with argument --lora"),
         (["--mixup", "0.4", "--linear_probe"], "--mixup 0.4 changes windows"),
-        (["--head_epochs", "1", "--epochs", "1"], "no epoch is left"),
-        (["--head_epochs", "1", "--epochs", "2", "--linear_probe"], "no epoch is left"),
         (["--patience", "2", "--disable_eval_during_finetuning"], "leave out --disable_eval_during_finetuning"),
     ],
 )

@@ -62,7 +62,7 @@ SCORES = {
     [
         ("binary", ["--center", "subject", "--class_weights", "balanced"]),
         ("multiclass", ["--class_weights", "balanced"]),
-        ("regression", ["--center", "recording"]),
+        ("regression", ["--center", "recording", "--recipe", "small"]),
     ],
 )
 def test_the_head_is_scikit_learns_with_the_strength_that_left_out_subjects_choose(

@@ -60,14 +60,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UsageError(f"--freeze_blocks {args.freeze_blocks}: {args.model} has {depth} blocks: give at most {depth}")
     if args.lora is None and (args.lora_alpha is not None or args.lora_dropout is not None):
         raise UsageError("--lora_alpha and --lora_dropout belong to --lora R: add it or leave them out")
-    if args.head_epochs and (args.linear_probe or args.head_epochs >= args.epochs):
-        rest = "--linear_probe" if args.linear_probe else f"--epochs {args.epochs}"
-        text = f"--head_epochs {args.head_epochs} with {rest}: no epoch is left in which more than the head learns"
-        raise UsageError(f"{text}: leave one of them out, or change it")
     if args.mixup and args.linear_probe:
-        raise UsageError(
-            f"--mixup {args.mixup} changes windows, --linear_probe computes their features once: choose one"
-        )
+        raise UsageError(f"--mixup {args.mixup} changes windows, --linear_probe reads them once: choose one")
     if args.patience and args.disable_eval_during_finetuning:
         raise UsageError("--patience needs a score after every epoch: leave out --disable_eval_during_finetuning")
     if centring.centring_of(vars(args)) and args.linear_probe and args.pool == "attention":
