@@ -172,22 +172,6 @@ class JoinedWindows:
     def __init__(self, parts: Sequence[LabelledWindows]) -> None:
         self.parts, self.groups = list(parts), [part.samples.file.slug for part in parts]
 
-    def shape(self, keys: Sequence[Key]) -> tuple[int, int]:
-        """Return electrodes and samples of a batch's windows."""
-        return self.parts[keys[0][1]].shape(keys)
-
-    def half(self, keys: Sequence[Key]) -> bool:
-        """Return True if the files hold all windows of this batch's data set as float16."""
-        return self.parts[keys[0][1]].half(keys)
-
-    def read(self, key: Key, out: np.ndarray) -> tuple[int, float] | None:
-        """Write a window into `out`, as its data set does."""
-        return self.parts[key[1]].read(key, out)
-
-    def batch(self, keys: Sequence[Key], eeg: Tensor, extra: Any) -> LabelledBatch:
-        """Make a batch. Each sample has its number in its data set."""
-        return self.parts[keys[0][1]].batch(keys, eeg, extra)
-
     def summary(self) -> dict[str, Any]:
         """Describe the samples, so that a resumed run can compare them with the saved run's."""
         parts = [part.summary() for part in self.parts]

@@ -45,9 +45,9 @@ FREE = _references([np.empty(0)])[0]  # references to a buffer that no batch use
 class Loader:
     """The batches of a plan, in its order.
 
-    dataset: has the methods shape, half, read and batch of `PretrainingDataset`. threads: that read; 0: the caller
-    reads, between two batches. pinned: page-locked memory. half: float16 files stay float16, in uV, until `on_device`
-    widens them.
+    dataset: has the methods shape, half, read and batch of `PretrainingDataset`, or `parts` that have them, of which a
+    batch is of one. threads: that read; 0: the caller reads, between two batches. pinned: page-locked memory. half:
+    float16 files stay float16, in uV, until `on_device` widens them.
     """
 
     def __init__(
@@ -82,20 +82,22 @@ class Loader:
             yield batch
 
     def _load(self, keys: Sequence[Key]) -> Any:
-        rows, samples = self.dataset.shape(keys)
-        dtype = torch.float16 if self.half and self.dataset.half(keys) else torch.float32
+        parts = getattr(self.dataset, "parts", None)
+        dataset: Any = parts[keys[0][1]] if parts else self.dataset
+        rows, samples = dataset.shape(keys)
+        dtype = torch.float16 if self.half and dataset.half(keys) else torch.float32
         eeg = self._memory((len(keys), rows, samples), dtype)
         windows, masks, n = eeg.numpy(), [None] * len(keys), max(1, self.threads)
 
         def read(first: int) -> None:
             for i in range(first, len(keys), n):
-                masks[i] = self.dataset.read(keys[i], windows[i])
+                masks[i] = dataset.read(keys[i], windows[i])
 
-        parts = [self._others.submit(read, first) for first in range(1, n)]
+        others = [self._others.submit(read, first) for first in range(1, n)]
         read(0)
-        for part in parts:
-            part.result()
-        batch = self.dataset.batch(keys, eeg.unflatten(-1, (-1, PATCH_SAMPLES)), masks)
+        for other in others:
+            other.result()
+        batch = dataset.batch(keys, eeg.unflatten(-1, (-1, PATCH_SAMPLES)), masks)
         return batch._make(part.pin_memory() for part in batch) if self.pinned else batch  # the EEG stays as it is
 
     def _memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

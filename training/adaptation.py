@@ -173,8 +173,9 @@ class FeatureLoader:
     def __iter__(self) -> Iterator[LabelledBatch]:
         """Yield batches whose `eeg` are features."""
         for keys in self.batch_sampler:
-            features = self.features[keys[0][1]]
-            yield self.dataset.batch(keys, features[[sample for _, _, sample in keys]], None)
+            part = keys[0][1]
+            features = self.features[part][[sample for _, _, sample in keys]]
+            yield self.dataset.parts[part].batch(keys, features, None)
 
 
 @torch.no_grad()
