@@ -264,6 +264,8 @@ def add_data(
         task.loaders = own
         if task.centring is not None:
             task.centring.announce(windows)
+            for loader in own.evaluation.values():
+                task.centring.check(loader.dataset)
             if not args.linear_probe:  # whose features stay
                 width = model.head_of(task.head).in_features
                 task.means = adaptation.RunningMeans(task.centring.groups(windows), width, run)

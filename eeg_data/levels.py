@@ -4,6 +4,7 @@ Its level is the median over its windows of their median |uV|; no label is used.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -13,16 +14,20 @@ from errors import InputError, UsageError
 OWNERS = ("subject", "recording")
 
 
-def owner_numbers(windows: object, by: str, *, flag: str) -> np.ndarray:
+def where_of(windows: Any) -> str:
+    """Name LabelledWindows or Windows in messages."""
+    return str(getattr(windows, "where", None) or f"{windows.path}, group {windows.split}")
+
+
+def owner_numbers(windows: Any, by: str, *, flag: str) -> np.ndarray:
     """Number the subject or recording of each window of LabelledWindows or Windows, (n,).
 
     Raises UsageError, which names the flag, if one has no name.
     """
     names = list(getattr(windows, f"{by}s"))
-    if len(names) != len(windows) or not all(name.strip() for name in names):  # type: ignore[arg-type]
-        where = getattr(windows, "where", None) or f"{windows.path}, group {windows.split}"  # type: ignore[attr-defined]
+    if len(names) != len(windows) or not all(name.strip() for name in names):
         way_out = f"use {flag} {OWNERS[by == 'subject']}, or leave it out"
-        raise UsageError(f"{flag} {by}: {where} does not name the {by} of every window: {way_out}")
+        raise UsageError(f"{flag} {by}: {where_of(windows)} does not name the {by} of every window: {way_out}")
     return np.unique(names, return_inverse=True)[1]
 
 

@@ -56,6 +56,8 @@ def treated(windows: Windows, flags: Mapping[str, Any]) -> Windows:
     if not windows.recordings:
         windows = replace(windows, recordings=[windows.name] * len(windows))
     windows, read = replace(windows, centring=centring_of(flags)), windows.read
+    if windows.centring is not None:
+        windows.centring.check(windows)
     if (by := flags.get("scale_by") or "none") == "none":
         return windows
     owners = owner_numbers(windows, by, flag="--scale_by")

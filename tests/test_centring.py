@@ -51,12 +51,13 @@ def features_of(weights: dict[str, Any], task: Path, split: str) -> np.ndarray:
 
 @pytest.mark.parametrize(("by", "first"), [("subject", None), ("recording", None), ("subject", 3)])
 def test_a_run_trains_and_is_judged_on_features_minus_numpys_means(
-    task: Path, tmp_path: Path, by: str, first: int | None
+    task: Path, tmp_path: Path, by: str, first: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Without learning and dropping, with all windows in a step, the means of the start are those of every epoch.
     words = ["--center", by, "--lr", 0, "--min_lr", 0, "--drop_path", 0, "--init_scale", 5, "--precision", "fp64"]
     words += ["--center_windows", first] if first else []
     assert train(task, tmp_path, *words, "--epochs", 2, "--batch_size", 12) == 0
+    assert caplog.text.count("group val: 1 of 4 recordings have one window") == (by == "recording")
     state, lines = checkpoint(tmp_path / "checkpoint.pth"), log(tmp_path)
     head = [state["model"][f"head.{name}"].numpy() for name in ("weight", "bias")]
 
@@ -169,6 +170,7 @@ def test_predict_without_an_answer_is_refused_and_other_answers_are_warned_of(
         caplog.clear()
         assert call("run_inference", *given, tmp_path / folder / "checkpoint.pth", "--center", answer) == 0
         assert f"trained with --center {trained}, and predicts with --center {answer}" in caplog.text
+        assert caplog.text.count("group val: 1 of 4 recordings have one window") == (answer == "recording")
     caplog.clear()
     assert train(task, tmp_path / "yes", "--eval") == 0
     assert "trained with --center subject and is evaluated with --center none" in caplog.text

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eeg_data.levels import OWNERS, owner_numbers
+from eeg_data.levels import OWNERS, owner_numbers, where_of
 from errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,13 @@ class Centring:
     def groups(self, dataset: Any) -> np.ndarray:
         """Number the subject or recording of each window, see `owner_numbers`."""
         return owner_numbers(dataset, self.by, flag="--center")
+
+    def check(self, dataset: Any) -> None:
+        """Warn of windows that are to be predicted and have no other with them."""
+        counts = np.bincount(self.groups(dataset))
+        if alone := int((counts == 1).sum()):
+            text = "--center %s: %s: %d of %d %ss have one window, of which its mean leaves nothing to predict by."
+            logger.warning(text, self.by, where_of(dataset), alone, len(counts), self.by)
 
     def centre(self, values: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Subtract the mean of their group from values (n, ...) of windows."""
