@@ -40,7 +40,7 @@ import numpy as np
 
 from dataset_maker import bids, epochs, making, marks
 from dataset_maker.pipeline import Prepared, add_name_arguments
-from dataset_maker.sources import add_fold_arguments, chosen_fold, train_or_val
+from dataset_maker.sources import add_fold_arguments, chosen_fold, train_val_test
 from dataset_maker.writers import DataSet, Windows
 from eeg_data.labelled_files import SPLITS
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE
@@ -232,16 +232,6 @@ def choose_classes(labels: "pd.Series", wanted: Sequence[str] | None, where: str
     return classes
 
 
-def split_subjects(subjects: "pd.Series", seed: int, where: str) -> "pd.Series":
-    """Return each row's split: a fifth of the subjects test, of the others a fifth val. Raises InputError."""
-    if (count := subjects.nunique()) < 3:
-        reason = f"{count} subjects cannot be split into train, val and test"
-        raise InputError(f"{where}: {reason}; a column split in a --manifest says where each row goes")
-    outer = train_or_val(subjects, seed)
-    inner = train_or_val([subject for subject, split in outer.items() if split == "train"], seed)
-    return subjects.map(lambda subject: inner.get(subject, "test"))
-
-
 def split_in_order(table: "pd.DataFrame") -> "pd.Series":
     """Return each row's split: of a subject's rows of a label the first 60 % train, then 20 % val, 20 % test."""
     import pandas as pd
@@ -266,7 +256,7 @@ def split_rows(table: "pd.DataFrame", args: argparse.Namespace, where: str) -> d
         print(f"warning: {count} subjects cannot be split: {IN_ORDER} instead", file=sys.stderr)
         table["split"] = split_in_order(table)
         return {"split": IN_ORDER, "seed": None}
-    table["split"] = split_subjects(table["subject"], args.seed or 0, where)
+    table["split"] = table["subject"].map(train_val_test(table["subject"], args.seed or 0, where))
     return {"split": "by subject", "seed": args.seed or 0}
 
 

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import site
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, TimeoutError
@@ -86,7 +87,8 @@ def _context() -> BaseContext:
     """Return how processes start: as copies of one with the libraries, where the system can."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    multiprocessing.set_forkserver_preload(LIBRARIES)
+    large = sys.modules.keys() & {"moabb.datasets"}  # imports torch: of a maker that has it, one of the libraries
+    multiprocessing.set_forkserver_preload([*LIBRARIES, *large])
     before = dict(os.environ)
     os.environ |= ENVIRONMENT
     forkserver.ensure_running()

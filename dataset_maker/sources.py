@@ -178,6 +178,16 @@ def train_or_val(subjects: Iterable[str], seed: int | None = None) -> dict[str, 
     return {name: "train" if index < cut else "val" for index, name in enumerate(names)}
 
 
+def train_val_test(subjects: Iterable[str], seed: int, where: str) -> dict[str, str]:
+    """Return subject -> split: a fifth of the shuffled subjects test, of the others a fifth val. Raises InputError."""
+    outer = train_or_val(subjects, seed)
+    if len(outer) < 3:
+        reason = f"{len(outer)} subjects cannot be split into train, val and test"
+        raise InputError(f"{where}: {reason}; a column split in a --manifest says where each row goes")
+    inner = train_or_val([subject for subject, split in outer.items() if split == "train"], seed)
+    return {subject: inner.get(subject, "test") for subject in outer}
+
+
 def folds(subjects: Iterable[str], number: int, fold: int) -> dict[str, str]:
     """Return subject -> split for cross-validation by subject. Raises UsageError for impossible folds.
 

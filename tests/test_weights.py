@@ -247,6 +247,22 @@ def test_hugging_faces_loader_reads_a_folder_with_its_names(labram: Any, ours: P
         torch.testing.assert_close(theirs(x.flatten(2), ch_names=names), weights.load(ours)[0](x, rows))
 
 
+def test_neuralbenchs_wrapper_reads_an_export_and_computes_the_same(tmp_path: Path) -> None:
+    why = "neuraltrain, NeuralBench's models, is missing: pip install neuraltrain"
+    wrapper = pytest.importorskip("neuraltrain.models.labram", reason=why)
+    model: Any = trained(num_classes=3)
+    names, output = ["C3", "Cz", "C4"], tmp_path / "mine" / "model.safetensors"
+    export(saved(tmp_path / "ours.pth", model), to="braindecode", output=output, electrodes=names, seconds=4)
+    channels = [{"ch_name": name} for name in ("O1", *names)]
+    x, places = eeg(7, (2, 4, 500)), torch.zeros(2, 4, 3)
+    places[:, 0] = wrapper.INVALID_POS_VALUE  # O1 is not in this recording
+    theirs = wrapper.NtLabram(from_pretrained_name=str(output.parent)).build(n_times=500, chs_info=channels).eval()
+    with torch.no_grad():
+        patches = x[:, 1:, :400].unflatten(2, (2, 200))  # it cuts to whole seconds, and the time embedding to two
+        tokens = model.forward_features(patches, embedding_rows(names), return_all_tokens=True)
+        torch.testing.assert_close(theirs(x, places), model.head(tokens), rtol=0, atol=1e-4)  # of every token
+
+
 def test_weights_that_braindecode_trained_load_here_with_rows_of_zeros_where_they_have_none(
     labram: Any, tmp_path: Path
 ) -> None:

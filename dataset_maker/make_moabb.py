@@ -1,0 +1,105 @@
+"""Turn any data set of MOABB into a labelled HDF5: all its trials at 0.1-75 Hz and 200 Hz, not at a paradigm's band.
+
+`python dataset_maker/make_moabb.py --dataset BNCI2014_001 --split session --output data/BNCI2014_001.hdf5`
+
+MOABB downloads and reads the data, and says where trials begin and what they are called. A trial is one sample, a
+session one recording. --split session: a subject's last session is test, of three or more the one before it val.
+"""
+
+import sys
+
+sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by the file's path
+
+import argparse
+from functools import lru_cache
+from typing import Any
+
+import mne
+import numpy as np
+
+from dataset_maker import making, marks, pipeline, sources
+from dataset_maker.writers import DataSet, Windows
+from eeg_data.pretraining_files import MAX_SECONDS
+from errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    add = parser.add_argument
+    add("--dataset", required=True, metavar="NAME", help="class of moabb.datasets")
+    add("--paradigm", metavar="NAME", help="class of moabb.paradigms that chooses events (default: all)")
+    add("--subjects", type=int, nargs="+", metavar="N", help="MOABB's numbers (default: all)")
+    add("--window", type=int, metavar="SECONDS", help="from a trial's start (default: all whole seconds of it)")
+    add("--split", choices=("subject", "session"), default="subject", help="session: each one's last is test")
+    add("--seed", type=int, default=0, help="of --split subject")
+    sources.add_fold_arguments(parser, "by --seed")
+    pipeline.add_name_arguments(parser)
+
+
+@lru_cache
+def open_class(flag: str, name: str) -> Any:
+    """Return an object of a class of moabb.datasets or paradigms. Raises UsageError if it or MOABB is missing."""
+    try:
+        from moabb import datasets, paradigms, set_log_level
+        from moabb.datasets import fake
+    except ImportError:
+        raise UsageError("make_moabb needs MOABB: python -m pip install -r requirements-peers.txt") from None
+    set_log_level("error")
+    for module in (datasets, fake) if flag == "--dataset" else (paradigms,):
+        if hasattr(module, name):
+            return getattr(module, name)()
+    raise UsageError(f"{flag} {name}: MOABB has no such class, see moabb.{flag[2:]}s")
+
+
+def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
+    """Return the data set and a task for each session; downloads what is not there. Raises UsageError, InputError."""
+    source = open_class("--dataset", args.dataset)
+    paradigm = open_class("--paradigm", args.paradigm) if args.paradigm else None
+    if paradigm and not paradigm.is_valid(source):
+        raise UsageError(f"--paradigm {args.paradigm} cannot use {args.dataset}: leave it out, or choose another")
+    classes = tuple(paradigm.used_events(source) if paradigm else source.event_id)
+    window = args.window or int(source.interval[1] - source.interval[0])
+    if not 1 <= window <= MAX_SECONDS:
+        raise UsageError(f"--window {window}: allowed are 1 to {MAX_SECONDS} s (trials: {source.interval} s)")
+    if unknown := set(numbers := args.subjects or source.subject_list).difference(source.subject_list):
+        raise UsageError(f"--subjects {min(unknown)}: {args.dataset} has {source.subject_list}")
+    split_of, how = sources.chosen_fold(args, map(str, numbers)) or ({}, f"by {args.split}")
+    if not split_of and args.split == "subject":
+        split_of = sources.train_val_test(map(str, numbers), args.seed, f"--dataset {args.dataset}")
+    tasks = []
+    for number in numbers:
+        sessions = sorted(source.get_data([number])[number])
+        ends = {1: ["train"], 2: ["train", "test"]}.get(len(sessions), ["val", "test"])
+        for session, split in zip(sessions, ["train"] * (len(sessions) - len(ends)) + ends, strict=True):
+            task = dict.fromkeys(("path", "recording"), f"{args.dataset}-{number}-{session}")
+            task |= {"dataset": args.dataset, "number": number, "session": session, "subject": str(number)}
+            tasks.append(task | {"split": split_of.get(str(number), split), "window": window, "classes": classes})
+    made = {"source": f"MOABB {args.dataset}", "split": how, "paradigm": args.paradigm}
+    return DataSet(args.dataset, classes=classes, window=window, made=made), tasks
+
+
+def read(task: dict[str, Any]) -> mne.io.BaseRaw:
+    """Return a session, in V; puts the starts of its trials (s) and their labels into the task."""
+    source = open_class("--dataset", task["dataset"])
+    runs = list(source.get_data([task["number"]])[task["number"]][task["session"]].values())
+    codes = {name: label for label, name in enumerate(task["classes"], 1)}
+    task["trials"], before = [], 0.0
+    for raw in runs:
+        events = mne.events_from_annotations(raw, codes, verbose="error")[0]
+        task["trials"] += [(before + (at - raw.first_samp) / raw.info["sfreq"], code - 1) for at, _, code in events]
+        before += raw.n_times / raw.info["sfreq"]
+        raw.annotations.delete(np.isin(raw.annotations.description, list(source.event_id)).nonzero()[0])
+        raw.load_data(verbose="error").apply_function(lambda x: x * (source.unit_factor * 1e-6))
+    return mne.concatenate_raws(runs, verbose="error")
+
+
+def windows(task: dict[str, Any], prepared: pipeline.Prepared) -> Windows:
+    """Return a window for each trial; those that reach beyond the end are left out and counted."""
+    starts = np.array([marks.first_sample(time, prepared.rate) for time, _ in task["trials"]])
+    inside = (starts >= 0) & (starts + round(task["window"] * prepared.rate) <= prepared.length)
+    notes = {} if inside.all() else {"trials that reach beyond their session, left out": int((~inside).sum())}
+    return Windows(starts[inside], np.array([label for _, label in task["trials"]])[inside], notes=notes)
+
+
+if __name__ == "__main__":
+    making.run("dataset_maker.make_moabb")
