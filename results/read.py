@@ -69,6 +69,7 @@ class RunResult:
         processes = self.environment.get("hardware", {}).get("processes", 1)
         windows = math.prod([processes, *(self.flags.get(name, 1) for name in BATCH_FLAGS)])
         settings = {name: value for name, value in self.flags.items() if name not in PLACES | BATCH_FLAGS}
+        settings["dataset"] = " ".join(Path(one).stem for one in self.flags["dataset"]) if self.head else self.name
         return settings | {"total_batch_size": self.flags.get("total_batch_size") or windows}
 
     @property

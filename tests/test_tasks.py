@@ -26,6 +26,7 @@ from inference import weights
 from modeling_finetune import load_pretrained
 from ranks import smaller_sizes
 from results.read import read_runs
+from results.tables import make_groups
 from run_helpers import CLASSIFIER, call, checkpoint, differing, labelled_file, log, predictions, stopped_at
 from training.state import TrainingState
 from utils import setup_run
@@ -214,6 +215,11 @@ def test_each_data_set_selects_its_own_epoch_and_the_tables_read_it_as_a_run_of_
     assert fists.log["train_loss"].tolist() == [line["train_loss_fists"] for line in lines]
     assert "accuracy" in fists.metrics and "score" not in fists.metrics
     assert fists.predictions["test"].epoch == 0 and not notes
+    monkeypatch.undo()
+    given = words(data, "--epochs", 9, "--patience", 2, "--lora", 2, "--seed", 1, names=["fists"])
+    assert call(SCRIPT, *given, "--output_dir", tmp_path / "alone") == 0
+    groups = make_groups([fists, *read_runs([tmp_path / "alone"])[0]], notes)
+    assert [group.remark.partition(": ")[2] for group in groups] == ["--dataset fists sleep age_y", "--dataset fists"]
 
 
 def test_a_classifier_for_one_of_the_data_sets_is_taken_out(
