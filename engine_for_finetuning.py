@@ -252,12 +252,12 @@ def save_predictions(
     latest: Any = dict(zip(("last_epoch", "last_logits"), last or selected, strict=True))
     before = _earlier(path) if last is None else {}
     alike = all(np.array_equal(before.get(name, ()), values) for name, values in samples.items())
-    if alike and latest.keys() <= before.keys() and str(before.get("transductive", "")) == transductive:
-        latest = {name: before[name] for name in latest}
-    elif before and str(before.get("name", dataset.name)) != dataset.name:
+    if before and str(before.get("name", dataset.name)) != dataset.name:
         other = path.with_name(f"{path.stem}-{NOT_IN_NAMES.sub('_', dataset.name)}.npz")
         logger.warning("%s is of another data set and stays: these outputs are in %s.", path, other.name)
         path = other
+    elif alike and latest.keys() <= before.keys() and str(before.get("transductive", "")) == transductive:
+        latest = {name: before[name] for name in latest}
     elif before:
         logger.warning("%s does not fit the samples of %s: it is written again.", path, dataset.name)
     about: Any = {name: np.array(getattr(dataset, name)) for name in ("name", "task", "classes")}

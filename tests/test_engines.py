@@ -327,7 +327,7 @@ def test_an_evaluation_writes_damaged_predictions_anew_and_leaves_those_of_anoth
         assert (int(found["last_epoch"]), found["last_logits"].tolist()) == (4, [[1.0]])
         assert text in caplog.text
     path.write_bytes(before)
-    dataset.name, dataset.recordings = "age, year 2", ["another"]
+    dataset.name = "age, year 2"  # the same samples, prepared in another way
     save_predictions(path, dataset, selected=(5, one), last=None)
     assert path.read_bytes() == before and "p.npz is of another data set" in caplog.text
     assert int(predictions(tmp_path / "p-age_year_2.npz")["epoch"]) == 5
