@@ -177,7 +177,7 @@ def check(args: argparse.Namespace) -> None:
             logger.error("left out: %s", one_line(error))
     if not found.medians:
         raise InputError("none of the recordings could be used: see above")
-    wrong = checking.report(found)
+    wrong = checking.report(found, scale=args.scale)
     if left_out:
         wrong.append(f"{left_out} recording(s) are left out: see above")
     if wrong:

@@ -49,7 +49,9 @@ def from_braindecode(
     refuse_existing(path)
     window = _window(parts)
     values = np.unique(np.concatenate([part.metadata["target"] for part in parts]))
-    regression = bool((values % 1).any())
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InputError("some windows have no target (NaN): leave them out, or name the targets when you make them")
+    regression = values.dtype.kind == "f" and bool((values % 1).any())
     names = list(classes or (["target"] if regression else _names(parts[0], values)))
     if len(names) != (1 if regression else len(values)):
         raise InputError(f"{len(names)} classes ({', '.join(names)}) for the targets {values[:9].tolist()}: name each")
@@ -93,7 +95,7 @@ def _names(part: Any, values: np.ndarray) -> list[str]:
     """Return names of the targets: those of the mapping that made the windows, or else the numbers."""
     made = [options.get("mapping") for _, options in getattr(part, "window_kwargs", ()) if options.get("mapping")]
     mapping: Mapping[int, str] = {code: str(text) for text, code in made[-1].items()} if made else {}
-    return [mapping.get(value, f"{value:g}") for value in values]
+    return [mapping.get(value, str(value)) for value in values.tolist()]
 
 
 def _splits(about: Sequence[Mapping[str, Any]], subjects: Sequence[str], seed: int) -> tuple[list[str], str]:

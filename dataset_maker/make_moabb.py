@@ -1,7 +1,6 @@
 """Turn any data set of MOABB into a labelled HDF5: all its trials at 0.1-75 Hz and 200 Hz, not at a paradigm's band.
 
 `python dataset_maker/make_moabb.py --dataset BNCI2014_001 --split session --output data/BNCI2014_001.hdf5`
-
 MOABB downloads and reads the data, and says where trials begin and what they are called. A trial is one sample, a
 session one recording. --split session: a subject's last session is test, of three or more the one before it val.
 """
@@ -40,12 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def open_class(flag: str, name: str) -> Any:
     """Return an object of a class of moabb.datasets or paradigms. Raises UsageError if it or MOABB is missing."""
     try:
-        from moabb import datasets, paradigms, set_log_level
-        from moabb.datasets import fake
+        from moabb import datasets, paradigms
     except ImportError:
         raise UsageError("make_moabb needs MOABB: python -m pip install -r requirements-peers.txt") from None
-    set_log_level("error")
-    for module in (datasets, fake) if flag == "--dataset" else (paradigms,):
+    for module in (datasets, datasets.fake) if flag == "--dataset" else (paradigms,):
         if hasattr(module, name):
             return getattr(module, name)()
     raise UsageError(f"{flag} {name}: MOABB has no such class, see moabb.{flag[2:]}s")
@@ -54,19 +51,18 @@ def open_class(flag: str, name: str) -> Any:
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
     """Return the data set and a task for each session; downloads what is not there. Raises UsageError, InputError."""
     source = open_class("--dataset", args.dataset)
-    paradigm = open_class("--paradigm", args.paradigm) if args.paradigm else None
-    if paradigm and not paradigm.is_valid(source):
+    if args.paradigm and not (paradigm := open_class("--paradigm", args.paradigm)).is_valid(source):
         raise UsageError(f"--paradigm {args.paradigm} cannot use {args.dataset}: leave it out, or choose another")
-    classes = tuple(paradigm.used_events(source) if paradigm else source.event_id)
-    window = args.window or int(source.interval[1] - source.interval[0])
+    classes = tuple(paradigm.used_events(source) if args.paradigm else source.event_id)
+    window, numbers = args.window or int(source.interval[1] - source.interval[0]), args.subjects or source.subject_list
     if not 1 <= window <= MAX_SECONDS:
         raise UsageError(f"--window {window}: allowed are 1 to {MAX_SECONDS} s (trials: {source.interval} s)")
-    if unknown := set(numbers := args.subjects or source.subject_list).difference(source.subject_list):
+    if unknown := set(numbers).difference(source.subject_list):
         raise UsageError(f"--subjects {min(unknown)}: {args.dataset} has {source.subject_list}")
     split_of, how = sources.chosen_fold(args, map(str, numbers)) or ({}, f"by {args.split}")
     if not split_of and args.split == "subject":
         split_of = sources.train_val_test(map(str, numbers), args.seed, f"--dataset {args.dataset}")
-    tasks = []
+    tasks, made = [], {"source": f"MOABB {args.dataset}", "split": how, "paradigm": args.paradigm}
     for number in numbers:
         sessions = sorted(source.get_data([number])[number])
         ends = {1: ["train"], 2: ["train", "test"]}.get(len(sessions), ["val", "test"])
@@ -74,7 +70,6 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
             task = dict.fromkeys(("path", "recording"), f"{args.dataset}-{number}-{session}")
             task |= {"dataset": args.dataset, "number": number, "session": session, "subject": str(number)}
             tasks.append(task | {"split": split_of.get(str(number), split), "window": window, "classes": classes})
-    made = {"source": f"MOABB {args.dataset}", "split": how, "paradigm": args.paradigm}
     return DataSet(args.dataset, classes=classes, window=window, made=made), tasks
 
 

@@ -13,6 +13,7 @@ import mne
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 from scipy.signal import resample_poly, welch
+from scipy.spatial.distance import pdist, squareform
 from scipy.stats import spearmanr
 
 from dataset_maker.bads import PLACES
@@ -88,22 +89,16 @@ def _likeness(eeg: np.ndarray, electrodes: tuple[str, ...]) -> tuple[float, floa
     eeg: (N, time). Both are rank correlations over pairs. None where too few places are known.
     """
     montage = next(name for name in PLACES if name in mne.channels.get_builtin_montages())
-    known = {name.upper(): place for name, place in _places(montage).items()}
+    known = mne.channels.make_standard_montage(montage).get_positions()["ch_pos"]
+    known = {name.upper(): place for name, place in known.items()}
     rows = [row for row, name in enumerate(electrodes) if name in known and eeg[row].std() > 0]
     if len(rows) < LEAST_PLACES:
         return None
-    places = np.array([known[electrodes[row]] for row in rows])
-    pairs = np.triu_indices(len(rows), 1)
-    near = -np.linalg.norm(places[:, None] - places, axis=2)[pairs]
-    alike = np.corrcoef(eeg[rows])
-    draw = np.random.default_rng(0)
+    near = -squareform(pdist([known[electrodes[row]] for row in rows]))
+    pairs, alike, draw = np.triu_indices(len(rows), 1), np.corrcoef(eeg[rows]), np.random.default_rng(0)
     orders = [np.arange(len(rows)), *(draw.permutation(len(rows)) for _ in range(SHUFFLES))]
-    own, *others = (float(spearmanr(near, alike[np.ix_(order, order)][pairs])[0]) for order in orders)
+    own, *others = (float(spearmanr(near[pairs], alike[np.ix_(order, order)][pairs])[0]) for order in orders)
     return own, max(others)
-
-
-def _places(montage: str) -> dict[str, np.ndarray]:
-    return mne.channels.make_standard_montage(montage).get_positions()["ch_pos"]
 
 
 def rhythm(spectra: list[np.ndarray]) -> float | None:
@@ -120,55 +115,52 @@ def rhythm(spectra: list[np.ndarray]) -> float | None:
     return float(inside[height.argmax()]) if height.max() > PROMINENT else None
 
 
-def report(found: Findings) -> list[str]:
-    """Log a table and what it says; return what is wrong with the recordings, each with its way out."""
+def report(found: Findings, *, scale: float = 1.0) -> list[str]:
+    """Log a table and what it says; return what is wrong with the recordings, each with its way out.
+
+    scale: factor that they have had already.
+    """
     errors = {name: float(np.mean(values)) for name, values in found.errors.items()}
     logger.info("%d recording(s); the tokenizer reconstructs their spectra with an error of", len(found.medians))
     for name, error in errors.items():
         logger.info("  %.4f %s", error, name)
     logger.info("(slower signals always have smaller errors, so the error says nothing of the rate)")
-    return [
-        text
-        for text in (_of_scale(errors, found.medians), _of_rate(found.spectra), _of_electrodes(found.alike))
-        if text
-    ]
+    wrong = (
+        _of_scale(errors, float(np.mean(found.medians)), scale),
+        _of_rate(found.spectra),
+        _of_electrodes(found.alike),
+    )
+    return [text for text in wrong if text]
 
 
-def _of_scale(errors: dict[str, float], medians: list[float]) -> str | None:
-    median = float(np.mean(medians))
-    likely = [scale for scale in SCALES if LIKELY[0] <= scale * median <= LIKELY[1]]
-    best = min(likely or SCALES, key=lambda scale: errors[_scaled(scale)])
+def _of_scale(errors: dict[str, float], median: float, scale: float) -> str:
+    likely = [factor for factor in SCALES if LIKELY[0] <= factor * median <= LIKELY[1]]
+    best = min(likely or SCALES, key=lambda factor: errors[_scaled(factor)])
     among = "" if likely else f"; none gives a median |EEG| of {LIKELY[0]:g} to {LIKELY[1]:g} uV"
     logger.info("scale: median |EEG| %.3g uV; fits best: %s%s", median, _scaled(best), among)
-    return None if best == 1 else f"the values fit better x {best:g}: --scale {best:g}"
+    return "" if best == 1 else f"the values fit better x {best:g}: --scale {best * scale:g}"
 
 
-def _of_rate(spectra: list[np.ndarray]) -> str | None:
-    hz = rhythm(spectra)
-    best = next((k for k, (low, high) in RATES.items() if hz is not None and low <= hz <= high), None)
-    if hz is None or best is None:
-        logger.info("rate: cannot tell, no rhythm stands out where alpha would be%s", f" ({hz:.1f} Hz)" if hz else "")
-        return None
-    logger.info(
-        "rate: the most prominent rhythm has %.1f Hz; fits best: %s", hz, f"x {best:g}" if best != 1 else "as given"
-    )
+def _of_rate(spectra: list[np.ndarray]) -> str:
+    hz = rhythm(spectra) or 0.0
+    best = next((factor for factor, (low, high) in RATES.items() if low <= hz <= high), None)
+    if best is None:
+        logger.info("rate: cannot tell, no rhythm stands out where alpha would be")
+        return ""
+    logger.info("rate: the most prominent rhythm has %.1f Hz; fits best: %s", hz, _scaled(best))
     return (
-        None
-        if best == 1
-        else f"the rate fits better x {best:g} (alpha would be at {hz:.1f} Hz): correct the recordings"
+        "" if best == 1 else f"the rate fits better x {best:g} (alpha would be at {hz:.1f} Hz): correct the recordings"
     )
 
 
-def _of_electrodes(alike: list[tuple[float, float]]) -> str | None:
+def _of_electrodes(alike: list[tuple[float, float]]) -> str:
     if not alike:
         logger.info("electrodes: cannot tell, fewer than %d have a place that is known", LEAST_PLACES)
-        return None
-    own, most = np.mean(alike, axis=0)
-    shuffled = sum(mine <= other for mine, other in alike)
+        return ""
+    shuffled = sum(own <= most for own, most in alike)
     text = (
         "electrodes: near ones are alike, rank correlation %.2f (in random orders at most %.2f); as given in %d of %d"
     )
-    logger.info(text, own, most, len(alike) - shuffled, len(alike))
-    if 2 * shuffled < len(alike):
-        return None
-    return "electrodes fit no better than in random orders: correct the channels' names (--rename)"
+    logger.info(text, *np.mean(alike, axis=0), len(alike) - shuffled, len(alike))
+    wrong = "electrodes fit no better than in random orders: correct the channels' names (--rename)"
+    return wrong if 2 * shuffled >= len(alike) else ""

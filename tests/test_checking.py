@@ -85,6 +85,7 @@ def test_of_two_likely_scales_the_tokenizers_error_decides(caplog: pytest.LogCap
     with caplog.at_level("INFO"):
         assert checking.report(found) == ["the values fit better x 100: --scale 100"], "140 uV is likely as well"
     assert "rate: cannot tell" in caplog.text and "electrodes: cannot tell" in caplog.text
+    assert checking.report(found, scale=10) == ["the values fit better x 100: --scale 1000"]
     found.medians[:] = 30, 40
     assert checking.report(found) == [], "whatever the error of 3500 uV"
 

@@ -75,10 +75,22 @@ def test_targets_that_are_no_whole_numbers_are_a_regression_and_subjects_are_spl
             )
 
 
+def test_targets_that_are_texts_are_the_classes(braindecode: Any, tmp_path: Path) -> None:
+    data = windows_of(braindecode)
+    for part, target in zip(data.datasets, ("old", "young", "old"), strict=True):
+        part.metadata["target"] = target
+    with h5py.File(from_braindecode(data, tmp_path / "a.hdf5")) as file:
+        labels = {str(g["subject"].asstr()[0]): set(g["label"][:].tolist()) for g in file.values()}
+        assert file.attrs["classes"].tolist() == ["old", "young"] and labels == {"1": {0}, "2": {1}, "3": {0}}
+
+
 def test_what_cannot_become_samples_is_one_line_and_writes_nothing(braindecode: Any, tmp_path: Path) -> None:
     split = windows_of(braindecode)
     split.set_description({"split": ["test", "train", "dev"]})
+    untold = windows_of(braindecode)
+    untold.datasets[1].metadata["target"] = np.nan
     cases = {
+        "no target .NaN.": (untold, {}),
         "use_mne_epochs": (windows_of(braindecode, use_mne_epochs=True), {}),
         "1 to 16 whole seconds": (windows_of(braindecode, window_size_samples=300, window_stride_samples=300), {}),
         "2 subjects cannot be split": (windows_of(braindecode, 2), {}),

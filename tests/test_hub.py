@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import h5py
 import pytest
 import torch
 import yaml
@@ -173,6 +174,22 @@ def test_stages_start_from_the_hub_and_keep_what_they_fetched(server: Hub, tmp_p
         assert len(server.asked) == asked, "nothing is fetched unless a flag names it"
         own = checkpoints.read(tmp_path / f"local {script}" / "checkpoint.pth")
         assert equal(state["model"], own["model"]) and "fetched" not in own["settings"]
+
+
+def test_results_say_what_was_fetched_and_a_run_resumes_from_the_hub(server: Hub, tmp_path: Path) -> None:
+    train = pretraining_file(tmp_path / "train.hdf5", seconds=(8,))
+    held = {"vqnsp.pth": content(tmp_path / "t.pth", random_module(TINY, n_code=16, code_dim=8))}
+    server.files["org/model", "main"] = held
+    words = ["tokenize", "--checkpoint", "hf://org/model", "--input", train, "--output", tmp_path / "codes.hdf5"]
+    words += ["--window", 2]
+    assert call("run_inference", *words) == 0
+    with h5py.File(tmp_path / "codes.hdf5") as file:
+        assert file.attrs["fetched"].startswith(f"hf://org/model@{'a' * 40}/vqnsp.pth (SHA-256 ")
+    words = [*STAGE_2, "--train_data", train, "--tokenizer_weight", tmp_path / "t.pth", "--output_dir"]
+    assert call("run_labram_pretraining", *words, tmp_path / "run") == 0
+    held["run.pth"] = (tmp_path / "run" / "checkpoint.pth").read_bytes()
+    assert call("run_labram_pretraining", *words, tmp_path / "more", "--resume", "hf://org/model/run.pth") == 0
+    assert (tmp_path / "more" / "checkpoint.pth").read_bytes() == held["run.pth"], "all epochs are done"
 
 
 @pytest.mark.parametrize("to", ["safetensors", "braindecode"])

@@ -35,17 +35,17 @@ def client() -> Any:
 
 def local_file(place: str | Path) -> Path:
     """Return the path of a checkpoint on this machine, fetched if `place` is an address on the hub."""
-    return _fetch(str(place))[0] if is_address(place) else Path(place)
+    return _fetch(Path(place).as_posix())[0] if is_address(place) else Path(place)
 
 
 def described(place: str | Path | None) -> dict[str, str]:
     """Return what checkpoints keep of a fetched file: repository, revision (commit), file, SHA-256. A path gives {}."""
-    return {"fetched": _fetch(str(place))[1]} if place is not None and is_address(place) else {}
+    return {"fetched": _fetch(Path(place).as_posix())[1]} if place is not None and is_address(place) else {}
 
 
 def is_address(place: str | Path) -> bool:
     """Whether a flag's value is an address on the hub, not a path."""
-    return str(place).startswith("hf:/")
+    return Path(place).as_posix().startswith("hf:/")
 
 
 @lru_cache
@@ -65,7 +65,7 @@ def _fetch(address: str) -> tuple[Path, str]:
             f"{_shown(repo, revision, parts['file'])}: cannot be fetched, {type(error).__name__} "
             f"({one_line(error)[:200]}): correct the address, log in (hf auth login), or name a file on this machine"
         ) from error
-    commit = path.parts[path.parts.index("snapshots") + 1]  # of the client's cache
+    commit = path.parts[-1 - len(Path(name).parts)]  # the client keeps snapshots/COMMIT/FILE
     text = f"{_shown(repo, commit, name)} (SHA-256 {sha256(path)})"
     logger.info("Fetched %s.", text)
     return path, text

@@ -21,7 +21,7 @@ from errors import InputError
 from files import code_version, plain, set_aside, sha256, write_json
 from layers import load_strictly
 from optim_factory import MAX_NONFINITE, Outcome, Update
-from training import FREE_FLAGS, checkpoints
+from training import FREE_FLAGS, checkpoints, hub
 from training.checkpoints import digest_of_weights
 from training.log import MetricLog, RunLog, append, environment, list_windows
 from utils import Run, gather
@@ -121,8 +121,9 @@ class TrainingState:
         if not args.resume:
             restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
             return checkpoints.read_newest(folder) if args.auto_resume or restarted else None
-        given = args.resume, checkpoints.read(args.resume)
-        self.resumed_from = sha256(args.resume)
+        path = hub.local_file(args.resume)
+        given = path, checkpoints.read(path)
+        self.resumed_from = sha256(path)
         with suppress(InputError):  # if all in the folder are damaged, the file of --resume is the way out
             newest = checkpoints.read_newest(folder)
             if newest is not None and newest[1].get("resumed_from") == self.resumed_from:
