@@ -367,7 +367,7 @@ def load_strictly(module: nn.Module, weights: dict[str, Tensor], *, where: str) 
         module.load_state_dict(weights)
     except RuntimeError as error:
         differences = textwrap.shorten(str(error).partition(":")[2], MESSAGE_WIDTH).rstrip(".")
-        way_out = "choose the model of the same size, in stage 3 with the same --pool and --dataset"
+        way_out = "choose the model of the same size, and the --phase_loss, or --pool and --dataset, of its training"
         raise InputError(f"{where}: another architecture: {differences}: {way_out}") from error
 
 
