@@ -27,6 +27,7 @@ OPEN_FILES, OPEN_DATASETS = 128, 1024  # that a process keeps; a data set takes 
 CHUNK_CACHE = 2**17  # bytes: a usual chunk is read in one piece; more gains nothing where windows are shuffled
 CHUNK_SLOTS = 11
 UNIT = 100.0  # uV: files hold microvolts, models see EEG / 100
+DIVISOR = np.full((), UNIT, np.float32)  # spares NumPy a conversion a window
 STORED = {"<f4": h5py.h5t.IEEE_F32LE, "<f2": h5py.h5t.IEEE_F16LE}  # types that are read past HDF5
 _room = threading.local()  # what a thread reads into before it is divided
 
@@ -185,7 +186,7 @@ def divide_into(out: np.ndarray, values: np.ndarray) -> None:
     if out.dtype == np.float16:
         np.copyto(out, values, casting="no")
     else:
-        np.divide(values, UNIT, out=out, dtype=np.float32)
+        np.divide(values, DIVISOR, out=out, dtype=np.float32)
 
 
 def read_signal(path: Path, name: str, place: Any, where: str, dtype: Any = np.float32) -> np.ndarray:

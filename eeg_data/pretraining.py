@@ -40,6 +40,7 @@ from utils import Run
 logger = logging.getLogger(__name__)
 
 DEFAULT_VAL_DATA = Path("data/pretrain_val")
+NO_MASK = torch.empty(0, dtype=torch.bool)
 
 MaskMaker = Callable[..., Tensor]  # (patches, generator=...) -> (1, patches) bool
 
@@ -95,7 +96,7 @@ class PretrainingDataset:
     def mask(self, key: Key) -> Tensor:
         """Make the mask of a window, (N*A,) bool; empty where no masks are made."""
         if self.make_mask is None:
-            return torch.empty(0, dtype=torch.bool)
+            return NO_MASK
         state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
         electrodes, samples = self.shape([key])

@@ -4,6 +4,7 @@ Works without torch. `pretraining.py` makes batches of it.
 """
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -128,15 +129,16 @@ class Windows:
         runs = [(which, run.start, len(run)) for which, (kept, _) in enumerate(windows) for run in kept]
         owners, firsts, lengths = np.array(runs, dtype=np.int64).reshape(-1, 3).T
         self.runs = owners, firsts, np.cumsum(lengths)  # recording, its first window, number of windows up to its end
+        self._runs = [part.data for part in self.runs]  # for single numbers NumPy takes four times as long
 
     def __len__(self) -> int:
         return int(self.runs[2].max(initial=0))
 
     def locate(self, index: int) -> tuple[Recording, int]:
         """Find the recording and the first sample of a window."""
-        owners, firsts, ends = self.runs
-        run = int(np.searchsorted(ends, index, side="right"))
-        number = int(firsts[run]) + index - (int(ends[run - 1]) if run else 0)
+        owners, firsts, ends = self._runs
+        run = bisect_right(ends, index)
+        number = firsts[run] + index - (ends[run - 1] if run else 0)
         return self.recordings[owners[run]], number * self.stride
 
     def __getitem__(self, index: int) -> np.ndarray:
