@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from eeg_data.verdicts import TYPICAL
 from errors import InputError, UsageError
@@ -41,7 +42,7 @@ def level_factors(levels: np.ndarray, owners: np.ndarray, where: str) -> np.ndar
 
     Raises InputError for an owner whose signal is zero.
     """
-    medians = np.array([np.median(levels[owners == owner]) for owner in range(owners.max(initial=-1) + 1)])
+    medians = pd.Series(levels).groupby(owners).transform("median").to_numpy()  # of windows that are finite
     if (medians == 0).any():
         raise InputError(f"--scale_by: {where}: half of a signal's values are 0, which no factor changes: leave it out")
-    return (TYPICAL / medians[owners]).astype(np.float32)
+    return (TYPICAL / medians).astype(np.float32)

@@ -151,7 +151,9 @@ def test_signals_are_scaled_by_numpys_medians_to_fifteen_microvolts(tmp_path: Pa
             assert abs(factor - 1) > 0.05
 
 
-def test_a_signal_of_zeros_cannot_be_scaled() -> None:
+def test_a_signal_of_zeros_cannot_be_scaled_and_a_window_that_is_not_finite_spoils_no_other() -> None:
+    factors = level_factors(np.array([10.0, np.nan, 30.0, 5.0]), np.array([1, 1, 1, 0]), "here")
+    np.testing.assert_array_equal(factors, np.array([0.75, 0.75, 0.75, 3.0], np.float32))
     with pytest.raises(InputError, match=r"--scale_by: here: half of a signal's values are 0"):
         level_factors(np.array([1.0, 0.0]), np.array([0, 1]), "here")
 
