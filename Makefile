@@ -22,8 +22,8 @@ suite: $(VENV)/tests.stamp
 	$(PYTEST) $(FLAGS)
 coverage: $(VENV)/tests.stamp
 	$(PYTEST) --cov --cov-report term $(FLAGS)
-# The whole suite with its slow tests: more killed runs, more damaged files, the benchmarks.
-nightly: $(VENV)/tests.stamp
+# The whole suite with its slow tests: more killed runs, more damaged files, the benchmarks, MOABB.
+nightly: $(VENV)/peers.stamp
 	LABRAM_SOAK=20 LABRAM_FUZZ=1000 $(PYTEST) -m "" $(FLAGS)
 # FLAGS="--eegmat DIR --eegmmidb DIR" says where the recordings are.
 reference: env
@@ -37,4 +37,7 @@ $(VENV)/product.stamp: requirements.txt constraints.txt
 	touch $@
 $(VENV)/tests.stamp: $(VENV)/product.stamp benchmarks/requirements.txt requirements-formats.txt
 	$(INSTALL) benchmarks/requirements.txt
+	touch $@
+$(VENV)/peers.stamp: $(VENV)/tests.stamp requirements-peers.txt
+	$(INSTALL) requirements-peers.txt
 	touch $@

@@ -248,7 +248,7 @@ def test_hugging_faces_loader_reads_a_folder_with_its_names(labram: Any, ours: P
 
 
 def test_neuralbenchs_wrapper_reads_an_export_and_computes_the_same(tmp_path: Path) -> None:
-    why = "neuraltrain, NeuralBench's models, is missing: pip install neuraltrain"
+    why = "neuraltrain, NeuralBench's models, is missing: pip install neuraltrain exca"
     wrapper = pytest.importorskip("neuraltrain.models.labram", reason=why)
     model: Any = trained(num_classes=3)
     names, output = ["C3", "Cz", "C4"], tmp_path / "mine" / "model.safetensors"
