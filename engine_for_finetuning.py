@@ -150,6 +150,7 @@ def fit_ridge(state: TrainingState, tasks: Sequence[Task]) -> dict[str, float]:
         targets = ridge_targets(task.kind, labels, head.out_features)
         weights = torch.ones(len(labels)) if task.class_weights is None else task.class_weights.cpu()[labels]
         features, double = train.features[number], (run.device, torch.float64)
+        _check_finite(features.numpy(), windows)
         problem = features.to(*double), targets.to(*double), weights.to(*double)
         subjects, groups = np.unique(windows.subjects, return_inverse=True)
         if len(subjects) < 2:
@@ -208,17 +209,22 @@ def evaluate(model: nn.Module, loader: Loader, run: Run, task: Task) -> tuple[di
     for values, places in parts:
         whole[places] = values
     assert np.isin(np.arange(len(labels)), np.concatenate([p[1] for p in parts])).all(), "a sample was left out"
-    if not np.isfinite(whole).all():
-        where = dataset.recordings[int(np.flatnonzero(~np.isfinite(whole).all(axis=1))[0])]
-        raise InputError(
-            f"{dataset.path}, group {dataset.split}, recording {where}: the model's output is not finite: look for NaN "
-            "in the data, or for weights that diverged (lower --lr)"
-        )
+    _check_finite(whole, dataset)
     if task.centring is not None:  # the head is linear: of centred features it makes centred logits, but for the bias
         head: Any = model.head_of(task.head)  # type: ignore[operator]
         whole = task.centring.centre(whole, task.centring.groups(dataset)) + head.bias.double().cpu().numpy()
     loss = task_loss(task.kind, torch.from_numpy(whole), torch.from_numpy(labels))
     return {"loss": float(loss), **metrics.compute(task.kind, whole, labels)}, whole
+
+
+def _check_finite(values: np.ndarray, dataset: Any) -> None:
+    """Raise InputError if what a model makes of a data set, (samples, ...), is not finite."""
+    if len(wrong := np.flatnonzero(~np.isfinite(values).all(axis=1))):
+        where = dataset.recordings[wrong[0]]
+        raise InputError(
+            f"{dataset.path}, group {dataset.split}, recording {where}: the model's output is not finite: look for NaN "
+            "in the data, or for weights that diverged (lower --lr)"
+        )
 
 
 def _earlier(path: Path) -> dict[str, Any]:

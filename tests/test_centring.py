@@ -79,15 +79,15 @@ def test_a_run_trains_and_is_judged_on_features_minus_numpys_means(
 def test_running_means_move_by_the_share_of_their_windows_and_a_skipped_step_moves_nothing(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     groups, taken = np.array([0, 0, 0, 1, 1, 2]), [True, False, True, True]
-    steps = [[0, 3], [1, 2], [1, 2], [3, 3, 3, 4]]  # a completed batch may show a window twice
+    steps = [[0, 3], [1, 2], [1, 2], [3, 3, 3, 4, 5]]  # a completed batch may show a window twice
     features = [random.standard_normal((len(samples), 5)) for samples in steps]
-    features[1][0] = np.nan
+    features[1][0] = features[3][4, 2] = np.nan
     expected, counts = np.zeros((3, 5)), np.bincount(groups)
     with process_group():
         means = RunningMeans(groups, 5, plain_run(tmp_path))
         for samples, values, was_taken in zip(steps, features, taken, strict=True):
             for number in range(3) if was_taken else ():
-                own = values[groups[samples] == number]
+                own = values[(groups[samples] == number) & np.isfinite(values).all(1)]
                 share = min(1, len(own) / counts[number])
                 expected[number] += share * (own.mean(0) - expected[number]) if len(own) else 0
             for sample, value in zip(samples, values, strict=True):  # in micro-batches of one

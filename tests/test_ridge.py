@@ -114,8 +114,15 @@ def test_the_head_is_scikit_learns_with_the_strength_that_left_out_subjects_choo
         )
 
 
-def test_one_training_subject_cannot_choose_a_strength(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_one_training_subject_cannot_choose_a_strength_and_what_is_not_finite_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     path = labelled_file(tmp_path / "task.hdf5", counts={"train": 4})
     flags = ["--dataset", path, "--output_dir", tmp_path / "run", "--linear_probe", "ridge"]
     assert call("run_class_finetuning", *CLASSIFIER, *flags) == 1
     assert "are of one subject (train-subject0), and others" in capsys.readouterr().err
+    path = labelled_file(tmp_path / "odd.hdf5", counts={"train": 8})
+    with h5py.File(path, "r+") as file:
+        file["train/eeg"][5, 0, 0] = np.nan
+    assert call("run_class_finetuning", *CLASSIFIER, *flags, "--dataset", path) == 1
+    assert "group train, recording train-recording2: the model's output is not finite" in capsys.readouterr().err

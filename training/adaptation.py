@@ -272,10 +272,11 @@ class RunningMeans:
         return self.means[self.groups[samples.to(self.groups.device, non_blocking=True)]]
 
     def add(self, features: Tensor, samples: Tensor) -> None:
-        """Note the features (B, width) of a micro-batch."""
+        """Note the features (B, width) of a micro-batch, but of no window where they are not finite."""
         numbers = torch.arange(len(self.counts), device=self.groups.device)
         owners = self.groups[samples.to(self.groups.device, non_blocking=True)]
         features = nn.functional.pad(features.double(), (0, 1), value=1.0)
+        features = torch.where(features.isfinite().all(1, keepdim=True), features, 0.0)
         # A product, because a GPU's index_add_ adds in another order each time.
         self._sums += (numbers[:, None] == owners).double() @ features
 
