@@ -44,6 +44,14 @@ MOVED = {"dataset_maker/make_eeghdf.py": "demo/make_eeghdf.py", "reference.eeghd
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "mne", "h5py", "braindecode")
 WAYS = ["logistic", "logistic-even", "features-even", "pretrained-even", "scratch-even", "probe-even", "eegnet-even"]
 WAYS += ["last8-even", "pretrained", "scratch", "probe", "eegnet", "last8", "cls-even", "long-even"]
+# With few subjects: from the model that `make demo` pre-trains, in DATA/demo_run.
+FEW = ["logistic-even-center", "eegnet-even-center", "ridge-mean", "ridge-mean-center", "ridge-electrodes"]
+FEW += ["ridge-electrodes-center", "ridge-flatten-center", "ridge-spectrum", "ridge-spectrum-center"]
+FEW += ["ridge-spectrum-center-8"]
+TUNED = ["paper", "small", "electrodes", "center", "electrodes-center", "small-electrodes-center", "attention-center"]
+FEW += [f"tuned-{way}" for way in [*TUNED, "spectrum-center", "small-spectrum-center", "mixup", "head", "scale"]]
+OTHERS = ["adabrain-logistic", "adabrain-logistic-center", "adabrain-ridge-spectrum", "adabrain-ridge-spectrum-center"]
+OTHERS += ["tasks-all", "tasks-ma", "tasks-scp1", "tasks-imagery"]
 PARTS = ["all", "one-mask", "one-mask-twice", "no-kmeans", "no-revival", "sequential", "no-electrodes"]
 PARTS += ["codes-2048", "codes-8192", "codes-8192-no-revival"]
 CELLS = {  # of each table of the README, in the order of its rows
@@ -51,6 +59,9 @@ CELLS = {  # of each table of the README, in the order of its rows
     "stages": ["tokenizer", "pretraining", "tokenizer-eegmat", "pretraining-eegmat"],
     "cv": [f"cv-{way}" for way in WAYS],
     "fixed": [f"fixed-{way}" for way in WAYS],
+    "few": [f"cv-{way}" for way in FEW],
+    "few-fixed": [f"fixed-{way}" for way in FEW],
+    "others": OTHERS,
     "ablation": [f"ablation-{part}" for part in PARTS],
 }
 

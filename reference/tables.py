@@ -1,6 +1,6 @@
-"""Tables of the reference run, from the cells' JSONs into `reference/README.md`, between its markers.
+"""Tables of the reference run, from the cells' JSONs into documents, between their markers.
 
-`python -m reference.tables` after new cells; `--check` only compares the README with the JSONs.
+`python -m reference.tables` after new cells; `--check` only compares the documents with the JSONs.
 """
 
 import argparse
@@ -11,11 +11,11 @@ from typing import Any
 
 from errors import ArgumentParser, InputError, run_script
 from files import check_writable, written_aside
-from reference.cell import CELLS, SHIPPED, read_record
+from reference.cell import CELLS, PROJECT, SHIPPED, read_record
 from reference.intervals import Intervals, Records
 from results.tables import published_sets
 
-BASE = "cv-logistic-even"  # rows of cross-validation are compared with it
+BASES = {"cv": "cv-logistic-even", "few": "cv-logistic-even-center"}  # what rows of cross-validation are compared with
 SHOWN = {"balanced_accuracy": "balanced accuracy", "pr_auc": "AUPRC", "roc_auc": "AUROC"}
 NOTHING = "-"
 Found = Mapping[str, Records]  # of each cell, by seed
@@ -25,7 +25,8 @@ def get_args() -> argparse.Namespace:
     """Read the command line."""
     parser = ArgumentParser(prog="python -m reference.tables", description=__doc__)
     parser.add_argument("--results", type=Path, default=SHIPPED, help="folder of the JSONs")
-    parser.add_argument("--readme", type=Path, default=SHIPPED.with_name("README.md"), help="file with the markers")
+    pages = [SHIPPED.with_name("README.md"), PROJECT / "docs" / "few_subjects.md"]
+    parser.add_argument("--readme", type=Path, nargs="+", default=pages, help="files with markers")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where the text differs")
     return parser.parse_args()
 
@@ -90,26 +91,27 @@ def stages(found: Found) -> str:
     return markdown(lines[0], lines[1:])
 
 
-def cross_validation(found: Found, intervals: Intervals) -> str:
-    """MentalArithmetic by cross-validation: pooled over folds, with intervals over subjects."""
+def cross_validation(found: Found, intervals: Intervals, name: str) -> str:
+    """MentalArithmetic by cross-validation: pooled over folds, with intervals over subjects. name: in CELLS."""
 
     def row(records: Records) -> list[str]:
         ends = intervals.get(records)
         own = {name: statistics.mean(record["metrics"][name] for record in records) for name in SHOWN}
         texts = [f"{own[name]:.3f} [{ends[name][0]:.3f}, {ends[name][1]:.3f}]" for name in SHOWN]
-        base = found.get(BASE)
-        if base is None or records[0]["cell"] == BASE:
+        base = found.get(BASES[name])
+        if base is None or records[0]["cell"] == BASES[name]:
             return [*texts, NOTHING]
         low, high = intervals.get(records, base)["roc_auc"]
         other = statistics.mean(record["metrics"]["roc_auc"] for record in base)
         return [*texts, f"{own['roc_auc'] - other:+.3f} [{low:+.3f}, {high:+.3f}]"]
 
-    lines = table(found, "cv", ["method", *SHOWN.values(), "AUROC less row 2's"], row)
+    number = CELLS[name].index(BASES[name]) + 1
+    lines = table(found, name, ["method", *SHOWN.values(), f"AUROC less row {number}'s"], row)
     return markdown(lines[0], lines[1:])
 
 
-def fixed_split(found: Found) -> str:
-    """MentalArithmetic on the published split, with the published rows."""
+def fixed_split(found: Found, name: str) -> str:
+    """MentalArithmetic on the published split; `fixed` also has the published rows. name: in CELLS."""
 
     def row(records: Records) -> list[str]:
         runs = [record["runs"][-1] for record in records]
@@ -119,10 +121,10 @@ def fixed_split(found: Found) -> str:
         last = mean([run["metrics"]["last"][f"{split}_roc_auc"] for run in runs]) if trained else NOTHING
         return [split, *texts, last]
 
-    lines = table(found, "fixed", ["method", "measured on", *SHOWN.values(), "AUROC, last epoch"], row)
-    for name, pairs in published_sets()["MentalArithmetic"]["rows"].items():
+    lines = table(found, name, ["method", "measured on", *SHOWN.values(), "AUROC, last epoch"], row)
+    for method, pairs in published_sets()["MentalArithmetic"]["rows"].items() if name == "fixed" else ():
         values = [f"{value:.3f} ± {spread:.3f}" for value, spread in pairs]
-        lines.append([f"*{name}*, published", "5", "test, 32-35", *values, NOTHING, NOTHING])
+        lines.append([f"*{method}*, published", "5", "test, 32-35", *values, NOTHING, NOTHING])
     return markdown(lines[0], lines[1:])
 
 
@@ -149,12 +151,13 @@ def gain(line: dict[str, float | None], masks: int) -> float | None:
 
 
 def insert(text: str, parts: dict[str, str], where: Path) -> str:
-    """The text with these parts between their markers. Raises InputError for a marker that is not there once."""
-    for name, part in parts.items():
+    """The text with the parts that it has markers for. Raises InputError for none, or one that is not there once."""
+    named = [name for name in parts if f"<!-- begin {name} -->" in text]
+    for name in named or [min(parts)]:
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
         if (text.count(begin), text.count(end)) != (1, 1) or text.index(begin) > text.index(end):
             raise InputError(f"{where} needs one line `{begin.strip()}` and after it one `{end}`: {name} goes between")
-        text = f"{text[: text.index(begin)]}{begin}{part}\n{text[text.index(end) :]}"
+        text = f"{text[: text.index(begin)]}{begin}{parts[name]}\n{text[text.index(end) :]}"
     return text
 
 
@@ -162,26 +165,30 @@ def main(args: argparse.Namespace) -> None:
     """Write the tables, or check them."""
     found = load(args.results)
     intervals = Intervals(args.results)
-    try:
-        before = args.readme.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--readme {args.readme} cannot be read ({error.strerror})") from error
     parts = {
         "stages": stages(found),
-        "cross-validation": cross_validation(found, intervals),
-        "fixed split": fixed_split(found),
+        "cross-validation": cross_validation(found, intervals, "cv"),
+        "fixed split": fixed_split(found, "fixed"),
+        "few subjects": cross_validation(found, intervals, "few"),
+        "few subjects, fixed split": fixed_split(found, "few-fixed"),
         "ablation": ablation(found),
     }
-    after = insert(before, parts, args.readme)
-    if args.check:
-        if after != before:
-            raise InputError(f"{args.readme} differs from {args.results}: run python -m reference.tables")
-        return
-    check_writable(args.results, "--results")
-    intervals.save()
-    with written_aside(args.readme) as part:
-        part.write_text(after, encoding="utf-8")
-    print(f"{args.readme}: {sum(map(len, found.values()))} cells and seeds.")
+    if not args.check:
+        check_writable(args.results, "--results")
+    for page in args.readme:
+        try:
+            before = page.read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"--readme {page} cannot be read ({error.strerror})") from error
+        after = insert(before, parts, page)
+        if args.check and after != before:
+            raise InputError(f"{page} differs from {args.results}: run python -m reference.tables")
+        if not args.check:
+            with written_aside(page) as part:
+                part.write_text(after, encoding="utf-8")
+    if not args.check:
+        intervals.save()
+        print(f"{', '.join(map(str, args.readme))}: {sum(map(len, found.values()))} cells and seeds.")
 
 
 if __name__ == "__main__":

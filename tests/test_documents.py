@@ -17,7 +17,7 @@ from dataset_maker import make_eegmat, tuh
 from documents import ITEM, Reader, items
 from run_helpers import ROOT, labelled_file, noise
 
-DOCS = ("data", "recordings", "training", "finetuning", "inference", "faq", "tuab_tuev")
+DOCS = ("data", "recordings", "training", "finetuning", "few_subjects", "inference", "faq", "tuab_tuev")
 RUN = ["README", *(f"docs/{name}" for name in DOCS)]
 ALL = [*RUN, "docs/differences", "docs/faq.zh", "benchmarks/README", "reference/README"]
 FOLDERS = {path.parent.name for path in ROOT.glob("*/*.py")}  # of the project, not of its user
@@ -42,7 +42,7 @@ def recordings(folder: Path) -> None:
     """Write recordings under the names that the documents use, and a manifest."""
     for name in ("S01", "S02"):
         recording(folder / f"recordings/{name}.edf", 34, ("C3", "Cz", "C4", "Pz"), rate=256)
-    for subject in (0, 28, 32):
+    for subject in (0, 1, 28, 32):
         for part in (1, 2):
             path = folder / f"eegmat/Subject{subject:02d}_{part}.edf"
             recording(path, 11, [f"EEG {name.title()}" for name in make_eegmat.DATA_SET.electrodes])
