@@ -54,7 +54,8 @@ class Head(nn.Linear):
         features = norm(patches.mean(2) if self.pool == "electrodes" else patches).flatten(1)
         if features.shape[1] != self.in_features:
             own = self.in_features // self.width // patches.shape[1]
-            raise InputError(f"windows of {seconds} s, but the head (--pool flatten) has weights for {own} s: cut such")
+            text = f"windows of {seconds} s, but the head (--pool flatten) has weights for {own} s"
+            raise InputError(f"{text}: cut windows of {own} s")
         return features
 
     def check(self, channels: Tensor, *, where: str) -> None:

@@ -217,7 +217,8 @@ def read_files(args: argparse.Namespace) -> list[LabelledFile]:
     regression = all(file.task == "regression" for file in files)
     if args.recipe == "small" and regression:
         args.class_weights = "none"
-    if recipe := [f"--{name} {getattr(args, name)}" for name in RECIPES[args.recipe]]:
+    values = {name: getattr(args, name) for name in RECIPES[args.recipe]}
+    if recipe := [f"--{name} {value}" for name, value in values.items() if value is not None]:
         logger.info("--recipe %s: %s", args.recipe, " ".join(recipe))
     if args.class_weights != "none" and regression:
         raise UsageError(f"--class_weights {args.class_weights}: {files[0].path} is a regression, which has no classes")
@@ -235,11 +236,10 @@ def read_files(args: argparse.Namespace) -> list[LabelledFile]:
 def build_tasks(args: argparse.Namespace, files: Sequence[LabelledFile]) -> tuple[list[Task], BestEpoch]:
     """Make the tasks, still without data, and what selects the epoch of the run. Raises UsageError for --select_by."""
     several = len(files) > 1
-    tasks = []
+    tasks, rule, words = [], centring.centring_of(vars(args)), centring.words_of(vars(args))
     for file in files:
         best = BestEpoch(args.select_by or SELECT_BY[file.task], file.task, patience=args.patience)
         head = file.slug if several else None
-        rule, words = centring.centring_of(vars(args)), centring.words_of(vars(args))
         tasks.append(Task(file.task, head, best, centring=rule, transductive=words))
     return tasks, BestEpoch("score", None, patience=args.patience) if several else tasks[0].best
 
@@ -257,7 +257,7 @@ def add_data(
     Raises UsageError if --patience has no validation samples.
     """
     loaders = labelled_data.build_labelled_loaders(args, run, files, accumulation=accumulation)
-    if args.patience and not any(own.val for own in loaders):
+    if args.patience and all(own.val is None for own in loaders):  # one may have no batches for this process
         text = f"--patience {args.patience}: {files[0].path} has no validation samples to judge an epoch by: use 0"
         raise UsageError(text)
     for task, own, windows in zip(tasks, loaders, loaders[0].train.dataset.parts, strict=True):

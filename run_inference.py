@@ -7,6 +7,7 @@ import argparse
 import inspect
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -126,9 +127,7 @@ def infer(args: argparse.Namespace) -> None:
     model.check(args.verb, vars(args))
     window = model.description.window_seconds or None if args.window is None else args.window
     options = Options(pipeline, args.prepared, window=window, stride=args.stride)
-    recordings = list(find(args.input, options, split=args.split))
-    if args.split and not any(where.endswith(f", group {args.split}") for where, _ in recordings):
-        raise UsageError(f"--split {args.split}: is for labelled HDF5, and --input has none: leave the flag out")
+    recordings = _find(args, options)
     with output.results_file(args.output, _description(args, model)) as file:
         passed_over = 0
         for _, opener in recordings:
@@ -157,8 +156,16 @@ def infer(args: argparse.Namespace) -> None:
         raise InputError(f"{left_out} of {len(recordings)} recordings are left out of {args.output}: see above")
 
 
+def _find(args: argparse.Namespace, options: Options) -> list[tuple[str, Callable[[], Windows]]]:
+    """Find the recordings of --input. Raises UsageError if --split is for none of them."""
+    recordings = list(find(args.input, options, split=args.split))
+    if args.split and not any(where.endswith(f", group {args.split}") for where, _ in recordings):
+        raise UsageError(f"--split {args.split}: is for labelled HDF5, and --input has none: leave the flag out")
+    return recordings
+
+
 def check(args: argparse.Namespace) -> None:
-    """Say which scale, rate and order of electrodes fit best. Raises InputError unless it is that of the recordings."""
+    """Say which scale, rate and order of electrodes fit best. Raises InputError if another one fits better."""
     args.scale = args.scale or 1.0  # or odd amplitudes would be refused
     model = load(args.checkpoint, **{name: getattr(args, name) for name in ("device", "averaged", "precision", "task")})
     model.check("reconstruct")
@@ -167,7 +174,7 @@ def check(args: argparse.Namespace) -> None:
     )
     error_of = partial(model.reconstruction_error, batch_size=args.batch_size)
     found, left_out = checking.Findings(), 0
-    for _, opener in find(args.input, options, split=args.split):
+    for _, opener in _find(args, options):
         try:
             checking.measure(error_of, opener(), found)
         except UsageError:

@@ -10,6 +10,7 @@ import sys
 sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by the file's path
 
 import argparse
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -48,23 +49,32 @@ def open_class(flag: str, name: str) -> Any:
     raise UsageError(f"{flag} {name}: MOABB has no such class, see moabb.{flag[2:]}s")
 
 
+def session_number(name: str) -> int:
+    """Return the number that MOABB puts first in a session's name: of 10 sessions, 9 comes after 2."""
+    return int(re.match(r"\d*", name)[0] or 0)  # type: ignore[index]  # it always matches
+
+
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
     """Return the data set and a task for each session; downloads what is not there. Raises UsageError, InputError."""
     source = open_class("--dataset", args.dataset)
     if args.paradigm and not (paradigm := open_class("--paradigm", args.paradigm)).is_valid(source):
         raise UsageError(f"--paradigm {args.paradigm} cannot use {args.dataset}: leave it out, or choose another")
     classes = tuple(paradigm.used_events(source) if args.paradigm else source.event_id)
-    window, numbers = args.window or int(source.interval[1] - source.interval[0]), args.subjects or source.subject_list
+    window = int(source.interval[1] - source.interval[0]) if args.window is None else args.window
+    numbers = args.subjects or source.subject_list
     if not 1 <= window <= MAX_SECONDS:
         raise UsageError(f"--window {window}: allowed are 1 to {MAX_SECONDS} s (trials: {source.interval} s)")
     if unknown := set(numbers).difference(source.subject_list):
         raise UsageError(f"--subjects {min(unknown)}: {args.dataset} has {source.subject_list}")
-    split_of, how = sources.chosen_fold(args, map(str, numbers)) or ({}, f"by {args.split}")
+    if args.folds is not None and args.split == "session":
+        raise UsageError("--split session: leave it out with --folds, which split by subject")
+    split_of, how = sources.chosen_fold(args, map(str, numbers)) or ({}, "by session")
     if not split_of and args.split == "subject":
+        how = f"by subject, seed {args.seed}"
         split_of = sources.train_val_test(map(str, numbers), args.seed, f"--dataset {args.dataset}")
     tasks, made = [], {"source": f"MOABB {args.dataset}", "split": how, "paradigm": args.paradigm}
     for number in numbers:
-        sessions = sorted(source.get_data([number])[number])
+        sessions = sorted(source.get_data([number])[number], key=session_number)
         ends = {1: ["train"], 2: ["train", "test"]}.get(len(sessions), ["val", "test"])
         for session, split in zip(sessions, ["train"] * (len(sessions) - len(ends)) + ends, strict=True):
             task = dict.fromkeys(("path", "recording"), f"{args.dataset}-{number}-{session}")

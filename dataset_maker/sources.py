@@ -117,7 +117,7 @@ def subject_of(path: Path, pattern: str | None = None) -> str:
 
 
 def codes_of(recording: str) -> set[str]:
-    """Return what the name of a recording says of its subject: 01 and sub-01 of BIDS, or all up to the first `_`."""
+    """Return the codes of the subject in a recording's name: 01 and sub-01 of BIDS, or all up to the first `_`."""
     code = re.match("sub-([A-Za-z0-9]+)", recording)
     return {code[0], code[1]} if code else {recording.partition("_")[0]}
 
@@ -125,8 +125,8 @@ def codes_of(recording: str) -> set[str]:
 def read_list(path: Path, flag: str) -> Callable[[Path], set[str]]:
     """Read a list of subjects or recordings, one a line (# begins a remark). Raises InputError without any.
 
-    Returns what gives the entries that name a recording: its file with or without suffix, its subject (`codes_of`), or
-    a pattern (`*`, `?`) of one of these.
+    Returns a function: path of a recording -> the entries that match it. An entry is a file's name with or without its
+    suffix, a subject (`codes_of`), or a pattern (`*`, `?`) of one of these.
     """
     try:
         lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -183,7 +183,7 @@ def train_val_test(subjects: Iterable[str], seed: int, where: str) -> dict[str, 
     outer = train_or_val(subjects, seed)
     if len(outer) < 3:
         reason = f"{len(outer)} subjects cannot be split into train, val and test"
-        raise InputError(f"{where}: {reason}; a column split in a --manifest says where each row goes")
+        raise InputError(f"{where}: {reason}: at least three are needed, or a split that you give")
     inner = train_or_val([subject for subject, split in outer.items() if split == "train"], seed)
     return {subject: inner.get(subject, "test") for subject in outer}
 

@@ -89,9 +89,9 @@ def made_attribute(made: Mapping[str, Any]) -> str:
 def refuse_existing(path: Path) -> None:
     """Raise InputError if there is such a file or folder: other recordings may be in it, which would be lost."""
     if path.is_dir():
-        raise InputError(f"{path} is a folder: name a file in it with --output")
+        raise InputError(f"{path} is a folder: name a file in it")
     if path.exists():
-        raise InputError(f"{path} exists already: delete it, or name another --output")
+        raise InputError(f"{path} exists already: delete it, or name another file")
 
 
 class _Shard(ExitStack):

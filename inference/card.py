@@ -49,10 +49,10 @@ def model_card(state: Mapping[str, Any], description: Description, *, to: str) -
     header |= {"tags": "[eeg, labram]"}
     lines = ["---", *(f"{key}: {value}" for key, value in header.items()), "---", "", f"# {description.model}", ""]
     lines += [f"LaBraM, {checkpoints.STAGES[description.stage]}. EEG in units of 100 uV at 200 Hz, 0.1 to 75 Hz."]
-    data = {name: flags[name] for name in DATA_FLAGS if flags.get(name)}
+    data, described = {name: flags[name] for name in DATA_FLAGS if flags.get(name)}, dict[str, Any]()
     if description.data_set:
-        data |= {"data set": description.data_set, "task": description.task, "classes": list(description.classes)}
-        data |= {"electrodes": list(description.electrodes), "window": f"{description.window_seconds} s"}
+        described = {"data set": description.data_set, "task": description.task, "classes": list(description.classes)}
+        described |= {"electrodes": list(description.electrodes), "window": f"{description.window_seconds} s"}
     settings = state.get("settings") or {}
     recipe = {f"--{key}": value for key, value in flags.items() if key not in FREE_FLAGS and value is not None}
     recipe |= {
@@ -60,18 +60,20 @@ def model_card(state: Mapping[str, Any], description: Description, *, to: str) -
     }
     best = (state.get("extras") or {}).get("best") or {}
     results = {"epoch": best.get("epoch", state.get("epoch"))} | dict(best.get("stats") or {})
-    for title, values in (("Data", data), ("Recipe", recipe), ("Results", results)):
-        rows = [f"| {key} | {_plain(value)} |" for key, value in values.items() if value not in (None, [], "")]
+    for title, values in (("Data", data | described), ("Recipe", recipe), ("Results", results)):
+        shown = {key: value for key, value in values.items() if value not in (None, [], "")}
+        rows = [f"| {key} | {_plain(value, is_path=key not in described)} |" for key, value in shown.items()]
         lines += ["", f"## {title}", "", *(["| | |", "|---|---|", *rows] if rows else ["Not known."])]
     return "\n".join([*lines, ""])
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any, *, is_path: bool) -> str:
     """Return a value as text in a cell; of paths their last part, because folders name people and machines."""
     if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value))
+        return ", ".join(_plain(one, is_path=is_path) for one in value)
     if isinstance(value, float):
         return f"{value:.6g}"
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    text = text if hub.is_address(text) else text.rstrip("/").rpartition("/")[2]
+    if is_path and not hub.is_address(text):
+        text = text.rstrip("/").rpartition("/")[2]
     return text.replace("|", r"\|")

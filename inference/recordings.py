@@ -23,8 +23,8 @@ from dataset_maker.pipeline import FilterSettings, Pipeline, electrodes_of, prep
 from dataset_maker.recording import RawRecording
 from dataset_maker.recording import of_raw as of_recording
 from dataset_maker.sources import RECORDINGS, find_files, plain_name, unique_names
-from eeg_data.hdf5 import SUFFIXES, open_file, readable
-from eeg_data.labelled_files import LabelledFile, read_labelled, read_samples
+from eeg_data.hdf5 import SUFFIXES
+from eeg_data.labelled_files import LabelledFile, is_labelled, read_labelled, read_samples
 from eeg_data.pretraining_files import MAX_SECONDS, SAMPLING_RATE, Recording, default_window, read_recordings
 from eeg_data.quality import UNUSABLE, Quality, SignalScan
 from eeg_data.verdicts import judged
@@ -322,11 +322,8 @@ def _open_raw(path: Path, name: str, options: Options) -> Windows:
 def _find_in_hdf5(path: Path, options: Options, split: str | None) -> Iterator[tuple[str, Callable[[], Windows]]]:
     """Yield the recordings or splits of one file; a damaged file is one entry that fails when it is opened."""
     try:
-        file = open_file(path)
-        with readable(path):
-            is_labelled = "task" in file.attrs
-        labelled = read_labelled(path) if is_labelled else None
-        recordings = [] if is_labelled else read_recordings(path)
+        labelled = read_labelled(path) if is_labelled(path) else None
+        recordings = [] if labelled is not None else read_recordings(path)
     except InputError as error:
         yield str(path), partial(_failed, error)
         return

@@ -152,19 +152,21 @@ def attempts(args: argparse.Namespace, splits: dict[str, LabelledWindows]) -> At
     labels = {split: windows.labels for split, windows in splits.items()}
 
     def centred(values: Logits) -> Logits:
+        if args.center == "none":
+            return values
         rule = Centring(args.center)
         return {split: rule.centre(x, rule.groups(splits[split])) for split, x in values.items()}
 
     if args.kind == "eegnet":
         eeg = {split: eeg_of(windows) for split, windows in splits.items()}
         for logged, logits in eegnet(eeg, labels, args.class_weights, epochs=args.epochs, seed=args.seed):
-            yield logged, logits if args.center == "none" else centred(logits)
+            yield logged, centred(logits)
         return
     if args.kind == "features":
         features = {split: features_of(args.features, windows) for split, windows in splits.items()}
     else:
         features = {split: band_powers(eeg_of(windows)) for split, windows in splits.items()}
-    yield from logistic(features if args.center == "none" else centred(features), labels, args.class_weights)
+    yield from logistic(centred(features), labels, args.class_weights)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -54,7 +54,7 @@ OTHERS = ["adabrain-logistic", "adabrain-logistic-center", "adabrain-ridge-spect
 OTHERS += ["tasks-all", "tasks-ma", "tasks-scp1", "tasks-imagery"]
 PARTS = ["all", "one-mask", "one-mask-twice", "no-kmeans", "no-revival", "sequential", "no-electrodes"]
 PARTS += ["codes-2048", "codes-8192", "codes-8192-no-revival"]
-CELLS = {  # of each table of the README, in the order of its rows
+CELLS = {  # of each table, in the order of its rows; "others" have none
     "data": ["data"],
     "stages": ["tokenizer", "pretraining", "tokenizer-eegmat", "pretraining-eegmat"],
     "cv": [f"cv-{way}" for way in WAYS],

@@ -25,8 +25,9 @@ def get_args() -> argparse.Namespace:
     """Read the command line."""
     parser = ArgumentParser(prog="python -m reference.tables", description=__doc__)
     parser.add_argument("--results", type=Path, default=SHIPPED, help="folder of the JSONs")
-    pages = [SHIPPED.with_name("README.md"), PROJECT / "docs" / "few_subjects.md"]
-    parser.add_argument("--readme", type=Path, nargs="+", default=pages, help="files with markers")
+    parser.add_argument("--readme", type=Path, default=SHIPPED.with_name("README.md"), help="file with the markers")
+    few = PROJECT / "docs" / "few_subjects.md"
+    parser.add_argument("--few", type=Path, default=few, help="file with the markers of few subjects")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where the text differs")
     return parser.parse_args()
 
@@ -151,13 +152,12 @@ def gain(line: dict[str, float | None], masks: int) -> float | None:
 
 
 def insert(text: str, parts: dict[str, str], where: Path) -> str:
-    """The text with the parts that it has markers for. Raises InputError for none, or one that is not there once."""
-    named = [name for name in parts if f"<!-- begin {name} -->" in text]
-    for name in named or [min(parts)]:
+    """The text with these parts between their markers. Raises InputError for a marker that is not there once."""
+    for name, part in parts.items():
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
         if (text.count(begin), text.count(end)) != (1, 1) or text.index(begin) > text.index(end):
             raise InputError(f"{where} needs one line `{begin.strip()}` and after it one `{end}`: {name} goes between")
-        text = f"{text[: text.index(begin)]}{begin}{parts[name]}\n{text[text.index(end) :]}"
+        text = f"{text[: text.index(begin)]}{begin}{part}\n{text[text.index(end) :]}"
     return text
 
 
@@ -166,29 +166,34 @@ def main(args: argparse.Namespace) -> None:
     found = load(args.results)
     intervals = Intervals(args.results)
     parts = {
-        "stages": stages(found),
-        "cross-validation": cross_validation(found, intervals, "cv"),
-        "fixed split": fixed_split(found, "fixed"),
-        "few subjects": cross_validation(found, intervals, "few"),
-        "few subjects, fixed split": fixed_split(found, "few-fixed"),
-        "ablation": ablation(found),
+        args.readme: {
+            "stages": stages(found),
+            "cross-validation": cross_validation(found, intervals, "cv"),
+            "fixed split": fixed_split(found, "fixed"),
+            "ablation": ablation(found),
+        },
+        args.few: {
+            "few subjects": cross_validation(found, intervals, "few"),
+            "few subjects, fixed split": fixed_split(found, "few-fixed"),
+        },
     }
-    if not args.check:
-        check_writable(args.results, "--results")
-    for page in args.readme:
+    pages = {}
+    for page, own in parts.items():
         try:
             before = page.read_text(encoding="utf-8")
         except OSError as error:
-            raise InputError(f"--readme {page} cannot be read ({error.strerror})") from error
-        after = insert(before, parts, page)
-        if args.check and after != before:
+            raise InputError(f"{page} cannot be read ({error.strerror})") from error
+        pages[page] = insert(before, own, page)
+        if args.check and pages[page] != before:
             raise InputError(f"{page} differs from {args.results}: run python -m reference.tables")
-        if not args.check:
-            with written_aside(page) as part:
-                part.write_text(after, encoding="utf-8")
-    if not args.check:
-        intervals.save()
-        print(f"{', '.join(map(str, args.readme))}: {sum(map(len, found.values()))} cells and seeds.")
+    if args.check:
+        return
+    check_writable(args.results, "--results")
+    intervals.save()
+    for page, text in pages.items():
+        with written_aside(page) as part:
+            part.write_text(text, encoding="utf-8")
+    print(f"{args.readme}, {args.few}: {sum(map(len, found.values()))} cells and seeds.")
 
 
 if __name__ == "__main__":

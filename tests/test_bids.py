@@ -154,7 +154,7 @@ def test_events_give_windows_from_their_onsets_on(words: tuple[Any, ...], starts
         assert min(np.abs(window - cut).max() for window in windows[labels == label]) < 1e-3, label
 
 
-def without_description(root: Path) -> None:
+def derivative(root: Path) -> None:
     (root / sidecars.DESCRIPTION).write_text(json.dumps({"Name": "x", "DatasetType": "derivative"}))
 
 
@@ -175,7 +175,7 @@ def twice(root: Path) -> None:
         (None, "participants.tsv:group", 1, "no column 'group'; its columns are participant_id, Group"),
         (None, "participants.tsv:Group", 1, "2 subjects cannot be split"),
         (twice, "participants.tsv:Group", 1, "has sub-1 2 times"),
-        (without_description, "participants.tsv:Group", 1, "says derivative"),
+        (derivative, "participants.tsv:Group", 1, "says derivative"),
         (without_eeg, "participants.tsv:Group", 1, "none of 2 recordings lies in a folder sub-*/eeg"),
         (
             lambda root: [path.rename(root / path.name[4:]) for path in root.glob("sub-*")],

@@ -197,7 +197,8 @@ def test_an_export_is_pushed_with_a_card_and_comes_back(server: Hub, tmp_path: P
     module = random_module(CLASSIFIER, num_classes=1)
     flags = {"dataset": ["/home/jane/Odd.hdf5"], "lr": 5e-4, "epochs": 3, "output_dir": "/home/jane/out"}
     extras = {"best": {"epoch": 2, "stats": {"test_balanced_accuracy": 0.625}}}
-    path = saved(tmp_path / "c.pth", module, data_set=DATA, args=flags, extras=extras, epoch=4)
+    data_set = DATA | {"classes": ["rest", "task/hard"]}
+    path = saved(tmp_path / "c.pth", module, data_set=data_set, args=flags, extras=extras, epoch=4)
     words = ["export", "--checkpoint", path, "--to", to, "--output", tmp_path / "out.safetensors"]
     assert call("run_inference", *words) == 0 and not server.asked
     assert call("run_inference", *words, "--push", "org/model") == 0
@@ -209,14 +210,14 @@ def test_an_export_is_pushed_with_a_card_and_comes_back(server: Hub, tmp_path: P
     data, recipe, results = text.split("\n## ")[1:]
     assert (
         "| dataset | Odd.hdf5 |" in data
-        and "| classes | rest, task |" in data
+        and "| classes | rest, task/hard |" in data
         and "| electrodes | C3, CZ, C4 |" in data
     )
     assert "| --lr | 0.0005 |" in recipe and "| --epochs | 3 |" in recipe and "out" not in recipe
     assert "| epoch | 2 |" in results and "| test_balanced_accuracy | 0.625 |" in results
     assert "jane" not in text
     back, description = weights.load("hf://org/model")
-    assert equal(back.state_dict(), module.state_dict()) and description.classes == ("rest", "task")
+    assert equal(back.state_dict(), module.state_dict()) and description.classes == ("rest", "task/hard")
     again = tmp_path / "again.safetensors"
     assert (
         call("run_inference", "export", "--checkpoint", "hf://org/model", "--to", "safetensors", "--output", again) == 0

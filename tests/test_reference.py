@@ -220,6 +220,10 @@ def test_the_shipped_readme_is_what_the_shipped_jsons_give(tmp_path: Path) -> No
     readme.write_text(readme.read_text().replace("0.637 [", "0.999 ["))
     with pytest.raises(InputError, match=r"README\.md"):
         run(tables, "--check", "--readme", readme)
+    few = Path(shutil.copy(ROOT / "docs/few_subjects.md", tmp_path))
+    few.write_text(few.read_text().replace("<!-- end few subjects, fixed split -->", ""))
+    with pytest.raises(InputError, match="few subjects, fixed split"):
+        run(tables, "--check", "--few", few)
 
 
 def test_intervals_are_percentiles_over_draws_of_whole_subjects(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import h5py
 import numpy as np
@@ -18,7 +20,7 @@ import run_class_finetuning
 from data_helpers import differences, script_args
 from eeg_data import labelled
 from eeg_data.labelled_files import read_labelled
-from eeg_data.loader import training_batches
+from eeg_data.loader import Loaders, training_batches
 from engine_for_finetuning import Task, train_one_epoch
 from errors import UsageError
 from golden_recipe import fill
@@ -292,3 +294,19 @@ def test_a_name_that_no_head_can_have_is_refused_with_the_way_out(
     assert call(SCRIPT, *CLASSIFIER, "--dataset", path, data / "fists.hdf5", "--output_dir", tmp_path / "run") == 1
     assert "its name training cannot name a head, or names two: give it another one" in capsys.readouterr().err
     assert call(SCRIPT, *CLASSIFIER, "--dataset", path, "--output_dir", tmp_path / "run") == 0
+
+
+def test_a_process_without_validation_batches_of_its_own_has_a_validation_set_to_wait_for() -> None:
+    windows = SimpleNamespace(labels=np.zeros(3), classes=("a", "b"))
+    train = SimpleNamespace(dataset=SimpleNamespace(parts=[windows]))
+    args, task = script_args(run_class_finetuning, *CLASSIFIER, "--patience", 5), Task("binary")
+    file = SimpleNamespace(path="x.hdf5")
+
+    def add(val: Any) -> None:
+        with patch.object(labelled, "build_labelled_loaders", lambda *_, **__: [Loaders(train, val, None)]):
+            run_class_finetuning.add_data([task], [file], None, args, None, 1)
+
+    add([])  # as of the second process, where a batch takes all samples
+    assert task.loaders.val == []
+    with pytest.raises(UsageError, match="no validation samples"):
+        add(None)

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("adaptation (default: everything learns)")
     add = group.add_mutually_exclusive_group().add_argument
     add("--freeze_blocks", type=int, default=0, metavar="K", help="freeze the embeddings and the first K blocks")
-    words = "train only the head, on features computed once; ridge: solve it at once, strength by validation"
+    words = "train only the head, on features computed once; ridge: solve it at once, strength by subjects left out"
     add("--linear_probe", nargs="?", const=True, default=False, choices=("ridge",), help=words)
     add("--lora", type=int, metavar="R", help="train adapters of rank R on attention, the norm and the head")
     add = group.add_argument

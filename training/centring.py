@@ -40,7 +40,7 @@ class Centring:
         """Warn of windows that are to be predicted and have no other with them."""
         counts = np.bincount(self.groups(dataset))
         if alone := int((counts == 1).sum()):
-            text = "--center %s: %s: %d of %d %ss have one window, of which its mean leaves nothing to predict by."
+            text = "--center %s: %s: %d of %d %ss have one window: minus itself, nothing is left of it to predict from."
             logger.warning(text, self.by, where_of(dataset), alone, len(counts), self.by)
 
     def centre(self, values: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -115,7 +115,7 @@ class BestEpoch:
 
     @property
     def score(self) -> float:
-        """The last epoch's value: higher is better, and negative ones, worse than a guess, are 0."""
+        """The last epoch's value, higher is better: of an error its negative, of other metrics at least 0, a guess."""
         value = self.last.get(f"val_{self.name}", math.nan)
         return -value if self.name in LOWER_IS_BETTER else max(value, 0.0)  # NaN stays NaN
 
