@@ -244,6 +244,8 @@ def main(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         if args.verb == "export":
+            if args.push:
+                card.check_repository(args.push)
             options = {name: getattr(args, name) for name in ("to", "output", "electrodes", "averaged", "task")}
             files = weights.export(args.checkpoint, seconds=args.time_window, **options)
             if args.push:

@@ -29,6 +29,7 @@ from files import check_writable
 from layers import MAX_PATCHES, PATCH_SAMPLES, compile_blocks
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=nn.Module)
 
 ALMOST_ONE = 0.999  # dropping everything leaves nothing to learn from
@@ -307,6 +308,8 @@ def setup_run(args: argparse.Namespace) -> Iterator[Run]:
     place = (device, dist.get_rank(), processes, args.seed, args.output_dir, *types)
     copies = torch.cuda.Stream() if device.type == "cuda" else None
     graphs = args.cuda_graphs and copies is not None
+    if args.cuda_graphs and not graphs:
+        logger.warning("--cuda_graphs is for GPUs: on a CPU it changes nothing.")
     if graphs:  # only the default stream's work cannot be recorded
         torch.cuda.set_stream(torch.cuda.Stream())
     run = Run(*place, use_compiler(args.compile, device), Interruption(cpu_group), cpu_group, copies, graphs)

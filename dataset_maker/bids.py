@@ -53,6 +53,9 @@ def find(root: Path, args: argparse.Namespace, flag: str) -> list[dict[str, Any]
 
 def _raw_eeg(root: Path, flag: str) -> list[Path]:
     """Return the recordings in the folders `eeg` of the subjects; other files are counted on the terminal."""
+    if not (root / DESCRIPTION).is_file():
+        there = "has no" if root.is_dir() else "is no folder with a"
+        raise InputError(f"{root}: {there} {DESCRIPTION}, which every BIDS data set has; correct {flag}")
     try:
         description = json.loads((root / DESCRIPTION).read_text(encoding="utf-8-sig"))
         kind = str(description.get("DatasetType", "raw")).lower()

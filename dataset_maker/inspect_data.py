@@ -93,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
         shared = set[str]()
         for line in leakage.report(args.paths, shared):
             print(printable(line), flush=True)
-        if args.shared:
+        if args.shared and not failed:  # a list without what cannot be read would be taken for the whole
             write_list(shared, args.shared)
     if args.plot and sets:
         draw(sets[:MOST_SETS], args.plot)

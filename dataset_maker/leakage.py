@@ -170,7 +170,8 @@ def report(paths: Sequence[Path], shared: set[str]) -> Iterator[str]:
         if names := sorted(one.subjects & other.subjects):
             yield f"warning: {both}: {len(names)} names of subjects are in both: {first_few(names)}"
         if not one.digests.keys() & other.digests.keys():
-            yield f"warning: {both}: signals not compared, the pairs of electrodes that are looked at are not in both"
+            if not one.errors and not other.errors:  # which are said
+                yield f"warning: {both}: signals not compared: no pair of electrodes that is looked at is in both"
             continue
         equal = compare(one, other)
         for (a, b), (seconds, total) in sorted(equal.items(), key=lambda item: -item[1][0])[:SHOWN]:

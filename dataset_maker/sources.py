@@ -195,9 +195,11 @@ def folds(subjects: Iterable[str], number: int, fold: int) -> dict[str, str]:
     first) val, all others train.
     """
     names = sorted(set(subjects))
-    if not 3 <= number <= len(names) or not 0 <= fold < number:
-        allowed = f"from 3 (test, val, train) to {len(names)} folds of {len(names)} subjects, counted from 0"
-        raise UsageError(f"--folds {number} --fold {fold}: must be {allowed}")
+    if not 3 <= number <= len(names):
+        most = f"at most one for each of the {len(names)} subjects"
+        raise UsageError(f"--folds {number}: must be 3 (test, val, train) or more, and {most}")
+    if not 0 <= fold < number:
+        raise UsageError(f"--fold {fold}: must be 0 to {number - 1} with --folds {number}")
     special = {fold: "test", (fold + 1) % number: "val"}
     return {name: special.get(index % number, "train") for index, name in enumerate(names)}
 

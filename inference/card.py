@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,18 @@ logger = logging.getLogger(__name__)
 DATA_FLAGS = ("train_data", "val_data", "dataset")
 
 
+def check_repository(repo: str) -> None:
+    """Raise UsageError for a name that no repository has, or if the hub's client is missing."""
+    if len([part for part in repo.split("/") if re.fullmatch(r"[\w.-]+", part)]) != 2 or repo.count("/") != 1:
+        raise UsageError(f"--push {repo}: must be ORG/REPO, without hf:// and revision")
+    hub.client()
+
+
 def push(repo: str, weights: Path, config: Path, card: str) -> str:
     """Upload an export and its card in one commit, into a repository that is made if it is missing; return its commit.
 
     The files get the names that Hugging Face's loaders expect. Raises InputError if the hub refuses.
     """
-    if repo.count("/") != 1 or hub.is_address(repo):
-        raise UsageError(f"--push {repo}: must be ORG/REPO, without hf:// and revision")
     api = hub.client()
     from huggingface_hub import CommitOperationAdd
 
@@ -32,8 +38,8 @@ def push(repo: str, weights: Path, config: Path, card: str) -> str:
         commit = str(api.create_commit(repo, files, commit_message="LaBraM: weights, config, model card").oid)
     except Exception as error:  # the client raises its own, its HTTP library's and the system's
         raise InputError(
-            f"--push {repo}: the hub refuses, {type(error).__name__} ({one_line(error)[:200]}): log in "
-            "(hf auth login) with a token that may write there"
+            f"--push {repo}: not uploaded, {type(error).__name__} ({one_line(error)[:200]}); {weights} is written: "
+            "repeat this when the hub can be reached, logged in (hf auth login) with a token that may write there"
         ) from error
     logger.info("Pushed to hf://%s@%s.", repo, commit)
     return commit

@@ -324,6 +324,7 @@ def test_patience_stops_after_so_many_epochs_in_a_row_without_a_better_score(
         (["--linear_probe", "--pool", "attention", "--center", "subject"], "use --freeze_blocks 4 in place"),
         (["--mixup", "0.2", "--center", "subject"], "mixes subjects"),
         (["--lora", "4", "--freeze_blocks", "2"], "--freeze_blocks: not allowed with argument --lora"),
+        (["--head_epochs", "2", "--epochs", "2"], "--head_epochs 2 with --epochs 2"),
         (["--mixup", "0.4", "--linear_probe"], "--mixup 0.4 changes windows"),
         (["--patience", "2", "--disable_eval_during_finetuning"], "leave out --disable_eval_during_finetuning"),
     ],

@@ -176,6 +176,12 @@ def twice(root: Path) -> None:
         (None, "participants.tsv:Group", 1, "2 subjects cannot be split"),
         (twice, "participants.tsv:Group", 1, "has sub-1 2 times"),
         (derivative, "participants.tsv:Group", 1, "says derivative"),
+        (
+            lambda root: (root / sidecars.DESCRIPTION).unlink(),
+            "participants.tsv:Group",
+            1,
+            "has no dataset_description",
+        ),
         (without_eeg, "participants.tsv:Group", 1, "none of 2 recordings lies in a folder sub-*/eeg"),
         (
             lambda root: [path.rename(root / path.name[4:]) for path in root.glob("sub-*")],

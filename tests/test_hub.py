@@ -232,6 +232,7 @@ def test_a_push_that_the_hub_refuses_is_one_line(
     words = ["export", "--checkpoint", path, "--to", "safetensors", "--output", tmp_path / "o.safetensors", "--push"]
     server.refuses = True
     assert call("run_inference", *words, "org/model") == 1
-    assert call("run_inference", *words, "hf://org/model") == 2
+    (tmp_path / "o.safetensors").unlink()
+    assert call("run_inference", *words, "hf://org/model") == 2 and not (tmp_path / "o.safetensors").exists()
     refused, misspelt = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "hf auth login" in refused and "must be ORG/REPO" in misspelt

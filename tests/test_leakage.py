@@ -126,6 +126,9 @@ def test_what_two_sets_share_becomes_a_list_and_the_maker_leaves_it_out(
     assert run_maker(inspect_data, tmp_path / "out", held) == 0
     assert "\n" + f"{tmp_path / 'out'} and {held}: 0 of 5 recordings" in capsys.readouterr().out
     assert run_maker(inspect_data, held, "--shared", tmp_path / "list.txt") == 2
+    (tmp_path / "empty.hdf5").touch()
+    assert run_maker(inspect_data, held, tmp_path / "empty.hdf5", "--shared", tmp_path / "none.txt") == 1
+    assert not (tmp_path / "none.txt").exists()  # it would say that nothing is shared
 
 
 @pytest.mark.parametrize(

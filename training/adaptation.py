@@ -60,6 +60,9 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UsageError(f"--freeze_blocks {args.freeze_blocks}: {args.model} has {depth} blocks: give at most {depth}")
     if args.lora is None and (args.lora_alpha is not None or args.lora_dropout is not None):
         raise UsageError("--lora_alpha and --lora_dropout belong to --lora R: add it or leave them out")
+    if args.head_epochs >= args.epochs > 0 and args.head_epochs and not args.eval:
+        flags = f"--head_epochs {args.head_epochs} with --epochs {args.epochs}"
+        raise UsageError(f"{flags}: only the head would learn: lower the first, or use --linear_probe")
     if args.mixup and args.linear_probe:
         raise UsageError(f"--mixup {args.mixup} changes windows, --linear_probe reads them once: choose one")
     if args.patience and args.disable_eval_during_finetuning:
