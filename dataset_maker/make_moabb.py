@@ -3,6 +3,7 @@
 `python dataset_maker/make_moabb.py --dataset BNCI2014_001 --split session --output data/BNCI2014_001.hdf5`
 MOABB downloads and reads the data, and says where trials begin and what they are called. A trial is one sample, a
 session one recording. --split session: a subject's last session is test, of three or more the one before it val.
+--split published: that of docs/recipes.md; the counts are compared with the published ones.
 """
 
 import sys
@@ -17,10 +18,20 @@ from typing import Any
 import mne
 import numpy as np
 
-from dataset_maker import making, marks, pipeline, sources
-from dataset_maker.writers import DataSet, Windows
+from dataset_maker import making, pipeline, sources
+from dataset_maker.writers import DataSet, Windows, windows_at
 from eeg_data.pretraining_files import MAX_SECONDS
 from errors import UsageError
+
+PUBLISHED: dict[str, dict[str, Any]] = {  # trials of a session; subjects of val, of test; numbers for `making`
+    "BNCI2014_001": {
+        **{"trials": 288, "val": ("6", "7"), "test": ("8", "9")},
+        "expected": {
+            "its description": {"recordings": 18, "subjects": 9, "samples": 5184},
+            "papers that lost 96 trials of A04T": {"samples": 5088},
+        },
+    }
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--paradigm", metavar="NAME", help="class of moabb.paradigms that chooses events (default: all)")
     add("--subjects", type=int, nargs="+", metavar="N", help="MOABB's numbers (default: all)")
     add("--window", type=int, metavar="SECONDS", help="from a trial's start (default: all whole seconds of it)")
-    add("--split", choices=("subject", "session"), default="subject", help="session: each one's last is test")
+    add(
+        "--split",
+        choices=("subject", "session", "published"),
+        default="subject",
+        help="session: each one's last is test",
+    )
     add("--seed", type=int, default=0, help="of --split subject")
     sources.add_fold_arguments(parser, "by --seed")
     pipeline.add_name_arguments(parser)
@@ -54,6 +70,21 @@ def session_number(name: str) -> int:
     return int(re.match(r"\d*", name)[0] or 0)  # type: ignore[index]  # it always matches
 
 
+def split_subjects(args: argparse.Namespace, names: list[str], published: Any) -> tuple[dict[str, str], str]:
+    """Return subject -> split, none of them for a split by session, and the split's name. Raises UsageError."""
+    if args.folds is not None and args.split != "subject":
+        raise UsageError(f"--split {args.split}: leave it out with --folds, which split by subject")
+    if args.split == "session":
+        return {}, "by session"
+    if args.split == "published":
+        if not published:
+            raise UsageError(f"--split published: known of {', '.join(PUBLISHED)}, not of {args.dataset}")
+        sides = {name: split for split in ("val", "test") for name in published[split]}
+        return {name: sides.get(name, "train") for name in names}, "published"
+    by_seed = sources.train_val_test(names, args.seed, f"--dataset {args.dataset}") if args.folds is None else {}
+    return sources.chosen_fold(args, names) or (by_seed, f"by subject, seed {args.seed}")
+
+
 def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, Any]]]:
     """Return the data set and a task for each session; downloads what is not there. Raises UsageError, InputError."""
     source = open_class("--dataset", args.dataset)
@@ -66,20 +97,18 @@ def find_recordings(args: argparse.Namespace) -> tuple[DataSet, list[dict[str, A
         raise UsageError(f"--window {window}: allowed are 1 to {MAX_SECONDS} s (trials: {source.interval} s)")
     if unknown := set(numbers).difference(source.subject_list):
         raise UsageError(f"--subjects {min(unknown)}: {args.dataset} has {source.subject_list}")
-    if args.folds is not None and args.split == "session":
-        raise UsageError("--split session: leave it out with --folds, which split by subject")
-    split_of, how = sources.chosen_fold(args, map(str, numbers)) or ({}, "by session")
-    if not split_of and args.split == "subject":
-        how = f"by subject, seed {args.seed}"
-        split_of = sources.train_val_test(map(str, numbers), args.seed, f"--dataset {args.dataset}")
+    published = PUBLISHED.get(args.dataset, {}) if args.split == "published" else {}
+    split_of, how = split_subjects(args, [str(number) for number in numbers], published)
     tasks, made = [], {"source": f"MOABB {args.dataset}", "split": how, "paradigm": args.paradigm}
+    made["expected"] = published.get("expected", {})
     for number in numbers:
         sessions = sorted(source.get_data([number])[number], key=session_number)
         ends = {1: ["train"], 2: ["train", "test"]}.get(len(sessions), ["val", "test"])
         for session, split in zip(sessions, ["train"] * (len(sessions) - len(ends)) + ends, strict=True):
-            task = dict.fromkeys(("path", "recording"), f"{args.dataset}-{number}-{session}")
+            task: dict[str, Any] = dict.fromkeys(("path", "recording"), f"{args.dataset}-{number}-{session}")
             task |= {"dataset": args.dataset, "number": number, "session": session, "subject": str(number)}
-            tasks.append(task | {"split": split_of.get(str(number), split), "window": window, "classes": classes})
+            task |= {"expected": published.get("trials"), "split": split_of.get(str(number), split)}
+            tasks.append(task | {"window": window, "classes": classes})
     return DataSet(args.dataset, classes=classes, window=window, made=made), tasks
 
 
@@ -99,11 +128,8 @@ def read(task: dict[str, Any]) -> mne.io.BaseRaw:
 
 
 def windows(task: dict[str, Any], prepared: pipeline.Prepared) -> Windows:
-    """Return a window for each trial; those that reach beyond the end are left out and counted."""
-    starts = np.array([marks.first_sample(time, prepared.rate) for time, _ in task["trials"]])
-    inside = (starts >= 0) & (starts + round(task["window"] * prepared.rate) <= prepared.length)
-    notes = {} if inside.all() else {"trials that reach beyond their session, left out": int((~inside).sum())}
-    return Windows(starts[inside], np.array([label for _, label in task["trials"]])[inside], notes=notes)
+    """Return a window for each trial; a warning if they are not as many as published."""
+    return windows_at(prepared, task["window"], task["trials"], where=task["path"], expected=task.get("expected"))
 
 
 if __name__ == "__main__":

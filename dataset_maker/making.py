@@ -41,7 +41,7 @@ def run(maker: str) -> None:
     maker: name of a module. Its docstring is the help. `add_arguments(parser)` declares its flags.
     `find_recordings(args)` returns the DataSet and a task for each recording: path, recording (its name), subject,
     split (unless its windows name it), `also` (other files it depends on), entries that its hooks need.
-    FILTERED = True: its signals are filtered already. Hooks: see `jobs`.
+    FILTERED = True: its signals are filtered already. KNOWS_MAINS = True: it sets --notch. Hooks: see `jobs`.
     """
     module = importlib.import_module(maker)
     parser = ArgumentParser(description=module.__doc__)
@@ -49,7 +49,7 @@ def run(maker: str) -> None:
     output = "one file; without a suffix: a folder of shards"
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.hdf5", help=output)
     if not getattr(module, "FILTERED", False):
-        add_filter_arguments(parser, of_bids=maker == "dataset_maker.make_labelled")
+        add_filter_arguments(parser, of_bids=hasattr(module, "KNOWS_MAINS"))
     add_scale_argument(parser)
     pool.add_arguments(parser)
     run_script(lambda args: make(args, maker, *module.find_recordings(args)), parser.parse_args())
@@ -231,6 +231,7 @@ def _splits(good: Sequence[Entry], data_set: DataSet) -> dict[str, Any]:
     return {
         **{key: getattr(data_set, key) for key in ("name", "task", "classes", "electrodes", "window")},
         "counts": dict(counts),
+        "subjects": len(sides),
         "splits": parts,
         "subjects_on_two_sides": {subject: where for subject, where in sides.items() if len(where) > 1},
     }
@@ -264,8 +265,14 @@ def _show(report: Mapping[str, Any]) -> None:
         print(f"{split}: {part['samples']} samples, {inside}")
         if report["task"] != "regression" and len(part["labels"]) == 1:
             print(f"warning: {split} has a single class", file=sys.stderr)
+    samples = {split: part["samples"] for split, part in report.get("splits", {}).items()}
     for version, sizes in published_counts(report.get("name", "")).items():
-        print(f"published, {version}: " + ", ".join(f"{split} {count}" for split, count in sizes.items()))
+        text = ", ".join(f"{split} {count}" for split, count in sizes.items())
+        print(f"published, {version}: {text} ({'as here' if sizes == samples else 'other numbers than here'})")
+    here = {"recordings": report["converted"], "samples": sum(samples.values()), "subjects": report.get("subjects")}
+    for source, numbers in report["made"].get("expected", {}).items():
+        other = [f"{n} {what}, here {here[what]}" for what, n in numbers.items() if here[what] != n]
+        print(f"expected, by {source}: {'; '.join(other) or 'the counts are as here'}")
     if sides := report.get("subjects_on_two_sides"):
         first = ", ".join(list(sides)[:5])
         print(f"warning: {len(sides)} subjects are on more than one side: {first}", file=sys.stderr)

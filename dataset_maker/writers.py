@@ -66,6 +66,21 @@ def consecutive_windows(prepared: Prepared, seconds: int, label: int) -> Windows
     return Windows(starts, np.full(len(starts), label), notes=notes)
 
 
+def windows_at(
+    prepared: Prepared, seconds: int, trials: Sequence[tuple[float, Any]], *, where: str, expected: int | None = None
+) -> Windows:
+    """Return a window for each trial, its start (s) and its label; those beyond the ends are left out and counted.
+
+    expected: how many trials the recording `where` should have; another number is a warning.
+    """
+    if expected not in (None, len(trials)):
+        prepared.report["warnings"].append(f"{where}: {len(trials)} trials, expected are {expected}")
+    starts = np.array([marks.first_sample(time, prepared.rate) for time, _ in trials], dtype=np.int64)
+    inside = (starts >= 0) & (starts + round(seconds * prepared.rate) <= prepared.length)
+    notes = {} if inside.all() else {"trials that reach beyond their recording, left out": int((~inside).sum())}
+    return Windows(starts[inside], np.array([label for _, label in trials])[inside], notes=notes)
+
+
 def unbroken(windows: Windows, prepared: Prepared, seconds: int) -> Windows:
     """Leave out and count the windows that span a break."""
     starts, samples = np.asarray(windows.starts, dtype=np.int64), round(seconds * prepared.rate)

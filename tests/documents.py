@@ -29,7 +29,8 @@ LIMIT = 900  # seconds for a call, on a machine that does much else
 ITEM = re.compile(r"^```(\w+)( example)?[^\n]*\n(.*?)^```|`((?:python|torchrun) [^`]+)`", re.DOTALL | re.MULTILINE)
 # Calls of these are only parsed: they need data that are not here, or have tests that run them.
 ONLY_PARSED = re.compile(
-    r"benchmarks/|make_TU(AB|EV)|make_SEEDV|make_moabb|convert_pickles|run_inference.py check|^demo$"
+    r"benchmarks/|make_TU(AB|EV)|make_SEEDV|make_moabb|make_recipe.py [^e]|convert_pickles"
+    r"|run_inference.py check|^demo$"
 )
 STUBS = """
 python() { printf '%q ' "$@" >&$CALLS; echo >&$CALLS; read -r code <&$ANSWERS; return $code; }

@@ -93,13 +93,18 @@ def edf(
 
 
 def edf_of(
-    path: Path, counts: dict[str, np.ndarray], *, onsets: Sequence[float] = (), remark: str = "", **fields: Any
+    path: Path,
+    counts: dict[str, np.ndarray],
+    *,
+    onsets: Sequence[float] = (),
+    remark: str | Sequence[str] = "",
+    **fields: Any,
 ) -> Path:
     """Write an EDF file (BDF if the suffix is .bdf) of digital values, records of one second.
 
     counts: label -> (samples,), each at its own rate; as many seconds as `onsets`, or as the file lasts. onsets: times
-    of the records (makes it EDF+D). remark: an annotation in each record. fields: of the header; those of signals are
-    one text for all or a list of them.
+    of the records (makes it EDF+D). remark: an annotation in each record, or one for each (empty: none). fields: of the
+    header; those of signals are one text for all or a list of them.
     """
     seconds = len(onsets) or fields.pop("seconds")
     rates = [len(values) // seconds for values in counts.values()]
@@ -125,7 +130,8 @@ def edf_of(
             piece = values[record * rate : (record + 1) * rate].astype("<i4")
             content += piece.view(np.uint8).reshape(-1, 4)[:, :width].tobytes()
         if onsets:
-            note = f"+{onsets[record] + 0.5:g}\x150.25\x14{remark}\x14\0" if remark else ""
+            text = remark if isinstance(remark, str) else remark[record]
+            note = f"+{onsets[record] + 0.5:g}\x150.25\x14{text}\x14\0" if text else ""
             content += f"+{onsets[record]:g}\x14\x14\0{note}".encode().ljust(126, b"\0")
     path.write_bytes(content)
     return path

@@ -17,7 +17,7 @@ from dataset_maker import make_eegmat, tuh
 from documents import ITEM, Reader, items
 from run_helpers import ROOT, labelled_file, noise
 
-DOCS = ("data", "recordings", "training", "finetuning", "few_subjects", "inference", "faq", "tuab_tuev")
+DOCS = ("data", "recordings", "training", "finetuning", "few_subjects", "recipes", "inference", "faq", "tuab_tuev")
 RUN = ["README", *(f"docs/{name}" for name in DOCS)]
 ALL = [*RUN, "docs/differences", "docs/faq.zh", "benchmarks/README", "reference/README"]
 FOLDERS = {path.parent.name for path in ROOT.glob("*/*.py")}  # of the project, not of its user
