@@ -63,19 +63,13 @@ def task_loss(
 ) -> Tensor:
     """BCE with one output for two classes, cross-entropy for more, MSE for regression. logits: (B, outputs).
 
-    labels: (B,), or shares of the classes of mixed windows, (B, classes). class_weights: (classes,), factors of each
-    sample's loss. The mean is over samples, not over weights, so that micro-batches and processes add up to the whole
-    batch.
+    class_weights: (classes,), factors of each sample's loss. The mean is over samples, not over weights, so that
+    micro-batches and processes add up to the whole batch.
     """
     # Not in half precision: targets of a regression would be rounded.
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if task == "regression":
         return F.mse_loss(logits, labels.to(logits.dtype))
-    if labels.ndim == 2:
-        if task == "binary":  # softmax over (0, z) is the sigmoid of z
-            logits, smoothing = F.pad(logits, (1, 0)), 0.0
-        targets = labels if class_weights is None else labels * class_weights.to(labels)
-        return F.cross_entropy(logits, (1 - smoothing) * targets + smoothing * targets.mean(1, keepdim=True))
     reduction = "mean" if class_weights is None else "none"
     if task == "binary":
         loss = F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction=reduction)
@@ -88,7 +82,6 @@ def hits(task: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return the share of right answers in a batch, for classification."""
     if task == "regression":
         return {}
-    labels = labels.argmax(1) if labels.ndim == 2 else labels
     predicted = (logits[:, 0] >= 0).long() if task == "binary" else logits.argmax(1)
     return {"accuracy": (predicted == labels).float().mean()}
 

@@ -39,7 +39,6 @@ FLAG_LIMITS = {
     "codebook_n_emd codebook_emd_dim window_stride": (1, math.inf),
     "seed start_epoch num_workers warmup_epochs keep_last freeze_blocks patience head_epochs": (0, math.inf),
     "lr min_lr weight_decay weight_decay_end clip_grad opt_eps": (0, math.inf),
-    "mixup": (0, math.inf),
     "lora_alpha task_weights": (math.nextafter(0, 1), math.inf),
     "drop drop_path attn_drop_rate smoothing lora_dropout": (0, ALMOST_ONE),
     "ema_decay model_ema_decay layer_decay": (0, 1),

@@ -28,7 +28,7 @@ from eeg_data.pretraining_files import SAMPLING_RATE
 from eeg_data.quality import UNUSABLE, Quality
 from eeg_data.verdicts import scale_warnings, warnings
 from electrodes import PUBLISHED_ELECTRODES, embedding_rows
-from errors import InputError, UsageError
+from errors import InputError
 from files import digest_of
 from utils import Run, add_switch, gather
 
@@ -40,7 +40,7 @@ class LabelledBatch(NamedTuple):
 
     eeg: Tensor  # (B, N, A, T), units of 100 uV
     channels: Tensor  # (N + 1,)
-    labels: Tensor  # (B,) int64, or float: (B, outputs) of a regression, (B, classes) shares with --mixup
+    labels: Tensor  # (B,) int64, or (B, outputs) float of a regression
     samples: Tensor  # (B,): which of the split's usable samples
 
     def to(self, run: Run) -> "LabelledBatch":
@@ -60,8 +60,6 @@ def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
     words = "folder of the known names' files or folders"
     group.add_argument("--data_dir", type=Path, default=Path("data"), help=words)
     group.add_argument("--nb_classes", type=int, help="outputs of the head (default: what the file says)")
-    words = "mix each training window with another, by shares from Beta(A, A) (default: not)"
-    group.add_argument("--mixup", type=float, default=0.0, metavar="A", help=words)
     add_switch(group, "dist_eval", default=True, help="share the evaluation among the processes")
     add_loader_arguments(group)
 
@@ -69,8 +67,8 @@ def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
 class LabelledWindows:
     """The usable samples of one split of a labelled set, by key (epoch, 0, sample).
 
-    split: train, val or test. mixup: mix each with another one; 0: not. scale_by: subject, recording or none; the run's
-    processes share the work. Raises InputError for unusable labels.
+    split: train, val or test. scale_by: subject, recording or none; the run's processes share the work. Raises
+    InputError for unusable labels.
     """
 
     def __init__(
@@ -79,15 +77,12 @@ class LabelledWindows:
         split: str,
         *,
         table_rows: int = PUBLISHED_ELECTRODES + 1,
-        mixup: float = 0.0,
-        seed: int = 0,
         scale_by: str = "none",
     ) -> None:
         self.channels = torch.tensor(embedding_rows(file.montage, table_rows=table_rows, where=str(file.path)))
         self.samples = samples = read_samples(file, split).usable()
         self.labels, self.recordings, self.subjects = samples.labels, list(samples.recordings), list(samples.subjects)
-        self._half = samples.half and not mixup and scale_by == "none"  # asked once: it opens all shards
-        self.mixup, self.seed = mixup, seed
+        self._half = samples.half and scale_by == "none"  # asked once: it opens all shards
         self.path, self.split, self.name, self.task, self.classes = file.path, split, file.name, file.task, file.classes
         self.factors: np.ndarray | None = None  # (n,), on the signals
         if scale_by != "none":
@@ -110,38 +105,16 @@ class LabelledWindows:
         """Return True if the files hold all windows as float16."""
         return self._half
 
-    def read(self, key: Key, out: np.ndarray) -> tuple[int, float] | None:
-        """Write a window into `out`, (N, A*T): float32 in units of 100 uV, or float16 in uV. Returns `partner(key)`."""
-        self._read(out, key[2])
-        if not self.mixup:
-            return None
-        other, (sample, share) = np.empty_like(out), self.partner(key)
-        self._read(other, sample)
-        out[:] = share * out + (1 - share) * other
-        return sample, share
-
-    def _read(self, out: np.ndarray, sample: int) -> None:
-        self.samples.read_into(out, sample)
+    def read(self, key: Key, out: np.ndarray) -> None:
+        """Write a window into `out`, (N, A*T): float32 in units of 100 uV, or float16 in uV."""
+        self.samples.read_into(out, key[2])
         if self.factors is not None:
-            out *= self.factors[sample]
+            out *= self.factors[key[2]]
 
-    def partner(self, key: Key) -> tuple[int, float]:
-        """Draw the sample that one is mixed with, and its own share: from seed, epoch and sample alone.
-
-        timm's Mixup draws one of the batch, which depends on the number of processes.
-        """
-        generator = np.random.default_rng((self.seed, *key))
-        return int(generator.integers(len(self))), float(generator.beta(self.mixup, self.mixup))
-
-    def batch(self, keys: Sequence[Key], eeg: Tensor, partners: Any) -> LabelledBatch:
+    def batch(self, keys: Sequence[Key], eeg: Tensor, _: Any) -> LabelledBatch:
         """Make a batch. Each sample has its number among the usable ones."""
         samples = [key[2] for key in keys]
-        labels = self.labels[samples]
-        if self.mixup:
-            others, shares = map(np.array, zip(*partners, strict=True))
-            one_hot = np.eye(len(self.classes))
-            labels = shares[:, None] * one_hot[labels] + (1 - shares[:, None]) * one_hot[self.labels[others]]
-        return LabelledBatch(eeg, self.channels, torch.from_numpy(labels), torch.tensor(samples))
+        return LabelledBatch(eeg, self.channels, torch.from_numpy(self.labels[samples]), torch.tensor(samples))
 
     @property
     def parts(self) -> "list[LabelledWindows]":
@@ -162,7 +135,6 @@ class LabelledWindows:
         """Say where a sample is from, and its largest value."""
         path, row = self.samples.place(key[2])
         place = {"file": str(path), "recording": self.recordings[key[2]], "split": self.split, "sample": row}
-        place |= {"mixed_with": self.recordings[self.partner(key)[0]]} if self.mixup else {}
         return {**place, **extent(self.samples.read(key[2]))}
 
 
@@ -201,11 +173,8 @@ def build_labelled_loaders(
     """
     sets = []
     for file in files:
-        if args.mixup and file.task == "regression":
-            raise UsageError(f"--mixup {args.mixup}: {file.path} is a regression, which has no classes: leave it out")
-        mixed = {"train": {"mixup": args.mixup, "seed": args.seed}}
         every: Any = {"table_rows": args.num_electrodes + 1, "scale_by": args.scale_by}
-        splits = {split: LabelledWindows(file, split, **every, **mixed.get(split, {})) for split in file.splits}
+        splits = {split: LabelledWindows(file, split, **every) for split in file.splits}
         _check_train(file, splits.get("train"))
         if run.is_main:
             _warn(file, splits)

@@ -36,7 +36,7 @@ POOLED = {
     "query": ["--linear_probe", "--pool", "attention"],
     "places": ["--lora", "4", "--pool", "electrodes", "--center", "subject"],
 }
-POOLED["first"] = ["--head_epochs", "1", "--mixup", "0.4", "--pool", "attention"]
+POOLED["first"] = ["--head_epochs", "1", "--pool", "attention"]
 HEAD = {"head.weight", "head.bias"}
 NORM = {"fc_norm.weight", "fc_norm.bias"}
 ADAPTERS = {
@@ -322,10 +322,8 @@ def test_patience_stops_after_so_many_epochs_in_a_row_without_a_better_score(
         (["--lora_alpha", "4"], "--lora R"),
         (["--linear_probe", "ridge", "--model_ema"], "--linear_probe ridge takes no steps"),
         (["--linear_probe", "--pool", "attention", "--center", "subject"], "use --freeze_blocks 4 in place"),
-        (["--mixup", "0.2", "--center", "subject"], "mixes subjects"),
         (["--lora", "4", "--freeze_blocks", "2"], "--freeze_blocks: not allowed with argument --lora"),
         (["--head_epochs", "2", "--epochs", "2"], "--head_epochs 2 with --epochs 2"),
-        (["--mixup", "0.4", "--linear_probe"], "--mixup 0.4 changes windows"),
         (["--patience", "2", "--disable_eval_during_finetuning"], "leave out --disable_eval_during_finetuning"),
     ],
 )

@@ -14,11 +14,8 @@ import pytest
 import torch
 from scipy.stats import entropy
 from sklearn.metrics import roc_auc_score
-from timm.data.mixup import mixup_target
-from timm.loss import SoftTargetCrossEntropy
 from timm.models import create_model
 from torch import Tensor
-from torch.nn import functional as F
 
 import engine_for_finetuning
 import engine_for_pretraining
@@ -143,30 +140,6 @@ def test_weights_of_classes_multiply_each_samples_loss_and_the_mean_is_over_samp
     each = [-w * float(row.log_softmax(0)[i]) for w, row, i in zip((4, 0.25), logits, (1, 2), strict=True)]
     found = task_loss("multiclass", logits, torch.tensor([1, 2]), class_weights=torch.tensor([1, 4, 0.25]))
     assert float(found) == pytest.approx(np.mean(each), rel=1e-12)
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("task", "smoothing", "classes"), [("binary", 0.1, 2), ("multiclass", 0.1, 3)])
-def test_the_loss_of_mixed_windows_is_the_mix_of_both_classes_losses_and_timms(
-    task: str, smoothing: float, classes: int, weighted: bool
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(6, classes if classes > 2 else 1, generator=generator, dtype=torch.float64)
-    labels, share = (
-        torch.arange(6) % classes,
-        0.3,
-    )  # the second window of each pair is the last one, the one before, ...
-    options: Any = {
-        "smoothing": smoothing,
-        "class_weights": torch.tensor([0.5, 4, 1.5])[:classes] if weighted else None,
-    }
-    hot = F.one_hot(labels, classes).double()
-    found = task_loss(task, logits, share * hot + (1 - share) * hot.flip(0), **options)
-    one, other = (task_loss(task, logits, own, **options) for own in (labels, labels.flip(0)))
-    assert float(found) == pytest.approx(float(share * one + (1 - share) * other), rel=1e-12)
-    if task == "multiclass" and not weighted:
-        targets = mixup_target(labels, classes, share, smoothing)  # float32
-        assert float(found) == pytest.approx(float(SoftTargetCrossEntropy()(logits, targets)), rel=1e-6)
 
 
 def numbered(folder: Path) -> Iterator[tuple[tuple[Tensor, list[int]], int]]:

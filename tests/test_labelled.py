@@ -9,14 +9,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from scipy.stats import beta, chisquare, kstest
 from sklearn.utils.class_weight import compute_class_weight
 
 from data_helpers import TRIO, only_line, parse, plain_run, signal, write_labelled
 from eeg_data.labelled import add_labelled_arguments, balanced_weights, build_labelled_loaders
 from eeg_data.labelled_files import labelled_path, read_labelled
 from electrodes import ELECTRODES
-from errors import InputError, UsageError
+from errors import InputError
 
 
 def two_classes(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -68,44 +67,6 @@ def test_training_batches_pair_each_sample_with_its_own_label(tmp_path: Path) ->
     for batch in batches:
         assert torch.equal(batch.labels, batch.samples) and batch.eeg.dtype == torch.float32
         np.testing.assert_allclose(batch.eeg.flatten(2), signals[batch.labels] / 100, rtol=1e-6)
-
-
-def test_mixed_windows_and_their_classes_have_the_same_shares_whatever_the_batches(tmp_path: Path) -> None:
-    signals, classes = signal(12, 3, 400).astype(np.float16), [f"class{i}" for i in range(12)]  # one of each class
-    splits = {"train": (signals, np.arange(12)), "val": (signals, np.arange(12))}
-    path = write_labelled(tmp_path / "a.hdf5", splits, task="multiclass", classes=classes)
-    sets = loaders(path, "--mixup", 0.4, "--num_workers", 1)
-    assert torch.cat([batch.labels for batch in sets.val]).tolist() == [*range(12)], "evaluation sees what is there"
-    epochs = []
-    for epoch in range(2):
-        sets.train.batch_sampler.set_epoch(epoch)
-        labels = {}
-        for batch in sets.train:
-            expected = batch.labels.numpy() @ signals.reshape(12, -1).astype(np.float64) / 100
-            np.testing.assert_allclose(batch.eeg.flatten(1), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-            labels |= dict(zip(batch.samples.tolist(), batch.labels.tolist(), strict=True))
-        epochs.append(labels)
-    assert len(epochs[0]) == 12 and epochs[0] != epochs[1] and len({tuple(row) for row in epochs[0].values()}) == 12
-    other = loaders(path, "--mixup", 0.4, "--batch_size", 2, rank=1, processes=2).train
-    assert {int(s): row.tolist() for b in other for s, row in zip(b.samples, b.labels, strict=True)}.items() <= epochs[
-        0
-    ].items()
-
-
-def test_shares_and_partners_of_mixed_windows_are_drawn_from_beta_and_all_samples(tmp_path: Path) -> None:
-    windows = loaders(write_labelled(tmp_path / "a.hdf5", {"train": two_classes(9)}), "--mixup", 0.4).train.dataset
-    partners, shares = zip(*(windows.partner((epoch, 0, i)) for epoch in range(200) for i in range(9)), strict=True)
-    assert kstest(shares, beta(0.4, 0.4).cdf).pvalue > 1e-3
-    assert chisquare(np.bincount(partners, minlength=9)).pvalue > 1e-3
-
-
-def test_a_regression_is_not_mixed(tmp_path: Path) -> None:
-    outputs = np.zeros((4, 1), np.float32)
-    path = write_labelled(
-        tmp_path / "a.hdf5", {"train": (signal(4, 3, 400), outputs)}, task="regression", classes=["x"]
-    )
-    with pytest.raises(UsageError, match=r"--mixup 0\.4: .* no classes"):
-        loaders(path, "--mixup", 0.4)
 
 
 def test_dist_eval_shares_the_evaluation_and_no_dist_eval_shows_every_process_everything(tmp_path: Path) -> None:

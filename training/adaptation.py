@@ -63,15 +63,11 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.head_epochs >= args.epochs > 0 and args.head_epochs and not args.eval:
         flags = f"--head_epochs {args.head_epochs} with --epochs {args.epochs}"
         raise UsageError(f"{flags}: only the head would learn: lower the first, or use --linear_probe")
-    if args.mixup and args.linear_probe:
-        raise UsageError(f"--mixup {args.mixup} changes windows, --linear_probe reads them once: choose one")
     if args.patience and args.disable_eval_during_finetuning:
         raise UsageError("--patience needs a score after every epoch: leave out --disable_eval_during_finetuning")
     if centring.centring_of(vars(args)) and args.linear_probe and args.pool == "attention":
         way_out = f"use --freeze_blocks {depth} in place of --linear_probe, or another --pool"
         raise UsageError(f"--center needs means of features, which --pool attention changes: {way_out}")
-    if args.center != "none" and args.mixup:
-        raise UsageError(f"--mixup {args.mixup} mixes subjects, --center {args.center} tells them apart: choose one")
     if args.linear_probe == "ridge" and (args.model_ema or args.pool == "attention"):
         rest = "--model_ema" if args.model_ema else "--pool attention, whose query would not learn (as --pool mean)"
         raise UsageError(f"--linear_probe ridge takes no steps, so it does not go with {rest}: leave one of them out")
