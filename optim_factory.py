@@ -139,7 +139,6 @@ class Update:
         self.overflowed = False  # whether the last settled step was skipped only because fp16 cannot hold its gradient
         self.nonfinite_in_a_row = self.overflows_in_a_row = 0
         self.warming_up = False
-        self.held: list[nn.Parameter] = []  # that no step changes for now; the optimizer keeps no state of them yet
         self._finite: list[Tensor] = []  # of the step's micro-batches so far
         self._learnable = [p for p in model.parameters() if p.requires_grad]
         self._gradients: Tensor | None = None
@@ -226,8 +225,6 @@ class Update:
         self.micro_batch = (self.micro_batch + 1) % self.accumulation
         if self.micro_batch:
             return False
-        for parameter in self.held:
-            parameter.grad = None
         if self._gradients is not None and self.run.processes > 1:
             torch.distributed.all_reduce(self._gradients.mul_(1 / self.run.processes))
         self._set_schedules()

@@ -342,7 +342,6 @@ def fine_tune(
         for task, own in zip(tasks, loaders, strict=True):
             task.loaders = own
     while epoch < args.epochs and not best.stopped:
-        state.update.held = adaptation.held_parameters(module, args, epoch)
         stats: dict[str, float] = {}
         selected = False
         if args.linear_probe == "ridge":

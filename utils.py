@@ -37,7 +37,7 @@ ALMOST_ONE = 0.999  # dropping everything leaves nothing to learn from
 FLAG_LIMITS = {
     "epochs save_ckpt_freq batch_size update_freq gradient_accumulation_steps lora": (1, math.inf),
     "codebook_n_emd codebook_emd_dim window_stride": (1, math.inf),
-    "seed start_epoch num_workers warmup_epochs keep_last freeze_blocks patience head_epochs": (0, math.inf),
+    "seed start_epoch num_workers warmup_epochs keep_last freeze_blocks patience": (0, math.inf),
     "lr min_lr weight_decay weight_decay_end clip_grad opt_eps": (0, math.inf),
     "lora_alpha task_weights": (math.nextafter(0, 1), math.inf),
     "drop drop_path attn_drop_rate smoothing lora_dropout": (0, ALMOST_ONE),
@@ -363,5 +363,6 @@ def _check_flags(args: argparse.Namespace) -> None:
             value = getattr(args, name, None)
             for number in value if isinstance(value, list | tuple) else [value]:
                 if number is not None and not low <= number <= high:
-                    allowed = f"numbers from {low}" + ("" if high == math.inf else f" to {high}")
+                    least = "above 0" if low == math.nextafter(0, 1) else f"from {low}"
+                    allowed = f"numbers {least}" + ("" if high == math.inf else f" to {high}")
                     raise UsageError(f"--{name} {number}: allowed are {allowed}")

@@ -102,9 +102,11 @@ def main(args: argparse.Namespace) -> None:
 
 
 def write_list(names: Iterable[str], path: Path) -> None:
-    """Write names for --exclude, one a line."""
+    """Write names for --exclude, one a line, and say how many."""
+    lines = [f"{name}\n" for name in sorted(names)]
     with written_aside(path) as part:
-        part.write_text("".join(f"{name}\n" for name in sorted(names)), encoding="utf-8")
+        part.write_text("".join(lines), encoding="utf-8")
+    print(f"{path}: {len(lines)} names")
 
 
 def subjects_of(paths: Sequence[Path], split: str) -> set[str]:

@@ -131,7 +131,8 @@ def read_list(path: Path, flag: str) -> Callable[[Path], set[str]]:
     try:
         lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
-        raise InputError(f"{flag} {path}: cannot be read as UTF-8 ({type(error).__name__}); correct {flag}") from None
+        why = getattr(error, "strerror", None) or "no UTF-8"
+        raise InputError(f"{flag} {path}: cannot be read ({why}); correct {flag}") from None
     entries = set(lines) - {""}
     patterns = [entry for entry in entries if re.search(r"[*?[]", entry)]
     if not entries:

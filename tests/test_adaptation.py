@@ -36,7 +36,7 @@ POOLED = {
     "query": ["--linear_probe", "--pool", "attention"],
     "places": ["--lora", "4", "--pool", "electrodes", "--center", "subject"],
 }
-POOLED["first"] = ["--head_epochs", "1", "--pool", "attention"]
+POOLED["whole"] = ["--pool", "attention"]
 HEAD = {"head.weight", "head.bias"}
 NORM = {"fc_norm.weight", "fc_norm.bias"}
 ADAPTERS = {
@@ -157,24 +157,6 @@ def test_a_run_changes_what_learns_and_leaves_the_rest_bit_equal(tasks: Path, tm
 def fresh(name: str, value: Tensor) -> Tensor:
     """Return how a new tensor begins with --init_scale 0: norms at 1 and 0, head and second adapter at 0."""
     return torch.full_like(value, {"fc_norm.weight": 1.0, "lora_alpha": 8.0}.get(name, 0.0))
-
-
-def test_while_the_head_learns_first_it_learns_what_a_linear_probe_does_and_then_all_learn(
-    tasks: Path, tmp_path: Path
-) -> None:
-    given = words(tasks, "--precision", "fp64", "--drop_path", "0", "--epochs", "3", "--save_ckpt_freq", "1")
-    assert call(SCRIPT, *given, "--linear_probe", "--output_dir", tmp_path / "probe") == 0
-    assert call(SCRIPT, *given, "--head_epochs", "2", "--output_dir", tmp_path / "first") == 0
-    probe, held, last = (
-        checkpoint(tmp_path / name)["model"]
-        for name in ("probe/checkpoint-1.pth", "first/checkpoint-1.pth", "first/checkpoint-2.pth")
-    )
-    assert probe["head.weight"].abs().max() > 1e-3
-    for name, value in probe.items():
-        torch.testing.assert_close(held[name], value, rtol=0, atol=1e-12 if name in HEAD else 0)
-        assert not torch.equal(last[name], value), name
-    states = [checkpoint(tmp_path / f"first/checkpoint-{epoch}.pth")["optimizer"]["state"] for epoch in (1, 2)]
-    assert [len(state) for state in states] == [2, len(list(tiny().parameters()))]
 
 
 @pytest.mark.parametrize("mode", ["lora", *POOLED])
@@ -323,7 +305,6 @@ def test_patience_stops_after_so_many_epochs_in_a_row_without_a_better_score(
         (["--linear_probe", "ridge", "--model_ema"], "--linear_probe ridge takes no steps"),
         (["--linear_probe", "--pool", "attention", "--center", "subject"], "use --freeze_blocks 4 in place"),
         (["--lora", "4", "--freeze_blocks", "2"], "--freeze_blocks: not allowed with argument --lora"),
-        (["--head_epochs", "2", "--epochs", "2"], "--head_epochs 2 with --epochs 2"),
         (["--patience", "2", "--disable_eval_during_finetuning"], "leave out --disable_eval_during_finetuning"),
     ],
 )

@@ -49,7 +49,6 @@ CUT = [Layout(2, 3), Layout(3, 2), Layout(1, 3, 2), Layout(2, 1, 3)]
 SHARED = [layout for layout in CUT if layout.processes > 1]
 NODES = ("tokenizer", "masked", "classifier")
 ADAPTED = {  # of the classifier, in one, two and three processes
-    "first": ["--epochs", "2", "--head_epochs", "1"],
     "probe": ["--linear_probe", "--pool", "flatten", "--center", "recording", "--scale_by", "subject"],
     "ridge": ["--linear_probe", "ridge", "--pool", "spectrum", "--center", "subject"],
     "lora": ["--lora", "4", "--pool", "attention", "--center", "subject", "--center_windows", "1"],

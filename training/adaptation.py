@@ -46,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--linear_probe", nargs="?", const=True, default=False, choices=("ridge",), help=words)
     add("--lora", type=int, metavar="R", help="train adapters of rank R on attention, the norm and the head")
     add = group.add_argument
-    add("--head_epochs", type=int, default=0, metavar="N", help="for the first N epochs only the head learns")
     add("--lora_alpha", type=float, help="scale adapters by alpha/R (default: 2 R)")
     add("--lora_dropout", type=float, help="dropout before each adapter (default: 0)")
     add("--patience", type=int, metavar="P", help="stop after P epochs in a row without a better score (0: never)")
@@ -60,9 +59,6 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UsageError(f"--freeze_blocks {args.freeze_blocks}: {args.model} has {depth} blocks: give at most {depth}")
     if args.lora is None and (args.lora_alpha is not None or args.lora_dropout is not None):
         raise UsageError("--lora_alpha and --lora_dropout belong to --lora R: add it or leave them out")
-    if args.head_epochs >= args.epochs > 0 and args.head_epochs and not args.eval:
-        flags = f"--head_epochs {args.head_epochs} with --epochs {args.epochs}"
-        raise UsageError(f"{flags}: only the head would learn: lower the first, or use --linear_probe")
     if args.patience and args.disable_eval_during_finetuning:
         raise UsageError("--patience needs a score after every epoch: leave out --disable_eval_during_finetuning")
     if centring.centring_of(vars(args)) and args.linear_probe and args.pool == "attention":
@@ -84,16 +80,6 @@ def setup_adaptation(model: NeuralTransformer, args: argparse.Namespace) -> None
         _learn(model, [model.head, model.heads])  # not the norm before it either, so that features do not change
     if args.lora is not None:
         add_lora(model, args.lora, alpha=args.lora_alpha, dropout=args.lora_dropout or 0.0)
-
-
-def held_parameters(model: nn.Module, args: argparse.Namespace, epoch: int) -> list[nn.Parameter]:
-    """Return the parameters that wait while the head alone learns (--head_epochs).
-
-    Their gradient is computed and dropped: frozen they would need another DistributedDataParallel afterwards.
-    """
-    if epoch >= args.head_epochs:
-        return []
-    return [parameter for name, parameter in model.named_parameters() if not name.startswith(("head.", "heads."))]
 
 
 def freeze_blocks(model: NeuralTransformer, blocks: int) -> None:

@@ -53,7 +53,9 @@ def _fetch(address: str) -> tuple[Path, str]:
     """Fetch a file once a process. Raises UsageError for an address of another form, InputError if it cannot be had."""
     parts = ADDRESS.fullmatch(address)
     if not parts:
-        raise UsageError(f"{address}: an address on the hub has the form {FORM}")
+        raise UsageError(f"hf://{address[3:].lstrip('/')}: an address on the hub has the form {FORM}")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every try, twice; the last one raises
+    logger.info("Fetching hf://%s (the client tries for half a minute).", address[3:].lstrip("/"))
     api, repo, revision = client(), parts["repo"], parts["revision"]
     try:
         name = parts["file"] or _only_file(api.list_repo_files(repo, revision=revision), repo)
