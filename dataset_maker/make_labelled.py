@@ -51,7 +51,7 @@ if TYPE_CHECKING:  # --help does not need them
     import mne
     import pandas as pd
 
-KNOWS_MAINS = True  # BIDS says them
+MAINS_BY = "PowerLineFrequency of BIDS"
 LAST_SECOND = 1e9  # 30 years: no recording is longer
 CUT = "segments that reach beyond their recording, cut there"
 OUTSIDE = "segments outside their recording, left out"

@@ -41,7 +41,7 @@ def run(maker: str) -> None:
     maker: name of a module. Its docstring is the help. `add_arguments(parser)` declares its flags.
     `find_recordings(args)` returns the DataSet and a task for each recording: path, recording (its name), subject,
     split (unless its windows name it), `also` (other files it depends on), entries that its hooks need.
-    FILTERED = True: its signals are filtered already. KNOWS_MAINS = True: it sets --notch. Hooks: see `jobs`.
+    FILTERED = True: its signals are filtered already. MAINS_BY: who says --notch. Hooks: see `jobs`.
     """
     module = importlib.import_module(maker)
     parser = ArgumentParser(description=module.__doc__)
@@ -49,7 +49,7 @@ def run(maker: str) -> None:
     output = "one file; without a suffix: a folder of shards"
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.hdf5", help=output)
     if not getattr(module, "FILTERED", False):
-        add_filter_arguments(parser, of_bids=hasattr(module, "KNOWS_MAINS"))
+        add_filter_arguments(parser, mains=getattr(module, "MAINS_BY", ""))
     add_scale_argument(parser)
     pool.add_arguments(parser)
     run_script(lambda args: make(args, maker, *module.find_recordings(args)), parser.parse_args())

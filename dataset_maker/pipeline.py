@@ -10,7 +10,7 @@ from __future__ import annotations  # the types of mne would load half of it
 import argparse
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from dataset_maker.sidecars import MAINS
 from dataset_maker.stages import Source, narrowed, plan_stages, processed
 from eeg_data.quality import Quality
 from eeg_data.verdicts import judged
-from electrodes import Resolution, resolve
+from electrodes import Resolution, canonical_name, resolve
 from errors import InputError, UsageError
 
 UNITS = ("uV", "mV", "nV", "V")
@@ -68,6 +68,7 @@ class Pipeline:
     rename: Mapping[str, str] = field(default_factory=dict)
     drop: Sequence[str] = ()
     drop_unknown: bool = False
+    keep: Sequence[str] = ()  # electrodes of a data set: channels of any others are left out (none: all are taken)
     cap: str | None = None  # whose labels get the nearest known electrodes
     bipolar: str | None = None  # "anode": derivations are called after their first electrode
     trim_end: float = 0.0  # s cut off every recording's end
@@ -109,15 +110,14 @@ class Prepared:
         return marks.unbroken(self.quality.valid, self.stretches)
 
 
-def add_filter_arguments(parser: argparse.ArgumentParser, *, of_bids: bool = False) -> Any:
-    """Declare the filters' flags. of_bids: BIDS may say which mains there are. Returns their group."""
+def add_filter_arguments(parser: argparse.ArgumentParser, *, mains: str = "") -> Any:
+    """Declare the filters' flags. mains: who may say which mains there are. Returns their group."""
     group = parser.add_argument_group("pipeline", "applied in this order; 0 leaves a stage out")
     hz: Any = {"type": float, "metavar": "HZ"}
     group.add_argument("--l_freq", default=FilterSettings.l_freq, help="high-pass edge (default %(default)s)", **hz)
     group.add_argument("--h_freq", default=FilterSettings.h_freq, help="low-pass edge (default %(default)s)", **hz)
-    default = None if of_bids else MAINS
-    notch = f"{'PowerLineFrequency of BIDS, else ' if of_bids else ''}{MAINS}"
-    group.add_argument("--notch", default=default, help=f"mains: 50, 60 or 0 (default {notch})", **hz)
+    notch = f"{mains}, else {MAINS}" if mains else MAINS
+    group.add_argument("--notch", default=None if mains else MAINS, help=f"mains: 50, 60 or 0 (default {notch})", **hz)
     resample = "polyphase: samples lie at k / 200 s, exactly; mne, as published, moves them by up to half a sample"
     group.add_argument("--resample", choices=RESAMPLING, default="mne", help=resample)
     return group
@@ -126,7 +126,7 @@ def add_filter_arguments(parser: argparse.ArgumentParser, *, of_bids: bool = Fal
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the whole pipeline's flags, for pre-training."""
     trim_end = "cut so much off every recording's end"
-    filters = add_filter_arguments(parser, of_bids=True)
+    filters = add_filter_arguments(parser, mains="PowerLineFrequency of BIDS")
     filters.add_argument("--trim_end", type=float, default=0.0, metavar="SECONDS", help=trim_end)
     add_name_arguments(parser, bad_channels="drop")
     add_scale_argument(parser)
@@ -233,7 +233,8 @@ def select_electrodes(recording: RawRecording, pipeline: Pipeline) -> Resolution
     left_out = [name for name in eeg if name in bad] if pipeline.bad_channels == "drop" else []
     if left_out == eeg:
         raise InputError(f"{where}: all its EEG channels are {MARKED}: --bad_channels keep takes them all the same")
-    resolution = electrodes_of([name for name in eeg if name not in left_out], pipeline, where)
+    other = [] if not pipeline.keep else _without_others(eeg, pipeline.keep)
+    resolution = electrodes_of([name for name in eeg if name not in (*left_out, *other)], pipeline, where)
     recording.check_scales(list(resolution.kept))
     _bring_to_one_rate(recording, list(resolution.kept), pipeline.block_bytes)
     recording.rename(resolution.kept)
@@ -244,8 +245,15 @@ def select_electrodes(recording: RawRecording, pipeline: Pipeline) -> Resolution
         )
     source = {name: "channels.tsv" if name in stated else "the file" for name in types}
     reasons = {name: f"not EEG by its type in {source[name]}" for name in types if types[name] != "eeg"}
+    reasons |= dict.fromkeys(other, "no electrode of this data set, or a second channel of one")
     reasons |= dict.fromkeys(left_out, MARKED)
     return replace(resolution, reasons=reasons | resolution.reasons)
+
+
+def _without_others(names: Sequence[str], keep: Collection[str]) -> list[str]:
+    """Return the channels that are none of the electrodes to keep, or not the first one of an electrode."""
+    first = {canonical_name(name): name for name in reversed(names)}
+    return [name for name in names if canonical_name(name) not in keep or first[canonical_name(name)] != name]
 
 
 def _bring_to_one_rate(recording: RawRecording, kept: list[str], block_bytes: int) -> None:

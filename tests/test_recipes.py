@@ -45,6 +45,7 @@ def test_a_task_of_eegmmidb_is_called_after_its_run_and_lasts_4_s_from_its_mark(
 ) -> None:
     root, eeg = tmp_path / "eegmmidb", {}
     marks = ["T0", "", "T1", "", "", "", "T2", "", "", "", "T1", ""]  # at 0.5 s, 2.5 s, ...; the last has no 4 s
+    recorded(root / "S002" / "S002R04.edf", ["Fc5.", "C3..", "Cz.."], 12)  # without annotations
     for name in ("S001R03", "S001R04", "S001R06", "S070R12", "S071R14", "S090R08", "S109R10"):
         eeg[name] = recorded(root / name[:4] / f"{name}.edf", ["Fc5.", "C3..", "Cz.."], len(marks), marks)
     with h5py.File(make("eegmmidb", root)) as file:
@@ -60,9 +61,14 @@ def test_a_task_of_eegmmidb_is_called_after_its_run_and_lasts_4_s_from_its_mark(
         assert rows["val"] == [("S071R14", 2), ("S071R14", 3)]
         assert rows["test"] == [("S090R08", 0), ("S090R08", 1), ("S109R10", 2), ("S109R10", 3)]
         np.testing.assert_allclose(file["val"]["eeg"][1], eeg["S071R14"][:, 1300:2100], atol=1e-3)
-    shown = capsys.readouterr().out
-    assert "PhysioNet: 654 recordings, here 6; 109 subjects, here 5" in shown and "9837 samples, here 12" in shown
-    assert "6 trials that reach beyond their recording" in shown
+    shown = capsys.readouterr()
+    assert "PhysioNet: 654 recordings, here 7; 109 subjects, here 5" in shown.out
+    assert "9837 samples, here 12" in shown.out and "6 trials that reach beyond their recording" in shown.out
+    assert "1 other files of this format are not read: S001R03.edf" in shown.out
+    assert "S002R04.edf: 0 trials, expected are 15" in shown.err
+    recorded(root / "copy" / "S001R04.edf", ["Fc5.", "C3..", "Cz.."], 12)
+    assert run_maker(make_recipe, "eegmmidb", "--root", root, "--output", tmp_path / "b.hdf5") == 1
+    assert "have one name; name the folder of one copy" in capsys.readouterr().err
 
 
 def test_the_real_recordings_of_a_person_give_her_ninety_tasks(shared: Path, tmp_path: Path) -> None:
@@ -89,7 +95,7 @@ def test_people_of_mumtaz_are_split_by_number_and_their_task_recording_is_not_us
     eeg = {}
     for person in ("H S1", "H S2", "MDD S1", "MDD S10"):
         for part in ("EC", "EO", "TASK"):
-            name = f"{person} {part}"
+            name = f"{'6921959_' if person == 'H S2' and part == 'EO' else ''}{person} {part}"
             more = ["EEG A2-A1", "EEG 23A-23R"]
             eeg[name] = recorded(tmp_path / "in" / f"{name}.edf", [*names[::-1], *more], 11)
     with h5py.File(make("mumtaz", tmp_path / "in")) as file:
@@ -109,31 +115,71 @@ def test_people_of_mumtaz_are_split_by_number_and_their_task_recording_is_not_us
     assert count == [[19, 24], [4, 5], [5, 5]] and sides["H S30"] == "test" and sides["MDD S25"] == "val"
 
 
+def block(name: str, *times: tuple[int, int], count: int | None = None) -> str:
+    """Return what a summary of CHB-MIT says of a file."""
+    lines = [f"File Name: {name}.edf", "File Start Time: 11:42:54"]
+    lines += [f"Number of Seizures in File: {len(times) if count is None else count}"]
+    for number, (start, end) in enumerate(times, 1):
+        which = f" {number}" if len(times) > 1 else ""
+        lines += [f"Seizure{which} Start Time:  {start} seconds", f"Seizure{which} End Time: {end} seconds"]
+    return "\n".join([*lines, "", ""])
+
+
+def chb_mit(root: Path, *names: str, more: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Write files of CHB-MIT of 45 s with the sixteen derivations and more channels; return their values."""
+    derivations = make_recipe.RECIPES["chb-mit"].electrodes.split()
+    return {n: recorded(root / n[:5] / f"{n}.edf", [*derivations, *more], 45) for n in names}
+
+
 def test_a_window_of_chb_mit_that_touches_a_seizure_has_its_label_and_chb21_is_chb01(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root, names = tmp_path / "chbmit", [*make_recipe.RECIPES["chb-mit"].electrodes.split()]
-    others = ["T8-P8", "FZ-CZ", "ECG", "-"]
-    for name in ("chb01_01", "chb01_02", "chb01_46", "chb21_01", "chb22_01", "chb24_01"):
-        recorded(root / name[:5] / f"{name}.edf", [*names, *others], 45)
-    quiet = "File Name: {}.edf\nFile Start Time: 11:42:54\nNumber of Seizures in File: 0\n\n"
-    for case in ("chb21", "chb22", "chb24"):
-        (root / case / f"{case}-summary.txt").write_text("Channel 1: FP1-F7\n\n" + quiet.format(f"{case}_01"))
-    seizures = "Seizure 1 Start Time: 9 seconds\nSeizure 1 End Time: 11 seconds\n"
-    seizures += "Seizure 2 Start Time:  25 seconds\nSeizure 2 End Time:  28 seconds\n\n"
-    one = "Seizure Start Time: 20 seconds\nSeizure End Time: 40 seconds\n"
-    text = quiet.format("chb01_01") + one + quiet.format("chb01_02") + seizures
-    (root / "chb01" / "chb01-summary.txt").write_text(text)
-    with h5py.File(make("chb-mit", root, code=1)) as file:
+    root = tmp_path / "chbmit"
+    eeg = chb_mit(root, "chb01_01", "chb01_46", "chb21_01", more=["T8-P8", "FZ-CZ", "ECG", "-", "."])
+    eeg |= chb_mit(root, "chb01_02", "chb22_01", "chb24_02", more=["FC1-Ref", "CP6-Ref", "VNS"])  # one T8-P8
+    parts = block("chb01_01", (20, 40)), block("chb01_02", (9, 11), (25, 28)), block("chb01_46")
+    (root / "chb01" / "chb01-summary.txt").write_text("Channel 1: FP1-F7\n\n" + "".join(parts))
+    for case in ("chb21", "chb22"):
+        (root / case / f"{case}-summary.txt").write_text(block(f"{case}_01"))
+    (root / "chb24" / "chb24-summary.txt").write_text(block("chb24_01", (1, 2)))  # not chb24_02
+    with h5py.File(make("chb-mit", root)) as file:
+        train = file["train"]
         labels = {
-            name: file["train"]["label"][file["train"]["recording"].asstr()[:] == name].tolist()
-            for name in ("chb01_01", "chb01_02")
+            name: train["label"][train["recording"].asstr()[:] == name].tolist() for name in eeg if "chb01" in name
         }
-        assert labels == {"chb01_01": [0, 0, 1, 1], "chb01_02": [1, 1, 1, 0]}
-        assert sorted(file.attrs["chOrder"]) == sorted(names) and sorted(file) == ["test", "train", "val"]
-        assert set(file["val"]["subject"].asstr()) == {"chb01", "chb22"}
-    error = capsys.readouterr().err
-    assert "chb01_46.edf: is not in" in error and "1 subjects are on more than one side: chb01" in error
+        assert labels == {"chb01_01": [0, 0, 1, 1], "chb01_46": [0] * 4, "chb01_02": [1, 1, 1, 0]}
+        assert list(file.attrs["chOrder"]) == make_recipe.RECIPES["chb-mit"].electrodes.split()
+        np.testing.assert_allclose(train["eeg"][4], eeg["chb01_02"][:16, :2000], atol=1e-3)
+        assert {split: set(group["subject"].asstr()) for split, group in file.items()} == {
+            **{"train": {"chb01"}, "val": {"chb01", "chb22"}, "test": {"chb24"}}
+        }
+    shown = capsys.readouterr()
+    assert "1 subjects are on more than one side: chb01" in shown.err and "share a name" not in shown.err
+    assert "1 recordings: not in the summary" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (block("chb01_01", (5, 9), count=2), "does not say clearly"),
+        (block("chb01_01", (9, 5)), "does not say clearly"),
+        (block("chb01_01", (5, 9)).replace("Seizure End", "End"), "does not say clearly"),
+        (block("chb01_01", (5, 9)) + block("chb01_01"), "does not say clearly"),
+        (block("chb01_01", (50, 60)), "ends before 50 s"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_recording_of_chb_mit_with_unclear_seizures_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, part: str
+) -> None:
+    root = tmp_path / "chbmit"
+    chb_mit(root, "chb01_01", "chb02_01")
+    (root / "chb02" / "chb02-summary.txt").write_text(block("chb02_01", (5, 9)))
+    if text:
+        (root / "chb01" / "chb01-summary.txt").write_text(text)
+    with h5py.File(make("chb-mit", root, code=1)) as file:
+        assert set(file["train"]["recording"].asstr()) == {"chb02_01"}
+    assert part in capsys.readouterr().err
 
 
 def test_every_eight_seconds_of_seed_vig_have_their_perclos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,19 +201,23 @@ def test_every_eight_seconds_of_seed_vig_have_their_perclos(tmp_path: Path, caps
     shown = capsys.readouterr()
     assert "3 trials, expected are 885" in shown.err and "20355 samples, here 12" in shown.out
     savemat(root / "perclos_labels" / "4_20151105_noon.mat", {"perclos": values[:, :1]})
+    savemat(root / "perclos_labels" / "14_20151014_night.mat", {"perclos": [[0.5], [2.5], [0.1]]})
     (root / "perclos_labels" / "1_20151124_noon_2.mat").unlink()
     assert run_maker(make_recipe, "seed-vig", "--root", root, "--output", tmp_path / "b.hdf5", *PLAIN) == 1
     error = capsys.readouterr().err
     assert "its labels are missing, expected in" in error and "for 4 labels is (6400, 17)" in error
+    assert "PERCLOS is a share" in error
 
 
-def test_people_of_ds004504_are_split_within_their_group(tmp_path: Path) -> None:
+def test_people_of_ds004504_are_split_within_their_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, groups = tmp_path / "ds004504", "AAAAACCCCCFFFFF"
     names = make_recipe.RECIPES["mumtaz"].electrodes.split()
     for number, _ in enumerate(groups, 1):
         stem = f"sub-{number:03d}_task-eyesclosed_eeg"
         recorded(root / f"sub-{number:03d}" / "eeg" / f"{stem}.edf", names, 21)
     (root / "dataset_description.json").write_text('{"Name": "dementia", "BIDSVersion": "1.2.1"}')
+    for name in ("sub-001/eeg/sub-001_task-photomark_eeg.edf", "sub-016/eeg/sub-016_task-eyesclosed_eeg.edf"):
+        recorded(root / name, names, 21)  # another task; a subject without a row
     rows = [f"sub-{number:03d}\t{group}" for number, group in enumerate(groups, 1)]
     (root / "participants.tsv").write_text("\n".join(["participant_id\tGroup", *rows]))
     with h5py.File(make("ds004504", root)) as file:
@@ -176,6 +226,7 @@ def test_people_of_ds004504_are_split_within_their_group(tmp_path: Path) -> None
         assert {len(group["label"]) for group in file.values()} == {18, 6}, "two windows of 10 s each"
     assert sides["train"] == {(f"{n:03d}", label) for label in range(3) for n in range(5 * label + 1, 5 * label + 4)}
     assert sides["val"] == {("004", 0), ("009", 1), ("014", 2)}
+    assert "1 recordings are left out, whose subjects have no row" in capsys.readouterr().out
 
 
 def run_of_2a(starts: Sequence[int], labels: Sequence[int], samples: int, seed: int) -> dict[str, Any]:
