@@ -28,8 +28,6 @@ def get_args() -> argparse.Namespace:
     add("--format", choices=FORMATS, default="text", help="of the table")
     add("--report", type=Path, metavar="FILE.html", help=f"(default: {NAME} in the folder of all runs)")
     add("--no_report", action="store_true", help="make no page of figures, which takes seconds")
-    words = "instead of a table: write the mean of the weights of these runs, seeds of one, as a checkpoint"
-    add("--soup", type=Path, metavar="FILE.pth", help=words)
     add("--draws", type=int, default=1000, help="of subjects, for the page's bootstrap intervals")
     return parser.parse_args()
 
@@ -39,12 +37,6 @@ def main(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.draws < 2:
         raise UsageError(f"--draws {args.draws}: allowed are numbers from 2")
-    if args.soup is not None:
-        check_file(args.soup, "--soup")
-        from training import soup  # here, because torch takes seconds
-
-        soup.write(args.soup, args.folders)
-        return
     if args.report is not None:
         check_file(args.report, "--report")
     from results import tables as result_tables  # here, because pandas takes a second that --help need not wait for

@@ -38,19 +38,18 @@ PROJECT = Path(__file__).resolve().parents[1]
 SHIPPED = PROJECT / "reference" / "results"
 TASK = "binary"  # MentalArithmetic
 MARK = "command.json"  # in a run folder: the command, its seconds so far, whether it is finished
-KEPT = ("tokenizer", "pretraining", "cv-tuned-spectrum-center")  # cells whose checkpoints others use begin so
+KEPT = ("tokenizer", "pretraining")  # cells whose checkpoints others start from begin with these
 # Scripts that have moved since the recipes ran.
 MOVED = {"dataset_maker/make_eeghdf.py": "demo/make_eeghdf.py", "reference.eeghdf": "demo.data"}
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "mne", "h5py", "braindecode")
 WAYS = ["logistic", "logistic-even", "features-even", "pretrained-even", "scratch-even", "probe-even", "eegnet-even"]
 WAYS += ["last8-even", "pretrained", "scratch", "probe", "eegnet", "last8", "cls-even", "long-even"]
 # With few subjects: from the model that `make demo` pre-trains, in DATA/demo_run.
-FEW = ["logistic-even-center", "eegnet-even-center", "ridge-mean", "ridge-mean-center", "ridge-electrodes"]
-FEW += ["ridge-electrodes-center", "ridge-flatten-center", "ridge-spectrum", "ridge-spectrum-center"]
-FEW += ["ridge-spectrum-center-8"]
+FEW = ["logistic-even-center", "eegnet-even", "eegnet-even-center", "ridge-mean", "ridge-mean-center"]
+FEW += ["ridge-electrodes", "ridge-electrodes-center", "ridge-flatten-center", "ridge-spectrum"]
+FEW += ["ridge-spectrum-center", "ridge-spectrum-center-8"]
 TUNED = ["paper", "small", "electrodes", "center", "electrodes-center", "small-electrodes-center", "attention-center"]
 FEW += [f"tuned-{way}" for way in [*TUNED, "spectrum-center", "small-spectrum-center", "scale"]]
-FEW += ["soup-spectrum-center"]
 OTHERS = ["adabrain-logistic", "adabrain-logistic-center", "adabrain-ridge-spectrum", "adabrain-ridge-spectrum-center"]
 OTHERS += ["tasks-all", "tasks-ma", "tasks-scp1", "tasks-imagery"]
 PARTS = ["all", "one-mask", "one-mask-twice", "no-kmeans", "no-revival", "sequential", "no-electrodes"]
@@ -168,9 +167,8 @@ def result_of(name: str, folder: Path, seconds: float) -> dict[str, Any]:
         path = folder / f"predictions-{split}.npz"
         if path.is_file():
             held = read_predictions(path)
-            if log := found.get("log"):  # not of --eval
-                selected = next(line for line in log if line["epoch"] == held.epoch)
-                found["metrics"] = {"selected": selected, "last": log[-1]}
+            selected = next(line for line in found["log"] if line["epoch"] == held.epoch)
+            found["metrics"] = {"selected": selected, "last": found["log"][-1]}
             found["predictions"] = {  # arrays as words in one line
                 "split": split,
                 "epoch": held.epoch,

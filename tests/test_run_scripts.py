@@ -16,7 +16,6 @@ import torch
 from sklearn.metrics import roc_auc_score
 from timm.utils import ModelEmaV3
 
-import inference
 import run_class_finetuning
 import run_labram_pretraining
 import run_vqnsp_training
@@ -278,52 +277,6 @@ def test_the_masked_model_starts_from_the_tokenizers_encoder_where_asked(
     encoder, found = (checkpoint(folder / "checkpoint.pth")["model"] for folder in (tiny / "tokenizer", tmp_path))
     for name in ("pos_embed", "patch_embed.conv1.weight", "blocks.3.mlp.fc2.bias", "blocks.0.attn.qkv.weight"):
         assert torch.equal(found[f"student.{name}"], encoder[f"encoder.{name}"]), name
-
-
-@pytest.fixture(scope="module")
-def seeds(tiny: Path) -> Path:
-    """Three fine-tuned runs, of which two differ in their seed alone."""
-    words = [*stage_three(tiny), "--lr", "3e-3", "--epochs", "2", "--output_dir"]
-    for name, more in (("0", ()), ("1", ("--seed", "1")), ("more", ("--seed", "2", "--epochs", "1"))):
-        assert call("run_class_finetuning", *words, tiny / "seeds" / name, *more) == 0
-    return tiny / "seeds"
-
-
-def test_the_soup_of_two_seeds_is_their_mean_and_can_be_evaluated_and_loaded(
-    tiny: Path, seeds: Path, tmp_path: Path
-) -> None:
-    assert call("summarize_results", "--soup", tmp_path / "soup.pth", seeds / "0", seeds / "1") == 0
-    both = [checkpoint(seeds / name / "checkpoint-best.pth")["model"] for name in "01"]
-    soup = checkpoint(tmp_path / "soup.pth")["model"]
-    assert list(soup) == list(both[0]) and not torch.equal(both[0]["head.weight"], both[1]["head.weight"])
-    for name, value in soup.items():
-        mean = np.mean([weights[name].double().numpy() for weights in both], axis=0).astype(np.float32)
-        np.testing.assert_array_equal(value.numpy(), mean, err_msg=name)
-    words = [*stage_three(tiny), "--output_dir", tmp_path, "--eval", "--resume", tmp_path / "soup.pth"]
-    assert call("run_class_finetuning", *words) == 0
-    found, model = predictions(tmp_path / "predictions-val.npz")["logits"], inference.load(tmp_path / "soup.pth")
-    assert model.classes == ("normal", "abnormal") and len(found) == 7 and np.isfinite(found).all()
-    torch.testing.assert_close(model.module.state_dict()["head.weight"], soup["head.weight"])
-
-
-def test_only_seeds_of_one_run_that_start_from_one_file_make_a_soup(
-    seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    scratch, other = (tmp_path / f"{name}.pth" for name in ("scratch", "other"))
-    state = checkpoint(seeds / "0" / "checkpoint-best.pth")
-    torch.save(state | {"args": state["args"] | {"finetune": None}}, scratch)
-    torch.save(state | {"model": state["model"] | {"head.weight": torch.zeros(3, 200)}}, other)
-    for runs, named, part in (
-        ([seeds / "0", seeds / "more"], seeds / "more", "another --epochs (1) than"),
-        ([seeds / "0", other], other, "another shape of head.weight ((3, 200)) than"),
-        ([scratch, seeds / "0"], scratch, "did not start from a checkpoint of stage 2"),
-        ([seeds / "0", tmp_path / "none"], tmp_path / "none", "is no checkpoint file"),
-    ):
-        assert call("summarize_results", "--soup", tmp_path / "soup.pth", *runs) == 1
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert part in error and str(named) in error
-    assert call("summarize_results", "--soup", tmp_path / "soup.pth", seeds / "0") == 2
-    assert not (tmp_path / "soup.pth").exists()
 
 
 RUN_FLAGS = """--output_dir --log_dir --model --batch_size --opt --opt_betas --opt_eps --clip_grad --weight_decay
