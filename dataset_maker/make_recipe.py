@@ -27,7 +27,7 @@ from eeg_data.pretraining_files import SAMPLING_RATE
 from electrodes import ELECTRODES
 from errors import InputError, first_few
 
-MAINS_BY = "the data set"
+MAINS_BY = "that of the data set"
 VIGILANCE = "FT7 FT8 T7 T8 TP7 TP8 CP1 CP2 P1 PZ P2 PO3 POZ PO4 O1 OZ O2"  # columns of SEED-VIG's raw data
 PERCLOS = 8  # s from a label of SEED-VIG to the next one
 SAME_PERSON = {"chb21": "chb01"}  # recorded again a year and a half later (PhysioNet)
