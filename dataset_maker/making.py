@@ -7,6 +7,7 @@ resuming, the electrodes that all recordings of a labelled set must have, one fi
 import argparse
 import importlib
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -29,7 +30,7 @@ from eeg_data.index import index_folder
 from eeg_data.labelled_files import SPLITS
 from eeg_data.quality import UNUSABLE
 from eeg_data.verdicts import recording_warnings
-from errors import ArgumentParser, InputError, run_script
+from errors import ArgumentParser, InputError, UsageError, run_script
 from files import digest_of, write_json, written_aside
 
 PUBLISHED = Path(__file__).with_name("published_splits.json")
@@ -75,6 +76,8 @@ def make(
     made = {**(data_set.made if data_set else {"source": source}), **pipeline.described()}
     output, tasks = args.output.resolve(), jobs.stamped(tasks)
     single = data_set is not None and output.suffix.lower() in SUFFIXES
+    if data_set and not single and re.fullmatch(r"\.[A-Za-z]\w*", output.suffix):
+        raise UsageError(f"--output {args.output}: a file ends in {' or '.join(SUFFIXES)}, a folder has no such suffix")
     folder = output.with_name(f".{output.name}.making") if single else output  # of the shards
     if data_set and folder.is_dir() and any(folder.iterdir()) and not (folder / ".making").is_dir():
         raise InputError(f"{folder} holds other files already: name a new folder, or a file with the suffix .hdf5")

@@ -69,3 +69,14 @@ def test_folds_cut_by_subject_and_need_both_flags(tmp_path: Path, capsys: pytest
 def test_a_folder_without_recordings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = ("--root", tmp_path / "in", "--output", tmp_path / "out.hdf5")
     assert run_maker(make_eegmat, *words) == 1 and f"--root {tmp_path / 'in'}" in capsys.readouterr().err
+
+
+def test_an_output_of_another_suffix_is_refused_and_a_version_is_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for part in (REST, TASK):
+        write(tmp_path / "in", 0, part)
+    words = ("--root", tmp_path / "in", *PLAIN, "--output")
+    assert run_maker(make_eegmat, *words, tmp_path / "out.hdf") == 2
+    assert "a file ends in .hdf5 or .h5" in capsys.readouterr().err and len(list(tmp_path.iterdir())) == 1
+    assert run_maker(make_eegmat, *words, tmp_path / "out-1.0") == 0 and list((tmp_path / "out-1.0").glob("*.hdf5"))
