@@ -28,8 +28,8 @@ from errors import INTERRUPTED, TERMINATED, InputError, Interrupted, PeerLost, U
 from files import check_writable
 from layers import MAX_PATCHES, PATCH_SAMPLES, compile_blocks
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
 ALMOST_ONE = 0.999  # dropping everything leaves nothing to learn from

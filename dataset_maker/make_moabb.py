@@ -12,6 +12,7 @@ sys.path.insert(0, sys.path[0].removesuffix("dataset_maker"))  # for a start by 
 
 import argparse
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -40,13 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dataset", required=True, metavar="NAME", help="class of moabb.datasets")
     add("--paradigm", metavar="NAME", help="class of moabb.paradigms that chooses events (default: all)")
     add("--subjects", type=int, nargs="+", metavar="N", help="MOABB's numbers (default: all)")
-    add("--window", type=int, metavar="SECONDS", help="from a trial's start (default: all whole seconds of it)")
     add(
-        "--split",
-        choices=("subject", "session", "published"),
-        default="subject",
-        help="session: each one's last is test",
+        "--window",
+        type=int,
+        metavar="SECONDS",
+        help="from the start of a trial's interval (default: all whole seconds of it)",
     )
+    split = "session: each one's last is test; published: of docs/recipes.md"
+    add("--split", choices=("subject", "session", "published"), default="subject", help=split)
     add("--seed", type=int, default=0, help="of --split subject")
     sources.add_fold_arguments(parser, "by --seed")
     pipeline.add_name_arguments(parser)
@@ -70,7 +72,9 @@ def session_number(name: str) -> int:
     return int(re.match(r"\d*", name)[0] or 0)  # type: ignore[index]  # it always matches
 
 
-def split_subjects(args: argparse.Namespace, names: list[str], published: Any) -> tuple[dict[str, str], str]:
+def split_subjects(
+    args: argparse.Namespace, names: list[str], published: Mapping[str, Any]
+) -> tuple[dict[str, str], str]:
     """Return subject -> split, none of them for a split by session, and the split's name. Raises UsageError."""
     if args.folds is not None and args.split != "subject":
         raise UsageError(f"--split {args.split}: leave it out with --folds, which split by subject")

@@ -42,7 +42,7 @@ Split = Callable[[Collection[str]], dict[str, str]]  # names -> split of those t
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a public data set becomes a labelled one. A recording's name in the split is its subject, if not said."""
+    """How a public data set becomes a labelled one."""
 
     title: str  # of the data set in the file
     find: Callable[[argparse.Namespace, "Recipe"], list[Task]]
@@ -51,7 +51,7 @@ class Recipe:
     mains: float  # Hz
     split: Split
     expected: Mapping[str, Mapping[str, int]]  # who says it -> number of recordings, subjects, samples
-    files: str = ""  # pattern of a recording's path; groups: name in the split, and maybe `group`, its class
+    files: str = ""  # pattern of the end of a recording's path; groups: `name` for the split, maybe `group`, its class
     electrodes: str = ""  # none: those of the first recording
     trials: int | None = None  # of a whole recording
     regression: bool = False
@@ -87,11 +87,11 @@ def by_name(args: argparse.Namespace, recipe: Recipe) -> list[Task]:
 
     Raises InputError without any, and for two files of one name, which may be two copies.
     """
-    tasks, others, seen = [], [], dict[str, Path]()
+    tasks, unread, seen = [], list[str](), dict[str, Path]()
     for path in find_files([args.root], {f".{recipe.files.rpartition('.')[2]}"}, "--root"):
         match = re.search(f"/{recipe.files}$", path.absolute().as_posix())
         if not match:
-            others.append(path.name)
+            unread.append(path.name)
             continue
         if (first := seen.setdefault(path.name, path)) != path:
             raise InputError(f"--root {args.root}: {first} and {path} have one name; name the folder of one copy")
@@ -99,7 +99,7 @@ def by_name(args: argparse.Namespace, recipe: Recipe) -> list[Task]:
         tasks.append({"path": str(path), "recording": path.stem, "name": name, "subject": name})
         if "group" in match.groupdict():
             tasks[-1]["label"] = recipe.classes.index(match["group"])
-    if others:
+    if others := [name for name in unread if name not in seen]:  # labels of a recording have its name
         print(f"{len(others)} other files of this format are not read: {first_few(others, 8)}")
     if not tasks:
         raise InputError(f"--root {args.root}: no recording of {args.recipe} there (docs/recipes.md shows its files)")
@@ -116,7 +116,9 @@ def with_seizures(args: argparse.Namespace, recipe: Recipe) -> list[Task]:
         try:
             blocks = summary.read_text(encoding="latin-1").split("File Name:")[1:]
         except OSError as error:
-            task["problem"] = f"{summary}, which says where its seizures are, cannot be read ({error.strerror})"
+            task["problem"] = (
+                f"{summary}, which says where its seizures are, cannot be read ({error.strerror}): put it there"
+            )
             continue
         mine = [block for block in blocks if block.split()[:1] == [path.name]]
         times = [int(second) for block in mine for second in SEIZURE.findall(block)]
@@ -129,7 +131,7 @@ def with_seizures(args: argparse.Namespace, recipe: Recipe) -> list[Task]:
             or len(times) % 2
             or any(start >= end for start, end in task["seizures"])
         ):
-            task["problem"] = f"{summary} does not say clearly where its seizures are"
+            task["problem"] = f"{summary} does not say clearly where its seizures are: download it again, or correct it"
     return tasks
 
 

@@ -76,11 +76,9 @@ def make(
     made = {**(data_set.made if data_set else {"source": source}), **pipeline.described()}
     output, tasks = args.output.resolve(), jobs.stamped(tasks)
     single = data_set is not None and output.suffix.lower() in SUFFIXES
-    if data_set and not single and re.fullmatch(r"\.[A-Za-z]\w*", output.suffix):
-        raise UsageError(f"--output {args.output}: a file ends in {' or '.join(SUFFIXES)}, a folder has no such suffix")
     folder = output.with_name(f".{output.name}.making") if single else output  # of the shards
-    if data_set and folder.is_dir() and any(folder.iterdir()) and not (folder / ".making").is_dir():
-        raise InputError(f"{folder} holds other files already: name a new folder, or a file with the suffix .hdf5")
+    if data_set:
+        _check_folder(folder, single=single)
     plan = Plan(maker, pipeline, folder, made, data_set)
     fingerprint = digest_of(plan.key(task) for task in tasks)
     if single and is_made_already(output, fingerprint):
@@ -117,6 +115,14 @@ def make(
         raise InputError(f"{count} of {len(tasks)} recordings were left out, named above{hint}")
     if not whole["converted"]:
         raise InputError(f"none of {len(tasks)} files holds a signal, see above; correct --input")
+
+
+def _check_folder(folder: Path, *, single: bool) -> None:
+    """Raise UsageError for a folder of shards that looks like a file, InputError if it holds something else."""
+    if not single and re.fullmatch(r"\.[A-Za-z]\w*", folder.suffix):
+        raise UsageError(f"--output {folder}: a file ends in {' or '.join(SUFFIXES)}, a folder has no such suffix")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ".making").is_dir():
+        raise InputError(f"{folder} holds other files already: name a new folder, or a file with the suffix .hdf5")
 
 
 def _way_out(drop: Sequence[str], advice: Mapping[str, Any]) -> str:

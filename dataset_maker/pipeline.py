@@ -233,7 +233,7 @@ def select_electrodes(recording: RawRecording, pipeline: Pipeline) -> Resolution
     left_out = [name for name in eeg if name in bad] if pipeline.bad_channels == "drop" else []
     if left_out == eeg:
         raise InputError(f"{where}: all its EEG channels are {MARKED}: --bad_channels keep takes them all the same")
-    other = [] if not pipeline.keep else _without_others(eeg, pipeline.keep)
+    other = _other_channels(eeg, pipeline.keep) if pipeline.keep else []
     resolution = electrodes_of([name for name in eeg if name not in (*left_out, *other)], pipeline, where)
     recording.check_scales(list(resolution.kept))
     _bring_to_one_rate(recording, list(resolution.kept), pipeline.block_bytes)
@@ -250,7 +250,7 @@ def select_electrodes(recording: RawRecording, pipeline: Pipeline) -> Resolution
     return replace(resolution, reasons=reasons | resolution.reasons)
 
 
-def _without_others(names: Sequence[str], keep: Collection[str]) -> list[str]:
+def _other_channels(names: Sequence[str], keep: Collection[str]) -> list[str]:
     """Return the channels that are none of the electrodes to keep, or not the first one of an electrode."""
     first = {canonical_name(name): name for name in reversed(names)}
     return [name for name in names if canonical_name(name) not in keep or first[canonical_name(name)] != name]

@@ -240,7 +240,7 @@ def main(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_writable(args.data, "--data")
     check_writable(args.output, "--output")
-    order = [name for names in CELLS.values() for name in names]
+    order = dict.fromkeys(name for names in CELLS.values() for name in names)  # some are rows of two tables
     known = [name for name in order if (args.recipes / f"{name}.seed-{args.seed}.json").is_file()]
     for name in args.names or known:
         run_cell(name, args.seed, args)

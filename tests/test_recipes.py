@@ -19,6 +19,12 @@ from maker_helpers import edf_of, noise, run_maker
 
 PLAIN = ("--l_freq", 0, "--h_freq", 0, "--notch", 0)
 RATE = 200
+SYSTEM_10_20 = ["FP1", "FP2", "F3", "F4", "C3", "C4", "P3", "P4", "O1", "O2", "F7", "F8"]
+SYSTEM_10_20 += ["T3", "T4", "T5", "T6", "FZ", "CZ", "PZ"]
+DERIVATIONS = ["FP1-F7", "F7-T7", "T7-P7", "P7-O1", "FP2-F8", "F8-T8", "T8-P8", "P8-O2"]
+DERIVATIONS += ["FP1-F3", "F3-C3", "C3-P3", "P3-O1", "FP2-F4", "F4-C4", "C4-P4", "P4-O2"]
+VIGILANCE = ["FT7", "FT8", "T7", "T8", "TP7", "TP8"]
+VIGILANCE += ["CP1", "CP2", "P1", "PZ", "P2", "PO3", "POZ", "PO4", "O1", "OZ", "O2"]
 
 
 def make(recipe: str, root: Path, *words: Any, code: int = 0) -> Path:
@@ -91,7 +97,7 @@ def test_the_mains_of_a_recipe_are_removed_unless_a_flag_says_others(tmp_path: P
 
 
 def test_people_of_mumtaz_are_split_by_number_and_their_task_recording_is_not_used(tmp_path: Path) -> None:
-    names = [f"EEG {name}-LE" for name in make_recipe.RECIPES["mumtaz"].electrodes.split()]
+    names = [f"EEG {name}-LE" for name in SYSTEM_10_20]
     eeg = {}
     for person in ("H S1", "H S2", "MDD S1", "MDD S10"):
         for part in ("EC", "EO", "TASK"):
@@ -127,8 +133,7 @@ def block(name: str, *times: tuple[int, int], count: int | None = None) -> str:
 
 def chb_mit(root: Path, *names: str, more: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Write files of CHB-MIT of 45 s with the sixteen derivations and more channels; return their values."""
-    derivations = make_recipe.RECIPES["chb-mit"].electrodes.split()
-    return {n: recorded(root / n[:5] / f"{n}.edf", [*derivations, *more], 45) for n in names}
+    return {n: recorded(root / n[:5] / f"{n}.edf", [*DERIVATIONS, *more], 45) for n in names}
 
 
 def test_a_window_of_chb_mit_that_touches_a_seizure_has_its_label_and_chb21_is_chb01(
@@ -148,7 +153,7 @@ def test_a_window_of_chb_mit_that_touches_a_seizure_has_its_label_and_chb21_is_c
             name: train["label"][train["recording"].asstr()[:] == name].tolist() for name in eeg if "chb01" in name
         }
         assert labels == {"chb01_01": [0, 0, 1, 1], "chb01_46": [0] * 4, "chb01_02": [1, 1, 1, 0]}
-        assert list(file.attrs["chOrder"]) == make_recipe.RECIPES["chb-mit"].electrodes.split()
+        assert list(file.attrs["chOrder"]) == DERIVATIONS
         np.testing.assert_allclose(train["eeg"][4], eeg["chb01_02"][:16, :2000], atol=1e-3)
         assert {split: set(group["subject"].asstr()) for split, group in file.items()} == {
             **{"train": {"chb01"}, "val": {"chb01", "chb22"}, "test": {"chb24"}}
@@ -194,11 +199,12 @@ def test_every_eight_seconds_of_seed_vig_have_their_perclos(tmp_path: Path, caps
             savemat(root / folder / f"{stem}.mat", content)
     with h5py.File(make("seed-vig", root)) as file:
         assert file.attrs["task"] == "regression" and file["train"]["eeg"].shape == (6, 17, 1600)
-        assert list(file.attrs["chOrder"][:3]) == ["FT7", "FT8", "T7"]
+        assert list(file.attrs["chOrder"]) == VIGILANCE
         np.testing.assert_allclose(file["test"]["label"][:, 0], values[3])
         np.testing.assert_allclose(file["val"]["eeg"][1], eeg[2][:, 1600:3200], rtol=1e-6)
         assert [*file["train"]["subject"].asstr()] == ["1"] * 3 + ["4"] * 3
     shown = capsys.readouterr()
+    assert "not read" not in shown.out, "labels are read"
     assert "3 trials, expected are 885" in shown.err and "20355 samples, here 12" in shown.out
     savemat(root / "perclos_labels" / "4_20151105_noon.mat", {"perclos": values[:, :1]})
     savemat(root / "perclos_labels" / "14_20151014_night.mat", {"perclos": [[0.5], [2.5], [0.1]]})
@@ -211,7 +217,7 @@ def test_every_eight_seconds_of_seed_vig_have_their_perclos(tmp_path: Path, caps
 
 def test_people_of_ds004504_are_split_within_their_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, groups = tmp_path / "ds004504", "AAAAACCCCCFFFFF"
-    names = make_recipe.RECIPES["mumtaz"].electrodes.split()
+    names = SYSTEM_10_20
     for number, _ in enumerate(groups, 1):
         stem = f"sub-{number:03d}_task-eyesclosed_eeg"
         recorded(root / f"sub-{number:03d}" / "eeg" / f"{stem}.edf", names, 21)
